@@ -1,0 +1,3 @@
+"""Differentiable sampling-based optimisation for PyTorch."""
+
+__version__ = "0.1.0"
