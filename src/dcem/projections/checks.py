@@ -1,0 +1,73 @@
+"""What may be passed to a projection: checked once, at the public boundary."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_scores(scores: Tensor, dim: int) -> int:
+    """The axis that is selected from, counted from the front."""
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores: expected a Tensor, got {type(scores).__name__}")
+    if not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating-point Tensor, got dtype {scores.dtype}")
+    if scores.ndim == 0:
+        raise ValueError("scores: expected at least one axis to select from, got a 0-dimensional Tensor")
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim: expected an int, got {type(dim).__name__}")
+    if not -scores.ndim <= dim < scores.ndim:
+        raise ValueError(
+            f"dim: expected an axis of scores of shape {tuple(scores.shape)}, that is "
+            f"{-scores.ndim} <= dim < {scores.ndim}, got {dim}"
+        )
+    return dim % scores.ndim
+
+
+def check_k(k: float, n: int, *, integer: bool = False) -> None:
+    """``0 < k <= n``."""
+    kind = "an int" if integer else "an int or a float"
+    if isinstance(k, bool) or not isinstance(k, int if integer else (int, float)):
+        raise TypeError(f"k: expected {kind}, got {k!r} ({type(k).__name__})")
+    if not 0 < k <= n:
+        raise ValueError(f"k: expected {kind} with 0 < k <= {n}, the number of scores, got {k}")
+
+
+def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
+    """A number, or a Tensor of the dtype of ``scores`` and its shape but for a 1 at ``dim``."""
+    if isinstance(temperature, Tensor):
+        return _row_temperature(temperature, scores, dim)
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(
+            f"temperature: expected a positive number or a Tensor, got {temperature!r} "
+            f"({type(temperature).__name__})"
+        )
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
+    # a temperature that would underflow, or whose multiples would overflow, in the precision of the scores
+    info = torch.finfo(scores.dtype)
+    return float(min(max(temperature, info.tiny), info.max * 1e-6))
+
+
+def _row_temperature(temperature: Tensor, scores: Tensor, dim: int) -> Tensor:
+    if not temperature.is_floating_point():
+        raise TypeError(f"temperature: expected a floating-point Tensor, got dtype {temperature.dtype}")
+    rows = list(scores.shape)
+    rows[dim] = 1
+    given = temperature
+    if temperature.ndim < scores.ndim:
+        missing = scores.ndim - 1 - temperature.ndim
+        temperature = temperature.reshape((1,) * missing + tuple(temperature.shape)).unsqueeze(dim)
+    fits = temperature.ndim == scores.ndim and all(
+        t == r or t == 1 for t, r in zip(temperature.shape, rows, strict=True)
+    )
+    if not fits:
+        batch = tuple(rows[:dim] + rows[dim + 1 :])
+        raise ValueError(
+            f"temperature: expected a number, or a Tensor that broadcasts to the batch shape {batch} of the scores "
+            f"(or to {tuple(rows)}, with the axis kept), got shape {tuple(given.shape)}"
+        )
+    temperature = temperature.to(scores.dtype).expand(rows)
+    return torch.where(temperature > 0, temperature, math.nan)
