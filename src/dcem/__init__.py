@@ -1,3 +1,61 @@
-"""Differentiable sampling-based optimisation for PyTorch."""
+"""Differentiable sampling-based optimisation for PyTorch.
+
+:func:`minimize` runs a solver on a batch of problems and differentiates the answer; the projections
+(:func:`lml` and its family) are differentiable top-k layers; :mod:`dcem.implicit` is the implicit function theorem.
+"""
+
+from dcem import energy, implicit
+from dcem.distributions import ColoredNoise, Distribution, FullGaussian, Gaussian, WhiteNoise
+from dcem.embedding import embed
+from dcem.gradients import Checkpoint, Detach, GradientMode, Implicit, Prune, Truncate, Unroll
+from dcem.minimize import minimize
+from dcem.projections import (
+    LML,
+    ConstrainedSoftmax,
+    ConstrainedSparsemax,
+    HardTopK,
+    constrained_softmax,
+    constrained_sparsemax,
+    hard_topk,
+    lml,
+)
+from dcem.solution import Iteration, Solution, Status
+from dcem.solvers import CEM, MPPI, GradientDescent, SamplingSolver, Solver, Step
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CEM",
+    "LML",
+    "MPPI",
+    "Checkpoint",
+    "ColoredNoise",
+    "ConstrainedSoftmax",
+    "ConstrainedSparsemax",
+    "Detach",
+    "Distribution",
+    "FullGaussian",
+    "Gaussian",
+    "GradientDescent",
+    "GradientMode",
+    "HardTopK",
+    "Implicit",
+    "Iteration",
+    "Prune",
+    "SamplingSolver",
+    "Solution",
+    "Solver",
+    "Status",
+    "Step",
+    "Truncate",
+    "Unroll",
+    "WhiteNoise",
+    "constrained_softmax",
+    "constrained_sparsemax",
+    "embed",
+    "energy",
+    "hard_topk",
+    "implicit",
+    "lml",
+    "minimize",
+]

@@ -1,0 +1,37 @@
+"""Checks of hyperparameters that several public classes share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def check_count(name: str, value: int) -> None:
+    """A whole number of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def check_fraction(name: str, value: float | Tensor, *, below_one: bool = False) -> None:
+    """A number in ``[0, 1]``, or in ``[0, 1)``; tensors are taken as they are."""
+    if isinstance(value, Tensor):
+        return
+    if not 0 <= value <= 1 or (below_one and value == 1):
+        raise ValueError(f"{name}: expected a number in [0, 1{')' if below_one else ']'}, got {value}")
+
+
+def check_std(name: str, value: float | Tensor) -> None:
+    """A finite number of at least zero; tensors are taken as they are."""
+    if isinstance(value, Tensor):
+        return
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+
+
+def check_positive(name: str, value: float | Tensor) -> None:
+    """A finite number above zero; tensors are taken as they are."""
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number > 0, got {value}")

@@ -1,0 +1,14 @@
+"""What may be decided in Python: only outside ``torch.compile`` and ``torch.func`` transforms."""
+
+import torch
+from torch import Tensor
+
+
+def is_eager() -> bool:
+    """Whether tensors hold numbers that Python may look at (no tracing, no ``torch.func`` transform)."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def all_true(mask: Tensor) -> bool:
+    """Whether every element is true, where that can be known without waiting for a GPU; otherwise False."""
+    return is_eager() and mask.device.type == "cpu" and bool(mask.all())

@@ -1,0 +1,83 @@
+"""What every sampling distribution ``g_φ`` offers to a solver."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dcem._tree import map_tensors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dcem.bounds import Bounds
+
+
+class Distribution(ABC):
+    """A family of sampling distributions over ``(*batch, *event)`` that a solver samples and refits.
+
+    A subclass is a frozen dataclass whose tensors have the axes ``(*batch, ...)``. It sets ``event_dims`` (how many
+    trailing axes are one candidate), has a ``mean`` of shape ``(*batch, *event)``, and defines :meth:`rsample` and
+    :meth:`fit`. The rest has defaults that suit any family; a family with a scale overrides :meth:`clamp_std`.
+    """
+
+    event_dims: int
+
+    if TYPE_CHECKING:
+
+        @property
+        def mean(self) -> Tensor: ...
+
+    @abstractmethod
+    def rsample(self, noise: Tensor) -> Tensor:
+        """Turn standard normal ``noise`` ``(*batch, N, *event)`` into samples of that shape, differentiably."""
+
+    @abstractmethod
+    def fit(self, samples: Tensor, weights: Tensor) -> Self:
+        """Return the member of the family that maximises the weighted likelihood ``Σ_i w_i log g_φ(X_i)``.
+
+        Args:
+            samples: candidates, ``(*batch, N, *event)``.
+            weights: ``(*batch, N)``, in ``[0, 1]``, summing to one over the samples.
+        """
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The leading axes, one problem each."""
+        return self.mean.shape[: self.mean.dim() - self.event_dims]
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """The shape of one candidate."""
+        return self.mean.shape[self.mean.dim() - self.event_dims :]
+
+    @property
+    def sample_dim(self) -> int:
+        """The (negative) axis of a sample tensor that counts the samples."""
+        return -1 - self.event_dims
+
+    def weighted_mean(self, samples: Tensor, weights: Tensor) -> Tensor:
+        """``Σ_i w_i X_i`` for weights ``(*batch, N)`` and samples ``(*batch, N, *event)``, as one matrix product."""
+        flat = samples.flatten(self.sample_dim + 1) if self.event_dims else samples.unsqueeze(-1)
+        product = torch.matmul(weights.unsqueeze(-2), flat).squeeze(-2)
+        return product.reshape(self.mean.shape)
+
+    def interpolate(self, other: Self, amount: float | Tensor) -> Self:
+        """Move the parameters by ``amount`` (0 to 1) of the way towards those of ``other``."""
+        moved: Self = map_tensors(lambda old, new: old + amount * (new - old), self, other)
+        return moved
+
+    def clamp_std(self, low: float, high: float | None) -> Self:
+        """Keep the spread within ``[low, high]``; a family without a std returns itself."""
+        return self
+
+    def is_collapsed(self, min_std: float) -> Tensor:
+        """Per problem, whether the spread has shrunk to ``min_std`` in every dimension: ``(*batch,)``, boolean."""
+        return torch.zeros(self.batch_shape, dtype=torch.bool, device=self.mean.device)
+
+    def clip(self, bounds: Bounds) -> Self:
+        """Bring the mean inside ``bounds``; a family that lives inside them returns itself."""
+        return self

@@ -1,0 +1,221 @@
+"""How a solve is differentiated: one object, given to :func:`dcem.minimize` as ``gradient``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dcem import implicit
+from dcem._check import check_count
+from dcem._tree import detach
+from dcem.bounds import Bounds
+from dcem.solvers.base import Objective, Step
+
+Iterate = Callable[[Any, Tensor], Step]
+Weigh = Callable[[Tensor], tuple[Tensor, "Tensor | None"]]
+
+
+class GradientMode:
+    """How gradients flow through the iterations of a solve. The defaults differentiate through all of them."""
+
+    def keeps_init(self, num_iterations: int) -> bool:
+        """Whether the gradient with respect to the initial distribution survives."""
+        return True
+
+    def evaluation(
+        self, objective: Objective, weigh: Weigh | None, generator: torch.Generator | None
+    ) -> Objective:
+        """The objective as the solver shall see it; ``weigh`` turns values into the solver's weights, if it has any."""
+        return objective
+
+    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
+        """Make one iteration, the first of ``remaining``."""
+        return iterate(state, noise)
+
+    def finish(
+        self, objective: Objective, x: Tensor, event_dims: int, bounds: Bounds | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attach what is left of the gradient to the answer ``x``, and say per problem where that has no meaning."""
+        return x, None
+
+
+@dataclass(frozen=True)
+class Unroll(GradientMode):
+    """Differentiate through every iteration, keeping all of them in memory: the gradient of the paper.
+
+    Source: Amos & Yarats, ICML 2020, section 3.
+    """
+
+
+@dataclass(frozen=True)
+class Checkpoint(GradientMode):
+    """The gradient of :class:`Unroll` with the memory of one iteration: each is made again in the backward pass.
+
+    The objective is called twice as often. Randomness inside it is replayed.
+
+    Source: Chen et al., "Training deep nets with sublinear memory cost", 2016.
+    """
+
+    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
+        step: Step = checkpoint(iterate, state, noise, use_reentrant=False)
+        return step
+
+
+@dataclass(frozen=True)
+class Truncate(GradientMode):
+    """Differentiate through the last iterations only; those before run without gradient.
+
+    Args:
+        last: how many iterations to differentiate through, at least 1.
+
+    Source: truncated back-propagation through time, Shaban et al., AISTATS 2019.
+    """
+
+    last: int = 3
+
+    def __post_init__(self) -> None:
+        check_count("last", self.last)
+
+    def keeps_init(self, num_iterations: int) -> bool:
+        return num_iterations <= self.last
+
+    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
+        return iterate(state, noise) if remaining <= self.last else _without_gradient(iterate, state, noise)
+
+
+@dataclass(frozen=True)
+class Detach(GradientMode):
+    """No gradient: the answer is a constant, and nothing of the solve is kept."""
+
+    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
+        return _without_gradient(iterate, state, noise)
+
+
+@dataclass(frozen=True)
+class Implicit(GradientMode):
+    """Differentiate the stationary point that the solve ended in: ``D_θ x* = -(∇²_xx f)^-1 ∇²_xθ f``.
+
+    Costs no memory in the iterations, and does not depend on how ``x*`` was found. It needs an objective that is twice
+    differentiable in ``x``, and a solve that has converged: a problem whose answer is farther than ``tolerance`` from
+    the stationary point next to it (by a Newton step), or whose Hessian is not positive definite, has the status
+    ``NOT_STATIONARY`` and a zero gradient. Coordinates held by a bound do not move with ``θ``.
+
+    Args:
+        tolerance: the largest Newton step, relative to ``1 + |x|``, that still counts as stationary.
+
+    Source: Dontchev & Rockafellar, "Implicit functions and solution mappings", 2009.
+    """
+
+    tolerance: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance: expected a number > 0, got {self.tolerance}")
+
+    def keeps_init(self, num_iterations: int) -> bool:
+        return False
+
+    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
+        return _without_gradient(iterate, state, noise)
+
+    def finish(
+        self, objective: Objective, x: Tensor, event_dims: int, bounds: Bounds | None
+    ) -> tuple[Tensor, Tensor | None]:
+        x = x.detach()
+        if not torch.is_grad_enabled():
+            return x, None
+        batch_dims = x.dim() - event_dims
+        held = torch.zeros_like(x, dtype=torch.bool) if bounds is None else bounds.active(x)
+
+        def free(y: Tensor) -> Tensor:
+            """The objective in the coordinates that no bound holds; a unit parabola in the others."""
+            values = objective(torch.where(held, x, y).unsqueeze(batch_dims)).squeeze(-1)
+            parabola = 0.5 * torch.where(held, y - x, 0.0).square()
+            return values + (parabola.flatten(batch_dims).sum(-1) if event_dims else parabola)
+
+        where = implicit.stationarity(free, x, batch_dims=batch_dims)
+        size = x.flatten(batch_dims).norm(dim=-1) if event_dims else x.abs()
+        stationary = where.is_minimum(self.tolerance, 1 + size)
+        answer = implicit.argmin(free, x, batch_dims=batch_dims)
+        keep = stationary.reshape(stationary.shape + (1,) * event_dims)
+        return torch.where(keep, answer, x), ~stationary
+
+
+@dataclass(frozen=True)
+class Prune(GradientMode):
+    """Differentiate only through the samples that carry the gradient, those of the largest ``w (1 - w)``.
+
+    The values of all samples are computed without gradient, then those of a few once more with it: memory and
+    backward time shrink to the fraction kept.
+
+    Args:
+        keep: the fraction of the samples to keep, in ``(0, 1]``.
+        unbiased: draw the samples in proportion to ``w (1 - w)`` and weigh them by their inverse probability, instead
+            of taking the largest: right on average, at the price of variance.
+
+    Source: the influence ``w (1 - w)`` is the derivative of the LML projection, Amos, Koltun & Kolter, 2019.
+    """
+
+    keep: float = 0.2
+    unbiased: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep: expected a number in (0, 1], got {self.keep}")
+
+    def evaluation(
+        self, objective: Objective, weigh: Weigh | None, generator: torch.Generator | None
+    ) -> Objective:
+        if weigh is None:
+            raise ValueError(
+                "gradient: Prune needs a solver that weighs samples (CEM, MPPI); this one has none to prune"
+            )
+
+        def pruned(samples: Tensor) -> Tensor:
+            with torch.no_grad():
+                values = objective(samples)
+                weights, _ = weigh(values)
+                influence = weights * (1 - weights)
+            if not torch.is_grad_enabled():
+                return values
+            kept, center, factor = self._choose(influence, generator)
+            sample_dim = values.dim() - 1
+            index = kept.reshape(kept.shape + (1,) * (samples.dim() - values.dim()))
+            again = objective(torch.take_along_dim(samples, index, sample_dim))
+            # The values stay as they are; their gradient comes from the samples computed again. A selection depends
+            # on differences of values only: what all samples have in common must cancel although few are left.
+            change = torch.where(again.isfinite(), again - again.detach(), 0.0)
+            change = (change - (center * change).sum(-1, keepdim=True)) * factor
+            return values.scatter_add(-1, kept, change)
+
+        return pruned
+
+    def _choose(
+        self, influence: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, float | Tensor]:
+        """Which samples to keep, ``(*batch, M)``, the weights of their common part, and a factor for the rest."""
+        num_samples = influence.shape[-1]
+        num_kept = min(num_samples, max(2, math.ceil(self.keep * num_samples)))
+        influence = influence.clamp(min=torch.finfo(influence.dtype).tiny)
+        if not self.unbiased:
+            top, kept = influence.topk(num_kept)
+            return kept, top / top.sum(-1, keepdim=True), 1.0
+        # Through the standardisation every sample carries a little gradient, so each keeps some probability.
+        probability = 0.9 * influence / influence.sum(-1, keepdim=True) + 0.1 / num_samples
+        rows = probability.reshape(-1, num_samples)
+        kept = torch.multinomial(rows, num_kept, replacement=True, generator=generator)
+        kept = kept.reshape(*influence.shape[:-1], num_kept)
+        # Each draw's common part is the mean of the other draws, which leaves the estimate unbiased.
+        factor = 1 / ((num_kept - 1) * probability.gather(-1, kept))
+        return kept, torch.full_like(factor, 1 / num_kept), factor
+
+
+def _without_gradient(iterate: Iterate, state: Any, noise: Tensor) -> Step:
+    with torch.no_grad():
+        return detach(iterate(detach(state), noise))

@@ -1,0 +1,254 @@
+"""The one loop: minimise an objective with any solver, and differentiate the answer in any gradient mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._check import check_count
+from dcem._eager import all_true, is_eager
+from dcem._evaluate import checked
+from dcem._tree import leaves, map_tensors
+from dcem.bounds import Bounds, BoundsLike
+from dcem.distributions import Distribution, WhiteNoise
+from dcem.gradients import GradientMode, Unroll
+from dcem.solution import Iteration, Solution, Status
+from dcem.solvers import CEM, SamplingSolver, Solver, Step
+
+NoiseSource = Callable[..., Tensor]
+
+
+def minimize(
+    objective: Callable[[Tensor], Tensor],
+    init: Distribution | Tensor,
+    solver: Solver | None = None,
+    *,
+    num_iterations: int = 10,
+    gradient: GradientMode | None = None,
+    event_dims: int = 1,
+    bounds: BoundsLike | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | NoiseSource | None = None,
+    callback: Callable[[Iteration], object] | None = None,
+    record: bool = False,
+) -> Solution:
+    """Minimise ``f_θ(x)`` over ``x`` for a batch of problems, and differentiate the answer with respect to ``θ``.
+
+    Args:
+        objective: ``(*batch, N, *event) -> (*batch, N)``, the values of ``N`` candidates a problem. Any callable; what
+            it closes over receives gradients. A value that is not finite is a failed sample.
+        init: where to start: a distribution, or a Tensor of means ``(*batch, *event)`` around which the solver spreads
+            its ``init_std``.
+        solver: :class:`dcem.CEM` (the default, ``CEM(100, 10, LML(1.0))``), :class:`dcem.MPPI`,
+            :class:`dcem.GradientDescent` or your own.
+        num_iterations: ``T >= 1``.
+        gradient: how to differentiate: :class:`dcem.Unroll` (the default), :class:`dcem.Checkpoint`,
+            :class:`dcem.Truncate`, :class:`dcem.Prune`, :class:`dcem.Implicit` or :class:`dcem.Detach`.
+        event_dims: how many trailing axes of a Tensor ``init`` are one candidate; a distribution knows its own.
+        bounds: ``(low, high)``, each None, a number, or a tensor that broadcasts to ``event``. Samples and answers
+            respect them.
+        generator: source of randomness, so that a solve can be replayed.
+        noise: instead of drawing: standard normal draws ``(T, *batch, N, *event)``; or a source of them such as
+            :class:`dcem.ColoredNoise`.
+        callback: called after each iteration with its :class:`dcem.Iteration`; return True to stop.
+        record: keep every :class:`dcem.Iteration` in ``solution.history``.
+
+    Returns:
+        A :class:`dcem.Solution`: ``x`` is the mean of the final distribution, differentiable as ``gradient`` says.
+
+    Raises:
+        TypeError: an argument is of the wrong type, or the objective returns something other than floating-point
+            values.
+        ValueError: an argument has the wrong shape or range, the objective returns the wrong shape or device, or a
+            gradient is asked for that the mode cannot give.
+
+    Example:
+        >>> import torch, dcem
+        >>> theta = torch.tensor([1.0, -2.0], requires_grad=True)
+        >>> solution = dcem.minimize(lambda x: (x - theta).square().sum(-1), torch.zeros(2),
+        ...                          generator=torch.Generator().manual_seed(0))
+        >>> torch.autograd.grad(solution.x.sum(), theta)[0].shape
+        torch.Size([2])
+
+    Source: Amos & Yarats, "The Differentiable Cross-Entropy Method", ICML 2020, algorithm 1.
+    """
+    solver = CEM() if solver is None else solver
+    gradient = Unroll() if gradient is None else gradient
+    _check_arguments(objective, solver, gradient, num_iterations)
+    distribution, dtype = _initial_distribution(init, solver, event_dims)
+    event_dims, event_shape, batch_shape = (
+        distribution.event_dims,
+        distribution.event_shape,
+        distribution.batch_shape,
+    )
+    box = Bounds.check(bounds, event_shape, distribution.mean)
+    noise_shape = (*batch_shape, solver.num_samples, *event_shape)
+    draw = _noise_source(noise, (num_iterations, *noise_shape), distribution.mean, generator)
+
+    clip = _unbounded if box is None else box.clip
+    if box is not None:
+        distribution = distribution.clip(box)
+    state = solver.init(distribution)
+    if (
+        torch.is_grad_enabled()
+        and not gradient.keeps_init(num_iterations)
+        and any(leaf.requires_grad for leaf in leaves(state))
+    ):
+        raise ValueError(
+            f"gradient: {gradient} cannot give a gradient to the initial distribution, whose tensors require one: "
+            "use Unroll() or Checkpoint(), or detach init"
+        )
+    evaluate = checked(objective, batch_shape, event_dims, dtype)
+    weigh = solver.weigh if isinstance(solver, SamplingSolver) else None
+    evaluate_for_solver = gradient.evaluation(evaluate, weigh, generator)
+
+    def iterate(state: Any, noise: Tensor) -> Step:
+        step = solver.step(evaluate_for_solver, state, noise, clip)
+        new = step.state
+        if box is not None:
+            new = new._replace(distribution=new.distribution.clip(box))
+        if step.valid is not None and not all_true(step.valid):
+            new = _keep_where(step.valid, new, state)
+        return step._replace(state=new)
+
+    best = _Best(distribution)
+    failed = torch.zeros(batch_shape, dtype=torch.bool, device=distribution.mean.device)
+    history: list[Iteration] = []
+    for t in range(num_iterations):
+        step = gradient.iterate(iterate, state, draw(t), num_iterations - t)
+        state = step.state
+        best.see(step.samples, step.values)
+        if step.valid is not None:
+            failed = failed | ~step.valid
+        if record or callback is not None:
+            iteration = Iteration.of(step)
+            if record:
+                history.append(iteration)
+            if callback is not None and callback(iteration) is True:
+                break
+
+    x, not_stationary = gradient.finish(evaluate, state.distribution.mean, event_dims, box)
+    best_x, best_value = best.result(event_dims)
+    status = torch.where(solver.is_collapsed(state), int(Status.COLLAPSED), int(Status.OK))
+    if not_stationary is not None:
+        status = torch.where(not_stationary, int(Status.NOT_STATIONARY), status)
+    status = torch.where(failed, int(Status.NONFINITE), status)
+    return Solution(x.to(dtype), best_x.to(dtype), best_value, state.distribution, status, history)
+
+
+@dataclass
+class _Best:
+    """The best sample of each iteration, compared once at the end."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        self.sample_dim = distribution.sample_dim
+        mean = distribution.mean.detach()
+        self.samples = [mean]
+        self.values = [mean.new_full(distribution.batch_shape, torch.inf)]
+
+    @torch.no_grad()
+    def see(self, samples: Tensor, values: Tensor) -> None:
+        ranked = values.detach()
+        if not all_true(ranked.isfinite()):
+            ranked = ranked.nan_to_num(torch.inf, torch.inf, torch.inf)
+        lowest, index = ranked.min(-1, keepdim=True)
+        index = index.reshape(index.shape + (1,) * (-1 - self.sample_dim))
+        self.samples.append(
+            torch.take_along_dim(samples.detach(), index, self.sample_dim).squeeze(self.sample_dim)
+        )
+        self.values.append(lowest.squeeze(-1))
+
+    @torch.no_grad()
+    def result(self, event_dims: int) -> tuple[Tensor, Tensor]:
+        value, index = torch.stack(self.values).min(0, keepdim=True)
+        index = index.reshape(index.shape + (1,) * event_dims)
+        return torch.take_along_dim(torch.stack(self.samples), index, 0).squeeze(0), value.squeeze(0)
+
+
+def _unbounded(x: Tensor) -> Tensor:
+    return x
+
+
+def _keep_where(valid: Tensor, new: Any, old: Any) -> Any:
+    """The new state where the iteration succeeded, the old one elsewhere."""
+
+    def choose(after: Tensor, before: Tensor | None) -> Tensor:
+        if before is None or before.shape != after.shape:  # elites of a first iteration: any will do
+            return after
+        mask = valid.reshape(valid.shape + (1,) * (after.dim() - valid.dim()))
+        return torch.where(mask, after, before)
+
+    return map_tensors(choose, new, old)
+
+
+def _check_arguments(objective: object, solver: object, gradient: object, num_iterations: int) -> None:
+    if not callable(objective):
+        raise TypeError(
+            f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {objective!r}"
+        )
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
+    if not isinstance(gradient, GradientMode):
+        raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {gradient!r}")
+    check_count("num_iterations", num_iterations)
+
+
+def _initial_distribution(
+    init: Distribution | Tensor, solver: Solver, event_dims: int
+) -> tuple[Distribution, torch.dtype]:
+    """The first ``g_φ`` with at least single precision, and the dtype that candidates shall have."""
+    if isinstance(init, Tensor):
+        if not init.is_floating_point():
+            raise TypeError(f"init: expected a floating-point tensor, got {init.dtype}")
+        if (
+            isinstance(event_dims, bool)
+            or not isinstance(event_dims, int)
+            or not 0 <= event_dims <= init.dim()
+        ):
+            raise ValueError(
+                f"event_dims: expected an int from 0 to {init.dim()} for init of shape {tuple(init.shape)}, "
+                f"got {event_dims!r}"
+            )
+        dtype = init.dtype
+        distribution = solver.distribution(_single(init), event_dims)
+    elif isinstance(init, Distribution):
+        dtype = init.mean.dtype
+        distribution = map_tensors(_single, init)
+    else:
+        raise TypeError(f"init: expected a Tensor of means or a dcem distribution, got {type(init).__name__}")
+    mean = distribution.mean
+    if mean.numel() == 0:
+        raise ValueError(f"init: expected at least one element, got shape {tuple(mean.shape)}")
+    if is_eager() and mean.device.type == "cpu":
+        for leaf in leaves(distribution):
+            if not leaf.isfinite().all():
+                raise ValueError(f"init: expected finite parameters, got {leaf}")
+    return distribution, dtype
+
+
+def _single(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _noise_source(
+    noise: Tensor | NoiseSource | None,
+    shape: tuple[int, ...],
+    like: Tensor,
+    generator: torch.Generator | None,
+) -> Callable[[int], Tensor]:
+    """A function from the iteration's number to its standard normal draws."""
+    if isinstance(noise, Tensor):
+        if tuple(noise.shape) != shape:
+            raise ValueError(
+                f"noise: expected (num_iterations, *batch, num_samples, *event) = {shape}, got {tuple(noise.shape)}"
+            )
+        given = noise.to(like.dtype)
+        return lambda t: given[t]
+    if noise is not None and not callable(noise):
+        raise TypeError(f"noise: expected a Tensor, a noise source or None, got {noise!r}")
+    source = WhiteNoise() if noise is None else noise
+    return lambda t: source(shape[1:], dtype=like.dtype, device=like.device, generator=generator)

@@ -1,0 +1,78 @@
+"""What came out of a solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dcem.distributions import Distribution
+from dcem.solvers.base import Step
+
+
+class Status(IntEnum):
+    """How a problem ended; ``solution.status == Status.OK`` is a mask over the batch.
+
+    Attributes:
+        OK: the solve went as it should.
+        COLLAPSED: the std reached its floor in every dimension: further iterations change nothing. Raise ``min_std``,
+            ``init_std`` or the temperature if that came too early.
+        NONFINITE: in at least one iteration fewer than ``num_elites`` values were finite; the distribution was kept as
+            it was there. Look at the objective.
+        NOT_STATIONARY: with ``gradient=Implicit()``, the answer is too far from a stationary point for the implicit
+            function theorem to apply; its gradient is zero. Make more iterations, or use another gradient mode.
+    """
+
+    OK = 0
+    COLLAPSED = 1
+    NONFINITE = 2
+    NOT_STATIONARY = 3
+
+
+class Iteration(NamedTuple):
+    """One iteration of a solve.
+
+    Attributes:
+        samples: the candidates, ``(*batch, N, *event)``.
+        values: the objective at them, ``(*batch, N)``.
+        weights: the selection's weights, ``(*batch, N)``.
+        distribution: ``g_φ`` after the iteration.
+        effective_elites: ``(Σw)² / Σw²``, ``(*batch,)``: how many candidates share the weight. ``k`` for a hard
+            selection, up to ``N`` for a soft one; choose the temperature by it.
+    """
+
+    samples: Tensor
+    values: Tensor
+    weights: Tensor
+    distribution: Distribution
+    effective_elites: Tensor
+
+    @classmethod
+    def of(cls, step: Step) -> Iteration:
+        """The record of a solver's step."""
+        weights = step.weights.detach()
+        effective = weights.sum(-1).square() / weights.square().sum(-1)
+        return cls(step.samples, step.values, step.weights, step.state.distribution, effective)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answer of :func:`dcem.minimize`.
+
+    Attributes:
+        x: ``E[g_φ]``, ``(*batch, *event)``, differentiable as the gradient mode says.
+        best_x: the best sample seen, ``(*batch, *event)``, detached.
+        best_value: its value, ``(*batch,)``, detached; ``inf`` where no value was finite.
+        distribution: the final ``g_φ``, to start the next solve from.
+        status: a :class:`Status` a problem, ``(*batch,)``.
+        history: with ``record=True`` a list of :class:`Iteration`, else empty.
+    """
+
+    x: Tensor
+    best_x: Tensor
+    best_value: Tensor
+    distribution: Distribution
+    status: Tensor
+    history: list[Iteration]

@@ -1,0 +1,115 @@
+"""What a solver is: hyperparameters in a frozen dataclass, one iteration as a function of an immutable state."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcem.distributions import Distribution, Gaussian
+from dcem.solvers.scores import scores_of
+
+Objective = Callable[[Tensor], Tensor]
+
+
+class Step(NamedTuple):
+    """What one iteration of a solver gives.
+
+    Attributes:
+        state: the next state; a NamedTuple with a field ``distribution``.
+        samples: the candidates evaluated, ``(*batch, N, *event)``.
+        values: the objective at them, ``(*batch, N)``.
+        weights: how much each candidate counted, ``(*batch, N)``.
+        valid: per problem, whether the iteration succeeded, ``(*batch,)``; None where it always does. Where it did
+            not, the loop keeps the previous state and reports ``Status.NONFINITE``.
+    """
+
+    state: Any
+    samples: Tensor
+    values: Tensor
+    weights: Tensor
+    valid: Tensor | None
+
+
+class Solver(ABC):
+    """An iterated solver. A subclass is a frozen dataclass of hyperparameters that defines :meth:`init` and
+    :meth:`step`; it never looks at gradient modes.
+    """
+
+    num_samples: int
+    init_std: float | Tensor = 1.0
+
+    def distribution(self, mean: Tensor, event_dims: int) -> Distribution:
+        """The sampling distribution to start from when the user gives only means."""
+        return Gaussian(mean, self.init_std, event_dims)
+
+    @abstractmethod
+    def init(self, distribution: Distribution) -> Any:
+        """The state before the first iteration: a NamedTuple with a field ``distribution``."""
+
+    @abstractmethod
+    def step(self, objective: Objective, state: Any, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
+        """One iteration.
+
+        Args:
+            objective: ``(*batch, N, *event) -> (*batch, N)``.
+            state: from :meth:`init` or the previous step.
+            noise: standard normal draws, ``(*batch, num_samples, *event)``.
+            clip: brings candidates inside the bounds.
+        """
+
+    def is_collapsed(self, state: Any) -> Tensor:
+        """Per problem, whether further iterations cannot change the answer, ``(*batch,)``, boolean."""
+        mean = state.distribution.mean
+        return torch.zeros(state.distribution.batch_shape, dtype=torch.bool, device=mean.device)
+
+
+class SamplingState(NamedTuple):
+    """Where a sampling solver stands.
+
+    Attributes:
+        distribution: the current ``g_φ``.
+        iteration: how many iterations have been made.
+        elites: candidates kept for the next iteration, ``(*batch, M, *event)``, or None.
+    """
+
+    distribution: Distribution
+    iteration: int
+    elites: Tensor | None
+
+
+@dataclass(frozen=True)
+class SamplingSolver(Solver):
+    """The template of CEM and MPPI: sample, evaluate, weigh, refit. A subclass defines :meth:`weigh` and
+    :meth:`update`, and may override :meth:`sample`.
+    """
+
+    def init(self, distribution: Distribution) -> SamplingState:
+        return SamplingState(distribution, 0, None)
+
+    def step(
+        self, objective: Objective, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]
+    ) -> Step:
+        samples = clip(self.sample(state, noise))
+        values = objective(samples)
+        weights, valid = self.weigh(values)
+        return Step(self.update(state, samples, values, weights), samples, values, weights, valid)
+
+    def sample(self, state: SamplingState, noise: Tensor) -> Tensor:
+        """Candidates ``X_i ~ g_φ``, ``(*batch, N, *event)``."""
+        return state.distribution.rsample(noise)
+
+    @abstractmethod
+    def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Turn values ``(*batch, N)`` into weights of that shape, and say which problems had enough finite ones."""
+
+    @abstractmethod
+    def update(self, state: Any, samples: Tensor, values: Tensor, weights: Tensor) -> Any:
+        """The state after refitting the distribution to the weighted samples."""
+
+
+__all__ = ["Objective", "SamplingSolver", "SamplingState", "Solver", "Step", "scores_of"]

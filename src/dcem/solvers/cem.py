@@ -1,0 +1,132 @@
+"""The cross-entropy method, vanilla and differentiable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dcem._check import check_count, check_fraction, check_std
+from dcem.distributions import Distribution
+from dcem.projections import LML
+from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
+from dcem.solvers.refuse import refuse_gradient
+
+Selection = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class CEM(SamplingSolver):
+    """Minimise by sampling, selecting the best and refitting; differentiable when the selection is soft.
+
+    Each iteration draws ``X_i ~ g_φ``, evaluates ``v_i = f(X_i)``, selects ``w = Π_k(-v)`` and refits ``φ`` by the
+    weighted maximum likelihood ``argmax_φ Σ_i w_i log g_φ(X_i)``. With :class:`dcem.HardTopK` this is the vanilla
+    cross-entropy method, with :class:`dcem.LML` (or another soft selection) the differentiable one, DCEM. With
+    ``keep_elites``, ``population_decay``, ``smoothing`` and a :class:`dcem.ColoredNoise` it is iCEM.
+
+    Args:
+        num_samples: ``N``, candidates evaluated an iteration, at least 1.
+        num_elites: ``k``, how many of them are selected, ``0 < k <= N``; may be a float for a soft selection.
+        selection: ``selection(scores, k) -> weights`` in ``[0, 1]`` that sum to ``k`` and depend on differences of
+            scores only, as :class:`dcem.LML`, :class:`dcem.ConstrainedSoftmax`, :class:`dcem.ConstrainedSparsemax`,
+            :class:`dcem.HardTopK` do. Higher scores are better; a failed sample has the score ``-inf``.
+        init_std: ``σ`` to start from when only means are given; a number or a tensor that broadcasts to the mean.
+        standardize: bring the values of each problem to mean 0 and std 1 before selection, so that the temperature
+            means the same for every objective.
+        min_std: floor of the sampling std, at least 0; a problem that reaches it everywhere is ``COLLAPSED``.
+        max_std: ceiling of the sampling std, or None.
+        smoothing: how much of the previous mean and std to keep, in ``[0, 1)``.
+        keep_elites: fraction of the elites, in ``[0, 1]``, that take the place of fresh samples in the next iteration.
+        population_decay: ``γ >= 1`` of iCEM: iteration ``t`` evaluates ``max(N γ^-t, 2 k)`` candidates.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> import torch, dcem
+        >>> solver = dcem.CEM(num_samples=200, num_elites=20, selection=dcem.HardTopK(), init_std=3.0)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> solution = dcem.minimize(
+        ...     lambda x: (x - 2.0).square().sum(-1), torch.zeros(3), solver, num_iterations=20, generator=generator)
+        >>> solution.x
+        tensor([2.0000, 2.0000, 2.0000])
+
+    Source: Rubinstein & Kroese, 2004; Amos & Yarats, "The Differentiable Cross-Entropy Method", ICML 2020,
+    algorithm 1; the iCEM options from Pinneri et al., 2020.
+    """
+
+    num_samples: int = 100
+    num_elites: float = 10
+    selection: Selection = field(default_factory=LML)
+    init_std: float | Tensor = field(default=1.0, kw_only=True)
+    standardize: bool = field(default=True, kw_only=True)
+    min_std: float = field(default=1e-6, kw_only=True)
+    max_std: float | None = field(default=None, kw_only=True)
+    smoothing: float | Tensor = field(default=0.0, kw_only=True)
+    keep_elites: float = field(default=0.0, kw_only=True)
+    population_decay: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_count("num_samples", self.num_samples)
+        if isinstance(self.num_elites, bool) or not 0 < self.num_elites <= self.num_samples:
+            raise ValueError(
+                f"num_elites: expected 0 < num_elites <= num_samples={self.num_samples}, got {self.num_elites}"
+            )
+        if not callable(self.selection):
+            raise TypeError(f"selection: expected a callable (scores, k) -> weights, got {self.selection!r}")
+        check_std("init_std", self.init_std)
+        check_std("min_std", self.min_std)
+        if self.max_std is not None and not self.max_std >= self.min_std:
+            raise ValueError(f"max_std: expected at least min_std={self.min_std}, got {self.max_std}")
+        check_fraction("smoothing", self.smoothing, below_one=True)
+        check_fraction("keep_elites", self.keep_elites)
+        if not self.population_decay >= 1:
+            raise ValueError(
+                f"population_decay: expected a number >= 1 (1.25 shrinks the population by a fifth an iteration), "
+                f"got {self.population_decay}"
+            )
+
+    def init(self, distribution: Distribution) -> SamplingState:
+        return SamplingState(distribution.clamp_std(self.min_std, self.max_std), 0, None)
+
+    def population(self, iteration: int) -> int:
+        """How many candidates iteration ``iteration`` (from 0) evaluates."""
+        decayed = int(self.num_samples * self.population_decay**-iteration)
+        return min(self.num_samples, max(decayed, math.ceil(2 * self.num_elites)))
+
+    def sample(self, state: SamplingState, noise: Tensor) -> Tensor:
+        num_kept = 0 if state.elites is None else state.elites.shape[state.distribution.sample_dim]
+        fresh = noise.narrow(state.distribution.sample_dim, 0, self.population(state.iteration) - num_kept)
+        samples = state.distribution.rsample(fresh)
+        return (
+            samples
+            if state.elites is None
+            else torch.cat([samples, state.elites], state.distribution.sample_dim)
+        )
+
+    def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        scores, valid = scores_of(values, self.num_elites, standardize=self.standardize)
+        weights = self.selection(scores, self.num_elites)
+        return refuse_gradient(weights, scores, self.selection), valid
+
+    def update(self, state: SamplingState, samples: Tensor, values: Tensor, weights: Tensor) -> SamplingState:
+        fitted = state.distribution.fit(samples, weights / self.num_elites)
+        if isinstance(self.smoothing, Tensor) or self.smoothing > 0:
+            fitted = state.distribution.interpolate(fitted, 1 - self.smoothing)
+        fitted = fitted.clamp_std(self.min_std, self.max_std)
+        return SamplingState(fitted, state.iteration + 1, self._elites(state, samples, values))
+
+    def is_collapsed(self, state: SamplingState) -> Tensor:
+        return state.distribution.is_collapsed(self.min_std)
+
+    def _elites(self, state: SamplingState, samples: Tensor, values: Tensor) -> Tensor | None:
+        num_kept = min(round(self.keep_elites * self.num_elites), self.population(state.iteration + 1) - 1)
+        if num_kept <= 0:
+            return None
+        ranked = values.detach().nan_to_num(torch.inf, torch.inf, torch.inf)
+        best = ranked.topk(num_kept, largest=False).indices
+        best = best.reshape(best.shape + (1,) * state.distribution.event_dims)
+        return torch.take_along_dim(samples, best, state.distribution.sample_dim)

@@ -1,0 +1,66 @@
+"""Model-predictive path integral control as a solver."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dcem._check import check_count, check_fraction, check_positive, check_std
+from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
+
+
+@dataclass(frozen=True)
+class MPPI(SamplingSolver):
+    """Minimise by averaging samples under the softmax of their values; the spread stays as it is.
+
+    Each iteration sets the mean to ``Σ_i w_i X_i`` with ``w = softmax(-v / τ)``, the case ``k = 1`` of the
+    constrained softmax.
+
+    Args:
+        num_samples: ``N``, candidates evaluated an iteration, at least 1.
+        temperature: ``τ > 0``, a number or a tensor that broadcasts to ``(*batch, N)``; in units of the objective
+            unless ``standardize``.
+        init_std: ``σ`` of the samples when only means are given.
+        standardize: bring the values of each problem to mean 0 and std 1 first.
+        smoothing: how much of the previous mean to keep, in ``[0, 1)``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> import torch, dcem
+        >>> solution = dcem.minimize(
+        ...     lambda x: (x - 2.0).square().sum(-1), torch.zeros(2), dcem.MPPI(500, temperature=0.1),
+        ...     num_iterations=20, generator=torch.Generator().manual_seed(0))
+        >>> bool((solution.x - 2.0).abs().max() < 0.1)
+        True
+
+    Source: Williams et al., "Information theoretic MPC for model-based reinforcement learning", ICRA 2017.
+    """
+
+    num_samples: int = 100
+    temperature: float | Tensor = 1.0
+    init_std: float | Tensor = field(default=1.0, kw_only=True)
+    standardize: bool = field(default=False, kw_only=True)
+    smoothing: float | Tensor = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_count("num_samples", self.num_samples)
+        check_positive("temperature", self.temperature)
+        check_std("init_std", self.init_std)
+        check_fraction("smoothing", self.smoothing, below_one=True)
+
+    def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        scores, valid = scores_of(values, 1, standardize=self.standardize)
+        return torch.softmax(scores / self.temperature, dim=-1), valid
+
+    def update(self, state: SamplingState, samples: Tensor, values: Tensor, weights: Tensor) -> SamplingState:
+        old = state.distribution
+        mean = old.weighted_mean(samples, weights)
+        moved = dataclasses.replace(old, mean=mean)  # type: ignore[type-var]
+        if isinstance(self.smoothing, Tensor) or self.smoothing > 0:
+            moved = old.interpolate(moved, 1 - self.smoothing)
+        return SamplingState(moved, state.iteration + 1, None)
