@@ -1,0 +1,89 @@
+"""`EnergyModel` and `MLPEnergy`: shapes, gradients, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import dcem
+from dcem.energy import EnergyModel, MLPEnergy
+
+SOLVERS = [dcem.CEM(num_samples=20, num_elites=5), dcem.GradientDescent(lr=0.1)]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+@pytest.mark.parametrize(("feature", "event"), [(3, 2), ((2, 2), (3, 1)), ((), ())])
+def test_mlp_energy_is_an_mlp_on_both(batch: tuple[int, ...], feature, event) -> None:
+    energy = MLPEnergy(feature, event, hidden=(8, 8))
+    x, y = torch.randn((*batch, *energy.feature_shape)), torch.randn(*batch, 7, *energy.event_shape)
+    wide = x.reshape(*batch, 1, -1).expand(*batch, 7, -1)
+    whole = energy.rest(energy.first(torch.cat([wide, y.reshape(*batch, 7, -1)], -1))).squeeze(-1)
+    torch.testing.assert_close(energy(x, y), whole)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_predictions_have_the_event_shape_and_train_the_energy(solver: dcem.Solver) -> None:
+    model = EnergyModel(MLPEnergy((2, 2), (3, 1), hidden=(8,)), (3, 1), solver, num_iterations=3, feature_dims=2)
+    y = model(torch.randn(2, 5, 2, 2), generator=generator())
+    assert y.shape == (2, 5, 3, 1)
+    y.square().sum().backward()
+    grads = [p.grad for name, p in model.named_parameters() if name != "energy.rest.1.bias"]
+    assert all(grad is not None and grad.isfinite().all() and grad.any() for grad in grads)
+    assert model(torch.randn(2, 2), num_iterations=1, generator=generator()).shape == (3, 1)
+
+
+def test_gradient_against_finite_differences() -> None:
+    torch.manual_seed(0)
+    model = EnergyModel(
+        MLPEnergy(1, 1, hidden=(4,)), 1, dcem.CEM(num_samples=12, num_elites=3), num_iterations=2, init_std=2.0
+    ).double()
+    x, noise = torch.randn(3, 1).double(), torch.randn(2, 3, 12, 1).double()
+    weight = model.energy.first.weight
+    model(x, noise=noise).sum().backward()
+    with torch.no_grad():
+        truth = torch.zeros_like(weight)
+        for i in range(weight.numel()):
+            sides = []
+            for h in (1e-6, -2e-6):
+                weight.view(-1)[i] += h
+                sides.append(model(x, noise=noise).sum())
+            weight.view(-1)[i] += 1e-6
+            truth.view(-1)[i] = (sides[0] - sides[1]) / 2e-6
+    torch.testing.assert_close(weight.grad, truth, rtol=1e-5, atol=1e-7)
+
+
+def test_initial_distribution_learns_and_is_saved() -> None:
+    std = nn.Parameter(torch.tensor([2.0, 3.0]))
+    model = EnergyModel(MLPEnergy(1, 2, hidden=(4,)), 2, SOLVERS[0], init_mean=torch.tensor([1.0, -1.0]), init_std=std)
+    model(torch.zeros(3, 1), generator=generator()).sum().backward()
+    assert std.grad is not None
+    assert std.grad.any()
+    assert {"init_mean", "init_std"} <= set(model.state_dict())
+
+
+def test_predictions_respect_bounds() -> None:
+    model = EnergyModel(lambda x, y: -y.sum(-1), 2, SOLVERS[0], bounds=(-1.0, torch.tensor([0.5, 2.0])))
+    solution = model.solve(torch.zeros(3, 1), generator=generator())
+    assert (solution.x <= torch.tensor([0.5, 2.0])).all()
+    assert (solution.x >= -1).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: MLPEnergy(1, 1, hidden=()), r"hidden: expected .* got \(\)"),
+        (lambda: MLPEnergy(2, 1)(torch.zeros(5, 3), torch.zeros(5, 7, 1)), r"x: expected .* got \(5, 3\)"),
+        (lambda: MLPEnergy(2, 1)(torch.zeros(5, 2), torch.zeros(4, 7, 1)), r"y: expected .* got \(4, 7, 1\)"),
+        (lambda: MLPEnergy(2, 1)(torch.zeros(5, 2), torch.zeros(5, 1)), r"y: expected .* got \(5, 1\)"),
+        (lambda: EnergyModel(MLPEnergy(1, 2), 2, SOLVERS[0], init_std=torch.ones(3)), r"init_std: .* got \(3,\)"),
+        (lambda: EnergyModel(MLPEnergy(1, 2), 2, SOLVERS[0])(torch.tensor(1.0)), r"x: expected .* got \(\)"),
+    ],
+)
+def test_errors_name_the_argument(call, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        call()
