@@ -21,9 +21,7 @@ def checked(objective: Objective, batch_shape: torch.Size, event_dims: int, dtyp
                 # Its place is taken by a candidate of the same problem that did not fail.
                 stand_in = _first(samples, finite, event_dims)
                 keep = finite.reshape(finite.shape + (1,) * event_dims)
-                again = _values(
-                    objective, torch.where(keep, samples, stand_in), batch_shape, event_dims, dtype
-                )
+                again = _values(objective, torch.where(keep, samples, stand_in), batch_shape, event_dims, dtype)
                 values = torch.where(finite, again, values.detach())
         return values
 
@@ -42,9 +40,7 @@ def _values(
     values = objective(samples.to(dtype))
     expected = (*batch_shape, samples.shape[samples.dim() - event_dims - 1])
     if not isinstance(values, Tensor):
-        raise TypeError(
-            f"objective: expected a Tensor of values of shape {expected}, got {type(values).__name__}"
-        )
+        raise TypeError(f"objective: expected a Tensor of values of shape {expected}, got {type(values).__name__}")
     if tuple(values.shape) != expected:
         raise ValueError(
             f"objective: expected values of shape (*batch, N) = {expected} for candidates of shape "
@@ -53,7 +49,5 @@ def _values(
     if not values.is_floating_point():
         raise TypeError(f"objective: expected floating-point values, got {values.dtype}")
     if values.device != samples.device:
-        raise ValueError(
-            f"objective: expected values on {samples.device} like the candidates, got {values.device}"
-        )
+        raise ValueError(f"objective: expected values on {samples.device} like the candidates, got {values.device}")
     return values.to(samples.dtype)

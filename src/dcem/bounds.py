@@ -22,7 +22,7 @@ class Bounds:
         """Validate ``bounds`` for events of ``event_shape`` and bring tensors to the dtype and device of ``like``."""
         if bounds is None:
             return None
-        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:  # type: ignore[redundant-expr]
             raise TypeError(f"bounds: expected a pair (low, high) or None, got {bounds!r}")
         low, high = (_side(f"bounds[{i}]", side, event_shape, like) for i, side in enumerate(bounds))
         if low is None and high is None:
@@ -31,9 +31,7 @@ class Bounds:
             wrong = torch.as_tensor(low) > torch.as_tensor(high)
             if wrong.device.type == "cpu" and wrong.any():
                 raise ValueError(f"bounds: expected low <= high, got low={low}, high={high}")
-        if isinstance(low, Tensor) != isinstance(
-            high, Tensor
-        ):  # torch.clamp takes numbers or tensors, not both
+        if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch.clamp takes numbers or tensors, not both
             low, high = (None if side is None else torch.as_tensor(side).to(like) for side in (low, high))
         return cls(low, high)
 
@@ -51,9 +49,7 @@ class Bounds:
         return on_side
 
 
-def _side(
-    name: str, side: float | Tensor | None, event_shape: torch.Size, like: Tensor
-) -> float | Tensor | None:
+def _side(name: str, side: float | Tensor | None, event_shape: torch.Size, like: Tensor) -> float | Tensor | None:
     if side is None or (isinstance(side, (int, float)) and not isinstance(side, bool)):
         if side is not None and side != side:
             raise ValueError(f"{name}: expected a number, got NaN")
@@ -61,7 +57,7 @@ def _side(
     if not isinstance(side, Tensor):
         raise TypeError(f"{name}: expected None, a number or a Tensor, got {type(side).__name__}")
     try:
-        fits = torch.broadcast_shapes(side.shape, event_shape) == event_shape
+        fits = torch.broadcast_shapes(side.shape, event_shape) == event_shape  # type: ignore[no-untyped-call]
     except RuntimeError:
         fits = False
     if not fits:

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 
-def embed(
-    objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
+def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Turn an objective over ``x`` into one over ``z``, ``f(dec(z))``, to be minimised in the smaller space.
 
     Args:

@@ -28,9 +28,7 @@ class GradientMode:
         """Whether the gradient with respect to the initial distribution survives."""
         return True
 
-    def evaluation(
-        self, objective: Objective, weigh: Weigh | None, generator: torch.Generator | None
-    ) -> Objective:
+    def evaluation(self, objective: Objective, weigh: Weigh | None, generator: torch.Generator | None) -> Objective:
         """The objective as the solver shall see it; ``weigh`` turns values into the solver's weights, if it has any."""
         return objective
 
@@ -169,9 +167,7 @@ class Prune(GradientMode):
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep: expected a number in (0, 1], got {self.keep}")
 
-    def evaluation(
-        self, objective: Objective, weigh: Weigh | None, generator: torch.Generator | None
-    ) -> Objective:
+    def evaluation(self, objective: Objective, weigh: Weigh | None, generator: torch.Generator | None) -> Objective:
         if weigh is None:
             raise ValueError(
                 "gradient: Prune needs a solver that weighs samples (CEM, MPPI); this one has none to prune"
@@ -196,9 +192,7 @@ class Prune(GradientMode):
 
         return pruned
 
-    def _choose(
-        self, influence: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, float | Tensor]:
+    def _choose(self, influence: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, float | Tensor]:
         """Which samples to keep, ``(*batch, M)``, the weights of their common part, and a factor for the rest."""
         num_samples = influence.shape[-1]
         num_kept = min(num_samples, max(2, math.ceil(self.keep * num_samples)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, SamplingSolver, Solver, Step
 
 NoiseSource = Callable[..., Tensor]
+_DEFAULT_SOLVER = CEM()
+_DEFAULT_GRADIENT = Unroll()
 
 
 def minimize(
@@ -76,8 +77,8 @@ def minimize(
 
     Source: Amos & Yarats, "The Differentiable Cross-Entropy Method", ICML 2020, algorithm 1.
     """
-    solver = CEM() if solver is None else solver
-    gradient = Unroll() if gradient is None else gradient
+    solver = _DEFAULT_SOLVER if solver is None else solver
+    gradient = _DEFAULT_GRADIENT if gradient is None else gradient
     _check_arguments(objective, solver, gradient, num_iterations)
     distribution, dtype = _initial_distribution(init, solver, event_dims)
     event_dims, event_shape, batch_shape = (
@@ -132,7 +133,7 @@ def minimize(
                 break
 
     x, not_stationary = gradient.finish(evaluate, state.distribution.mean, event_dims, box)
-    best_x, best_value = best.result(event_dims)
+    best_x, best_value = best.result()
     status = torch.where(solver.is_collapsed(state), int(Status.COLLAPSED), int(Status.OK))
     if not_stationary is not None:
         status = torch.where(not_stationary, int(Status.NOT_STATIONARY), status)
@@ -140,7 +141,6 @@ def minimize(
     return Solution(x.to(dtype), best_x.to(dtype), best_value, state.distribution, status, history)
 
 
-@dataclass
 class _Best:
     """The best sample of each iteration, compared once at the end."""
 
@@ -150,22 +150,18 @@ class _Best:
         self.samples = [mean]
         self.values = [mean.new_full(distribution.batch_shape, torch.inf)]
 
-    @torch.no_grad()
     def see(self, samples: Tensor, values: Tensor) -> None:
         ranked = values.detach()
         if not all_true(ranked.isfinite()):
             ranked = ranked.nan_to_num(torch.inf, torch.inf, torch.inf)
         lowest, index = ranked.min(-1, keepdim=True)
         index = index.reshape(index.shape + (1,) * (-1 - self.sample_dim))
-        self.samples.append(
-            torch.take_along_dim(samples.detach(), index, self.sample_dim).squeeze(self.sample_dim)
-        )
+        self.samples.append(torch.take_along_dim(samples.detach(), index, self.sample_dim).squeeze(self.sample_dim))
         self.values.append(lowest.squeeze(-1))
 
-    @torch.no_grad()
-    def result(self, event_dims: int) -> tuple[Tensor, Tensor]:
+    def result(self) -> tuple[Tensor, Tensor]:
         value, index = torch.stack(self.values).min(0, keepdim=True)
-        index = index.reshape(index.shape + (1,) * event_dims)
+        index = index.reshape(index.shape + (1,) * (-1 - self.sample_dim))
         return torch.take_along_dim(torch.stack(self.samples), index, 0).squeeze(0), value.squeeze(0)
 
 
@@ -187,9 +183,7 @@ def _keep_where(valid: Tensor, new: Any, old: Any) -> Any:
 
 def _check_arguments(objective: object, solver: object, gradient: object, num_iterations: int) -> None:
     if not callable(objective):
-        raise TypeError(
-            f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {objective!r}"
-        )
+        raise TypeError(f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {objective!r}")
     if not isinstance(solver, Solver):
         raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
     if not isinstance(gradient, GradientMode):
@@ -204,11 +198,7 @@ def _initial_distribution(
     if isinstance(init, Tensor):
         if not init.is_floating_point():
             raise TypeError(f"init: expected a floating-point tensor, got {init.dtype}")
-        if (
-            isinstance(event_dims, bool)
-            or not isinstance(event_dims, int)
-            or not 0 <= event_dims <= init.dim()
-        ):
+        if type(event_dims) is not int or not 0 <= event_dims <= init.dim():
             raise ValueError(
                 f"event_dims: expected an int from 0 to {init.dim()} for init of shape {tuple(init.shape)}, "
                 f"got {event_dims!r}"

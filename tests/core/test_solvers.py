@@ -151,8 +151,8 @@ class SolverContract:
 
 
 class TestVanillaCEM(SolverContract):
-    solver = dcem.CEM(100, 10, dcem.HardTopK())
-    precision = 1e-4
+    solver = dcem.CEM(200, 40, dcem.HardTopK(), init_std=3.0)
+    precision = 1e-3
 
     def test_a_failing_problem_keeps_its_distribution_and_leaves_the_others_alone(self, bad=torch.nan):
         with pytest.raises(RuntimeError, match="HardTopK has no gradient"):
@@ -160,22 +160,22 @@ class TestVanillaCEM(SolverContract):
 
 
 class TestLML(SolverContract):
-    solver = dcem.CEM(100, 10, dcem.LML(0.1))
+    solver = dcem.CEM(200, 40, dcem.LML(0.1), init_std=3.0)
     precision = 2e-3
 
 
 class TestConstrainedSoftmax(SolverContract):
-    solver = dcem.CEM(100, 10, dcem.ConstrainedSoftmax(0.1))
+    solver = dcem.CEM(200, 40, dcem.ConstrainedSoftmax(0.1), init_std=3.0)
     precision = 2e-3
 
 
 class TestConstrainedSparsemax(SolverContract):
-    solver = dcem.CEM(100, 10, dcem.ConstrainedSparsemax(0.1))
+    solver = dcem.CEM(200, 40, dcem.ConstrainedSparsemax(0.1), init_std=3.0)
     precision = 2e-3
 
 
 class TestICEM(SolverContract):
-    solver = dcem.CEM(100, 10, dcem.LML(0.1), smoothing=0.1, keep_elites=0.3)
+    solver = dcem.CEM(200, 40, dcem.LML(0.1), init_std=3.0, smoothing=0.1, keep_elites=0.3)
     precision = 2e-3
 
 
@@ -310,7 +310,7 @@ def test_collapse_is_reported_and_gradients_stay_finite():
     theta = torch.ones(2, 3, requires_grad=True)
     init = dcem.Gaussian(torch.zeros(2, 3), 1.0)
     solution = dcem.minimize(
-        quadratic(theta), init, dcem.CEM(50, 5, dcem.LML(0.05)), num_iterations=60,
+        quadratic(theta), init, dcem.CEM(200, 40, dcem.LML(0.05)), num_iterations=100,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert (solution.status == dcem.Status.COLLAPSED).all()

@@ -57,7 +57,7 @@ class Gaussian(Distribution):
     method, Amos & Yarats, ICML 2020.
     """
 
-    mean: Tensor  # type: ignore[assignment]
+    mean: Tensor
     std: Tensor
     event_dims: int = 1
 
@@ -124,7 +124,7 @@ class FullGaussian(Distribution):
     Source: cross-entropy method with a multivariate normal family, Rubinstein & Kroese, 2004.
     """
 
-    mean: Tensor  # type: ignore[assignment]
+    mean: Tensor
     scale_tril: Tensor
     event_dims: int = 1
 
@@ -170,9 +170,7 @@ class FullGaussian(Distribution):
         info = torch.finfo(covariance.dtype)
         variance = covariance.detach().diagonal(dim1=-2, dim2=-1).mean(-1)
         jitter = (10 * info.eps * variance).clamp(min=info.tiny**0.5).unsqueeze(-1)
-        scale_tril, _ = torch.linalg.cholesky_ex(
-            covariance + torch.diag_embed(jitter.expand_as(deviation[..., 0, :]))
-        )
+        scale_tril, _ = torch.linalg.cholesky_ex(covariance + torch.diag_embed(jitter.expand_as(deviation[..., 0, :])))
         return dataclasses.replace(self, mean=mean, scale_tril=scale_tril)
 
     def clamp_std(self, low: float, high: float | None) -> Self:

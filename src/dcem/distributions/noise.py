@@ -67,9 +67,7 @@ class ColoredNoise:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         if -self.dim > len(shape):
-            raise ValueError(
-                f"dim: expected at least -{len(shape)} for noise of shape {tuple(shape)}, got {self.dim}"
-            )
+            raise ValueError(f"dim: expected at least -{len(shape)} for noise of shape {tuple(shape)}, got {self.dim}")
         white = torch.randn(shape, dtype=dtype, device=device, generator=generator)
         length = shape[self.dim]
         frequency = torch.fft.rfftfreq(length, dtype=white.dtype, device=device)

@@ -91,9 +91,7 @@ class SamplingSolver(Solver):
     def init(self, distribution: Distribution) -> SamplingState:
         return SamplingState(distribution, 0, None)
 
-    def step(
-        self, objective: Objective, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]
-    ) -> Step:
+    def step(self, objective: Objective, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
         samples = clip(self.sample(state, noise))
         values = objective(samples)
         weights, valid = self.weigh(values)

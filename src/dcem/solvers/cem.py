@@ -16,6 +16,7 @@ from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
 from dcem.solvers.refuse import refuse_gradient
 
 Selection = Callable[[Tensor, float], Tensor]
+_LML = LML()  # τ = 1, the paper's selection
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class CEM(SamplingSolver):
 
     num_samples: int = 100
     num_elites: float = 10
-    selection: Selection = field(default_factory=LML)
+    selection: Selection = _LML
     init_std: float | Tensor = field(default=1.0, kw_only=True)
     standardize: bool = field(default=True, kw_only=True)
     min_std: float = field(default=1e-6, kw_only=True)
@@ -101,11 +102,7 @@ class CEM(SamplingSolver):
         num_kept = 0 if state.elites is None else state.elites.shape[state.distribution.sample_dim]
         fresh = noise.narrow(state.distribution.sample_dim, 0, self.population(state.iteration) - num_kept)
         samples = state.distribution.rsample(fresh)
-        return (
-            samples
-            if state.elites is None
-            else torch.cat([samples, state.elites], state.distribution.sample_dim)
-        )
+        return samples if state.elites is None else torch.cat([samples, state.elites], state.distribution.sample_dim)
 
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         scores, valid = scores_of(values, self.num_elites, standardize=self.standardize)

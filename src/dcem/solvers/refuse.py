@@ -17,9 +17,9 @@ class _Refuse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
-            f"{ctx.name} has no gradient, and the solution was asked for one through the objective's values: use a soft "
-            "selection (dcem.LML, dcem.ConstrainedSoftmax, dcem.ConstrainedSparsemax), gradient=dcem.Implicit(), or "
-            "say gradient=dcem.Detach() to train around the solve"
+            f"{ctx.name} has no gradient, and the solution was asked for one through the objective's values: "
+            "use a soft selection (dcem.LML, dcem.ConstrainedSoftmax, dcem.ConstrainedSparsemax) or "
+            "gradient=dcem.Implicit(), or say gradient=dcem.Detach() to train around the solve"
         )
 
 

@@ -28,11 +28,9 @@ def scores_of(values: Tensor, num_required: float, *, standardize: bool) -> tupl
     with torch.no_grad():  # fill the gaps with the mean of the rest, which leaves that mean as it is
         center = torch.where(finite, values, 0).sum(-1, keepdim=True) / count.clamp(min=1)
     filled = torch.where(finite, values, center)
-    if standardize:
-        # ... but makes the std smaller than that of the finite values by sqrt(count / N).
-        scores = _standardized(filled, -(count / values.shape[-1]).to(values.dtype).sqrt())
-    else:
-        scores = -filled
+    # ... but makes the std smaller than that of the finite values by sqrt(count / N).
+    factor = -(count / values.shape[-1]).to(values.dtype).sqrt()
+    scores = _standardized(filled, factor) if standardize else -filled
     scores = scores.masked_fill(~finite, -torch.inf)
     return torch.where(valid, scores, 0.0), valid.squeeze(-1)
 
@@ -44,6 +42,4 @@ def _standardized(values: Tensor, factor: float | Tensor) -> Tensor:
         spread = high - low
         unit = torch.where(spread >= torch.finfo(values.dtype).tiny, spread.reciprocal(), 0.0)
     scaled = (values - low) * unit
-    return factor * torch.nn.functional.layer_norm(
-        scaled, scaled.shape[-1:], eps=torch.finfo(values.dtype).tiny ** 0.5
-    )
+    return factor * torch.nn.functional.layer_norm(scaled, scaled.shape[-1:], eps=torch.finfo(values.dtype).tiny ** 0.5)
