@@ -1,0 +1,230 @@
+"""Every gradient mode against one finite-difference truth in float64, and what each promises."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+
+T, N, D = 4, 30, 3
+
+
+def objective(theta: Tensor):
+    """Smooth and not convex, with `theta` `(D,)` inside; one minimum near `theta`."""
+    return lambda x: (x - theta).square().sum(-1) + 0.3 * (2 * x * theta.flip(-1)).sin().sum(-1)
+
+
+@pytest.fixture
+def theta() -> Tensor:
+    return torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def noise(generator) -> Tensor:
+    return torch.randn(T, N, D, dtype=torch.float64, generator=generator)
+
+
+def solve(theta: Tensor, noise: Tensor, gradient: dcem.GradientMode, solver: dcem.Solver | None = None, **options):
+    solver = dcem.CEM(N, 5, dcem.LML(0.4), init_std=1.5) if solver is None else solver
+    options.setdefault("num_iterations", T)
+    options.setdefault("init", torch.full((D,), 0.3, dtype=torch.float64))
+    init = options.pop("init")
+    return dcem.minimize(objective(theta), init, solver, noise=noise, gradient=gradient, **options)
+
+
+def finite_differences(answer, theta: Tensor, step: float = 1e-6) -> Tensor:
+    """Jacobian of `answer(theta)`, `(*answer, D)`, by central differences."""
+    columns = []
+    for i in range(theta.numel()):
+        shift = torch.zeros_like(theta)
+        shift[i] = step
+        with torch.no_grad():
+            columns.append((answer(theta + shift) - answer(theta - shift)) / (2 * step))
+    return torch.stack(columns, -1)
+
+
+def jacobian(x: Tensor, theta: Tensor) -> Tensor:
+    return torch.stack([torch.autograd.grad(xi, theta, retain_graph=True)[0] for xi in x])
+
+
+SOLVERS = [
+    dcem.CEM(N, 5, dcem.LML(0.4), init_std=1.5),
+    dcem.CEM(N, 5.5, dcem.ConstrainedSoftmax(0.4), init_std=1.5, smoothing=0.2),
+    dcem.CEM(N, 5, dcem.ConstrainedSparsemax(0.4), init_std=1.5, keep_elites=0.4),
+    dcem.CEM(N, 5, dcem.LML(0.4), standardize=False, population_decay=1.3),
+    dcem.MPPI(N, 0.5),
+    dcem.GradientDescent(0.1, momentum=0.5),
+]
+
+
+FULL = [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(T), dcem.Prune(1.0)]
+
+
+@pytest.mark.parametrize(
+    ("solver", "gradient"),
+    [(solver, mode) for solver in SOLVERS for mode in FULL[: 4 if isinstance(solver, dcem.SamplingSolver) else 3]],
+    ids=lambda value: type(value).__name__,
+)
+def test_full_gradients_are_finite_differences(gradient, solver, theta, noise):
+    noise = noise[:, : solver.num_samples]
+    truth = finite_differences(lambda t: solve(t, noise, gradient, solver).x, theta)
+    torch.testing.assert_close(jacobian(solve(theta, noise, gradient, solver).x, theta), truth, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_truncated_gradient_is_that_of_the_last_iterations(last, theta, noise):
+    start = solve(theta.detach(), noise[: T - last], dcem.Detach(), num_iterations=T - last).distribution
+    rest = lambda t: solve(t, noise[T - last :], dcem.Unroll(), init=start, num_iterations=last).x  # noqa: E731
+    x = solve(theta, noise, dcem.Truncate(last)).x
+    torch.testing.assert_close(x, rest(theta))
+    torch.testing.assert_close(jacobian(x, theta), finite_differences(rest, theta), rtol=1e-5, atol=1e-7)
+
+
+def test_implicit_gradient_is_that_of_the_minimum(theta):
+    def minimum(t: Tensor) -> Tensor:
+        return dcem.minimize(
+            objective(t), torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64), dcem.GradientDescent(0.3),
+            num_iterations=300, gradient=dcem.Detach(),
+        ).x  # fmt: skip
+
+    truth = finite_differences(minimum, theta, 1e-5)
+    solution = dcem.minimize(
+        objective(theta), minimum(theta), dcem.GradientDescent(0.3), num_iterations=50, gradient=dcem.Implicit()
+    )
+    assert solution.status == dcem.Status.OK
+    torch.testing.assert_close(jacobian(solution.x, theta), truth, rtol=1e-6, atol=1e-8)
+    cem = dcem.minimize(
+        objective(theta), torch.zeros(D, dtype=torch.float64), dcem.CEM(200, 40, dcem.HardTopK(), init_std=2.0),
+        num_iterations=40, gradient=dcem.Implicit(), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    torch.testing.assert_close(jacobian(cem.x, theta), truth, rtol=1e-4, atol=1e-5)
+
+
+def test_implicit_says_which_problem_is_not_stationary(theta):
+    # a minimum, a saddle point, a slope
+    starts = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.6, 0.0]], dtype=torch.float64)
+    two = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    solution = dcem.minimize(
+        lambda x: (x[..., 0].square() - two).square() + x[..., 1].square(), starts, dcem.GradientDescent(1e-6),
+        num_iterations=1, gradient=dcem.Implicit(),
+    )  # fmt: skip
+    assert solution.status.tolist() == [dcem.Status.OK, dcem.Status.NOT_STATIONARY, dcem.Status.NOT_STATIONARY]
+    gradients = [torch.autograd.grad(x.sum(), two, retain_graph=True)[0].item() for x in solution.x]
+    assert gradients == pytest.approx([0.5, 0.0, 0.0], abs=1e-5)
+
+
+def test_implicit_holds_the_coordinates_on_a_bound():
+    center = torch.tensor([2.0, 0.5], dtype=torch.float64, requires_grad=True)
+    coupling = lambda x: (x - center).square().sum(-1) + x[..., 0] * x[..., 1]  # noqa: E731
+    solution = dcem.minimize(
+        coupling, torch.zeros(2, dtype=torch.float64), dcem.GradientDescent(0.2), num_iterations=100,
+        bounds=(None, 1.0), gradient=dcem.Implicit(),
+    )  # fmt: skip
+    # x_0 = 1 is held, x_1 = c_1 - 1/2
+    torch.testing.assert_close(solution.x, torch.tensor([1.0, 0.0], dtype=torch.float64), atol=1e-7, rtol=0)
+    expected = torch.tensor([[0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(jacobian(solution.x, center), expected)
+
+
+@pytest.mark.parametrize(("temperature", "keep", "cosine"), [(0.1, 0.2, 0.999), (1.0, 0.4, 0.99)])
+def test_pruned_gradient_points_the_same_way(temperature, keep, cosine, generator):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.Softplus(), torch.nn.Linear(32, 1)).double()
+    noise = torch.randn(10, 200, 4, dtype=torch.float64, generator=generator)
+
+    def gradient_of(mode: dcem.GradientMode) -> Tensor:
+        solution = dcem.minimize(
+            lambda x: net(x).squeeze(-1) + (x - 0.5).square().sum(-1), torch.zeros(4, dtype=torch.float64),
+            dcem.CEM(200, 20, dcem.LML(temperature)), noise=noise, gradient=mode,
+        )  # fmt: skip
+        weights = [net[0].weight, net[2].weight]
+        return torch.cat([g.flatten() for g in torch.autograd.grad(solution.x.sum(), weights)])
+
+    full, pruned = gradient_of(dcem.Unroll()), gradient_of(dcem.Prune(keep))
+    assert torch.nn.functional.cosine_similarity(full, pruned, dim=0) > cosine
+
+
+def test_unbiased_pruning_is_right_on_average(theta, noise, generator):
+    full = jacobian(solve(theta, noise, dcem.Unroll()).x, theta)
+    draws = torch.stack(
+        [
+            jacobian(solve(theta, noise, dcem.Prune(0.3, unbiased=True), generator=generator).x, theta)
+            for _ in range(150)
+        ]
+    )
+    error = (draws.mean(0) - full) / (draws.std(0) / len(draws) ** 0.5)
+    assert draws.std(0).max() > 0  # it is random ...
+    assert error.abs().max() < 4  # ... and within four standard errors of the truth
+
+
+def test_pruning_evaluates_with_gradient_only_what_it_keeps(theta, noise):
+    with_gradient = []
+
+    def watched(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            with_gradient.append(x.shape[0])
+        return objective(theta)(x)
+
+    dcem.minimize(watched, torch.zeros(D, dtype=torch.float64), dcem.CEM(N, 5), num_iterations=T, noise=noise,
+                  gradient=dcem.Prune(0.2))  # fmt: skip
+    assert with_gradient == [6] * T
+
+
+def test_checkpoint_keeps_one_iteration_and_replays_randomness(theta, noise):
+    saved = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x.numel())
+        return x
+
+    def kept(mode: dcem.GradientMode) -> int:
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            solve(theta, noise, mode)
+        return sum(saved)
+
+    assert kept(dcem.Unroll()) > 5 * noise.numel()
+    assert kept(dcem.Checkpoint()) <= noise.numel()  # what an iteration starts from, and nothing of its inside
+
+    def stochastic(mode: dcem.GradientMode) -> Tensor:
+        torch.manual_seed(3)
+        x = dcem.minimize(
+            lambda x: objective(theta)(x) * torch.rand_like(x[..., 0]), torch.zeros(D, dtype=torch.float64),
+            dcem.CEM(N, 5), num_iterations=T, noise=noise, gradient=mode,
+        ).x  # fmt: skip
+        return jacobian(x, theta)
+
+    torch.testing.assert_close(stochastic(dcem.Checkpoint()), stochastic(dcem.Unroll()))
+
+
+def test_second_derivatives_through_an_unrolled_solve(theta, noise):
+    assert torch.autograd.gradgradcheck(lambda t: solve(t, noise[:2], dcem.Unroll(), num_iterations=2).x, theta)
+
+
+def test_no_mode_drops_a_gradient_silently(theta, noise):
+    mean = torch.zeros(D, dtype=torch.float64, requires_grad=True)
+    for mode in (dcem.Truncate(2), dcem.Implicit()):
+        with pytest.raises(ValueError, match=r"gradient: .* cannot give a gradient to the initial distribution"):
+            solve(theta, noise, mode, init=mean)
+    solve(theta, noise, dcem.Truncate(T), init=mean).x.sum().backward()
+    assert mean.grad is not None
+    with torch.no_grad():
+        solve(theta, noise, dcem.Truncate(2), init=mean)
+    with pytest.raises(ValueError, match="gradient: Prune needs a solver that weighs samples"):
+        solve(theta, noise[:, :1], dcem.Prune(), dcem.GradientDescent())
+
+
+def test_failed_samples_give_no_gradient(theta):
+    """The derivative of sqrt at a negative number is NaN, and must not reach what the objective depends on."""
+    t = theta.detach()[:2].clone().requires_grad_()
+    for mode in (dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(0.5), dcem.Prune(0.5, unbiased=True)):
+        for solver in (dcem.CEM(40, 5, dcem.LML(0.5)), dcem.MPPI(40, 1.0)):
+            solution = dcem.minimize(
+                lambda x: (x[..., 0] - t[0]).sqrt() + (x[..., 1] - t[1]).square(),
+                torch.ones(2, 2, dtype=torch.float64), solver, gradient=mode, record=True,
+                generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+            assert solution.history[0].values.isnan().any()
+            (gradient,) = torch.autograd.grad(solution.x.sum(), t)
+            assert gradient.isfinite().all(), (mode, solver)
+            assert gradient.abs().max() > 0

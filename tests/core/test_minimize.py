@@ -1,0 +1,186 @@
+"""The boundary of `minimize`: what it takes, what it refuses, what it gives back."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+
+
+def sphere(x: Tensor) -> Tensor:
+    return x.square().sum(-1)
+
+
+ZEROS = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"objective": 3}, TypeError, r"objective: expected a callable .*got 3"),
+        ({"init": [0.0]}, TypeError, r"init: expected a Tensor of means or a dcem distribution, got list"),
+        ({"init": torch.zeros(3, dtype=torch.int64)}, TypeError, r"init: expected a floating-point tensor, got torch.int64"),
+        ({"init": torch.tensor([0.0, torch.nan])}, ValueError, r"init: expected finite parameters"),
+        ({"init": dcem.Gaussian(torch.zeros(2), float("inf"))}, ValueError, r"init: expected finite parameters"),
+        ({"init": torch.zeros(2, 0)}, ValueError, r"init: expected at least one element, got shape \(2, 0\)"),
+        ({"solver": dcem.LML()}, TypeError, r"solver: expected a dcem solver .*got LML"),
+        ({"gradient": "unroll"}, TypeError, r"gradient: expected a gradient mode .*got 'unroll'"),
+        ({"gradient": dcem.Unroll}, TypeError, r"gradient: expected a gradient mode"),
+        ({"num_iterations": 0}, ValueError, r"num_iterations: expected at least 1, got 0"),
+        ({"num_iterations": 2.5}, TypeError, r"num_iterations: expected an int, got 2.5"),
+        ({"event_dims": 3}, ValueError, r"event_dims: expected an int from 0 to 2 .*got 3"),
+        ({"event_dims": -1}, ValueError, r"event_dims: expected an int from 0 to 2 .*got -1"),
+        ({"bounds": 1.0}, TypeError, r"bounds: expected a pair \(low, high\) or None, got 1.0"),
+        ({"bounds": (1.0, -1.0)}, ValueError, r"bounds: expected low <= high, got low=1.0, high=-1.0"),
+        ({"bounds": (torch.tensor([0.0, 2.0, 0.0]), 1.0)}, ValueError, r"bounds: expected low <= high"),
+        ({"bounds": (torch.zeros(2), None)}, ValueError, r"bounds\[0\]: .*broadcasts to the event \(3,\), got \(2,\)"),
+        ({"bounds": (None, float("nan"))}, ValueError, r"bounds\[1\]: expected a number, got NaN"),
+        ({"bounds": ("a", None)}, TypeError, r"bounds\[0\]: expected None, a number or a Tensor, got str"),
+        ({"noise": torch.zeros(10, 2, 99, 3)}, ValueError, r"noise: expected .* = \(10, 2, 100, 3\), got \(10, 2, 99, 3\)"),
+        ({"noise": "white"}, TypeError, r"noise: expected a Tensor, a noise source or None, got 'white'"),
+    ],
+)  # fmt: skip
+def test_each_bad_argument_is_named(options, error, message):
+    arguments = {"objective": sphere, "init": ZEROS, **options}
+    with pytest.raises(error, match=message):
+        dcem.minimize(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("objective", "error", "message"),
+    [
+        (lambda x: x, ValueError, r"objective: expected values of shape \(\*batch, N\) = \(2, 100\) .*got \(2, 100, 3\)"),
+        (lambda x: sphere(x).sum(), ValueError, r"got \(\)"),
+        (lambda x: sphere(x)[..., :5], ValueError, r"got \(2, 5\)"),
+        (lambda x: None, TypeError, r"objective: expected a Tensor of values of shape \(2, 100\), got NoneType"),
+        (lambda x: sphere(x).long(), TypeError, r"objective: expected floating-point values, got torch.int64"),
+        (lambda x: sphere(x) > 1, TypeError, r"objective: expected floating-point values, got torch.bool"),
+        (lambda x: sphere(x).to("meta"), ValueError, r"objective: expected values on cpu like the candidates, got meta"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("gradient", [dcem.Unroll(), dcem.Checkpoint(), dcem.Prune(), dcem.Detach()], ids=repr)
+def test_bad_values_are_named(objective, error, message, gradient):
+    with pytest.raises(error, match=message):
+        dcem.minimize(objective, ZEROS, gradient=gradient)
+
+
+def test_an_objective_that_raises_is_heard():
+    def broken(x: Tensor) -> Tensor:
+        raise KeyError("simulator")
+
+    with pytest.raises(KeyError, match="simulator"):
+        dcem.minimize(broken, ZEROS)
+
+
+def test_values_in_double_precision_are_taken():
+    """Simulators answer in float64 whatever they are asked in."""
+    solution = dcem.minimize(lambda x: sphere(x).double(), ZEROS)
+    assert solution.x.dtype == torch.float32
+    assert solution.best_value.dtype == torch.float32
+
+
+def test_the_answer_of_the_contract():
+    solution = dcem.minimize(sphere, ZEROS, num_iterations=7, record=True)
+    assert isinstance(solution, dcem.Solution)
+    assert solution.x.shape == solution.best_x.shape == (2, 3)
+    assert solution.best_value.shape == solution.status.shape == (2,)
+    assert torch.equal(solution.x, solution.distribution.mean)
+    assert len(solution.history) == 7
+    for iteration in solution.history:
+        assert iteration.samples.shape == (2, 100, 3)
+        assert iteration.values.shape == iteration.weights.shape == (2, 100)
+        assert iteration.effective_elites.shape == (2,)
+    lowest = torch.stack([iteration.values.min(-1).values for iteration in solution.history]).min(0).values
+    assert torch.equal(solution.best_value, lowest)
+    assert torch.equal(sphere(solution.best_x), lowest)
+    assert solution.history[-1].distribution is solution.distribution
+    assert dcem.minimize(sphere, ZEROS).history == []
+
+
+def test_the_best_sample_is_detached_and_the_answer_is_not():
+    theta = torch.zeros(3, requires_grad=True)
+    solution = dcem.minimize(lambda x: sphere(x - theta), ZEROS)
+    assert solution.x.requires_grad
+    assert not solution.best_x.requires_grad
+    assert not solution.best_value.requires_grad
+
+
+def test_a_solve_continues_from_its_distribution(generator):
+    noise = torch.randn(6, 2, 100, 3, generator=generator)
+    whole = dcem.minimize(lambda x: sphere(x - 1), ZEROS, num_iterations=6, noise=noise)
+    half = dcem.minimize(lambda x: sphere(x - 1), ZEROS, num_iterations=3, noise=noise[:3])
+    rest = dcem.minimize(lambda x: sphere(x - 1), half.distribution, num_iterations=3, noise=noise[3:])
+    assert torch.equal(rest.x, whole.x)
+
+
+def test_a_generator_draws_the_same_noise_as_explicit_values():
+    seeded = lambda: torch.Generator().manual_seed(5)  # noqa: E731
+    source = seeded()
+    noise = torch.stack([torch.randn(2, 100, 3, generator=source) for _ in range(10)])
+    drawn = dcem.minimize(sphere, ZEROS, generator=seeded())
+    given = dcem.minimize(sphere, ZEROS, noise=noise)
+    assert torch.equal(drawn.x, given.x)
+
+
+def test_the_callback_sees_each_iteration_and_may_stop():
+    seen = []
+    dcem.minimize(sphere, ZEROS, callback=seen.append)
+    assert len(seen) == 10
+    assert all(isinstance(iteration, dcem.Iteration) for iteration in seen)
+    seen.clear()
+    solution = dcem.minimize(sphere, ZEROS, callback=lambda it: bool(seen.append(it) or len(seen) == 4), record=True)
+    assert len(seen) == len(solution.history) == 4
+
+
+def test_init_outside_the_bounds_is_brought_inside():
+    solution = dcem.minimize(sphere, torch.full((3,), 9.0), bounds=(-1.0, 1.0), record=True)
+    assert (solution.history[0].samples <= 1.0).all()
+
+
+def test_status_names_are_fixed():
+    assert [status.name for status in dcem.Status][:3] == ["OK", "COLLAPSED", "NONFINITE"]
+
+
+def test_effective_elites_show_the_softness(generator):
+    """PAPER: with N = 100, k = 10 and tau = 1 about 55 candidates share the weight, and k of them as tau -> 0."""
+    values = torch.randn(200, 100, generator=generator)
+
+    effective = []
+    for temperature in (1.0, 0.01):
+        step = dcem.minimize(
+            lambda x: values + 0 * sphere(x), torch.zeros(200, 1), dcem.CEM(100, 10, dcem.LML(temperature)),
+            num_iterations=1, record=True,
+        ).history[0]  # fmt: skip
+        effective.append(step.effective_elites.mean().item())
+    assert effective[0] == pytest.approx(55, abs=3)
+    assert effective[1] == pytest.approx(10, abs=0.5)
+
+
+def test_embed_is_the_objective_after_the_decoder():
+    decoder = torch.nn.Linear(2, 5)
+    target = decoder(torch.tensor([0.3, -0.2])).detach()
+    objective = dcem.embed(lambda x: sphere(x - target), decoder)
+    solver = dcem.CEM(200, 40, dcem.LML(0.1))
+    solution = dcem.minimize(objective, torch.zeros(2), solver, num_iterations=30)
+    torch.testing.assert_close(decoder(solution.x), target, atol=5e-3, rtol=0)
+    solution.x.sum().backward()
+    assert decoder.weight.grad.abs().sum() > 0
+    for arguments, name in [((1, decoder), "objective"), ((sphere, 1), "decoder")]:
+        with pytest.raises(TypeError, match=f"{name}: expected a callable"):
+            dcem.embed(*arguments)
+
+
+def test_importing_is_light():
+    """Only torch and the standard library, and under 50 ms on top of torch."""
+    code = (
+        "import torch, sys, time; before = set(sys.modules); start = time.process_time(); import dcem; "
+        "print(time.process_time() - start); "
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before} - {'torch', 'dcem'} - sys.stdlib_module_names)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    seconds = [float(run.stdout.splitlines()[0]) for run in runs]
+    assert runs[0].stdout.splitlines()[1].split() == []
+    assert min(seconds) < 0.05
