@@ -1,11 +1,11 @@
 """The implicit function theorem, once for all soft projections.
 
-With ``z = (x - c) / temperature + nu``, ``w = phi(z)`` and ``sum w = k``, differentiating both equations gives
+With ``s = (x - c) / temperature``, ``w = phi(s + nu)`` and ``sum w = k``, differentiating both equations gives
 
-    d nu = -<phi', d s> / sum phi'            (s = (x - c) / temperature)
+    d nu = -<phi', d s> / sum phi'
     d w  = phi' (d s + d nu)                  that is, J = diag(phi') - phi' phi'^T / sum phi'
 
-``c`` is a constant of each row: the projection does not change when a row is shifted.
+where ``c`` is a constant of each row: the projection does not change when a row is shifted.
 """
 
 from __future__ import annotations
@@ -20,45 +20,51 @@ from .dual import scale, solve
 from .links import Link
 
 
-def _jacobian_parts(x: Tensor, temperature: Tensor | float, centre: Tensor, nu: Tensor, link: Link) -> Any:
-    s = scale(x, centre, temperature)
-    dphi = link.derivative(s + nu)
-    # Where every weight has saturated (phi' below eps everywhere) J vanishes, and must not become 0 / 0.
-    total = dphi.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).eps ** 2)
-    return s, dphi, total
+def project(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> Tensor:
+    """The weights, ``(*batch, n)`` as ``x``; ``temperature`` is a number or ``(*batch, 1)``, and ``k < n``."""
+    return _apply(x, temperature, k, link, None, None)[0]
+
+
+def _apply(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    # torch.compile accepts no Function with a jvp, forward-mode differentiation none without
+    function = _Project if torch.compiler.is_compiling() else _ForwardProject
+    return function.apply(*inputs)  # type: ignore[no-untyped-call]
 
 
 class _Project(Function):
-    """``(x, temperature) -> (w, nu, centre)`` for ``x`` of ``(*batch, n)``, ``temperature`` a number or ``(*batch, 1)``.
+    """``(x, temperature, k, link) -> (w, nu, c)``; where ``nu`` and ``c`` are given, they are not solved for.
 
-    ``nu`` is an output so that the backward pass, written in differentiable operations of ``x``, ``temperature``
-    and ``nu``, can itself be differentiated to any order.
+    ``nu`` is an output so that the derivatives, written in differentiable operations of ``x``, ``temperature``
+    and ``nu``, can themselves be differentiated, to any order.
     """
 
     @staticmethod
     def forward(
-        x: Tensor, temperature: Tensor | float, k: float, link: Link
+        x: Tensor, temperature: Tensor | float, k: float, link: Link, nu: Tensor | None, c: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        centre, nu = solve(x, temperature, k, link)
-        return link.value(scale(x, centre, temperature) + nu), nu, centre
+        if nu is None or c is None:
+            c, nu = solve(x, temperature, k, link)
+        else:
+            c, nu = c.clone(), nu.clone()
+        return link.value(scale(x, c, temperature) + nu), nu, c
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, temperature, _, link = inputs
-        _, nu, centre = output
-        ctx.link = link
-        ctx.number = None if isinstance(temperature, Tensor) else temperature
-        tensors = (x, nu, centre) if ctx.number is not None else (x, nu, centre, temperature)
-        ctx.mark_non_differentiable(centre)
+        x, temperature, k, link = inputs[:4]
+        _, nu, c = output
+        ctx.k, ctx.link = k, link
+        ctx.temperature = None if isinstance(temperature, Tensor) else temperature
+        saved = (x, nu, c) if ctx.temperature is not None else (x, nu, c, temperature)
+        ctx.mark_non_differentiable(c)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, grad_w: Tensor | None, grad_nu: Tensor | None, _: Any) -> Any:
-        x, nu, centre = ctx.saved_tensors[:3]
-        temperature = ctx.saved_tensors[3] if ctx.number is None else ctx.number
-        s, dphi, total = _jacobian_parts(x, temperature, centre, nu, ctx.link)
+        x, nu, c, temperature = _saved(ctx)
+        s = scale(x, c, temperature)
+        dphi, total = _slopes(s + nu, ctx.link)
         if grad_w is None:
             grad_s = dphi * (-grad_nu / total) if grad_nu is not None else torch.zeros_like(x)
         else:
@@ -70,26 +76,29 @@ class _Project(Function):
         grad_temperature = None
         if ctx.needs_input_grad[1]:
             grad_temperature = -(grad_x * s).sum(-1, keepdim=True)
-        return grad_x, grad_temperature, None, None
+        return grad_x, grad_temperature, None, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, temperature: Tensor | float, k: float, link: Link) -> Any:
-        # Rows do not influence each other: a mapped axis is one more batch axis.
-        x_dim, temperature_dim = in_dims[:2]
-        x = _batch_first(x, x_dim, info.batch_size)
-        if isinstance(temperature, Tensor):
-            temperature = _batch_first(temperature, temperature_dim, info.batch_size)
-        return project(x, temperature, k, link), (0, 0, 0)
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        # rows do not influence each other: a mapped axis is one more batch axis
+        def batch_first(value: Any, dim: int | None) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+
+        return _apply(*map(batch_first, inputs, in_dims)), (0, 0, 0)
 
 
 class _ForwardProject(_Project):
-    """The same with forward-mode differentiation, which `torch.compile` does not accept in a Function."""
+    """The same with forward-mode differentiation."""
 
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor | None, temperature_tangent: Tensor | None, *_: Any) -> Any:
-        x, nu, centre = ctx.saved_tensors[:3]
-        temperature = ctx.saved_tensors[3] if ctx.number is None else ctx.number
-        s, dphi, total = _jacobian_parts(x, temperature, centre, nu, ctx.link)
+        x, nu, c, temperature = _saved(ctx)
+        # the saved nu is a number here: attached to x again, it can be differentiated once more
+        _, nu, c = _apply(x, temperature, ctx.k, ctx.link, nu.detach(), c)
+        s = scale(x, c, temperature)
+        dphi, total = _slopes(s + nu, ctx.link)
         s_tangent = torch.zeros_like(x) if x_tangent is None else x_tangent
         if temperature_tangent is not None:
             s_tangent = s_tangent - s * temperature_tangent
@@ -98,12 +107,12 @@ class _ForwardProject(_Project):
         return dphi * (s_tangent + nu_tangent), nu_tangent, None
 
 
-def _batch_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+def _saved(ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+    x, nu, c, *temperature = ctx.saved_tensors
+    return x, nu, c, temperature[0] if temperature else ctx.temperature
 
 
-def project(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, dual variable and centre of every row of ``x``."""
-    function = _Project if torch.compiler.is_compiling() else _ForwardProject
-    result: tuple[Tensor, Tensor, Tensor] = function.apply(x, temperature, k, link)  # type: ignore[no-untyped-call]
-    return result
+def _slopes(z: Tensor, link: Link) -> tuple[Tensor, Tensor]:
+    """``phi'`` and its sum, which is kept from 0: where all weights have saturated, J is 0 and not 0 / 0."""
+    dphi = link.derivative(z)
+    return dphi, dphi.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).eps ** 2)

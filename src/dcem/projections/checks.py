@@ -41,8 +41,7 @@ def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> 
         return _row_temperature(temperature, scores, dim)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(
-            f"temperature: expected a positive number or a Tensor, got {temperature!r} "
-            f"({type(temperature).__name__})"
+            f"temperature: expected a positive number or a Tensor, got {temperature!r} ({type(temperature).__name__})"
         )
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a positive finite number, got {temperature}")

@@ -1,4 +1,9 @@
-"""The dual problem: one scalar ``nu`` a row with ``sum phi(s + nu) = k``."""
+"""The dual problem: one scalar ``nu`` a row, with ``sum phi(s + nu) = k`` for the scaled scores ``s``.
+
+`solve` takes a few unsafeguarded steps from a good guess, enough for scores of moderate spread. Rows that have
+not arrived by then are searched again inside a bracket that comes from their order statistics. That search
+always arrives, but it needs the k-th largest score, which on a CPU takes longer than everything else.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +11,83 @@ import math
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
 
 from .links import Link
 
-_PASSES = 64
-_RANGE = 1000.0  # in units of the temperature: further than this from the threshold, a weight is 0 or 1
+_RANGE = 1000.0  # further than this from the threshold, in temperatures, a weight is exactly 0 or 1
+_REACH = 64.0  # up to this nu, rounding s + nu does not show in the weights
+_QUICK_PASSES = 5
+_QUICK_PASSES_COMPILED = 3
+_DEVICE_PASSES = 14  # where asking whether all rows have arrived would stall the device
 
 
 def scale(x: Tensor, centre: Tensor, temperature: Tensor | float) -> Tensor:
-    """``(x - centre) / temperature``, bounded first: no overflow, and -inf becomes a large finite number."""
-    limit = _RANGE * temperature
-    if isinstance(limit, Tensor):
-        limit = limit.detach()
-        return torch.minimum(torch.maximum(x - centre, -limit), limit) / temperature
-    return (x - centre).clamp(-limit, limit) / temperature
+    """``s = (x - centre) / temperature``, for a given temperature; where that is a tensor, ``s`` is finite.
+
+    An infinite ``s`` gives a weight of 0 or 1, but in the gradient of a temperature it would meet a 0.
+    """
+    if not isinstance(temperature, Tensor):
+        return x - centre if temperature == 1 else (x - centre) / temperature
+    limit = _RANGE * temperature.detach()
+    return torch.minimum(torch.maximum(x - centre, -limit), limit) / temperature
+
+
+def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor]:
+    """A centre and the ``nu`` that belongs to it, ``(*batch, 1)``, for ``x`` of ``(*batch, n)`` and ``k < n``.
+
+    NaN for a row that holds NaN or +inf, or fewer than ``k`` finite scores.
+    """
+    if x.device.type != "cpu":
+        return _thorough(x, temperature, k, link)
+    centre, nu, arrived = _quick(x, temperature, k, link)
+
+    def redo(centre: Tensor, nu: Tensor, arrived: Tensor) -> tuple[Tensor, Tensor]:
+        other_centre, other_nu = _thorough(x, temperature, k, link)
+        return torch.where(arrived, centre, other_centre), torch.where(arrived, nu, other_nu)
+
+    if torch.compiler.is_compiling():
+        keep = lambda centre, nu, arrived: (centre.clone(), nu.clone())  # noqa: E731
+        return torch.cond(arrived.all(), keep, redo, (centre, nu, arrived))  # type: ignore[no-any-return]
+    return (centre, nu) if arrived.all() else redo(centre, nu, arrived)
+
+
+def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre, ``nu``, and in which rows it is the root: others have not converged, or hold infinities."""
+    n = x.shape[-1]
+    compiling = torch.compiler.is_compiling()
+    centre = x.mean(-1, keepdim=True)
+    s = x - centre
+    if isinstance(temperature, Tensor) or temperature != 1:
+        s = s.div_(temperature)
+    nu = link.guess(torch.linalg.vector_norm(s, dim=-1, keepdim=True).pow(2).div_(n), k / n)
+    _, step, arrived = link.step(s + nu, k)
+    nu = nu + step
+    for _ in range(1, _QUICK_PASSES_COMPILED if compiling else _QUICK_PASSES):
+        _, step, near = link.step(s + nu, k)
+        # a row that has arrived stays where it is: its result must not depend on how long others take
+        nu = nu + step.masked_fill(arrived, 0)
+        arrived = arrived | near
+        if not compiling and arrived.all():
+            break
+    return centre, nu, arrived & (nu.abs() <= _REACH)
+
+
+def _thorough(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor]:
+    top = x.topk(math.floor(k) + 1, dim=-1).values
+    largest, threshold, runner_up = (top[..., i : i + 1] for i in (0, math.ceil(k) - 1, math.floor(k)))
+    # The centre is the threshold itself: differences of close scores are exact, whatever their size.
+    centre = torch.where(largest.isfinite() & threshold.isfinite(), threshold, math.nan)
+    s = scale(x, centre, temperature)
+    low, high = bracket(scale(runner_up, centre, temperature), x.shape[-1], k, link)
+    return centre, search(s, k, link, low, high)
 
 
 def bracket(s_next: Tensor, n: int, k: float, link: Link) -> tuple[Tensor, Tensor]:
     """Bounds of ``nu`` for ``k < n`` and scores shifted so that the ``ceil(k)``-th largest is 0.
 
-    With ``s_1 >= s_2 >= ...``, at most ``j - 1`` weights come before the j-th, and the other ``n - j + 1`` are no
-    larger than it: ``k <= j - 1 + (n - j + 1) phi(s_j + nu)``. The first ``j`` are no smaller than the j-th:
+    With ``s_1 >= s_2 >= ...``, at most ``j - 1`` weights come before the j-th, and the other ``n - j + 1`` are
+    no larger than it: ``k <= j - 1 + (n - j + 1) phi(s_j + nu)``. The first ``j`` are no smaller than the j-th:
     ``j phi(s_j + nu) <= k``. The first says most at ``j = ceil(k)``, the second at ``j = floor(k) + 1``, whose
     score is ``s_next``. And ``nu`` need never pass the point where the ``ceil(k)`` largest weights are 1.
     """
@@ -38,38 +99,34 @@ def bracket(s_next: Tensor, n: int, k: float, link: Link) -> tuple[Tensor, Tenso
     return low, torch.maximum(low, high)
 
 
-def find_root(s: Tensor, k: float, link: Link, low: Tensor, high: Tensor, nu: Tensor) -> Tensor:
-    """Safeguarded iteration for ``nu``, from a bracket and a guess, all ``(rows, 1)`` for ``s`` of ``(rows, n)``."""
+def search(s: Tensor, k: float, link: Link, low: Tensor, high: Tensor) -> Tensor:
+    """The root in a bracket: the link's step where that shrinks the residual and stays inside, else bisection."""
     tolerance = 2 * torch.finfo(s.dtype).eps * k
-    previous = torch.full_like(nu, math.inf)
-    done = torch.zeros_like(nu, dtype=torch.bool)
-    compiling = torch.compiler.is_compiling()
-    for _ in range(12 if compiling else _PASSES):
-        z = s + nu
-        y = link.value(z)
-        residual = y.sum(-1, keepdim=True) - k
-        # a row that has arrived stays where it is: its result must not depend on how long others take
-        done = done | ~(residual.abs() > tolerance)
+
+    def advance(nu: Tensor, arrived: Tensor, low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, ...]:
+        residual, step, near = link.step(s + nu, k)
         low = torch.where(residual < 0, nu, low)
         high = torch.where(residual > 0, nu, high)
-        trial = nu + link.step(residual, y, link.derivative(z))
-        slow = residual.abs() > 0.5 * previous
-        inside = (trial > low) & (trial < high) & ~slow
-        trial = torch.where(inside, trial, 0.5 * (low + high))
-        done = done | (trial == nu)
-        previous = residual.abs()
-        nu = torch.where(done, nu, trial)
-        if not compiling and not nu.is_cuda and bool(done.all()):
-            break
-    return nu
+        trial = (nu + step).clamp(low, high)
+        sound = near | (residual.abs() < 0.5 * size)
+        sound = sound & ~trial.isnan()
+        trial = torch.where(sound, trial, 0.5 * (low + high))
+        size = torch.where(sound, residual.abs(), math.inf)  # after a bisection, a step is worth a try
+        there = (residual.abs() <= tolerance) | (trial == nu) | residual.isnan()
+        trial, near = torch.where(there, nu, trial), near | there
+        return torch.where(arrived, nu, trial), arrived | near, low.clone(), high.clone(), size
 
+    def searching(nu: Tensor, arrived: Tensor, *_: Tensor) -> Tensor:
+        return ~arrived.all()
 
-def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor]:
-    """A centre and the ``nu`` that belongs to it for every row of ``x``; NaN where a row has no projection."""
-    top = x.topk(math.floor(k) + 1, dim=-1).values
-    largest, threshold, runner_up = (top[..., i : i + 1] for i in (0, math.ceil(k) - 1, math.floor(k)))
-    # The centre is the threshold itself: differences of close scores are exact, whatever their size.
-    centre = torch.where(largest.isfinite() & threshold.isfinite(), threshold, math.nan)
-    s = scale(x, centre, temperature)
-    low, high = bracket(scale(runner_up, centre, temperature), x.shape[-1], k, link)
-    return centre, find_root(s, k, link, low, high, 0.5 * (low + high))
+    nu = 0.5 * (low + high)
+    state = (nu, torch.zeros_like(nu, dtype=torch.bool), low, high, torch.full_like(nu, math.inf))
+    if s.device.type != "cpu":
+        for _ in range(_DEVICE_PASSES):
+            state = advance(*state)
+    elif torch.compiler.is_compiling():
+        state = while_loop(searching, advance, state)
+    else:
+        while searching(*state):
+            state = advance(*state)
+    return state[0].clone()

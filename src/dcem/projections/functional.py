@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .autograd import project
 from .checks import check_k, check_scores, check_temperature
-from .dual import scale
 from .links import CappedExponential, Clip, Link, Sigmoid
 
 _SIGMOID, _CAPPED_EXPONENTIAL, _CLIP = Sigmoid(), CappedExponential(), Clip()
@@ -17,15 +16,11 @@ def lml(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int
     return _soft(_SIGMOID, scores, k, temperature, dim)
 
 
-def constrained_softmax(
-    scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1
-) -> Tensor:
+def constrained_softmax(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1) -> Tensor:
     return _soft(_CAPPED_EXPONENTIAL, scores, k, temperature, dim)
 
 
-def constrained_sparsemax(
-    scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1
-) -> Tensor:
+def constrained_sparsemax(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1) -> Tensor:
     return _soft(_CLIP, scores, k, temperature, dim)
 
 
@@ -51,12 +46,12 @@ def _soft(link: Link, scores: Tensor, k: float, temperature: float | Tensor, dim
     x = x.movedim(axis, -1)
     if isinstance(tau, Tensor):
         tau = tau.movedim(axis, -1)
-    w = _ones(x, tau) if k == x.shape[-1] else project(x, tau, k, link)[0]
+    w = _ones(x, tau) if k == x.shape[-1] else project(x, tau, k, link)
     return w.movedim(-1, axis).to(scores.dtype)
 
 
 def _ones(x: Tensor, temperature: float | Tensor) -> Tensor:
     """The only point of the capped simplex when ``k = n``: weights of 1 and gradients of 0."""
     low, high = x.detach().amin(-1, keepdim=True), x.detach().amax(-1, keepdim=True)
-    centre = torch.where(low.isfinite() & high.isfinite(), high, torch.nan)
-    return 1 + 0 * scale(x, centre, temperature)
+    valid = low.isfinite() & high.isfinite()
+    return 1 + 0 * (torch.where(valid, x, torch.nan) + temperature)
