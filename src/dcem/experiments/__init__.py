@@ -1,0 +1,34 @@
+"""The paper's experiments and ours, behind the `dcem` command.
+
+An experiment is a module with `Config` (a dataclass for Hydra), `GROUPS` (its config groups),
+`check(config)`, which raises `ConfigError` for settings that make no sense, and `main(config, run)`, which
+returns the final metrics.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["EXPERIMENTS", "ConfigError", "Experiment"]
+
+
+class Experiment(NamedTuple):
+    """An entry of the `dcem` command."""
+
+    module: str
+    summary: str
+
+
+EXPERIMENTS = {
+    "demo": Experiment(
+        "dcem.experiments.demo",
+        "the talk's point in under four minutes: short regressions by DCEM and by gradient descent",
+    ),
+    "regression": Experiment(
+        "dcem.experiments.regression", "learn y = x sin x as the minimiser of an energy (ICML 2020, section 5.1)"
+    ),
+}
+
+
+class ConfigError(ValueError):
+    """A setting that an experiment cannot run with; says which, what is accepted, and what came."""

@@ -1,0 +1,244 @@
+"""One run of an experiment: its folder, metrics, checkpoints and progress. A run that was stopped resumes
+exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CHECKPOINT, METRICS, SUMMARY = "checkpoint.pt", "metrics.jsonl", "summary.json"
+
+
+class Interrupted(SystemExit):
+    """SIGINT or SIGTERM came; the checkpoint of the last step is written. Exit status 130 or 143."""
+
+
+class Run:
+    """A folder in which a run leaves everything, and the loop that can be stopped and resumed anywhere.
+
+    Args:
+        folder: Created where it is missing.
+        config: Settings for the summary, as plain data.
+        seed: Seeds torch's and Python's global generators.
+        device: Named in the summary.
+        command: What started the run, for the summary.
+        resume: Continue from the folder's checkpoint. Without it a folder with a checkpoint is refused.
+        quiet: Print nothing.
+
+    Use: `track` everything that has a state, loop over `steps`, `log` at evaluations, `finish` at the end:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Run(folder, {}, seed=0, quiet=True) as run:
+    ...     model = torch.nn.Linear(1, 1)
+    ...     run.track(model=model)
+    ...     for step in run.steps(4, checkpoint_every=2):
+    ...         run.log(step, loss=1.0 / step)
+    ...     _ = run.finish(loss=0.25)
+    ...     sorted(path.name for path in run.folder.iterdir())
+    ['checkpoint.pt', 'metrics.jsonl', 'summary.json', 'tensorboard']
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: dict[str, Any],
+        *,
+        seed: int,
+        device: str | torch.device = "cpu",
+        command: str | None = None,
+        resume: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        self.folder, self.config, self.seed, self.device = Path(folder), config, seed, torch.device(device)
+        self.command = " ".join(["dcem", *sys.argv[1:]]) if command is None else command
+        if (self.folder / CHECKPOINT).exists() and not resume:
+            raise FileExistsError(
+                f"{self.folder} holds a run: continue it with resume={self.folder}, or choose another"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / METRICS).touch()
+        self.step, self.resume, self.quiet, self.verbose = 0, resume, quiet, not quiet
+        self._elapsed, self._started = 0.0, time.perf_counter()
+        self._tracked: dict[str, Any] = {}
+        self._tensorboard: Any = None
+        self._metrics: Any = None
+        torch.manual_seed(seed)
+        random.seed(seed)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for writer in (self._metrics, self._tensorboard):
+            if writer is not None:
+                writer.close()
+        self._metrics = self._tensorboard = None
+
+    def track(self, **objects: Any) -> None:
+        """Name what a checkpoint holds: things with `state_dict`, and `torch.Generator`s. Restores a
+        checkpoint found.
+        """
+        self._tracked.update(objects)
+        path = self.folder / CHECKPOINT
+        if not path.exists():  # started, and stopped before the first checkpoint
+            os.truncate(self.folder / METRICS, 0)
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["tracked"].keys() != self._tracked.keys():
+            raise ValueError(f"{path}: expected the state of {sorted(self._tracked)}, got {sorted(state['tracked'])}")
+        for name, thing in self._tracked.items():
+            if isinstance(thing, torch.Generator):
+                thing.set_state(state["tracked"][name].cpu())
+            else:
+                thing.load_state_dict(state["tracked"][name])
+        torch.set_rng_state(state["torch"].cpu())
+        if torch.cuda.is_available() and state["cuda"]:
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        random.setstate(state["random"])
+        self.step, self._elapsed = state["step"], state["elapsed"]
+        os.truncate(self.folder / METRICS, state["metrics_bytes"])
+
+    def steps(self, total: int, checkpoint_every: int, description: str = "training") -> Iterator[int]:
+        """Yield 1 to `total` from where the checkpoint stands, writing one now and then, at a signal and at
+        the end.
+        """
+        with _signals() as signals, self._progress(total, description) as advance:
+            while self.step < total:
+                yield self.step + 1
+                self.step += 1
+                advance(self.step)
+                if signals:
+                    self.checkpoint()
+                    self.say(f"stopped after step {self.step} of {total}")
+                    raise Interrupted(128 + signals[0])
+                if self.step % checkpoint_every == 0 or self.step == total:
+                    self.checkpoint()
+
+    def log(self, step: int, **values: float) -> None:
+        """Add a line to `metrics.jsonl` and the same numbers to TensorBoard."""
+        if self._metrics is None:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._metrics = open(self.folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self.verbose:
+            self.say(f"step {step}  " + "  ".join(f"{name} {value:.3g}" for name, value in values.items()))
+
+    def checkpoint(self) -> None:
+        """Write the state under a temporary name, then rename: a checkpoint is there whole or not at all."""
+        tracked = {
+            name: thing.get_state() if isinstance(thing, torch.Generator) else thing.state_dict()
+            for name, thing in self._tracked.items()
+        }
+        state = {
+            "tracked": tracked,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "metrics_bytes": (self.folder / METRICS).stat().st_size,
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": random.getstate(),
+        }
+        _replace(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+    def figure(self, name: str, figure: Figure) -> Path:
+        """Save a figure as `<name>.png`."""
+        path = self.folder / f"{name}.png"
+        figure.savefig(path)
+        if self.verbose:
+            self.say(f"figure {path}")
+        return path
+
+    def finish(self, **metrics: Any) -> dict[str, Any]:
+        """Write `summary.json`: what ran, where, for how long, and what came out."""
+        from dcem import __version__
+
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "dcem": __version__}
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
+        summary = {
+            "command": self.command,
+            "seed": self.seed,
+            "device": f"{self.device} ({name}, {torch.get_num_threads()} threads)",
+            "versions": versions,
+            "wall_time_s": round(self.elapsed, 2),
+            "steps": self.step,
+            "metrics": metrics,
+            "config": self.config,
+        }
+        text = json.dumps(summary, indent=2) + "\n"
+        _replace(self.folder / SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
+        return summary
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl` so far."""
+        lines = (self.folder / METRICS).read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of this run, those before a resume included."""
+        return self._elapsed + time.perf_counter() - self._started
+
+    def say(self, line: str) -> None:
+        """Print a line, past the progress bar where there is one."""
+        if not self.quiet:
+            print(line, flush=True)
+
+    @contextmanager
+    def _progress(self, total: int, description: str) -> Iterator[Any]:
+        if self.quiet or not sys.stdout.isatty():
+            yield lambda step: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as progress:  # takes over stdout, so that printed lines stay above the bar
+            task = progress.add_task(description, total=total, completed=self.step)
+            yield lambda step: progress.update(task, completed=step)
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # signals belong to the main thread
+        before = {}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,130 @@
+"""Figures of the experiments. They are drawn without pyplot, so a machine without a display does as well.
+
+A *run* below is the list of a run's metric records; several runs under one label (seeds) become a mean and its 95 %
+confidence band.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+__all__ = ["COLOURS", "Surface", "energy_surfaces", "error_by_iterations", "loss_curves", "predictions_by_iterations"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+MARKERS = "osD^vP"
+
+Records = Sequence[Mapping[str, Any]]
+
+
+class Surface(NamedTuple):
+    """An energy over a grid, with the curve it should have its valley on."""
+
+    title: str
+    x: Tensor
+    """`(n,)`"""
+    y: Tensor
+    """`(m,)`"""
+    energy: Tensor
+    """`(n, m)`"""
+    target: Tensor
+    """`(n,)`"""
+    prediction: Tensor
+    """`(n,)`"""
+
+
+def energy_surfaces(surfaces: Sequence[Surface]) -> Figure:
+    """Energies side by side, each column above its own minimum, with the target and the predictions."""
+    figure = Figure(figsize=(5 * len(surfaces) + 0.8, 3.8), layout="constrained", dpi=150)
+    axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
+    for axis, surface in zip(axes, surfaces, strict=True):
+        x, y, energy, target, prediction = (tensor.numpy() for tensor in surface[1:])
+        height = energy - energy.min(1, keepdims=True)
+        scaled = np.sqrt(height / (height.max() or 1.0)).T
+        image = axis.pcolormesh(x, y, scaled, cmap="cividis", shading="gouraud", rasterized=True)
+        axis.plot(x, target, color="white", linewidth=2.5, label="target")
+        axis.plot(x, prediction, "--", color=COLOURS[1], linewidth=1.8, label="prediction")
+        axis.set(title=surface.title, xlabel="x", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+        axis.legend(loc="lower left", facecolor="0.35", labelcolor="white", framealpha=0.9)
+        bar = figure.colorbar(image, ax=axis, pad=0.02)
+        bar.set_label("√ of the energy above its minimum over y")
+    axes[0].set_ylabel("y")
+    return figure
+
+
+def loss_curves(runs: Mapping[str, Sequence[Records]], key: str, ylabel: str) -> Figure:
+    """A metric over the updates, on a logarithmic axis."""
+    figure, axis = _one(xlabel="update", ylabel=ylabel, yscale="log")
+    for i, (label, seeds) in enumerate(runs.items()):
+        steps = sorted(set.intersection(*({r["step"] for r in seed} for seed in seeds)))
+        values = [[next(r[key] for r in seed if r["step"] == step) for step in steps] for seed in seeds]
+        _band(axis, steps, values, label, i, marker="")
+    axis.legend()
+    return figure
+
+
+def error_by_iterations(errors: Mapping[str, Sequence[Mapping[int, float]]], trained_at: int) -> Figure:
+    """The error of solves with other numbers of inner iterations than the energy was trained with."""
+    figure, axis = _one(xlabel="inner iterations at test time", ylabel="mean squared error", yscale="log")
+    axis.axvline(trained_at, color="0.6", linestyle=":", label=f"trained with {trained_at}")
+    for i, (label, seeds) in enumerate(errors.items()):
+        iterations = sorted(seeds[0])
+        _band(axis, iterations, [[seed[t] for t in iterations] for seed in seeds], label, i, MARKERS[i % len(MARKERS)])
+    axis.legend()
+    return figure
+
+
+def predictions_by_iterations(
+    x: Tensor, target: Tensor, predictions: Mapping[str, Mapping[int, Tensor]], trained_at: int
+) -> Figure:
+    """The predicted curves after different numbers of inner iterations, a panel a label."""
+    figure = Figure(figsize=(5 * len(predictions), 3.8), layout="constrained", dpi=150)
+    axes = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
+    spread = float(target.max() - target.min())
+    for axis, (label, curves) in zip(axes, predictions.items(), strict=True):
+        axis.plot(x.numpy(), target.numpy(), color="black", linewidth=4, alpha=0.25, label="target")
+        styles = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+        for i, (iterations, curve) in enumerate(curves.items()):
+            trained = " (trained)" if iterations == trained_at else ""
+            style: Any = {"color": COLOURS[i % 6], "linestyle": styles[i % 6]}
+            axis.plot(x.numpy(), curve.numpy(), label=f"{iterations} iterations{trained}", **style)
+        axis.set(title=label, xlabel="x", xlim=(float(x[0]), float(x[-1])))
+        axis.set_ylim(float(target.min()) - 0.4 * spread, float(target.max()) + 0.4 * spread)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    axes[0].set_ylabel("predicted y")
+    return figure
+
+
+def _one(**settings: Any) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 4), layout="constrained", dpi=150)
+    axis = figure.subplots()
+    axis.set(**settings)
+    axis.grid(which="both", alpha=0.25)
+    return figure, axis
+
+
+def _band(
+    axis: Axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str, i: int, marker: str = "o"
+) -> None:
+    """Mean and 95 % confidence band over seeds, in logarithms: the axis is logarithmic."""
+    logs = np.log(np.maximum(np.asarray(values, dtype=float), 1e-300))
+    mean, colour = logs.mean(0), COLOURS[i % len(COLOURS)]
+    if len(values) > 1:
+        label = f"{label} ({len(values)} seeds, 95 % band)"
+        half = _student(len(values) - 1) * logs.std(0, ddof=1) / math.sqrt(len(values))
+        axis.fill_between(x, np.exp(mean - half), np.exp(mean + half), color=colour, alpha=0.2, linewidth=0)
+    axis.plot(x, np.exp(mean), color=colour, linestyle="--" if i % 2 else "-", marker=marker, label=label)
+
+
+def _student(freedom: int) -> float:
+    """97.5 % quantile of Student's t."""
+    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+    return table[freedom - 1] if freedom <= len(table) else 1.96 + 2.5 / freedom

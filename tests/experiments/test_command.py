@@ -1,0 +1,153 @@
+"""The `dcem` command: what it lists, what it refuses and how, and the files that a run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dcem.experiments import EXPERIMENTS, cli
+
+# hydra 1.3 and tensorboard 2.21 on newer Pythons
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
+]
+
+SMALL = ["hidden=[8]", "num_points=12", "batch_size=4", "num_iterations=2", "test_iterations=[1,2,4]"]
+SMALL += ["num_updates=6", "eval_every=2", "checkpoint_every=2"]
+SMALL_DCEM = [*SMALL, "solver.num_samples=8", "solver.num_elites=2"]
+
+
+def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"]):
+        assert cli.main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(name in text and experiment.summary in text for name, experiment in EXPERIMENTS.items())
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("dcem ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["regresion"], "no experiment 'regresion'; did you mean 'regression'?"),
+        (["regression", "sed=3"], "no setting 'sed'; did you mean 'seed'? there are:"),
+        (["regression", "+extra=3"], "no setting 'extra'; "),
+        (["regression", "seed=x"], "seed=x: "),
+        (["regression", "solver=adam"], "solver: expected one of dcem, gd; got adam"),
+        (["regression", "solver=gd", "solver.temperature=1"], "no setting 'solver.temperature'"),
+        (["regression", "lr=-1"], "lr: expected a positive number; got -1"),
+        (["regression", "batch_size=500"], "batch_size: expected at most num_points; got 500"),
+        (["regression", "solver.num_elites=200"], "solver.num_elites: "),
+        (["regression", "seed"], "missing EQUAL"),
+        (["regression", "seed=1,2"], "--multirun"),
+        (["regression", "-m", "seed=1,x"], "seed=x: "),
+        (["regression", "-m", "solver=dcem,adam"], "solver: expected one of dcem, gd; got adam"),
+        (["regression", "resume=/nowhere"], "resume: expected the folder of a run"),
+        (["regression", "resume=/nowhere", "seed=1"], "resume: expected alone"),
+    ],
+)
+def test_refuses_in_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    out = capsys.readouterr()
+    assert says in out.err
+    assert out.err.count("\n") == 1
+    assert not out.out
+
+
+def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "hydra", None)
+    assert cli.main(["regression"]) == 2
+    assert "pip install 'dcem[experiments]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("small", [SMALL_DCEM, [*SMALL, "solver=gd", "setting=paper"]])
+def test_a_run_leaves_everything(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert cli.main(["regression", *small, f"hydra.run.dir={folder}"]) == 0
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt", "tensorboard"} <= names
+    assert {"loss.png", "energy.png", "iterations.png", "predictions.png"} <= names
+    assert not any(name.endswith(".tmp") for name in names)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+    assert {"mse_1", "mse_2", "mse_4", "loss", "lr"} <= lines[-1].keys()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["versions"].keys() == {"python", "torch", "dcem"}
+    assert summary["metrics"]["mse_2"] == lines[-1]["mse_2"]
+    assert summary["command"].startswith("dcem regression hidden=[8]")
+    assert summary["seed"] == 0
+    assert summary["wall_time_s"] > 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["num_updates"] == 6
+    assert any((folder / "tensorboard").iterdir())
+    assert "step 6" in capsys.readouterr().out
+
+
+def test_sweeps(tmp_path: Path) -> None:
+    assert cli.main(["regression", *SMALL_DCEM, "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]) == 0
+    folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
+    assert len(folders) == 2
+    assert [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders] == [0, 1]
+
+
+def state(folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return (folder / "metrics.jsonl").read_text(), checkpoint["tracked"]["model"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_resumes_to_the_same_result(number: int, tmp_path: Path) -> None:
+    settings = [*SMALL_DCEM, "setting=paper", "num_updates=400", "eval_every=7", "checkpoint_every=5", "repeats=3"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert cli.main(["regression", *settings, f"hydra.run.dir={whole}"]) == 0
+    command = [sys.executable, "-m", "dcem.experiments.cli", "regression", *settings, f"hydra.run.dir={stopped}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        deadline = time.monotonic() + 60
+        while not (stopped / "checkpoint.pt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+    assert torch.load(stopped / "checkpoint.pt", weights_only=True)["step"] < 400
+    if number == signal.SIGKILL:  # a line after the last checkpoint
+        with (stopped / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 399, "mse_2": 0.0}\n')
+    assert cli.main(["regression", f"resume={stopped}"]) == 0
+    (lines, weights), (other_lines, other_weights) = state(whole), state(stopped)
+    assert lines == other_lines
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(weights[key], other_weights[key]) for key in weights)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["regression", *SMALL_DCEM, f"hydra.run.dir={tmp_path}"]
+    assert cli.main(arguments) == 0
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert cli.main(arguments) == 1
+    assert "holds a run" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert cli.main(["regression", f"resume={tmp_path}"]) == 0  # complete already: figures and summary again
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [f"+{name}.{key}" for name in ("dcem", "gd") for key in ("hidden=[8]", "batch_size=4")]
+    small += ["dcem_updates=2", "gd_updates=2", "num_seeds=2", f"hydra.run.dir={tmp_path}"]
+    assert cli.main(["demo", *small]) == 0
+    text = capsys.readouterr().out
+    assert "Mean squared error by inner iterations" in text
+    assert "NO   both fit" in text  # two updates do not
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["metrics"]["mse"]["DCEM"]) == 2
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "energy.png", "iterations.png", "predictions.png", "loss.png",
+    }  # fmt: skip
