@@ -364,9 +364,7 @@ def _constant(x: Tensor) -> Tensor:
     return _Constant.apply(x)  # type: ignore[no-untyped-call]
 
 
-def _by_newton(
-    residual: Callable[..., Tensor], solution: Tensor, params: tuple[Any, ...], options: _Options
-) -> Tensor:
+def _by_newton(residual: Callable[..., Tensor], solution: Tensor, params: tuple[Any, ...], options: _Options) -> Tensor:
     """`root` out of differentiable operations only, which is what `torch.func` transforms can see through.
 
     From a stationary start, each step `x <- x - J⁻¹ g(x, θ)` with the constant `J = D_x g(x*)` makes one more
