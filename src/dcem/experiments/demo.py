@@ -20,7 +20,7 @@ GROUPS: dict[str, dict[str, Any]] = {}
 class Config:
     """Settings of `dcem demo`."""
 
-    dcem_updates: int = 800
+    dcem_updates: int = 1200
     gd_updates: int = 1500
     dcem: dict[str, Any] = field(default_factory=dict)
     """More settings of the DCEM regression, such as `+dcem.batch_size=32`."""
@@ -29,11 +29,12 @@ class Config:
     num_seeds: int = 1
     seed: int = 0
     device: str = "cpu"
+    threads: int = 1
 
 
 def check(config: Config) -> None:
     """Refuse settings that cannot be run."""
-    for key in ("dcem_updates", "gd_updates", "num_seeds"):
+    for key in ("dcem_updates", "gd_updates", "num_seeds", "threads"):
         require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
 
 
@@ -81,7 +82,7 @@ def verdict(dcem: list[dict[int, float]], gd: list[dict[int, float]]) -> dict[st
 
 def _settings(config: Config, name: str, updates: int, seed: int) -> regression.Config:
     solver = regression.DCEM() if name == "dcem" else regression.GD()
-    common = {"num_updates": updates, "eval_every": 50, "seed": seed, "device": config.device}
+    common = {"num_updates": updates, "eval_every": 100, "seed": seed, "device": config.device}
     schema = OmegaConf.structured(regression.Config(solver=solver))
     merged: Any = OmegaConf.to_object(OmegaConf.merge(schema, common, getattr(config, name)))
     regression.check(merged)
@@ -110,14 +111,15 @@ def _print_table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Mean squared error by inner iterations at test time")
-    table.add_column("learned through")
+    note = f"Mean squared error by inner iterations at test time (trained with {trained_at})"
+    table = Table(title=note, title_justify="left")
+    table.add_column("learned through", no_wrap=True)
     iterations = sorted(next(iter(errors.values()))[0])
     for t in iterations:
-        table.add_column(f"{t}{' (trained)' if t == trained_at else ''}", justify="right")
+        table.add_column(str(t), justify="right", no_wrap=True)
     for label, seeds in errors.items():
         table.add_row(label, *(f"{sum(e[t] for e in seeds) / len(seeds):.1e}" for t in iterations))
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, width=max(100, Console().width))
     console.print(table)
     for point, holds in points.items():
         console.print(f"{'yes' if holds else 'NO '}  {point}")

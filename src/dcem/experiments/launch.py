@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import hydra
+import torch
 from hydra import compose, initialize
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -57,6 +58,7 @@ def launch(name: str, arguments: Sequence[str]) -> int:
         settings: Any = OmegaConf.to_object(config)
         plain: Any = OmegaConf.to_container(config)
         device = choose_device(settings.device)
+        torch.set_num_threads(settings.threads)
         with Run(folder, plain, seed=settings.seed, device=device, command=command, resume=resumed) as run:
             try:
                 return module.main(settings, run)

@@ -69,6 +69,8 @@ class Config:
     checkpoint_every: int = 200
     seed: int = 0
     device: str = "cpu"
+    threads: int = 1
+    """More than one only slows a model of this size down, badly so on a busy machine."""
 
 
 GROUPS: dict[str, dict[str, Any]] = {
@@ -85,7 +87,16 @@ LABELS = {"dcem": "DCEM", "gd": "unrolled gradient descent"}
 
 def check(config: Config) -> None:
     """Refuse settings that cannot be run."""
-    counts = ("num_iterations", "num_updates", "batch_size", "repeats", "eval_every", "checkpoint_every", "patience")
+    counts = (
+        "num_iterations",
+        "num_updates",
+        "batch_size",
+        "repeats",
+        "eval_every",
+        "checkpoint_every",
+        "patience",
+        "threads",
+    )
     for key in counts:
         require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
     require(config.num_points >= 2, "num_points", "at least 2", config.num_points)

@@ -207,7 +207,8 @@ class Run:
     @contextmanager
     def _progress(self, total: int, description: str) -> Iterator[Any]:
         if self.quiet or not sys.stdout.isatty():
-            yield lambda step: None
+            quarter = max(1, total // 4)
+            yield lambda step: None if step % quarter else self.say(f"{description} {step}/{total}")
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
