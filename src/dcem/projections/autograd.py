@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .blocks import by_blocks
 from .dual import scale, solve
 from .links import Link
 
 
 def project(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> Tensor:
     """The weights, ``(*batch, n)`` as ``x``; ``temperature`` is a number or ``(*batch, 1)``, and ``k < n``."""
-    return _apply(x, temperature, k, link, None, None)[0]
+    return _apply(x, temperature, k, link)[0]
 
 
 def _apply(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,27 +33,21 @@ def _apply(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Project(Function):
-    """``(x, temperature, k, link) -> (w, nu, c)``; where ``nu`` and ``c`` are given, they are not solved for.
+    """``(x, temperature, k, link) -> (w, nu, c)``.
 
     ``nu`` is an output so that the derivatives, written in differentiable operations of ``x``, ``temperature``
     and ``nu``, can themselves be differentiated, to any order.
     """
 
     @staticmethod
-    def forward(
-        x: Tensor, temperature: Tensor | float, k: float, link: Link, nu: Tensor | None, c: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if nu is None or c is None:
-            c, nu = solve(x, temperature, k, link)
-        else:
-            c, nu = c.clone(), nu.clone()
-        return link.value(scale(x, c, temperature) + nu), nu, c
+    def forward(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
+        return by_blocks(_solve, x, temperature, k, link)  # type: ignore[return-value]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, temperature, k, link = inputs[:4]
+        x, temperature, _, link = inputs
         _, nu, c = output
-        ctx.k, ctx.link = k, link
+        ctx.link = link
         ctx.temperature = None if isinstance(temperature, Tensor) else temperature
         saved = (x, nu, c) if ctx.temperature is not None else (x, nu, c, temperature)
         ctx.mark_non_differentiable(c)
@@ -63,20 +58,14 @@ class _Project(Function):
     @staticmethod
     def backward(ctx: Any, grad_w: Tensor | None, grad_nu: Tensor | None, _: Any) -> Any:
         x, nu, c, temperature = _saved(ctx)
-        s = scale(x, c, temperature)
-        dphi, total = _slopes(s + nu, ctx.link)
-        if grad_w is None:
-            grad_s = dphi * (-grad_nu / total) if grad_nu is not None else torch.zeros_like(x)
-        else:
-            pull = (dphi * grad_w).sum(-1, keepdim=True)
-            if grad_nu is not None:
-                pull = pull + grad_nu
-            grad_s = dphi * (grad_w - pull / total)
-        grad_x = grad_s / temperature
-        grad_temperature = None
-        if ctx.needs_input_grad[1]:
-            grad_temperature = -(grad_x * s).sum(-1, keepdim=True)
-        return grad_x, grad_temperature, None, None, None, None
+        needs_temperature = ctx.needs_input_grad[1]
+        if grad_w is None and grad_nu is None:
+            return None, None, None, None
+        inputs = (x, temperature, nu, c, grad_w, grad_nu, ctx.link, needs_temperature)
+        # blocks would only fragment the graph of a derivative that is to be differentiated again
+        grads = _pull(*inputs) if torch.is_grad_enabled() else by_blocks(_pull, *inputs)
+        grad_x, grad_temperature = grads if needs_temperature else (grads[0], None)
+        return grad_x, grad_temperature, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -95,8 +84,6 @@ class _ForwardProject(_Project):
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor | None, temperature_tangent: Tensor | None, *_: Any) -> Any:
         x, nu, c, temperature = _saved(ctx)
-        # the saved nu is a number here: attached to x again, it can be differentiated once more
-        _, nu, c = _apply(x, temperature, ctx.k, ctx.link, nu.detach(), c)
         s = scale(x, c, temperature)
         dphi, total = _slopes(s + nu, ctx.link)
         s_tangent = torch.zeros_like(x) if x_tangent is None else x_tangent
@@ -108,8 +95,40 @@ class _ForwardProject(_Project):
 
 
 def _saved(ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
-    x, nu, c, *temperature = ctx.saved_tensors
-    return x, nu, c, temperature[0] if temperature else ctx.temperature
+    x, nu, c, *rest = ctx.saved_tensors
+    return x, nu, c, rest[0] if rest else ctx.temperature
+
+
+def _solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
+    c, nu = solve(x, temperature, k, link)
+    return link.value(scale(x, c, temperature) + nu), nu, c
+
+
+def _pull(
+    x: Tensor,
+    temperature: Tensor | float,
+    nu: Tensor,
+    c: Tensor,
+    grad_w: Tensor | None,
+    grad_nu: Tensor | None,
+    link: Link,
+    needs_temperature: bool,
+) -> tuple[Tensor, ...]:
+    """The gradients of ``x`` and, where it is needed, ``temperature``."""
+    s = scale(x, c, temperature)
+    dphi, total = _slopes(s + nu, link)
+    if grad_w is None:
+        assert grad_nu is not None
+        grad_s = dphi * (-grad_nu / total)
+    else:
+        pull = (dphi * grad_w).sum(-1, keepdim=True)
+        if grad_nu is not None:
+            pull = pull + grad_nu
+        grad_s = dphi * (grad_w - pull / total)
+    grad_x = grad_s if isinstance(temperature, float) and temperature == 1 else grad_s / temperature
+    if not needs_temperature:
+        return (grad_x,)
+    return grad_x, -(grad_x * s).sum(-1, keepdim=True)
 
 
 def _slopes(z: Tensor, link: Link) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple
 
     NaN for a row that holds NaN or +inf, or fewer than ``k`` finite scores.
     """
-    if x.device.type != "cpu":
+    if not _may_ask(x):
         return _thorough(x, temperature, k, link)
     centre, nu, arrived = _quick(x, temperature, k, link)
 
@@ -46,10 +46,18 @@ def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple
         other_centre, other_nu = _thorough(x, temperature, k, link)
         return torch.where(arrived, centre, other_centre), torch.where(arrived, nu, other_nu)
 
+    def keep(centre: Tensor, nu: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        return centre.clone(), nu.clone()
+
     if torch.compiler.is_compiling():
-        keep = lambda centre, nu, arrived: (centre.clone(), nu.clone())  # noqa: E731
-        return torch.cond(arrived.all(), keep, redo, (centre, nu, arrived))  # type: ignore[no-any-return]
+        return torch.cond(arrived.all(), keep, redo, (centre, nu, arrived))
     return (centre, nu) if arrived.all() else redo(centre, nu, arrived)
+
+
+def _may_ask(x: Tensor) -> bool:
+    """Whether how to go on may depend on values of ``x``: that would stall a GPU, and a compiled transform."""
+    transformed = torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return x.device.type == "cpu" and not transformed
 
 
 def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,8 +116,7 @@ def search(s: Tensor, k: float, link: Link, low: Tensor, high: Tensor) -> Tensor
         low = torch.where(residual < 0, nu, low)
         high = torch.where(residual > 0, nu, high)
         trial = (nu + step).clamp(low, high)
-        sound = near | (residual.abs() < 0.5 * size)
-        sound = sound & ~trial.isnan()
+        sound = (near | (residual.abs() < 0.5 * size)) & ~trial.isnan()
         trial = torch.where(sound, trial, 0.5 * (low + high))
         size = torch.where(sound, residual.abs(), math.inf)  # after a bisection, a step is worth a try
         there = (residual.abs() <= tolerance) | (trial == nu) | residual.isnan()
@@ -120,12 +127,12 @@ def search(s: Tensor, k: float, link: Link, low: Tensor, high: Tensor) -> Tensor
         return ~arrived.all()
 
     nu = 0.5 * (low + high)
-    state = (nu, torch.zeros_like(nu, dtype=torch.bool), low, high, torch.full_like(nu, math.inf))
-    if s.device.type != "cpu":
+    state: tuple[Tensor, ...] = (nu, torch.zeros_like(nu, dtype=torch.bool), low, high, torch.full_like(nu, math.inf))
+    if not _may_ask(s):
         for _ in range(_DEVICE_PASSES):
             state = advance(*state)
     elif torch.compiler.is_compiling():
-        state = while_loop(searching, advance, state)
+        state = while_loop(searching, advance, state)  # type: ignore[no-untyped-call]
     else:
         while searching(*state):
             state = advance(*state)

@@ -38,7 +38,10 @@ class Link(ABC):
 
     @abstractmethod
     def step(self, z: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
-        """For every row, ``sum phi(z) - k``, how far to move ``nu`` to remove it (or NaN), and whether that does."""
+        """For every row, ``sum phi(z) - k``, how far to move ``nu`` to remove it (or NaN), and whether that does.
+
+        May overwrite ``z``.
+        """
 
 
 class Sigmoid(Link):
@@ -63,7 +66,7 @@ class Sigmoid(Link):
 
     def step(self, z: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
         # Halley's, with phi'' = phi' (1 - 2 phi). The error after it is the cube of the step, times at most 1/6.
-        y = torch.sigmoid(z)
+        y = z.sigmoid_()
         dy = torch.addcmul(y, y, y, value=-1)
         residual = y.sum(-1, keepdim=True) - k
         slope = dy.sum(-1, keepdim=True)
@@ -94,9 +97,9 @@ class CappedExponential(Link):
 
     def step(self, z: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
         # Newton's in exp(nu), in which the sum is concave and piecewise linear
-        y = self.value(z)
+        y = z.clamp_(max=0).exp_()
         residual = y.sum(-1, keepdim=True) - k
-        slope = torch.where(z < 0, y, 0).sum(-1, keepdim=True)
+        slope = y.masked_fill_(y == 1, 0).sum(-1, keepdim=True)
         near = residual.abs() <= _noise(z, k)
         return residual, torch.log1p(-residual / slope).masked_fill(near, 0), near
 
@@ -123,8 +126,10 @@ class Clip(Link):
 
     def step(self, z: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
         # Newton's: the sum is piecewise linear
-        residual = self.value(z).sum(-1, keepdim=True) - k
-        step = -residual / self.derivative(z).sum(-1, keepdim=True)
+        y = z.clamp_(0, 1)
+        residual = y.sum(-1, keepdim=True) - k
+        inside = y.frac_().ceil_()
+        step = -residual / inside.sum(-1, keepdim=True)
         near = residual.abs() <= _noise(z, k)
         return residual, step.masked_fill(near, 0), near
 
