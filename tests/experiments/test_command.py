@@ -48,6 +48,7 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
         (["regression", "lr=-1"], "lr: expected a positive number; got -1"),
         (["regression", "batch_size=500"], "batch_size: expected at most num_points; got 500"),
         (["regression", "solver.num_elites=200"], "solver.num_elites: "),
+        (["regression", "solver.name=gd"], "solver.name: expected dcem"),
         (["regression", "seed"], "missing EQUAL"),
         (["regression", "seed=1,2"], "--multirun"),
         (["regression", "-m", "seed=1,x"], "seed=x: "),
@@ -90,6 +91,17 @@ def test_a_run_leaves_everything(small: list[str], tmp_path: Path, capsys: pytes
     assert yaml.safe_load((folder / "config.yaml").read_text())["num_updates"] == 6
     assert any((folder / "tensorboard").iterdir())
     assert "step 6" in capsys.readouterr().out
+
+
+def test_folders_are_named_by_time_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["num_updates=1", "hidden=[4]", "solver=gd", "test_iterations=[1]"]
+    assert cli.main(["regression", *tiny]) == 0
+    assert cli.main(["regression", "-m", *tiny, "seed=3"]) == 0
+    (run,) = tmp_path.glob("runs/regression/*/config.yaml")
+    assert run.parent.name.endswith("-hidden=[4],num_updates=1,solver=gd,test_iterations=[1]")
+    (swept,) = tmp_path.glob("runs/regression/*-sweep/*/config.yaml")
+    assert swept.parent.name == "0-hidden=[4],num_updates=1,seed=3,solver=gd,test_iterations=[1]"
 
 
 def test_sweeps(tmp_path: Path) -> None:
@@ -156,6 +168,8 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "NO   both fit" in text  # two updates do not
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["metrics"]["mse"]["DCEM"]) == 2
+    assert cli.main(["demo", f"resume={tmp_path}"]) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["metrics"] == summary["metrics"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "energy.png", "iterations.png", "predictions.png", "loss.png",
     }  # fmt: skip

@@ -25,11 +25,6 @@ from dcem.experiments import EXPERIMENTS, ConfigError
 from dcem.experiments.run import Interrupted, Run
 from dcem.experiments.training import choose_device
 
-FOLDERS = [
-    "hydra.run.dir=runs/${hydra.job.name}/${now:%Y-%m-%d_%H-%M-%S}-${hydra.job.override_dirname}",
-    "hydra.sweep.dir=runs/${hydra.job.name}/${now:%Y-%m-%d_%H-%M-%S}-sweep",
-    "hydra.sweep.subdir=${hydra.job.num}-${hydra.job.override_dirname}",
-]
 CONFIG = "config.yaml"
 
 
@@ -43,6 +38,7 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     _register(name, module)
     arguments, resumed = _resume(list(arguments))
     flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if argument not in flags]
     if not {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"} & set(flags):
         _validate(
             name, module, [a for a in arguments if not a.startswith("-")], bool({"-m", "--multirun"} & set(flags))
@@ -70,12 +66,22 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     before = sys.argv
     sweep = [flag for flag in flags if flag in ("-m", "--multirun")]  # argparse wants flags at one end
     arguments = [argument for argument in arguments if argument not in sweep]
-    sys.argv = ["dcem", *FOLDERS, f"hydra.job.name={name}", *arguments, *sweep]
+    ours = [override for override in overrides if not override.lstrip("+").startswith("hydra")]
+    sys.argv = ["dcem", *_folders(name, ours), f"hydra.job.name={name}", *arguments, *sweep]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name=name)(task)()
     finally:
         sys.argv = before
     return 0
+
+
+def _folders(name: str, overrides: list[str]) -> list[str]:
+    """Where Hydra puts a run and the runs of a sweep; named after the overrides, if those make a file name."""
+    text = " ".join(overrides)
+    suffix = "-${hydra.job.override_dirname}" if text and len(text) < 150 and "/" not in text else ""
+    base = f"runs/{name}/${{now:%Y-%m-%d_%H-%M-%S}}"
+    run = f"hydra.run.dir={base}{suffix}"
+    return [run, f"hydra.sweep.dir={base}-sweep", f"hydra.sweep.subdir=${{hydra.job.num}}{suffix}"]
 
 
 def _register(name: str, module: ModuleType) -> None:

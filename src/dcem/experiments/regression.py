@@ -106,6 +106,8 @@ def check(config: Config) -> None:
     require(bool(config.hidden) and min(config.hidden) >= 1, "hidden", "positive widths", config.hidden)
     iterations = config.test_iterations
     require(bool(iterations) and min(iterations) >= 1, "test_iterations", "numbers of at least 1", iterations)
+    expected = type(config.solver)().name
+    require(config.solver.name == expected, "solver.name", f"{expected} (solver=... chooses)", config.solver.name)
     try:
         build(config)
     except (ValueError, TypeError) as error:
