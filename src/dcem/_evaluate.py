@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,16 +16,17 @@ def checked(objective: Objective, batch_shape: torch.Size, event_dims: int, dtyp
 
     def evaluate(samples: Tensor) -> Tensor:
         values = _values(objective, samples, batch_shape, event_dims, dtype)
-        if is_eager() and torch.is_grad_enabled() and values.requires_grad:
-            finite = values.isfinite()
-            if not finite.all():
-                # The derivative of a failed sample may be NaN, and 0 * NaN is NaN: it must never be computed.
-                # Its place is taken by a candidate of the same problem that did not fail.
-                stand_in = _first(samples, finite, event_dims)
-                keep = finite.reshape(finite.shape + (1,) * event_dims)
-                again = _values(objective, torch.where(keep, samples, stand_in), batch_shape, event_dims, dtype)
-                values = torch.where(finite, again, values.detach())
-        return values
+        if not (is_eager() and torch.is_grad_enabled() and values.requires_grad):
+            return values
+        if math.isfinite(values.detach().sum()):  # the cheap way to see that no sample failed
+            return values
+        # The derivative of a failed sample may be NaN, and 0 * NaN is NaN: it must never be computed. Its place is
+        # taken by a candidate of the same problem that did not fail.
+        finite = values.isfinite()
+        stand_in = _first(samples, finite, event_dims)
+        keep = finite.reshape(finite.shape + (1,) * event_dims)
+        again = _values(objective, torch.where(keep, samples, stand_in), batch_shape, event_dims, dtype)
+        return torch.where(finite, again, values.detach())
 
     return evaluate
 

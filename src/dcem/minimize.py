@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -142,27 +143,34 @@ def minimize(
 
 
 class _Best:
-    """The best sample of each iteration, compared once at the end."""
+    """The best sample seen. Samples are compared many at a time: one comparison an iteration would cost more."""
+
+    most_kept = 1 << 18
 
     def __init__(self, distribution: Distribution) -> None:
         self.sample_dim = distribution.sample_dim
-        mean = distribution.mean.detach()
+        mean = distribution.mean.detach().unsqueeze(self.sample_dim)
         self.samples = [mean]
-        self.values = [mean.new_full(distribution.batch_shape, torch.inf)]
+        self.values = [mean.new_full((*distribution.batch_shape, 1), torch.inf)]
+        self.num_kept = 0
 
     def see(self, samples: Tensor, values: Tensor) -> None:
-        ranked = values.detach()
-        if not all_true(ranked.isfinite()):
-            ranked = ranked.nan_to_num(torch.inf, torch.inf, torch.inf)
-        lowest, index = ranked.min(-1, keepdim=True)
+        self.samples.append(samples.detach())
+        self.values.append(values.detach())
+        self.num_kept += samples.numel()
+        if self.num_kept > self.most_kept:
+            self.compare()
+
+    def compare(self) -> None:
+        values = torch.cat(self.values, -1).nan_to_num(torch.inf, torch.inf, torch.inf)
+        lowest, index = values.min(-1, keepdim=True)
         index = index.reshape(index.shape + (1,) * (-1 - self.sample_dim))
-        self.samples.append(torch.take_along_dim(samples.detach(), index, self.sample_dim).squeeze(self.sample_dim))
-        self.values.append(lowest.squeeze(-1))
+        samples = torch.take_along_dim(torch.cat(self.samples, self.sample_dim), index, self.sample_dim)
+        self.samples, self.values, self.num_kept = [samples], [lowest], 0
 
     def result(self) -> tuple[Tensor, Tensor]:
-        value, index = torch.stack(self.values).min(0, keepdim=True)
-        index = index.reshape(index.shape + (1,) * (-1 - self.sample_dim))
-        return torch.take_along_dim(torch.stack(self.samples), index, 0).squeeze(0), value.squeeze(0)
+        self.compare()
+        return self.samples[0].squeeze(self.sample_dim), self.values[0].squeeze(-1)
 
 
 def _unbounded(x: Tensor) -> Tensor:
@@ -215,7 +223,7 @@ def _initial_distribution(
         raise ValueError(f"init: expected at least one element, got shape {tuple(mean.shape)}")
     if is_eager() and mean.device.type == "cpu":
         for leaf in leaves(distribution):
-            if not leaf.isfinite().all():
+            if not math.isfinite(leaf.detach().sum()) and not leaf.isfinite().all():
                 raise ValueError(f"init: expected finite parameters, got {leaf}")
     return distribution, dtype
 

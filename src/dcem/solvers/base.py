@@ -84,8 +84,9 @@ class SamplingState(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplingSolver(Solver):
-    """The template of CEM and MPPI: sample, evaluate, weigh, refit. A subclass defines :meth:`weigh` and
-    :meth:`update`, and may override :meth:`sample`.
+    """The template of CEM and MPPI: sample, evaluate, weigh, refit.
+
+    A subclass defines :meth:`weigh` and :meth:`fit`; it may override :meth:`sample` and :meth:`advance`.
     """
 
     def init(self, distribution: Distribution) -> SamplingState:
@@ -94,20 +95,33 @@ class SamplingSolver(Solver):
     def step(self, objective: Objective, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
         samples = clip(self.sample(state, noise))
         values = objective(samples)
-        weights, valid = self.weigh(values)
-        return Step(self.update(state, samples, values, weights), samples, values, weights, valid)
+        distribution, weights, valid = self.refit(state.distribution, samples, values)
+        return Step(self.advance(state, distribution, samples, values), samples, values, weights, valid)
 
     def sample(self, state: SamplingState, noise: Tensor) -> Tensor:
         """Candidates ``X_i ~ g_φ``, ``(*batch, N, *event)``."""
         return state.distribution.rsample(noise)
+
+    def refit(
+        self, distribution: Distribution, samples: Tensor, values: Tensor
+    ) -> tuple[Distribution, Tensor, Tensor | None]:
+        """The next distribution, the weights, and which problems had enough finite values."""
+        weights, valid = self.weigh(values)
+        return self.fit(distribution, samples, weights), weights, valid
 
     @abstractmethod
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Turn values ``(*batch, N)`` into weights of that shape, and say which problems had enough finite ones."""
 
     @abstractmethod
-    def update(self, state: Any, samples: Tensor, values: Tensor, weights: Tensor) -> Any:
-        """The state after refitting the distribution to the weighted samples."""
+    def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:
+        """The distribution after an iteration with these weights."""
+
+    def advance(
+        self, state: SamplingState, distribution: Distribution, samples: Tensor, values: Tensor
+    ) -> SamplingState:
+        """The next state, with the new distribution."""
+        return SamplingState(distribution, state.iteration + 1, None)
 
 
 __all__ = ["Objective", "SamplingSolver", "SamplingState", "Solver", "Step", "scores_of"]

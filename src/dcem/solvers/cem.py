@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dcem import _native
 from dcem._check import check_count, check_fraction, check_std
-from dcem.distributions import Distribution
+from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML
 from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
+from dcem.solvers.refit import refit
 from dcem.solvers.refuse import refuse_gradient
 
 Selection = Callable[[Tensor, float], Tensor]
@@ -100,8 +102,10 @@ class CEM(SamplingSolver):
 
     def sample(self, state: SamplingState, noise: Tensor) -> Tensor:
         num_kept = 0 if state.elites is None else state.elites.shape[state.distribution.sample_dim]
-        fresh = noise.narrow(state.distribution.sample_dim, 0, self.population(state.iteration) - num_kept)
-        samples = state.distribution.rsample(fresh)
+        num_fresh = self.population(state.iteration) - num_kept
+        if num_fresh < self.num_samples:
+            noise = noise.narrow(state.distribution.sample_dim, 0, num_fresh)
+        samples = state.distribution.rsample(noise)
         return samples if state.elites is None else torch.cat([samples, state.elites], state.distribution.sample_dim)
 
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -109,20 +113,60 @@ class CEM(SamplingSolver):
         weights = self.selection(scores, self.num_elites)
         return refuse_gradient(weights, scores, self.selection), valid
 
-    def update(self, state: SamplingState, samples: Tensor, values: Tensor, weights: Tensor) -> SamplingState:
-        fitted = state.distribution.fit(samples, weights / self.num_elites)
+    def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:
+        fitted = distribution.fit(samples, weights / weights.sum(-1, keepdim=True))
+        return self._smooth(distribution, fitted).clamp_std(self.min_std, self.max_std)
+
+    def _smooth(self, old: Distribution, fitted: Distribution) -> Distribution:
         if isinstance(self.smoothing, Tensor) or self.smoothing > 0:
-            fitted = state.distribution.interpolate(fitted, 1 - self.smoothing)
-        fitted = fitted.clamp_std(self.min_std, self.max_std)
-        return SamplingState(fitted, state.iteration + 1, self._elites(state, samples, values))
+            return old.interpolate(fitted, 1 - self.smoothing)
+        return fitted
+
+    def refit(
+        self, distribution: Distribution, samples: Tensor, values: Tensor
+    ) -> tuple[Distribution, Tensor, Tensor | None]:
+        options = self._compiled_options(distribution, samples, values)
+        if options is None:
+            return super().refit(distribution, samples, values)
+
+        def reference(values: Tensor, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            weights, _ = self.weigh(values)
+            fitted = self.fit(distribution, samples, weights)
+            return weights, fitted.mean, fitted.std  # type: ignore[attr-defined]
+
+        weights, mean, std, valid = refit(values, samples, distribution.mean, options, reference)
+        return Gaussian(mean, std, distribution.event_dims), weights, valid
+
+    def _compiled_options(
+        self, distribution: Distribution, samples: Tensor, values: Tensor
+    ) -> _native.RefitOptions | None:
+        """For the compiled refit of what is by far the commonest case; None where it does not apply."""
+        selection = self.selection
+        if (
+            type(distribution) is not Gaussian
+            or type(selection) is not LML
+            or isinstance(selection.temperature, Tensor)
+            or isinstance(self.smoothing, Tensor)
+            or self.smoothing > 0
+            or not _native.applies(values, samples)
+        ):
+            return None
+        max_std = math.inf if self.max_std is None else self.max_std
+        return _native.RefitOptions(self.num_elites, selection.temperature, self.standardize, self.min_std, max_std)
+
+    def advance(
+        self, state: SamplingState, distribution: Distribution, samples: Tensor, values: Tensor
+    ) -> SamplingState:
+        return SamplingState(distribution, state.iteration + 1, self._elites(state, samples, values))
 
     def is_collapsed(self, state: SamplingState) -> Tensor:
         return state.distribution.is_collapsed(self.min_std)
 
     def _elites(self, state: SamplingState, samples: Tensor, values: Tensor) -> Tensor | None:
-        num_kept = min(round(self.keep_elites * self.num_elites), self.population(state.iteration + 1) - 1)
-        if num_kept <= 0:
+        num_kept = round(self.keep_elites * self.num_elites)
+        if num_kept == 0:
             return None
+        num_kept = min(num_kept, self.population(state.iteration + 1) - 1)
         ranked = values.detach().nan_to_num(torch.inf, torch.inf, torch.inf)
         best = ranked.topk(num_kept, largest=False).indices
         best = best.reshape(best.shape + (1,) * state.distribution.event_dims)

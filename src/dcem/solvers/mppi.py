@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_count, check_fraction, check_positive, check_std
-from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
+from dcem.distributions import Distribution
+from dcem.solvers.base import SamplingSolver, scores_of
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,9 @@ class MPPI(SamplingSolver):
         scores, valid = scores_of(values, 1, standardize=self.standardize)
         return torch.softmax(scores / self.temperature, dim=-1), valid
 
-    def update(self, state: SamplingState, samples: Tensor, values: Tensor, weights: Tensor) -> SamplingState:
-        old = state.distribution
-        mean = old.weighted_mean(samples, weights)
-        moved = dataclasses.replace(old, mean=mean)  # type: ignore[type-var]
+    def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:
+        mean = distribution.weighted_mean(samples, weights)
+        moved = dataclasses.replace(distribution, mean=mean)  # type: ignore[type-var]
         if isinstance(self.smoothing, Tensor) or self.smoothing > 0:
-            moved = old.interpolate(moved, 1 - self.smoothing)
-        return SamplingState(moved, state.iteration + 1, None)
+            moved = distribution.interpolate(moved, 1 - self.smoothing)
+        return moved
