@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from .blocks import by_blocks
 from .dual import scale, solve
@@ -23,6 +23,8 @@ from .links import Link
 
 def project(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> Tensor:
     """The weights, ``(*batch, n)`` as ``x``; ``temperature`` is a number or ``(*batch, 1)``, and ``k < n``."""
+    if _has_tangent(x) or _has_tangent(temperature):
+        return _by_newton(x, temperature, k, link)
     return _apply(x, temperature, k, link)[0]
 
 
@@ -97,6 +99,33 @@ class _ForwardProject(_Project):
 def _saved(ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
     x, nu, c, *rest = ctx.saved_tensors
     return x, nu, c, rest[0] if rest else ctx.temperature
+
+
+def _has_tangent(value: Tensor | float) -> bool:
+    if not isinstance(value, Tensor) or torch.compiler.is_compiling():
+        return False
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _by_newton(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> Tensor:
+    """The weights under forward-mode differentiation, in which Functions do not nest (tangents of ``jvp`` are lost).
+
+    From the root, a Newton step moves ``nu`` by nothing and yet makes it a function of ``x``, right to first order;
+    a second one makes it right to third order.
+    """
+    constant = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    _, nu, c = _apply(x.detach(), constant, k, link)
+    s = scale(x, c, temperature)
+
+    def weights(nu: Tensor) -> tuple[Tensor, Tensor]:
+        dphi, total = _slopes(s + nu, link)
+        w = link.value(s + nu)
+        return torch.where(dphi > 0, w, w.detach()), total
+
+    for _ in range(2):
+        w, total = weights(nu)
+        nu = nu - (w - w.detach()).sum(-1, keepdim=True) / total
+    return weights(nu)[0]
 
 
 def _solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,16 +35,21 @@ def check_k(k: float, n: int, *, integer: bool = False) -> None:
         raise ValueError(f"k: expected {kind} with 0 < k <= {n}, the number of scores, got {k}")
 
 
-def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
-    """A number, or a Tensor of the dtype of ``scores`` and its shape but for a 1 at ``dim``."""
-    if isinstance(temperature, Tensor):
-        return _row_temperature(temperature, scores, dim)
+def check_number(temperature: object) -> None:
+    """A positive finite temperature."""
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(
             f"temperature: expected a positive number or a Tensor, got {temperature!r} ({type(temperature).__name__})"
         )
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
+
+
+def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
+    """A number, or a Tensor of the dtype of ``scores`` and its shape but for a 1 at ``dim``."""
+    if isinstance(temperature, Tensor):
+        return _row_temperature(temperature, scores, dim)
+    check_number(temperature)
     # a temperature that would underflow, or whose multiples would overflow, in the precision of the scores
     info = torch.finfo(scores.dtype)
     return float(min(max(temperature, info.tiny), info.max * 1e-6))

@@ -1,0 +1,63 @@
+"""The hard selection, which is no projection with a gradient."""
+
+import math
+
+import pytest
+import torch
+
+from dcem.projections import HardTopK, hard_topk
+
+
+def test_exactly_k_ones_without_gradient(device: torch.device) -> None:
+    x = torch.randn(4, 3, 10, device=device).round().requires_grad_()
+    for k in (1, 4, 10):
+        w = hard_topk(x, k)
+        assert not w.requires_grad
+        assert (w.sum(-1) == k).all()
+        assert ((w == 0) | (w == 1)).all()
+        assert torch.equal(hard_topk(x, k, dim=-1), HardTopK()(x.mT, k, dim=1).mT)
+
+
+def test_the_first_of_equal_scores_wins(device: torch.device) -> None:
+    x = torch.tensor([[1.0, 2.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]], device=device)
+    assert hard_topk(x, 2).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+def test_rows_without_an_answer_are_nan_alone(device: torch.device) -> None:
+    inf, nan = math.inf, math.nan
+    x = torch.tensor([[1.0, -inf, 2.0], [1.0, -inf, -inf], [1.0, nan, 2.0], [inf, 0.0, 0.0]], device=device)
+    w = hard_topk(x, 2)
+    assert w[0].tolist() == [1, 0, 1]
+    assert w[1:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    x = torch.arange(300, device=device).to(dtype)
+    w = hard_topk(x, 299)
+    assert w.dtype == dtype
+    assert w.float().sum() == 299
+
+
+def test_vmap_and_batch(device: torch.device) -> None:
+    x = torch.randn(5, 6, device=device)
+    assert torch.equal(torch.func.vmap(lambda row: hard_topk(row, 2))(x), hard_topk(x, 2))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it traces
+def test_compile(device: torch.device) -> None:
+    x = torch.randn(5, 6, device=device).round()
+    assert torch.equal(torch.compile(lambda x: hard_topk(x, 2), fullgraph=True)(x), hard_topk(x, 2))
+
+
+def test_mistakes() -> None:
+    x = torch.zeros(2, 5)
+    for k in (2.0, True, "2"):
+        with pytest.raises(TypeError, match="k: expected an int, got"):
+            hard_topk(x, k)  # type: ignore[arg-type]
+    for k in (0, 6):
+        with pytest.raises(ValueError, match="k: expected an int with 0 < k <= 5"):
+            hard_topk(x, k)
+    with pytest.raises(TypeError, match="scores: expected a floating-point"):
+        hard_topk(x.long(), 2)
+    assert repr(HardTopK()) == "HardTopK()"
