@@ -77,7 +77,7 @@ def error_by_iterations(errors: Mapping[str, Sequence[Mapping[int, float]]], tra
     for i, (label, seeds) in enumerate(errors.items()):
         iterations = sorted(seeds[0])
         _band(axis, iterations, [[seed[t] for t in iterations] for seed in seeds], label, i, MARKERS[i % len(MARKERS)])
-    axis.legend()
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")  # the curves need the whole panel
     return figure
 
 

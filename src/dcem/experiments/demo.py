@@ -20,8 +20,8 @@ GROUPS: dict[str, dict[str, Any]] = {}
 class Config:
     """Settings of `dcem demo`."""
 
-    dcem_updates: int = 1200
-    gd_updates: int = 1500
+    num_updates: int = 1500
+    """Updates of each energy."""
     dcem: dict[str, Any] = field(default_factory=dict)
     """More settings of the DCEM regression, such as `+dcem.batch_size=32`."""
     gd: dict[str, Any] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Config:
 
 def check(config: Config) -> None:
     """Refuse settings that cannot be run."""
-    for key in ("dcem_updates", "gd_updates", "num_seeds", "threads"):
+    for key in ("num_updates", "num_seeds", "threads"):
         require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
 
 
@@ -43,10 +43,10 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     errors: dict[str, list[dict[int, float]]] = {}
     records: dict[str, list[Any]] = {}
     shown: dict[str, tuple[EnergyModel, regression.Config]] = {}
-    for name, updates in (("dcem", config.dcem_updates), ("gd", config.gd_updates)):
+    for name in ("dcem", "gd"):
         label = regression.LABELS[name]
         for seed in range(config.seed, config.seed + config.num_seeds):
-            settings = _settings(config, name, updates, seed)
+            settings = _settings(config, name, seed)
             model, part = _train(settings, run, f"{name}-{seed}", label)
             errors.setdefault(label, []).append(regression.errors(model, settings))
             records.setdefault(label, []).append(part)
@@ -80,9 +80,9 @@ def verdict(dcem: list[dict[int, float]], gd: list[dict[int, float]]) -> dict[st
     }
 
 
-def _settings(config: Config, name: str, updates: int, seed: int) -> regression.Config:
+def _settings(config: Config, name: str, seed: int) -> regression.Config:
     solver = regression.DCEM() if name == "dcem" else regression.GD()
-    common = {"num_updates": updates, "eval_every": 100, "seed": seed, "device": config.device}
+    common = {"num_updates": config.num_updates, "eval_every": 100, "seed": seed, "device": config.device}
     schema = OmegaConf.structured(regression.Config(solver=solver))
     merged: Any = OmegaConf.to_object(OmegaConf.merge(schema, common, getattr(config, name)))
     regression.check(merged)

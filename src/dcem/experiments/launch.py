@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dcem.experiments import EXPERIMENTS, ConfigError
-from dcem.experiments.run import Interrupted, Run
+from dcem.experiments.run import CHECKPOINT, Interrupted, Run
 from dcem.experiments.training import choose_device
 
 CONFIG = "config.yaml"
@@ -39,6 +39,8 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     arguments, resumed = _resume(list(arguments))
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [argument for argument in arguments if argument not in flags]
+    if not resumed:
+        _refuse_a_used_folder(arguments)
     if not {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"} & set(flags):
         _validate(
             name, module, [a for a in arguments if not a.startswith("-")], bool({"-m", "--multirun"} & set(flags))
@@ -108,6 +110,15 @@ def _resume(arguments: list[str]) -> tuple[list[str], bool]:
         raise BadCommand(f"resume: expected the folder of a run, with its {CONFIG}; got {folder}")
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*map(str, OmegaConf.load(recorded)), f"hydra.run.dir='{quoted}'"], True
+
+
+def _refuse_a_used_folder(arguments: list[str]) -> None:
+    """Before Hydra writes into it."""
+    for argument in arguments:
+        if argument.startswith("hydra.run.dir="):
+            folder = Path(argument.partition("=")[2].strip("'\""))
+            if (folder / CHECKPOINT).exists() or (folder / CONFIG).exists():
+                raise BadCommand(f"hydra.run.dir: expected a new folder; {folder} holds a run (resume={folder})")
 
 
 def _validate(name: str, module: ModuleType, arguments: list[str], sweep: bool) -> None:

@@ -1,6 +1,4 @@
-"""One run of an experiment: its folder, metrics, checkpoints and progress. A run that was stopped resumes
-exactly.
-"""
+"""One run of an experiment: its folder, metrics, checkpoints and progress; stopped, it resumes exactly."""
 
 from __future__ import annotations
 
@@ -91,9 +89,7 @@ class Run:
         self._metrics = self._tensorboard = None
 
     def track(self, **objects: Any) -> None:
-        """Name what a checkpoint holds: things with `state_dict`, and `torch.Generator`s. Restores a
-        checkpoint found.
-        """
+        """Name what a checkpoint holds, things with `state_dict` and `torch.Generator`s; with `resume` restore it."""
         self._tracked.update(objects)
         path = self.folder / CHECKPOINT
         if not path.exists():  # started, and stopped before the first checkpoint
@@ -115,9 +111,7 @@ class Run:
         os.truncate(self.folder / METRICS, state["metrics_bytes"])
 
     def steps(self, total: int, checkpoint_every: int, description: str = "training") -> Iterator[int]:
-        """Yield 1 to `total` from where the checkpoint stands, writing one now and then, at a signal and at
-        the end.
-        """
+        """Yield up to `total` from where the checkpoint stands, writing one now and then, at signals and at the end."""
         with _signals() as signals, self._progress(total, description) as advance:
             while self.step < total:
                 yield self.step + 1
