@@ -110,7 +110,7 @@ class Implicit(GradientMode):
     Source: Dontchev & Rockafellar, "Implicit functions and solution mappings", 2009.
     """
 
-    tolerance: float = 1e-2
+    tolerance: float = 0.05
 
     def __post_init__(self) -> None:
         if not self.tolerance > 0:
