@@ -43,9 +43,7 @@ def test_ridge_regression_by_its_penalty(method: implicit.Method) -> None:
 
 def rosenbrock_like(x: Tensor, theta: Tensor) -> Tensor:
     return (
-        (theta[0] - x[..., 0]) ** 2
-        + 5 * (x[..., 1] - theta[1] * x[..., 0] ** 2) ** 2
-        + 0.3 * torch.sin(3 * x[..., 0])
+        (theta[0] - x[..., 0]) ** 2 + 5 * (x[..., 1] - theta[1] * x[..., 0] ** 2) ** 2 + 0.3 * torch.sin(3 * x[..., 0])
     )
 
 
@@ -61,18 +59,13 @@ def test_nonconvex_minimum_against_finite_differences() -> None:
     solution = newton(theta.detach(), start)
     assert implicit.stationarity(rosenbrock_like, solution, theta).is_minimum(1e-8)
     ours = torch.stack(
-        [
-            torch.autograd.grad(implicit.argmin(rosenbrock_like, solution, theta)[i], theta)[0]
-            for i in range(2)
-        ]
+        [torch.autograd.grad(implicit.argmin(rosenbrock_like, solution, theta)[i], theta)[0] for i in range(2)]
     )
     h = 1e-5
     for j in range(2):
         shift = torch.zeros(2, dtype=F64)
         shift[j] = h
-        truth = (newton(theta.detach() + shift, solution) - newton(theta.detach() - shift, solution)) / (
-            2 * h
-        )
+        truth = (newton(theta.detach() + shift, solution) - newton(theta.detach() - shift, solution)) / (2 * h)
         torch.testing.assert_close(ours[:, j], truth, rtol=1e-7, atol=1e-9)
 
 
@@ -141,9 +134,7 @@ def test_inside_torch_func() -> None:
     torch.testing.assert_close(torch.func.jvp(batched, (a,), (torch.ones_like(a),))[1], first)
     torch.testing.assert_close(torch.func.hessian(lambda a: batched(a).sum())(a), torch.diag(second))
     leaves = a.clone().requires_grad_()  # ordinary backward through vmap
-    torch.testing.assert_close(
-        torch.autograd.grad(torch.func.vmap(cube_root)(leaves).sum(), leaves)[0], first
-    )
+    torch.testing.assert_close(torch.autograd.grad(torch.func.vmap(cube_root)(leaves).sum(), leaves)[0], first)
 
 
 def test_argmin_inside_torch_func() -> None:
@@ -173,16 +164,12 @@ def test_closures_modules_and_parameters_agree() -> None:
         return x - torch.func.functional_call(net, dict(zip(names, params, strict=True)), x) - 1
 
     explicit = implicit.root(residual, x, *net.parameters(), batch_dims=1)
-    for ours, other in zip(
-        closed, torch.autograd.grad(explicit.square().sum(), list(net.parameters())), strict=True
-    ):
+    for ours, other in zip(closed, torch.autograd.grad(explicit.square().sum(), list(net.parameters())), strict=True):
         assert torch.equal(ours, other)
     iterated = x
     for _ in range(60):  # unrolling from the answer gives the same in the limit
         iterated = net(iterated) + 1
-    for ours, other in zip(
-        closed, torch.autograd.grad(iterated.square().sum(), list(net.parameters())), strict=True
-    ):
+    for ours, other in zip(closed, torch.autograd.grad(iterated.square().sum(), list(net.parameters())), strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-7, atol=1e-9)
 
 
@@ -217,9 +204,7 @@ def test_one_problem_never_changes_another(method: implicit.Method) -> None:
     def gradient(matrix: Tensor) -> Tensor:
         rhs = b.clone().requires_grad_()
         solution = torch.linalg.solve(matrix, b)
-        x = implicit.root(
-            lambda x: (matrix @ x.unsqueeze(-1)).squeeze(-1) - rhs, solution, batch_dims=1, method=method
-        )
+        x = implicit.root(lambda x: (matrix @ x.unsqueeze(-1)).squeeze(-1) - rhs, solution, batch_dims=1, method=method)
         return torch.autograd.grad(x.sin().sum(), rhs)[0]
 
     other = matrix.clone()
@@ -312,22 +297,20 @@ def test_half_precision_and_empty_batches() -> None:
     ("call", "error", "match"),
     [
         (lambda x: implicit.root(lambda x: x, torch.tensor([1])), TypeError, "solution: expected a floating point tensor, got torch.int64"),  # noqa: E501
-        (lambda x: implicit.root(lambda x: x, 1.0), TypeError, "solution: expected a floating point tensor, got float"),  # noqa: E501
-        (lambda x: implicit.root(lambda x: x.sum(), x), ValueError, r"residual: expected to return \(3,\).* got \(\)"),  # noqa: E501
-        (lambda x: implicit.root(lambda x: 0.0, x), TypeError, "residual: expected to return a tensor, got float"),  # noqa: E501
-        (lambda x: implicit.argmin(lambda x: x**2, x), ValueError, r"objective: expected to return \(\).* got \(3,\)"),  # noqa: E501
-        (lambda x: implicit.argmin(lambda x: x.sum(), x, batch_dims=1), ValueError, r"expected to return \(3,\)"),  # noqa: E501
-        (lambda x: implicit.argmin(lambda x: torch.ones(()), x), ValueError, "objective: expected a function of x"),  # noqa: E501
-        (lambda x: implicit.root(lambda x: x, x, batch_dims=2), ValueError, "batch_dims: expected 0 to 1.* got 2"),  # noqa: E501
-        (lambda x: implicit.root(lambda x: x, x, method="cg"), ValueError, "method: expected 'auto'.* got 'cg'"),  # noqa: E501
-        (lambda x: implicit.root(lambda x: x, x, tolerance=0.0), ValueError, "tolerance: expected a positive"),  # noqa: E501
-        (lambda x: implicit.root(lambda x: x, x, max_iterations=0), ValueError, "max_iterations: expected at least 1"),  # noqa: E501
+        (lambda x: implicit.root(lambda x: x, 1.0), TypeError, "solution: expected a floating point tensor, got float"),
+        (lambda x: implicit.root(lambda x: x.sum(), x), ValueError, r"residual: expected to return \(3,\).* got \(\)"),
+        (lambda x: implicit.root(lambda x: 0.0, x), TypeError, "residual: expected to return a tensor, got float"),
+        (lambda x: implicit.argmin(lambda x: x**2, x), ValueError, r"objective: expected to return \(\).* got \(3,\)"),
+        (lambda x: implicit.argmin(lambda x: x.sum(), x, batch_dims=1), ValueError, r"expected to return \(3,\)"),
+        (lambda x: implicit.argmin(lambda x: torch.ones(()), x), ValueError, "objective: expected a function of x"),
+        (lambda x: implicit.root(lambda x: x, x, batch_dims=2), ValueError, "batch_dims: expected 0 to 1.* got 2"),
+        (lambda x: implicit.root(lambda x: x, x, method="cg"), ValueError, "method: expected 'auto'.* got 'cg'"),
+        (lambda x: implicit.root(lambda x: x, x, tolerance=0.0), ValueError, "tolerance: expected a positive"),
+        (lambda x: implicit.root(lambda x: x, x, max_iterations=0), ValueError, "max_iterations: expected at least 1"),
         (lambda x: torch.func.vmap(lambda x: implicit.root(lambda y: y, x, method="iterative"))(x), ValueError, "inside torch.func"),  # noqa: E501
     ],
 )  # fmt: skip
-def test_errors_name_the_argument(
-    call: Callable[[Tensor], object], error: type[Exception], match: str
-) -> None:
+def test_errors_name_the_argument(call: Callable[[Tensor], object], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call(torch.zeros(3))
 
