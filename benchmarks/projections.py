@@ -1,7 +1,7 @@
 """Time of the projections against softmax and entmax, side by side.
 
 Run ``python benchmarks/projections.py``; it prints a table and writes ``results/benchmarks/projections.json``.
-Standardised normal scores, float32, temperature 1, two threads. The contenders take turns, so that a busy
+Standardised normal scores, float32, temperature 1. The contenders take turns, so that a busy
 machine slows all of them; the smallest time of each counts, and the ratios are to softmax in the same mode.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,8 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each size, mode and direction")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--threads", type=int, default=2, help="1 where the machine is shared: threads wait long")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     rows = []
     for compiled in (False, True):
         for size in SIZES:
@@ -95,7 +97,7 @@ def main() -> None:
                     f"forward+backward {row['forward_backward_us']:9} us {row['forward_backward_ratio']:7}x"
                 )
     report = {
-        "command": "python benchmarks/projections.py", "torch": torch.__version__, "threads": 2,
+        "command": " ".join(["python", *sys.argv]), "torch": torch.__version__, "threads": options.threads,
         "processor": platform.processor() or platform.machine(), "rows": rows,
     }  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -66,5 +66,5 @@ def by_cvxpy(name: str, x: np.ndarray, k: float, temperature: float) -> np.ndarr
         "constrained_sparsemax": 0.5 * cp.sum_squares(y),
     }[name]
     problem = cp.Problem(cp.Minimize(-x @ y + temperature * regulariser), [cp.sum(y) == k, y >= 0, y <= 1])
-    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
     return np.asarray(y.value)

@@ -16,6 +16,7 @@ from dcem.projections import constrained_softmax, constrained_sparsemax, hard_to
 FAMILY = {"lml": lml, "constrained_softmax": constrained_softmax, "constrained_sparsemax": constrained_sparsemax}
 
 
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # of the solver, which is asked for its utmost
 @pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize(("n", "k", "temperature"), [(6, 2, 1.0), (12, 3.7, 0.5), (20, 19, 2.0), (5, 0.4, 1.0)])
 def test_solves_the_optimisation_problem(name: str, n: int, k: float, temperature: float) -> None:
@@ -25,6 +26,7 @@ def test_solves_the_optimisation_problem(name: str, n: int, k: float, temperatur
         np.testing.assert_allclose(w.numpy(), by_cvxpy(name, x, k, temperature), atol=2e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # of the solver, which is asked for its utmost
 @pytest.mark.parametrize("name", FAMILY)
 def test_gradient_is_that_of_the_optimisation_problem(name: str) -> None:
     rng = np.random.default_rng(7)

@@ -28,10 +28,13 @@ def project(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> Ten
     return _apply(x, temperature, k, link)[0]
 
 
-def _apply(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    # torch.compile accepts no Function with a jvp, forward-mode differentiation none without
-    function = _Project if torch.compiler.is_compiling() else _ForwardProject
-    return function.apply(*inputs)  # type: ignore[no-untyped-call]
+def _apply(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, ...]:
+    if torch.compiler.is_compiling():  # accepts no Function with a jvp; forward mode accepts none without
+        return _Project.apply(x, temperature, k, link)  # type: ignore[no-untyped-call]
+    recorded = x.requires_grad or (isinstance(temperature, Tensor) and temperature.requires_grad)
+    if recorded or torch._C._are_functorch_transforms_active():
+        return _ForwardProject.apply(x, temperature, k, link)  # type: ignore[no-untyped-call]
+    return by_blocks(_solve, x, temperature, k, link)
 
 
 class _Project(Function):

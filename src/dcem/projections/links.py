@@ -71,8 +71,7 @@ class Sigmoid(Link):
         residual = y.sum(-1, keepdim=True) - k
         slope = dy.sum(-1, keepdim=True)
         mean = dy.mul_(y).sum(-1, keepdim=True).div_(slope)
-        newton = residual / slope
-        step = newton / mean.sub_(0.5).mul_(newton).add_(1).neg_()
+        step = residual / mean.neg_().add_(0.5).mul_(residual).sub_(slope)
         return residual, step, step.abs() <= torch.finfo(z.dtype).eps ** (1 / 3)
 
 
