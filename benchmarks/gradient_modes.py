@@ -62,7 +62,9 @@ def solve(model: Rollout, mode: dcem.GradientMode, temperature: float, noise: Te
     if not solution.x.requires_grad:
         return []
     weights = (solution.x * torch.linspace(-1, 1, HORIZON).unsqueeze(-1)).sum()
-    return [g.flatten() for g in torch.autograd.grad(weights, list(model.parameters()), allow_unused=True) if g is not None]
+    return [
+        g.flatten() for g in torch.autograd.grad(weights, list(model.parameters()), allow_unused=True) if g is not None
+    ]
 
 
 def seconds(call: object, repeats: int) -> float:
