@@ -20,7 +20,7 @@ GROUPS: dict[str, dict[str, Any]] = {}
 class Config:
     """Settings of `dcem demo`."""
 
-    num_updates: int = 1500
+    num_updates: int = 1200
     """Updates of each energy."""
     dcem: dict[str, Any] = field(default_factory=dict)
     """More settings of the DCEM regression, such as `+dcem.batch_size=32`."""
