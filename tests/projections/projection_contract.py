@@ -124,6 +124,16 @@ class SoftProjectionContract:
                 got = self.gradient_and_weights(torch.where(keep[:, None], row, mate))
                 assert all(torch.equal(g[keep], e[keep]) for g, e in zip(got, expected, strict=True))
 
+    @pytest.mark.parametrize(("n", "k"), [(10, 3), (100, 50.5), (1000, 100)])
+    def test_a_hard_row_does_not_depend_on_its_batch_mates(self, device: str, n: int, k: float) -> None:
+        rows = torch.cat([x[:1] for _, x in hard_scores(n, k, torch.float32, device)])
+        order = torch.arange(len(rows), device=device)
+        for temperature in (0.01, 1.0):
+            together = self.projection(rows, k, temperature=temperature)
+            for i in order:
+                alone = torch.where((order == i)[:, None], rows, 0.0)
+                assert torch.equal(self.projection(alone, k, temperature=temperature)[i], together[i])
+
     def gradient_and_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.clone().requires_grad_()
         w = self.projection(x, 100)
@@ -226,6 +236,19 @@ class SoftProjectionContract:
         for other in (hessian(loss), jacrev(jacfwd(loss)), jacfwd(jacfwd(loss))):
             torch.testing.assert_close(other(x[0], tau[0]), second)
         torch.testing.assert_close(vmap(hessian(loss))(x, tau)[0], second)
+        mixed = [
+            f(loss, argnums=(0, 1))(x[0], tau[0])
+            for f in (hessian, lambda f, argnums: jacrev(jacrev(f, argnums), argnums))
+        ]
+        torch.testing.assert_close(*mixed)
+
+    def test_any_axis_may_be_mapped(self, device: str) -> None:
+        from torch.func import vmap
+
+        x = self.scores(8, 5, device=device)
+        for dim in (0, 1):
+            w = vmap(lambda row: self.projection(row, 2), in_dims=dim, out_dims=dim)(x)
+            torch.testing.assert_close(w, self.projection(x, 2, dim=1 - dim))
 
     def test_jacobian_is_symmetric_and_conserves_the_sum(self, device: str) -> None:
         x = self.scores(9, device=device)
