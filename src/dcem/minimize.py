@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, SamplingSolver, Solver, Step
 
 NoiseSource = Callable[..., Tensor]
+_MOST_KEPT = 1 << 18  # numbers of samples that wait to be compared
 _DEFAULT_SOLVER = CEM()
 _DEFAULT_GRADIENT = Unroll()
 
@@ -117,13 +118,14 @@ def minimize(
             new = _keep_where(step.valid, new, state)
         return step._replace(state=new)
 
-    best = _Best(distribution)
+    seen = _start_of(distribution)
+    sample_dim = distribution.sample_dim
     failed = torch.zeros(batch_shape, dtype=torch.bool, device=distribution.mean.device)
     history: list[Iteration] = []
     for t in range(num_iterations):
         step = gradient.iterate(iterate, state, draw(t), num_iterations - t)
         state = step.state
-        best.see(step.samples, step.values)
+        seen = _see(seen, step, sample_dim)
         if step.valid is not None:
             failed = failed | ~step.valid
         if record or callback is not None:
@@ -134,7 +136,8 @@ def minimize(
                 break
 
     x, not_stationary = gradient.finish(evaluate, state.distribution.mean, event_dims, box)
-    best_x, best_value = best.result()
+    best = _best_of(seen, sample_dim)
+    best_x, best_value = best.samples[0].squeeze(sample_dim), best.values[0].squeeze(-1)
     status = torch.where(solver.is_collapsed(state), int(Status.COLLAPSED), int(Status.OK))
     if not_stationary is not None:
         status = torch.where(not_stationary, int(Status.NOT_STATIONARY), status)
@@ -142,35 +145,32 @@ def minimize(
     return Solution(x.to(dtype), best_x.to(dtype), best_value, state.distribution, status, history)
 
 
-class _Best:
-    """The best sample seen. Samples are compared many at a time: one comparison an iteration would cost more."""
+class _Seen(NamedTuple):
+    """Samples, their values, and how many numbers that are: of the best so far and what came since."""
 
-    most_kept = 1 << 18
+    samples: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    size: int
 
-    def __init__(self, distribution: Distribution) -> None:
-        self.sample_dim = distribution.sample_dim
-        mean = distribution.mean.detach().unsqueeze(self.sample_dim)
-        self.samples = [mean]
-        self.values = [mean.new_full((*distribution.batch_shape, 1), torch.inf)]
-        self.num_kept = 0
 
-    def see(self, samples: Tensor, values: Tensor) -> None:
-        self.samples.append(samples.detach())
-        self.values.append(values.detach())
-        self.num_kept += samples.numel()
-        if self.num_kept > self.most_kept:
-            self.compare()
+def _start_of(distribution: Distribution) -> _Seen:
+    mean = distribution.mean.detach().unsqueeze(distribution.sample_dim)
+    return _Seen((mean,), (mean.new_full((*distribution.batch_shape, 1), torch.inf),), 0)
 
-    def compare(self) -> None:
-        values = torch.cat(self.values, -1).nan_to_num(torch.inf, torch.inf, torch.inf)
-        lowest, index = values.min(-1, keepdim=True)
-        index = index.reshape(index.shape + (1,) * (-1 - self.sample_dim))
-        samples = torch.take_along_dim(torch.cat(self.samples, self.sample_dim), index, self.sample_dim)
-        self.samples, self.values, self.num_kept = [samples], [lowest], 0
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        self.compare()
-        return self.samples[0].squeeze(self.sample_dim), self.values[0].squeeze(-1)
+def _see(seen: _Seen, step: Step, sample_dim: int) -> _Seen:
+    """Samples are compared many at a time: one comparison an iteration would cost more."""
+    samples = (*seen.samples, step.samples.detach())
+    seen = _Seen(samples, (*seen.values, step.values.detach()), seen.size + step.samples.numel())
+    return _best_of(seen, sample_dim) if seen.size > _MOST_KEPT else seen
+
+
+def _best_of(seen: _Seen, sample_dim: int) -> _Seen:
+    values = torch.cat(seen.values, -1).nan_to_num(torch.inf, torch.inf, torch.inf)
+    lowest, index = values.min(-1, keepdim=True)
+    index = index.reshape(index.shape + (1,) * (-1 - sample_dim))
+    sample = torch.take_along_dim(torch.cat(seen.samples, sample_dim), index, sample_dim)
+    return _Seen((sample,), (lowest,), 0)
 
 
 def _unbounded(x: Tensor) -> Tensor:

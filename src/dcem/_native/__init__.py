@@ -25,8 +25,8 @@ _PARALLEL = 1 << 16  # numbers in a tensor from which on its rows are divided am
 def applies(*tensors: Tensor) -> bool:
     """Whether the compiled path can take these tensors: plain, on the CPU, of one dtype, outside transforms."""
     return (
-        library() is not None
-        and is_eager()
+        is_eager()
+        and library() is not None
         and torch.autograd.forward_ad._current_level < 0
         and tensors[0].dtype in (torch.float32, torch.float64)
         and all(
