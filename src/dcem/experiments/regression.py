@@ -79,7 +79,15 @@ GROUPS: dict[str, dict[str, Any]] = {
         # random minibatches and one cosine cycle: two to three minutes instead of an hour on two cores
         "fast": {"num_updates": 2000, "batch_size": 16, "repeats": 1, "lr": 3e-3, "schedule": "cosine"},
         # single points, three updates in a row each, as in the paper
-        "paper": {"num_updates": 60_000, "batch_size": 1, "repeats": 3, "lr": 1e-3, "schedule": "plateau"},
+        "paper": {
+            "num_updates": 60_000,
+            "batch_size": 1,
+            "repeats": 3,
+            "lr": 1e-3,
+            "schedule": "plateau",
+            "eval_every": 250,
+            "checkpoint_every": 1000,
+        },
     },
 }
 LABELS = {"dcem": "DCEM", "gd": "unrolled gradient descent"}
