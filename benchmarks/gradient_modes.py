@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import torch
-from memory import PeakMemory
 from torch import Tensor, nn
 
 import dcem
+from memory import PeakMemory
 
 HORIZON, ACTION, STATE = 12, 2, 64
 OUT = Path(__file__).parents[1] / "results" / "benchmarks"

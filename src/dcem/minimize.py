@@ -61,7 +61,8 @@ def minimize(
         record: keep every :class:`dcem.Iteration` in ``solution.history``.
 
     Returns:
-        A :class:`dcem.Solution`: ``x`` is the mean of the final distribution, differentiable as ``gradient`` says.
+        The solution; its ``x`` is the mean of the final distribution, differentiable as ``gradient``
+        says.
 
     Raises:
         TypeError: an argument is of the wrong type, or the objective returns something other than floating-point
@@ -229,7 +230,7 @@ def _initial_distribution(
 
 
 def _single(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _noise_source(

@@ -1,5 +1,7 @@
 """Contract of every solver under `minimize`: a new solver inherits all of these checks."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -156,7 +158,8 @@ class TestVanillaCEM(SolverContract):
     solver = dcem.CEM(200, 40, dcem.HardTopK(), init_std=3.0)
     precision = 1e-3
 
-    def test_a_failing_problem_keeps_its_distribution_and_leaves_the_others_alone(self, bad=torch.nan):
+    @pytest.mark.parametrize("bad", [torch.nan])
+    def test_a_failing_problem_keeps_its_distribution_and_leaves_the_others_alone(self, bad):
         with pytest.raises(RuntimeError, match="HardTopK has no gradient"):
             super().test_a_failing_problem_keeps_its_distribution_and_leaves_the_others_alone(bad)
 
@@ -271,12 +274,12 @@ def test_mppi_iteration_by_hand(generator):
 def test_standardised_selection_does_not_depend_on_the_scale_of_the_objective(scale, offset, generator):
     noise = torch.randn(3, 60, 2, dtype=torch.float64, generator=generator)
     init = torch.zeros(2, dtype=torch.float64)
-    answers = [
-        dcem.minimize(lambda x, s=s: s * ((x - 1).square().sum(-1) + o), init, noise=noise, num_iterations=3,
-                      solver=dcem.CEM(60, 6)).x
-        for s, o in [(1.0, 0.0), (scale, offset)]
-    ]  # fmt: skip
-    torch.testing.assert_close(*answers)
+
+    def answer(scale: float, offset: float) -> Tensor:
+        objective = lambda x: scale * ((x - 1).square().sum(-1) + offset)  # noqa: E731
+        return dcem.minimize(objective, init, noise=noise, num_iterations=3, solver=dcem.CEM(60, 6)).x
+
+    torch.testing.assert_close(answer(1.0, 0.0), answer(scale, offset))
 
 
 @pytest.mark.parametrize("selection", [dcem.LML(0.3), dcem.ConstrainedSoftmax(0.3), dcem.HardTopK()])
@@ -354,10 +357,10 @@ def test_elites_are_kept_within_the_budget_of_evaluations():
     solver = dcem.CEM(50, 10, dcem.HardTopK(), keep_elites=0.3)
     history = dcem.minimize(quadratic(torch.ones(2)), torch.zeros(2), solver, record=True).history
     assert all(iteration.samples.shape == (50, 2) for iteration in history)
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in pairwise(history):
         best = before.samples[before.values.argsort()[:3]]
         assert torch.equal(after.samples[-3:], best)
-    assert all(after.values.min() <= before.values.min() for before, after in zip(history, history[1:], strict=False))
+    assert all(after.values.min() <= before.values.min() for before, after in pairwise(history))
 
 
 def test_population_decays_to_twice_the_elites():

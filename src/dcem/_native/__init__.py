@@ -58,8 +58,8 @@ def _declare(found: ctypes.CDLL, suffix: str) -> None:
     kernels = {
         "lml_forward": [pointer, size, size, number, number] + [pointer] * 4,
         "lml_backward": [pointer, size, size, number] + [pointer] * 5,
-        "refit_forward": [pointer, pointer, size, size, size, number, number, size, real, real] + [pointer] * 9,
-        "refit_backward": [pointer, pointer, size, size, size, number, number, size, real, real] + [pointer] * 13,
+        "refit_forward": [pointer, pointer, size, size, size, number, number, size, real, real] + [pointer] * 8,
+        "refit_backward": [pointer, pointer, size, size, size, number, number, size, real, real] + [pointer] * 12,
     }
     for name, arguments in kernels.items():
         kernel = getattr(found, f"dcem_{name}_{suffix}")
@@ -147,15 +147,15 @@ def refit_forward(
 ) -> tuple[list[Tensor], Tensor | None]:
     """``[w, mean, std, ...]`` with what the backward pass needs, and ``valid`` (None where every problem is).
 
-    ``values`` is ``(*batch, n)``, ``samples`` ``(*batch, n, *event)`` and ``like_mean`` ``(*batch, *event)``, contiguous.
+    All contiguous: ``values`` ``(*batch, n)``, ``samples`` ``(*batch, n, *event)``, ``like_mean`` ``(*batch, *event)``.
     """
     n = values.shape[-1]
     rows, d = values.numel() // n, samples.numel() // values.numel()
     w, mean, std = torch.empty_like(values), torch.empty_like(like_mean), torch.empty_like(like_mean)
-    kept = values.new_empty(rows * (n + 4))  # scores, nu, shift, unit, valid
+    kept = values.new_empty(rows * (n + 3))  # scores, nu, unit, valid
     at = [t.data_ptr() for t in (values, samples, w, mean, std, kept)]
     size = values.element_size()
-    row_at = [at[5] + rows * (n + i) * size for i in range(4)]
+    row_at = [at[5] + rows * (n + i) * size for i in range(3)]
     kernel = _kernel("refit_forward", values.dtype)
 
     def call(first: int, count: int) -> int:
@@ -168,7 +168,7 @@ def refit_forward(
         return invalid
 
     invalid = _over_rows(call, rows, n * d)
-    valid = kept[rows * (n + 3) :].reshape(values.shape[:-1]) > 0 if invalid else None
+    valid = kept[rows * (n + 2) :].reshape(values.shape[:-1]) > 0 if invalid else None
     return [w, mean, std, kept], valid
 
 
@@ -181,7 +181,7 @@ def refit_backward(
     g_values, g_samples = torch.empty_like(values), torch.empty_like(samples)
     at = [t.data_ptr() for t in (values, samples, *saved, g_values, g_samples)]
     size = values.element_size()
-    row_at = [at[5] + rows * (n + i) * size for i in range(3)]
+    row_at = [at[5] + rows * (n + i) * size for i in range(2)]
     given = [None if g is None else g.data_ptr() for g in grads]
     kernel = _kernel("refit_backward", values.dtype)
 

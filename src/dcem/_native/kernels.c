@@ -194,10 +194,10 @@ static inline __attribute__((always_inline)) void NAME(pull_back)(
 #pragma omp simd reduction(+ : total, dot)
     for (int64_t i = 0; i < n; i++) {
         REAL z = s[i] + nu, e = NAME(exp_)(z < 0 ? z : -z), one = 1 + e;
-        q[i] = e / (one * one);
+        q[i] = s[i] > -CLAMP && s[i] < CLAMP ? e / (one * one) : 0;
         total += q[i], dot += q[i] * g_w[i];
     }
-    REAL mean = dot / total; /* exp_ never underflows, so total > 0 */
+    REAL mean = total > 0 ? dot / total : 0;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) g_s[i] = q[i] * (g_w[i] - mean);
 }
@@ -238,11 +238,11 @@ FAST void NAME(dcem_lml_backward)(
 }
 
 /* v (rows, n), X (rows, n, d) -> w (rows, n), mu and sigma (rows, d); scores s_i = (x_i - center) / tau of the
- * standardised values x = -(v - shift) * unit are kept in s, for the backward pass. Failed samples weigh nothing; a row
+ * standardised values x = -(v - mean v) unit are kept in s, for the backward pass. Failed samples weigh nothing; a row
  * with fewer finite values than k has valid = 0 and the weights of equal values. Returns how many rows are not valid. */
 FAST int64_t NAME(dcem_refit_forward)(
     const REAL *v, const REAL *X, int64_t rows, int64_t n, int64_t d, double k, double tau, int64_t standardize, REAL low,
-    REAL high, REAL *w, REAL *mu, REAL *sigma, REAL *s, REAL *nu, REAL *shift, REAL *unit, REAL *valid, REAL *scratch) {
+    REAL high, REAL *w, REAL *mu, REAL *sigma, REAL *s, REAL *nu, REAL *unit, REAL *valid, REAL *scratch) {
     int64_t invalid = 0;
     for (int64_t row = 0; row < rows; row++, v += n, X += n * d, w += n, mu += d, sigma += d, s += n) {
         REAL *x = scratch, center;
@@ -267,11 +267,10 @@ FAST int64_t NAME(dcem_refit_forward)(
         } else {
             unit[row] = valid[row];
         }
-        shift[row] = (REAL)mean;
         int64_t at = 0; /* the finite values, side by side */
         for (int64_t i = 0; i < n; i++)
             if (!valid[row]) x[at++] = 0;
-            else if (v[i] - v[i] == 0) x[at++] = -(v[i] - shift[row]) * unit[row];
+            else if (v[i] - v[i] == 0) x[at++] = (REAL)(-(v[i] - mean) * unit[row]);
         if (m > k) {
             NAME(solve)(x, m, k, tau, s, scratch + n, &center, nu + row);
             NAME(weights)(s, m, nu[row], w);
@@ -306,7 +305,7 @@ FAST int64_t NAME(dcem_refit_forward)(
 /* g_v and g_X from g_w (may be NULL), g_mu and g_sigma (either may be NULL) */
 FAST void NAME(dcem_refit_backward)(
     const REAL *v, const REAL *X, int64_t rows, int64_t n, int64_t d, double k, double tau, int64_t standardize, REAL low,
-    REAL high, const REAL *w, const REAL *mu, const REAL *sigma, const REAL *s, const REAL *nu, const REAL *shift,
+    REAL high, const REAL *w, const REAL *mu, const REAL *sigma, const REAL *s, const REAL *nu,
     const REAL *unit, const REAL *g_w, const REAL *g_mu, const REAL *g_sigma, REAL *g_v, REAL *g_X, REAL *scratch) {
     REAL over_k = (REAL)(1 / k), *g = scratch, *q = scratch + n, *g_variance = scratch + 2 * n;
     for (int64_t row = 0; row < rows; row++) {
@@ -322,19 +321,25 @@ FAST void NAME(dcem_refit_backward)(
             g[i] = sum * over_k + (g_w ? g_w[i] : 0);
         }
         NAME(pull_back)(s, n, nu[row], g, q, g);
-        double sum = 0, dot = 0;
+        double sum = 0, dot = 0, first = 0, mean = 0, squares = 0;
         int64_t m = 0;
+        for (int64_t i = 0; i < n; i++) /* the mean again in double: a rounded one would not cancel in g_v */
+            if (v[i] - v[i] == 0) {
+                if (m++ == 0) first = v[i];
+                mean += v[i] - first;
+            }
+        mean = first + mean / (m ? m : 1);
         for (int64_t i = 0; i < n; i++) {
             int finite = v[i] - v[i] == 0;
+            double u = finite ? (v[i] - mean) * unit[row] : 0;
             g[i] = finite && unit[row] > 0 ? -g[i] / (REAL)tau : 0;
-            m += finite;
-            sum += g[i], dot += finite ? g[i] * (v[i] - shift[row]) * unit[row] : 0;
+            sum += g[i], dot += g[i] * u, squares += u * u;
         }
-        REAL mean = (REAL)(sum / (m ? m : 1)), slope = (REAL)(dot / (m ? m : 1));
+        double shared = sum / (m ? m : 1), slope = squares > 0 ? dot / squares : 0;
         for (int64_t i = 0; i < n; i++) {
             int finite = v[i] - v[i] == 0;
-            REAL u = finite ? (v[i] - shift[row]) * unit[row] : 0;
-            g_v[i] = !finite ? 0 : standardize ? (g[i] - mean - u * slope) * unit[row] : g[i];
+            double u = finite ? (v[i] - mean) * unit[row] : 0;
+            g_v[i] = !finite ? 0 : standardize ? (REAL)((g[i] - shared - u * slope) * unit[row]) : g[i];
         }
         v += n, X += n * d, w += n, mu += d, sigma += d, s += n, g_v += n, g_X += n * d;
         if (g_w) g_w += n;

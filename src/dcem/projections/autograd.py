@@ -10,15 +10,17 @@ where ``c`` is a constant of each row: the projection does not change when a row
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from dcem import _native
+
 from .blocks import by_blocks
 from .dual import scale, solve
-from .links import Link
+from .links import Link, Sigmoid
 
 
 def project(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> Tensor:
@@ -46,7 +48,7 @@ class _Project(Function):
 
     @staticmethod
     def forward(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
-        return by_blocks(_solve, x, temperature, k, link)  # type: ignore[return-value]
+        return _compiled(x, temperature, k, link) or by_blocks(_solve, x, temperature, k, link)  # type: ignore[return-value]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -66,6 +68,13 @@ class _Project(Function):
         needs_temperature = ctx.needs_input_grad[1]
         if grad_w is None and grad_nu is None:
             return None, None, None, None
+        if (
+            grad_w is not None
+            and grad_nu is None
+            and not torch.is_grad_enabled()
+            and _compiles(temperature, ctx.link, x)
+        ):
+            return _native.lml_backward(x.contiguous(), temperature, nu, c, grad_w.contiguous()), None, None, None
         inputs = (x, temperature, nu, c, grad_w, grad_nu, ctx.link, needs_temperature)
         # blocks would only fragment the graph of a derivative that is to be differentiated again
         grads = _pull(*inputs) if torch.is_grad_enabled() else by_blocks(_pull, *inputs)
@@ -129,6 +138,22 @@ def _by_newton(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> 
         w, total = weights(nu)
         nu = nu - (w - w.detach()).sum(-1, keepdim=True) / total
     return weights(nu)[0]
+
+
+def _compiles(temperature: Tensor | float, link: Link, x: Tensor) -> TypeGuard[float]:
+    """Whether the compiled kernels, which know the sigmoid alone, can take these inputs."""
+    return not isinstance(temperature, Tensor) and isinstance(link, Sigmoid) and _native.applies(x)
+
+
+def _compiled(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What `_solve` gives, by the compiled kernels; rows that are not finite are left to it."""
+    if not _compiles(temperature, link, x):
+        return None
+    w, nu, c, done = _native.lml_forward(x.contiguous(), k, temperature)
+    if not done:
+        rest = nu.isnan().squeeze(-1)
+        w[rest], nu[rest], c[rest] = _solve(x[rest], temperature, k, link)
+    return w, nu, c
 
 
 def _solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,8 +17,7 @@ from .links import Link
 
 _RANGE = 1000.0  # further than this from the threshold, in temperatures, a weight is exactly 0 or 1
 _REACH = 64.0  # up to this nu, rounding s + nu does not show in the weights
-_QUICK_PASSES = 5
-_QUICK_PASSES_COMPILED = 3
+_QUICK_PASSES = 8  # standardised scores at temperature 1 need 2 to 5
 _DEVICE_PASSES = 14  # where asking whether all rows have arrived would stall the device
 
 
@@ -63,21 +62,28 @@ def _may_ask(x: Tensor) -> bool:
 def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
     """Centre, ``nu``, and in which rows it is the root: others have not converged, or hold infinities."""
     n = x.shape[-1]
-    compiling = torch.compiler.is_compiling()
     centre = x.mean(-1, keepdim=True)
     s = x - centre
     if isinstance(temperature, Tensor) or temperature != 1:
         s = s.div_(temperature)
     nu = link.guess(torch.linalg.vector_norm(s, dim=-1, keepdim=True).pow(2).div_(n), k / n)
-    _, step, arrived = link.step(s + nu, k)
-    nu = nu + step
-    for _ in range(1, _QUICK_PASSES_COMPILED if compiling else _QUICK_PASSES):
+
+    def advance(nu: Tensor, arrived: Tensor, left: Tensor | int) -> tuple[Tensor, Tensor, Tensor | int]:
         _, step, near = link.step(s + nu, k)
         # a row that has arrived stays where it is: its result must not depend on how long others take
-        nu = nu + step.masked_fill(arrived, 0)
-        arrived = arrived | near
-        if not compiling and arrived.all():
-            break
+        return nu + step.masked_fill(arrived, 0), arrived | near, left - 1
+
+    def going_on(_: Tensor, arrived: Tensor, left: Tensor) -> Tensor:
+        return ~arrived.all() & (left > 0)
+
+    _, step, arrived = link.step(s + nu, k)
+    nu, arrived, left = advance(nu + step, arrived, _QUICK_PASSES - 1)
+    if torch.compiler.is_compiling():
+        state = (nu, arrived, torch.full((), left, device=x.device))
+        nu, arrived, _ = while_loop(going_on, advance, state)  # type: ignore[no-untyped-call]
+    else:
+        while left and not arrived.all():
+            nu, arrived, left = advance(nu, arrived, left)
     return centre, nu, arrived & (nu.abs() <= _REACH)
 
 

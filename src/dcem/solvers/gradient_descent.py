@@ -109,5 +109,21 @@ def _value_and_gradient(objective: Objective, x: Tensor, sample_dim: int) -> tup
                 "objective: GradientDescent needs an objective that is differentiable in its candidates, "
                 "got values without a gradient"
             )
+        # Where only the candidate itself asks for a gradient there is nothing to differentiate the answer by.
+        differentiable = differentiable and (point is x or _reaches_another_leaf(value, point))
         (gradient,) = torch.autograd.grad(value, point, create_graph=differentiable)
     return (values, gradient) if differentiable else (values.detach(), gradient)
+
+
+def _reaches_another_leaf(value: Tensor, leaf: Tensor) -> bool:
+    """Whether the graph of ``value`` ends anywhere but in ``leaf``."""
+    nodes, visited = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if getattr(node, "variable", leaf) is not leaf:
+            return True
+        nodes.extend(child for child, _ in node.next_functions)
+    return False
