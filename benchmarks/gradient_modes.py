@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import dcem
+from allocator import keep_freed_memory
 from memory import PeakMemory
 
 HORIZON, ACTION, STATE = 12, 2, 64
@@ -54,17 +55,17 @@ class Rollout(nn.Module):
         return cost.reshape(actions.shape[:-2])
 
 
-def solve(model: Rollout, mode: dcem.GradientMode, temperature: float, noise: Tensor) -> list[Tensor]:
+def solve(model: Rollout, mode: dcem.GradientMode, temperature: float, noise: Tensor) -> Tensor | None:
+    """The gradient of a function of the answer, flat; None where the mode has none."""
     generator = torch.Generator().manual_seed(1)
     solver = dcem.CEM(1000, 100, dcem.LML(temperature))
     init = torch.zeros(HORIZON, ACTION)
     solution = dcem.minimize(model, init, solver, event_dims=2, noise=noise, gradient=mode, generator=generator)
-    if not solution.x.requires_grad:
-        return []
-    weights = (solution.x * torch.linspace(-1, 1, HORIZON).unsqueeze(-1)).sum()
-    return [
-        g.flatten() for g in torch.autograd.grad(weights, list(model.parameters()), allow_unused=True) if g is not None
-    ]
+    if not solution.x.requires_grad or solution.status == dcem.Status.NOT_STATIONARY:
+        return None
+    weighted = (solution.x * torch.linspace(-1, 1, HORIZON).unsqueeze(-1)).sum()
+    gradients = torch.autograd.grad(weighted, list(model.parameters()), materialize_grads=True)
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def seconds(call: object, repeats: int) -> float:
@@ -80,17 +81,17 @@ def measure(temperature: float, repeats: int) -> list[dict[str, float | str]]:
     model = Rollout()
     noise = torch.randn(10, 1000, HORIZON, ACTION, generator=torch.Generator().manual_seed(0))
     rows: list[dict[str, float | str]] = []
-    full = torch.cat(solve(model, dcem.Unroll(), temperature, noise))
+    full = solve(model, dcem.Unroll(), temperature, noise)
+    assert full is not None
     for name, mode in MODES.items():
         gradient = solve(model, mode, temperature, noise)
         with PeakMemory() as memory:
             solve(model, mode, temperature, noise)
         row: dict[str, float | str] = {"mode": name, "peak_bytes": memory.peak}
         row["seconds"] = seconds(lambda mode=mode: solve(model, mode, temperature, noise), repeats)
-        if gradient:
-            flat = torch.cat(gradient)
-            row["cosine"] = torch.nn.functional.cosine_similarity(flat, full, dim=0).item()
-            row["norm"] = (flat.norm() / full.norm()).item()
+        if gradient is not None:
+            row["cosine"] = torch.nn.functional.cosine_similarity(gradient, full, dim=0).item()
+            row["norm"] = (gradient.norm() / full.norm()).item()
         rows.append(row)
     for row in rows:
         row["memory"] = row["peak_bytes"] / rows[0]["peak_bytes"]  # type: ignore[operator]
@@ -101,7 +102,8 @@ def measure(temperature: float, repeats: int) -> list[dict[str, float | str]]:
 def table(rows: list[dict[str, float | str]]) -> str:
     lines = ["| mode | cosine | norm | peak memory | time |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        gradient = f"{row['cosine']:.4f} | {row['norm']:.3f}" if "cosine" in row else "no gradient | "
+        none = "not stationary" if row["mode"] == "Implicit()" else "none"
+        gradient = f"{row['cosine']:.4f} | {row['norm']:.3f}" if "cosine" in row else f"{none} | "
         lines.append(f"| `{row['mode']}` | {gradient} | {row['memory']:.3f} | {row['time']:.2f} |")
     return "\n".join(lines)
 
@@ -110,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
+    keep_freed_memory()
     torch.set_num_threads(2)
     results = {temperature: measure(temperature, repeats) for temperature in (1.0, 0.1)}
     text = [

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 import dcem
+from allocator import KEEP
 from dcem.energy import EnergyModel, MLPEnergy
 
 OUT = Path(__file__).parents[1] / "results" / "benchmarks" / "overhead.json"
@@ -78,9 +79,6 @@ def measure(batch: int, repeats: int) -> dict[str, float]:
         "overhead_of_medians": statistics.median(times["update"]) / statistics.median(times["bare"]),
         "overhead_without_gradient": best["search"] / best["bare_search"],
     }
-
-
-KEEP = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 
 
 def main() -> None:
