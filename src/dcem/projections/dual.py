@@ -77,9 +77,10 @@ def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tupl
         return ~arrived.all() & (left > 0)
 
     _, step, arrived = link.step(s + nu, k)
-    nu, arrived, left = advance(nu + step, arrived, _QUICK_PASSES - 1)
+    left: Tensor | int = _QUICK_PASSES - 2
+    nu, arrived, _ = advance(nu + step, arrived, 0)
     if torch.compiler.is_compiling():
-        state = (nu, arrived, torch.full((), left, device=x.device))
+        state = (nu, arrived, torch.tensor(left))
         nu, arrived, _ = while_loop(going_on, advance, state)  # type: ignore[no-untyped-call]
     else:
         while left and not arrived.all():
