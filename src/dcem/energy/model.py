@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dcem.distributions import Gaussian
+from dcem.distributions import Distribution, Gaussian
+from dcem.embedding import embed
+from dcem.energy.base import as_shape, condition
 from dcem.gradients import GradientMode
 from dcem.minimize import minimize
 from dcem.solution import Solution
@@ -19,23 +22,29 @@ class EnergyModel(nn.Module):
     """Predict by minimising an energy, `ŷ = argmin_y E_θ(x, y)`, and learn `θ` by differentiating the
     prediction.
 
-    Any loss of `ŷ` trains it; its gradient reaches the energy (and the initial mean and std, where those are
-    `nn.Parameter`s) through the solve.
+    Any loss of `ŷ` trains it; its gradient reaches the energy, and whatever else is an `nn.Parameter` (the initial
+    mean and std, the solver's step sizes or temperature, the decoder's weights), through the solve.
 
     Args:
         energy: `E_θ`: maps `x` `(*batch, *feature)` and `y` `(*batch, N, *event)` to `(*batch, N)`.
         event_shape: Shape of one prediction; an int is `(int,)`.
-        solver: What minimises: `dcem.CEM(...)`, `dcem.GradientDescent(...)`, ...
+        solver: What minimises: `dcem.CEM(...)`, `dcem.GradientDescent(...)`, ... Its `nn.Parameter`s and modules are
+        registered: `GradientDescent(lr=nn.Parameter(torch.full((10,), 0.1)))` learns a step size for each step.
         num_iterations: Inner iterations, unless a call says otherwise.
         gradient: How to differentiate, `dcem.Unroll()` by default.
         init_mean: Where the search starts: a number, or a tensor that broadcasts to `event`.
         init_std: How wide it starts, likewise; None for the solver's own.
         bounds: `(low, high)` of the candidates, as in `dcem.minimize`.
         feature_dims: How many trailing axes of `x` are one input; those before are the batch.
+        decoder: Search a latent `z` in place of `y`: maps `(*batch, N, *latent)` to `(*batch, N, *event)`. A learned
+        one makes large `y` small; `nn.Softmax(-1)` keeps `y` on the simplex, `nn.Sigmoid()` inside `(0, 1)`.
+        `init_mean`, `init_std` and `bounds` are then those of `z`.
+        latent_shape: Shape of `z`; that of `y` by default.
 
     Raises:
-        ValueError: `init_mean` or `init_std` does not broadcast to `event`; in `forward`, what
-        `dcem.minimize` raises.
+        TypeError: `decoder` is not callable.
+        ValueError: `init_mean` or `init_std` does not broadcast to `event` (or `latent`), `latent_shape` without a
+        decoder; in `forward`, the energy or the decoder returns another shape, or what `dcem.minimize` raises.
 
     Source: LeCun et al., "A Tutorial on Energy-Based Learning", 2006; Belanger, Yang & McCallum, "End-to-End
     Learning for Structured Prediction Energy Networks", ICML 2017; Amos & Yarats, ICML 2020, section 4.1.
@@ -45,6 +54,10 @@ class EnergyModel(nn.Module):
     >>> model(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).detach()
     tensor([[1., 2.],
             [3., 4.]])
+    >>> simplex = EnergyModel(lambda x, y: (y - x.unsqueeze(-2)).square().sum(-1), 2, dcem.GradientDescent(lr=2.0),
+    ...                       decoder=nn.Softmax(-1), num_iterations=100)
+    >>> simplex(torch.tensor([1.0, 0.4])).detach()
+    tensor([0.8000, 0.2000])
     """
 
     def __init__(
@@ -59,54 +72,113 @@ class EnergyModel(nn.Module):
         init_std: float | Tensor | None = None,
         bounds: tuple[Any, Any] | None = None,
         feature_dims: int = 1,
+        decoder: Callable[[Tensor], Tensor] | None = None,
+        latent_shape: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.energy = energy
-        self.event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+        if decoder is not None and not callable(decoder):
+            raise TypeError(f"decoder: expected a callable or module, got {decoder!r}")
+        if decoder is None and latent_shape is not None:
+            raise ValueError(f"latent_shape: expected None without a decoder, got {latent_shape}")
+        self.energy, self.decoder = energy, decoder
+        self.event_shape = as_shape("event_shape", event_shape)
+        self.latent_shape = self.event_shape if latent_shape is None else as_shape("latent_shape", latent_shape)
         self.solver, self.num_iterations, self.gradient = solver, num_iterations, gradient
         self.init_mean: Tensor | None
         self.init_std: Tensor | None
         self._hold("init_mean", init_mean)
         self._hold("init_std", init_std)
         self.bounds, self.feature_dims = bounds, feature_dims
+        for name, value in vars(solver).items():
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(f"solver_{name}", value)
+            elif isinstance(value, nn.Module):
+                self.add_module(f"solver_{name}", value)
 
-    def solve(self, x: Tensor, *, num_iterations: int | None = None, **options: Any) -> Solution:
-        """The whole `dcem.Solution`; `options` are `dcem.minimize`'s: `generator`, `noise`, `record`,
-        `gradient`, ...
+    def solve(
+        self, x: Tensor, *, num_iterations: int | None = None, init: Distribution | Tensor | None = None, **options: Any
+    ) -> Solution:
+        """The whole `dcem.Solution`; `options` are `dcem.minimize`'s: `generator`, `noise`, `record`, `gradient`, ...
+
+        `init` replaces the model's own start, say by `solution.distribution` of an earlier solve. With a decoder,
+        `x` and `best_x` of the solution are decoded; its distribution and history are of the latent.
         """
-        if x.ndim < self.feature_dims:
-            raise ValueError(
-                f"x: expected (*batch, *feature) of at least {self.feature_dims} axes, got {tuple(x.shape)}"
-            )
-        shape = (*x.shape[: x.ndim - self.feature_dims], *self.event_shape)
-        assert self.init_mean is not None
-        dtype = x.dtype if x.is_floating_point() else self.init_mean.dtype
-        mean = self.init_mean.to(dtype).expand(shape)
-        init = mean if self.init_std is None else Gaussian(mean, self.init_std.to(dtype).expand(shape))
+        of_y = self.objective(x)
         settings: dict[str, Any] = {"gradient": self.gradient, "bounds": self.bounds, **options}
-        return minimize(
-            lambda y: self.energy(x, y),
-            init,
+        solution = minimize(
+            of_y if self.decoder is None else embed(of_y, self.decode),
+            self.start(x) if init is None else init,
             self.solver,
             num_iterations=self.num_iterations if num_iterations is None else num_iterations,
-            event_dims=len(self.event_shape),
+            event_dims=len(self.latent_shape),
             **settings,
         )
+        if self.decoder is None:
+            return solution
+        dim = len(self.batch_shape(x))
+        both = self.decode(torch.stack([solution.x, solution.best_x], dim)).unbind(dim)
+        return dataclasses.replace(solution, x=both[0], best_x=both[1].detach())
 
     def forward(self, x: Tensor, *, num_iterations: int | None = None, **options: Any) -> Tensor:
         """`ŷ` `(*batch, *event)` for `x` `(*batch, *feature)`."""
         return self.solve(x, num_iterations=num_iterations, **options).x
+
+    def objective(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """`E_θ(x, ·)`, checked: maps candidates `y` `(*batch, N, *event)` to `(*batch, N)`."""
+        batch = self.batch_shape(x)
+        energy = condition(self.energy, x)
+
+        def of_y(y: Tensor) -> Tensor:
+            values: Any = energy(y)
+            expected = (*batch, y.shape[len(batch)])
+            if not isinstance(values, Tensor) or tuple(values.shape) != expected:
+                came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise ValueError(
+                    f"energy: expected values (*batch, N) = {expected} for candidates (*batch, N, *event) = "
+                    f"{tuple(y.shape)}, got {came}"
+                )
+            return values
+
+        return of_y
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Candidates `(*batch, N, *event)` of latents `(*batch, N, *latent)`, which they are without a decoder."""
+        if self.decoder is None:
+            return z
+        y = self.decoder(z)
+        expected = (*z.shape[: z.ndim - len(self.latent_shape)], *self.event_shape)
+        if tuple(y.shape) != expected:
+            raise ValueError(f"decoder: expected candidates (*batch, N, *event) = {expected}, got {tuple(y.shape)}")
+        return y
+
+    def start(self, x: Tensor) -> Distribution | Tensor:
+        """Where the search for these inputs starts: a distribution, or the means alone."""
+        assert self.init_mean is not None
+        shape = (*self.batch_shape(x), *self.latent_shape)
+        dtype = x.dtype if x.is_floating_point() else self.init_mean.dtype
+        mean = self.init_mean.to(dtype).expand(shape)
+        if self.init_std is None:
+            return mean
+        return Gaussian(mean, self.init_std.to(dtype).expand(shape), len(self.latent_shape))
+
+    def batch_shape(self, x: Tensor) -> tuple[int, ...]:
+        """The leading axes of `x`, one problem each."""
+        if x.ndim < self.feature_dims:
+            raise ValueError(
+                f"x: expected (*batch, *feature) of at least {self.feature_dims} axes, got {tuple(x.shape)}"
+            )
+        return tuple(x.shape[: x.ndim - self.feature_dims])
 
     def _hold(self, name: str, value: float | Tensor | None) -> None:
         """Keep a number or tensor as a buffer, a parameter as a parameter."""
         tensor = value if value is None or isinstance(value, Tensor) else torch.tensor(float(value))
         if tensor is not None:
             try:
-                tensor.expand(self.event_shape)
+                tensor.expand(self.latent_shape)
             except RuntimeError:
                 raise ValueError(
-                    f"{name}: expected a number or a tensor that broadcasts to event {self.event_shape}, "
-                    f"got {tuple(tensor.shape)}"
+                    f"{name}: expected a number or a tensor that broadcasts to "
+                    f"{'event' if self.decoder is None else 'latent'} {self.latent_shape}, got {tuple(tensor.shape)}"
                 ) from None
         if isinstance(tensor, nn.Parameter):
             self.register_parameter(name, tensor)

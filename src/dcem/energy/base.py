@@ -1,0 +1,119 @@
+"""What the library's energies share: shapes that are checked, and the input's share computed once a solve."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class ConditionedEnergy(nn.Module, ABC):
+    """An energy that knows how to compute what depends on the input alone once, and not at every call."""
+
+    @abstractmethod
+    def condition(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """`E_θ(x, ·)`: maps `(*batch, N, *event)` to `(*batch, N)`."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """`E_θ(x, y)`, `(*batch, N)`."""
+        return self.condition(x)(y)
+
+
+def condition(energy: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+    """`E(x, ·)` of any energy; one whose `forward` was overridden, or compiled, is called as it is."""
+    if isinstance(energy, ConditionedEnergy) and type(energy).forward is ConditionedEnergy.forward:
+        return energy.condition(x)
+    return lambda y: energy(x, y)
+
+
+class Energy(ConditionedEnergy):
+    """An energy `E_θ(x, y)` of one input and its candidates; a subclass defines `condition_on`.
+
+    A solve calls the energy once an iteration with the same `x`. What depends on `x` alone belongs into
+    `condition_on`, which `EnergyModel` calls once a solve. Any other callable `(x, y) -> values` is an energy as
+    well; this class is for the speed and for the checks.
+
+    Args:
+        feature_shape: Shape of one input; an int is `(int,)`.
+        event_shape: Shape of one candidate; an int is `(int,)`.
+
+    Shapes: `x` `(*batch, *feature)`, `y` `(*batch, N, *event)` -> `(*batch, N)`.
+
+    Raises:
+        ValueError: a shape has an axis that is not positive; when called, `x` or `y` does not end in its shape,
+        or their batches differ.
+
+    >>> import torch
+    >>> class Distance(Energy):
+    ...     def condition_on(self, x):
+    ...         return lambda y: (y - x.mean(-1, keepdim=True).unsqueeze(-2)).square().sum(-1)
+    >>> Distance(3, 2)(torch.zeros(5, 3), torch.ones(5, 100, 2)).shape
+    torch.Size([5, 100])
+    """
+
+    def __init__(self, feature_shape: int | Sequence[int], event_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        self.feature_shape = as_shape("feature_shape", feature_shape)
+        self.event_shape = as_shape("event_shape", event_shape)
+
+    @abstractmethod
+    def condition_on(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """The energy of candidates of these inputs, `(*batch, N, *event) -> (*batch, N)`; `x` has been checked."""
+
+    def condition(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """`E_θ(x, ·)`, with what depends on `x` alone computed now, once."""
+        check_input(x, self.feature_shape)
+        batch = tuple(x.shape[: x.ndim - len(self.feature_shape)])
+        of_y = self.condition_on(x)
+
+        def energy(y: Tensor) -> Tensor:
+            check_candidates(y, batch, self.event_shape)
+            return of_y(y)
+
+        return energy
+
+
+def check_input(x: Tensor, feature_shape: tuple[int, ...]) -> None:
+    """Check that `x` is `(*batch, *feature)`."""
+    if x.ndim < len(feature_shape) or tuple(x.shape[x.ndim - len(feature_shape) :]) != feature_shape:
+        raise ValueError(f"x: expected (*batch, *feature) with feature {feature_shape}, got {tuple(x.shape)}")
+
+
+def check_candidates(y: Tensor, batch: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
+    """Check that `y` is `(*batch, N, *event)`."""
+    samples = tuple(y.shape[len(batch) : len(batch) + 1])
+    if not samples or tuple(y.shape) != (*batch, *samples, *event_shape):
+        raise ValueError(
+            f"y: expected (*batch, N, *event) with batch {batch} (that of x) and event {event_shape}, "
+            f"got {tuple(y.shape)}"
+        )
+
+
+def check_widths(name: str, widths: Sequence[int], *, empty: bool = False) -> None:
+    """Check the widths of hidden layers."""
+    if not (widths or empty) or any(width < 1 for width in widths):
+        raise ValueError(f"{name}: expected {'' if empty else 'at least one '}positive width, got {tuple(widths)}")
+
+
+def as_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    """A shape as a tuple."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"{name}: expected positive sizes, got {sizes}")
+    return sizes
+
+
+def flat(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The trailing axes of `shape` as one."""
+    return tensor.reshape(*tensor.shape[: tensor.ndim - len(shape)], math.prod(shape))
+
+
+def mlp(widths: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """Linear layers between these widths, an activation between each two."""
+    layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+    for width, next_width in pairwise(widths[1:]):
+        layers += [activation(), nn.Linear(width, next_width)]
+    return nn.Sequential(*layers)

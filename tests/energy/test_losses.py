@@ -1,0 +1,209 @@
+"""Losses of energy models, the likelihood by quadrature, and what `EnergyModel` registers and refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import dcem
+from dcem.energy import EnergyModel, MLPEnergy, contrastive_loss, end_to_end_loss, log_likelihood
+
+CEM = dcem.CEM(num_samples=30, num_elites=6)
+
+
+def quadratic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (y - x.unsqueeze(-2)).square().sum(-1)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_likelihood_of_a_gaussian(size: int) -> None:
+    x, y = torch.randn(3, 4, size).double(), torch.randn(3, 4, size).double()
+    for beta in (1.0, 4.0):
+        truth = torch.distributions.Normal(x, beta**-0.5).log_prob(y).sum(-1)
+        ours = log_likelihood(quadratic, x, y, low=-12, high=12, num_points=200, inverse_temperature=beta)
+        torch.testing.assert_close(ours, truth)
+
+
+def test_likelihood_trains_the_energy() -> None:
+    energy = MLPEnergy(1, 1, (8,)).double()
+    x, y = torch.zeros(2, 1).double(), torch.zeros(2, 1).double()
+    log_likelihood(energy, x, y, low=-1, high=1).sum().backward()
+    assert energy.first.weight.grad.any()
+    shift = torch.tensor(3.0).double()
+    torch.testing.assert_close(
+        log_likelihood(lambda x, y: energy(x, y) + shift, x, y, low=-1, high=torch.ones(1)),
+        log_likelihood(energy, x, y, low=-1, high=1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"y": torch.zeros(2, 3)}, r"y: expected \(\*batch, d\) with d of 1 or 2, got \(2, 3\)"),
+        ({"y": torch.full((2, 1), 5.0)}, r"y: expected values between low=-1 and high=1, got 5 to 5"),
+        ({"low": 1}, r"low, high: expected low < high"),
+        ({"num_points": 0}, r"num_points: expected at least 1, got 0"),
+        ({"energy": lambda x, y: y}, r"energy: expected values \(\*batch, N\) = \(2, 513\)"),
+    ],
+)
+def test_likelihood_refuses(options: dict, match: str) -> None:
+    given = {"energy": quadratic, "x": torch.zeros(2, 1), "y": torch.zeros(2, 1), "low": -1, "high": 1, **options}
+    with pytest.raises(ValueError, match=match):
+        log_likelihood(**given)
+
+
+@pytest.mark.parametrize("solver", [CEM, dcem.GradientDescent(0.1, 0.0)])
+@pytest.mark.parametrize("num_starts", [1, 3])
+@pytest.mark.parametrize("decoder", [None, nn.Linear(2, 4)])
+def test_contrastive_loss_trains_the_energy_alone(solver, num_starts: int, decoder, generator) -> None:
+    latent = None if decoder is None else 2
+    model = EnergyModel(MLPEnergy(3, 4, (8,)), 4, solver, decoder=decoder, latent_shape=latent)
+    options = {"num_starts": num_starts, "num_negatives": 7}
+    loss = contrastive_loss(model, torch.randn(2, 5, 3), torch.randn(2, 5, 4), generator=generator, **options)
+    loss.backward()
+    assert 0 < loss.item() < 20
+    assert model.energy.first.weight.grad.any()
+    assert decoder is None or decoder.weight.grad is None
+    unbatched = contrastive_loss(model, torch.randn(3), torch.randn(4), generator=generator, **options)
+    assert unbatched.shape == ()
+
+
+def test_more_starts_of_gradient_descent_find_other_negatives(generator) -> None:
+    model = EnergyModel(quadratic, 1, dcem.GradientDescent(0.5), num_iterations=2, init_std=1.0)
+    x, y = torch.zeros(1, 1), torch.zeros(1, 1)
+    one, many = (contrastive_loss(model, x, y, num_starts=n, num_negatives=999, generator=generator) for n in (1, 40))
+    assert one.item() == pytest.approx(math.log(3))  # two negatives, both at the target
+    assert many.item() > math.log(20)
+
+
+@pytest.mark.parametrize("num_starts", [1, 2])
+def test_corrected_contrastive_loss_estimates_the_likelihood(num_starts: int, generator) -> None:
+    model = EnergyModel(quadratic, 2, dcem.CEM(1000, 200, dcem.LML(1.0)), num_iterations=4, init_std=3.0).double()
+    x, y = torch.zeros(20, 2).double(), torch.randn(20, 2, generator=generator).double()
+    loss = contrastive_loss(
+        model, x, y, num_negatives=10_000, correction=True, num_starts=num_starts, generator=generator
+    )
+    likelihood = log_likelihood(quadratic, x, y, low=-9, high=9, num_points=100).mean()
+    assert loss.item() == pytest.approx(-likelihood.item(), abs=0.05)
+
+
+def test_contrastive_loss_finds_both_answers(generator) -> None:
+    torch.manual_seed(0)
+    energy = MLPEnergy(1, 1, (32, 32), nn.SiLU)
+    model = EnergyModel(energy, 1, dcem.CEM(50, 5), num_iterations=5, init_std=1.5)
+    optimizer = torch.optim.Adam(energy.parameters(), lr=1e-2)
+    for _ in range(150):
+        y = torch.randint(2, (32, 1), generator=generator) * 2.0 - 1
+        y = y + 0.2 * torch.randn(32, 1, generator=generator)
+        loss = contrastive_loss(model, torch.zeros(32, 1), y, correction=True, generator=generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    low = energy(torch.zeros(1), torch.tensor([[-1.0], [0.0], [1.0]]))
+    assert low[1] > low[0] + 2
+    assert low[1] > low[2] + 2
+
+
+BOXED = EnergyModel(quadratic, 2, CEM, bounds=(torch.tensor([0.0, -1.0]), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (
+            lambda: end_to_end_loss(BOXED, torch.zeros(5, 2), torch.zeros(5, 3)),
+            r"y: expected targets .* \(5, 2\), got \(5, 3\)",
+        ),
+        (
+            lambda: end_to_end_loss(BOXED, torch.zeros(5, 2), -torch.ones(5, 2)),
+            r"y: expected targets inside the model's",
+        ),
+        (lambda: contrastive_loss(BOXED, torch.zeros(2), torch.ones(2), num_negatives=0), r"num_negatives: .* got 0"),
+        (
+            lambda: contrastive_loss(BOXED, torch.zeros(2), torch.ones(2), correction=True),
+            r"correction: .* without bounds",
+        ),
+        (
+            lambda: contrastive_loss(
+                EnergyModel(quadratic, 2, dcem.GradientDescent()), torch.zeros(2), torch.ones(2), correction=True
+            ),
+            r"correction: expected a sampling solver",
+        ),
+        (lambda: EnergyModel(lambda x, y: y, 2, CEM)(torch.zeros(5, 2)), r"energy: expected values .* \(5, 30\)"),
+        (
+            lambda: EnergyModel(quadratic, 2, CEM, latent_shape=3),
+            r"latent_shape: expected None without a decoder, got 3",
+        ),
+        (
+            lambda: EnergyModel(quadratic, 2, CEM, decoder=nn.Linear(3, 3), latent_shape=3)(torch.zeros(5, 2)),
+            r"decoder: expected candidates .* \(5, 30, 2\), got \(5, 30, 3\)",
+        ),
+        (
+            lambda: EnergyModel(quadratic, 2, CEM, decoder=nn.Linear(3, 2), latent_shape=3, init_mean=torch.ones(2)),
+            r"init_mean: .* latent \(3,\), got \(2,\)",
+        ),
+    ],
+)
+def test_errors_name_the_argument(call, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        call()
+    with pytest.raises(TypeError, match="decoder: expected a callable"):
+        EnergyModel(quadratic, 2, CEM, decoder=3)
+
+
+def test_what_the_solver_learns_is_the_models() -> None:
+    steps, tau = nn.Parameter(torch.full((10,), 0.3)), nn.Parameter(torch.tensor(1.0))
+    descent = EnergyModel(quadratic, 2, dcem.GradientDescent(steps))
+    assert dict(descent.named_parameters()).keys() == {"solver_lr"}
+    descent(torch.ones(4, 2)).sum().backward()
+    assert steps.grad.all()
+    other = copy.deepcopy(descent).double()
+    assert other.solver.lr is other.solver_lr
+    other.load_state_dict({**descent.state_dict(), "solver_lr": torch.full((10,), 0.5)})
+    assert other(torch.ones(2).double()).tolist() == pytest.approx([1 - 0.5**10] * 2)
+    soft = EnergyModel(quadratic, 2, dcem.CEM(20, 5, dcem.LML(tau)))
+    assert dict(soft.named_parameters()).keys() == {"solver_selection.temperature"}
+    plain = EnergyModel(quadratic, 2, dcem.CEM(20, 5, dcem.LML(1.0)))
+    assert plain.state_dict().keys() == {"init_mean"}
+
+
+def test_decoded_predictions(generator) -> None:
+    decoder = nn.Sequential(nn.Linear(3, 8), nn.Unflatten(-1, (4, 2)))
+    model = EnergyModel(
+        lambda x, y: y.square().sum((-1, -2)),
+        (4, 2),
+        CEM,
+        decoder=decoder,
+        latent_shape=3,
+        init_std=2.0,
+        bounds=(-1, 1),
+    )
+    solution = model.solve(torch.zeros(2, 5, 1), generator=generator, record=True)
+    assert solution.x.shape == solution.best_x.shape == (2, 5, 4, 2)
+    assert solution.distribution.mean.shape == (2, 5, 3)
+    assert solution.history[0].samples.abs().max() <= 1
+    torch.testing.assert_close(solution.x, decoder(solution.distribution.mean))
+    torch.testing.assert_close(solution.best_x.square().sum((-1, -2)), solution.best_value)
+    solution.x.sum().backward()
+    assert decoder[0].weight.grad.any()
+    again = model.solve(torch.zeros(2, 5, 1), init=solution.distribution, num_iterations=1, generator=generator)
+    assert again.best_value.mean() <= solution.best_value.mean() + 2e-2
+
+
+def test_the_simplex_by_a_softmax(generator) -> None:
+    target = torch.tensor([0.7, 0.2, 0.1])
+    for solver in (dcem.CEM(100, 10, dcem.LML(0.1), init_std=2.0), dcem.GradientDescent(3.0)):
+        model = EnergyModel(quadratic, 3, solver, num_iterations=60, decoder=nn.Softmax(-1))
+        answer = model(target, generator=generator)
+        assert answer.sum().item() == pytest.approx(1)
+        torch.testing.assert_close(answer, target, rtol=0, atol=1e-2)
+
+
+def test_event_of_several_axes_with_a_given_std(generator) -> None:
+    energy = MLPEnergy(1, (3, 2), (4,))
+    model = EnergyModel(energy, (3, 2), CEM, init_std=torch.ones(2))
+    assert model(torch.zeros(5, 1), generator=generator).shape == (5, 3, 2)
