@@ -36,7 +36,11 @@ def _apply(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tupl
     recorded = x.requires_grad or (isinstance(temperature, Tensor) and temperature.requires_grad)
     if recorded or torch._C._are_functorch_transforms_active():
         return _ForwardProject.apply(x, temperature, k, link)  # type: ignore[no-untyped-call]
-    return by_blocks(_solve, x, temperature, k, link)
+    return _forward(x, temperature, k, link)
+
+
+def _forward(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, ...]:
+    return _compiled(x, temperature, k, link) or by_blocks(_solve, x, temperature, k, link)
 
 
 class _Project(Function):
@@ -48,7 +52,7 @@ class _Project(Function):
 
     @staticmethod
     def forward(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
-        return _compiled(x, temperature, k, link) or by_blocks(_solve, x, temperature, k, link)  # type: ignore[return-value]
+        return _forward(x, temperature, k, link)  # type: ignore[return-value]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
