@@ -296,7 +296,7 @@ def test_half_precision_and_empty_batches() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda x: implicit.root(lambda x: x, torch.tensor([1])), TypeError, "solution: expected a floating point tensor, got torch.int64"),  # noqa: E501
+        (lambda x: implicit.root(lambda x: x, torch.tensor([1])), TypeError, "solution: expected a floating point tensor, got torch.int64"),
         (lambda x: implicit.root(lambda x: x, 1.0), TypeError, "solution: expected a floating point tensor, got float"),
         (lambda x: implicit.root(lambda x: x.sum(), x), ValueError, r"residual: expected to return \(3,\).* got \(\)"),
         (lambda x: implicit.root(lambda x: 0.0, x), TypeError, "residual: expected to return a tensor, got float"),
@@ -307,7 +307,7 @@ def test_half_precision_and_empty_batches() -> None:
         (lambda x: implicit.root(lambda x: x, x, method="cg"), ValueError, "method: expected 'auto'.* got 'cg'"),
         (lambda x: implicit.root(lambda x: x, x, tolerance=0.0), ValueError, "tolerance: expected a positive"),
         (lambda x: implicit.root(lambda x: x, x, max_iterations=0), ValueError, "max_iterations: expected at least 1"),
-        (lambda x: torch.func.vmap(lambda x: implicit.root(lambda y: y, x, method="iterative"))(x), ValueError, "inside torch.func"),  # noqa: E501
+        (lambda x: torch.func.vmap(lambda x: implicit.root(lambda y: y, x, method="iterative"))(x), ValueError, "inside torch.func"),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument(call: Callable[[Tensor], object], error: type[Exception], match: str) -> None:
