@@ -85,7 +85,6 @@ GROUPS: dict[str, dict[str, Any]] = {
             "repeats": 3,
             "lr": 1e-3,
             "schedule": "plateau",
-            "eval_every": 250,
             "checkpoint_every": 1000,
         },
     },
@@ -184,23 +183,25 @@ def batch(config: Config, step: int, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def predictions(model: EnergyModel, config: Config, x: Tensor) -> dict[int, Tensor]:
-    """`ŷ` after each of the numbers of iterations: one solve passes through all of them."""
-    wanted = sorted({*config.test_iterations, config.num_iterations})
+def predictions(model: EnergyModel, config: Config, x: Tensor, *, trained_only: bool = False) -> dict[int, Tensor]:
+    """`ŷ` after each of the numbers of iterations, or as trained only: one solve passes through all of them."""
+    wanted = sorted({config.num_iterations, *(() if trained_only else config.test_iterations)})
     generator = torch.Generator(x.device).manual_seed(EVALUATION_SEED)
     solution = model.solve(x, num_iterations=wanted[-1], generator=generator, record=True, gradient=dcem.Detach())
     return {t: solution.history[t - 1].distribution.mean for t in wanted}
 
 
-def errors(model: EnergyModel, config: Config) -> dict[int, float]:
-    """Mean squared error on the grid after each of the numbers of iterations."""
+def errors(model: EnergyModel, config: Config, *, trained_only: bool = False) -> dict[int, float]:
+    """Mean squared error on the grid after each of the numbers of iterations, or as trained only."""
     x, y = data(config, next(model.parameters()).device)
-    return {t: float((y_hat - y).square().mean()) for t, y_hat in predictions(model, config, x).items()}
+    by_iterations = predictions(model, config, x, trained_only=trained_only)
+    return {t: float((y_hat - y).square().mean()) for t, y_hat in by_iterations.items()}
 
 
 def evaluate(model: EnergyModel, config: Config, run: Run, step: int = 0, **more: float) -> dict[str, float]:
-    """Log the errors."""
-    metrics = {f"mse_{t}": error for t, error in errors(model, config).items()}
+    """Log the error as trained; at either end of the run, that of the other numbers of iterations too."""
+    under_way = 0 < step < config.num_updates
+    metrics = {f"mse_{t}": error for t, error in errors(model, config, trained_only=under_way).items()}
     run.log(step, **more, **metrics)
     return metrics
 
