@@ -1,0 +1,51 @@
+"""Markdown tables of the committed results, for the documentation: ``python benchmarks/tables.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).parents[1] / "results" / "benchmarks"
+
+
+def projections(record: dict[str, Any]) -> str:
+    lines = [
+        f"Time of one call as a ratio to `torch.softmax` in the same mode and run; made by `{record['command']}`, "
+        f"torch {record['torch']}, {record['threads']} threads.",
+        "",
+        "| rows, n, k | mode | projection | forward | forward + backward |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in record["rows"]:
+        if row["name"] != "softmax":
+            size = f"{row['batch']}, {row['n']}, {row['k']}"
+            ratios = f"{row['forward_ratio']:.1f} | {row['forward_backward_ratio']:.1f}"
+            lines.append(f"| {size} | {row['mode']} | {row['name']} | {ratios} |")
+    return "\n".join(lines)
+
+
+def overhead(record: dict[str, Any]) -> str:
+    lines = [
+        "One update of the 1-D energy regression over the bare cost of evaluating its energy forward and backward on as "
+        f"many samples; made by `{record['command']}`, torch {record['torch']}.",
+        "",
+        "| allocator | batch | update | bare | ratio | ratio without gradient |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in ("default allocator", "allocator that keeps freed memory"):
+        for row in record[name]:
+            times = f"{row['update_ms']:.1f} ms | {row['bare_ms']:.1f} ms"
+            ratios = f"{row['overhead']:.2f} | {row['overhead_without_gradient']:.2f}"
+            lines.append(f"| {name} | {row['batch']} | {times} | {ratios} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    for name, table in (("projections", projections), ("overhead", overhead)):
+        record = json.loads((OUT / f"{name}.json").read_text())
+        (OUT / f"{name}.md").write_text(table(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
