@@ -27,8 +27,8 @@ def projections(record: dict[str, Any]) -> str:
 
 def overhead(record: dict[str, Any]) -> str:
     lines = [
-        "One update of the 1-D energy regression over the bare cost of evaluating its energy forward and backward on as "
-        f"many samples; made by `{record['command']}`, torch {record['torch']}.",
+        "One update of the 1-D energy regression over the bare cost of evaluating its energy forward and backward on "
+        f"as many samples; made by `{record['command']}`, torch {record['torch']}.",
         "",
         "| allocator | batch | update | bare | ratio | ratio without gradient |",
         "| --- | --- | --- | --- | --- | --- |",

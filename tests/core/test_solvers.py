@@ -380,6 +380,19 @@ def test_temperature_init_std_and_mean_receive_gradients(generator):
     assert torch.autograd.gradcheck(answer, [value.double().requires_grad_() for value in inputs])
 
 
+@pytest.mark.parametrize("solver", [lambda t: dcem.CEM(50, 5, dcem.LML(t)), lambda t: dcem.MPPI(50, t)])
+def test_a_temperature_a_problem(solver):
+    temperature = torch.tensor([0.2, 1.0, 5.0], requires_grad=True)
+    noise = torch.randn(4, 3, 50, 2, generator=torch.Generator().manual_seed(0))
+    options = {"num_iterations": 4}
+    objective = lambda x: (x - 1).square().sum(-1)  # noqa: E731
+    together = dcem.minimize(objective, torch.zeros(3, 2), solver(temperature), noise=noise, **options).x
+    for i, tau in enumerate([0.2, 1.0, 5.0]):
+        alone = dcem.minimize(objective, torch.zeros(2), solver(tau), noise=noise[:, i], **options).x
+        torch.testing.assert_close(together[i], alone)
+    assert (torch.autograd.grad(together.sum(), temperature)[0] != 0).all()
+
+
 def test_a_hard_selection_refuses_a_gradient_instead_of_dropping_it():
     theta = torch.ones(2, requires_grad=True)
     solution = dcem.minimize(quadratic(theta), torch.zeros(2), dcem.CEM(50, 5, dcem.HardTopK()))

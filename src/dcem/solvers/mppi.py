@@ -22,8 +22,8 @@ class MPPI(SamplingSolver):
 
     Args:
         num_samples: ``N``, candidates evaluated an iteration, at least 1.
-        temperature: ``τ > 0``, a number or a tensor that broadcasts to ``(*batch, N)``; in units of the objective
-            unless ``standardize``.
+        temperature: ``τ > 0``, a number or a tensor that broadcasts to ``batch``; in units of the objective unless
+            ``standardize``.
         init_std: ``σ`` of the samples when only means are given.
         standardize: bring the values of each problem to mean 0 and std 1 first.
         smoothing: how much of the previous mean to keep, in ``[0, 1)``.
@@ -56,7 +56,10 @@ class MPPI(SamplingSolver):
 
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         scores, valid = scores_of(values, 1, standardize=self.standardize)
-        return torch.softmax(scores / self.temperature, dim=-1), valid
+        temperature = self.temperature
+        if isinstance(temperature, Tensor) and 0 < temperature.dim() < scores.dim():
+            temperature = temperature.unsqueeze(-1)
+        return torch.softmax(scores / temperature, dim=-1), valid
 
     def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:
         mean = distribution.weighted_mean(samples, weights)
