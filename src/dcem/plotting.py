@@ -7,6 +7,7 @@ confidence band.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-__all__ = ["COLOURS", "Surface", "energy_surfaces", "error_by_iterations", "loss_curves", "predictions_by_iterations"]
+__all__ = [
+    "COLOURS",
+    "Panel",
+    "Surface",
+    "correlations",
+    "densities",
+    "energy_surfaces",
+    "error_by_iterations",
+    "image_rows",
+    "loss_curves",
+    "predictions_by_iterations",
+]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
@@ -70,9 +82,11 @@ def loss_curves(runs: Mapping[str, Sequence[Records]], key: str, ylabel: str) ->
     return figure
 
 
-def error_by_iterations(errors: Mapping[str, Sequence[Mapping[int, float]]], trained_at: int) -> Figure:
+def error_by_iterations(
+    errors: Mapping[str, Sequence[Mapping[int, float]]], trained_at: int, ylabel: str = "mean squared error"
+) -> Figure:
     """The error of solves with other numbers of inner iterations than the energy was trained with."""
-    figure, axis = _one(xlabel="inner iterations at test time", ylabel="mean squared error", yscale="log")
+    figure, axis = _one(xlabel="inner iterations at test time", ylabel=ylabel, yscale="log")
     axis.axvline(trained_at, color="0.6", linestyle=":", label=f"trained with {trained_at}")
     for i, (label, seeds) in enumerate(errors.items()):
         iterations = sorted(seeds[0])
@@ -100,6 +114,69 @@ def predictions_by_iterations(
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     axes[0].set_ylabel("predicted y")
+    return figure
+
+
+def image_rows(rows: Mapping[str, Tensor], given_columns: int) -> Figure:
+    """Images `(n, height, width)` in rows with a label each; a line separates the columns that were given."""
+    shape = next(iter(rows.values())).shape
+    figure = Figure(figsize=(2.6 + 0.75 * shape[0], 0.8 * len(rows) + 0.5), layout="constrained", dpi=150)
+    axes = figure.subplots(len(rows), shape[0], squeeze=False)
+    for of_row, (label, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(of_row, images, strict=True):
+            axis.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1)
+            axis.axvline(given_columns - 0.5, color=COLOURS[1], linewidth=1)
+            axis.set(xticks=[], yticks=[])
+        of_row[0].set_ylabel(textwrap.fill(label, 20), rotation=0, ha="right", va="center")
+    figure.supxlabel("left of the line given, right of it predicted", fontsize="medium")
+    return figure
+
+
+class Panel(NamedTuple):
+    """A density over a grid, with the curves it should be high on and the points that were predicted."""
+
+    title: str
+    x: Tensor
+    """`(n,)`"""
+    y: Tensor
+    """`(m,)`"""
+    density: Tensor
+    """`(n, m)`"""
+    curves: Sequence[Tensor]
+    """Each `(any, 2)`."""
+    points: Tensor
+    """`(any, 2)`"""
+
+
+def densities(panels: Sequence[Panel], xlabel: str, ylabel: str) -> Figure:
+    """Densities, four in a row, each coloured from zero to its own maximum."""
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.3 * columns, 3.4 * rows + 0.4), layout="constrained", dpi=150)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        x, y, density = panel.x.numpy(), panel.y.numpy(), panel.density.numpy()
+        axis.pcolormesh(x, y, density.T, cmap="cividis", shading="gouraud", rasterized=True, vmin=0)
+        for i, curve in enumerate(panel.curves):
+            axis.plot(*curve.numpy().T, color="white", linewidth=1, alpha=0.7, label=None if i else "answers")
+        axis.plot(*panel.points.numpy().T, "o", color=COLOURS[1], markersize=5, label="predictions", clip_on=False)
+        axis.set(title=textwrap.fill(panel.title, 34), xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+        axis.title.set_fontsize("medium")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2, facecolor="0.35", labelcolor="white")
+    figure.supxlabel(xlabel)
+    figure.supylabel(ylabel)
+    return figure
+
+
+def correlations(matrix: Tensor, name: str, of: str) -> Figure:
+    """A symmetric matrix of numbers in `[-1, 1]`."""
+    figure, axis = _one(xlabel=name, ylabel=name)
+    image = axis.imshow(matrix.numpy(), cmap="PuOr", vmin=-1, vmax=1)
+    axis.grid(visible=False)
+    figure.colorbar(image, ax=axis).set_label(of)
     return figure
 
 

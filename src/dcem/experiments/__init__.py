@@ -27,6 +27,13 @@ EXPERIMENTS = {
     "regression": Experiment(
         "dcem.experiments.regression", "learn y = x sin x as the minimiser of an energy (ICML 2020, section 5.1)"
     ),
+    "digits": Experiment(
+        "dcem.experiments.digits", "complete handwritten digits by energies: feed-forward net, SPEN, ICNN compared"
+    ),
+    "multilabel": Experiment("dcem.experiments.multilabel", "fifty correlated labels by energies, compared by F1"),
+    "set-valued": Experiment(
+        "dcem.experiments.set_valued", "maps with two answers: what a loss of the prediction loses, in likelihood"
+    ),
 }
 
 
