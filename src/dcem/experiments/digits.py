@@ -36,7 +36,7 @@ class Config(structured.Config):
     """Settings of `dcem digits`."""
 
     hidden: int = 128
-    num_epochs: int = 60
+    num_epochs: int = 40
     lr: float = 1e-2
     weight_decay: float = 0.3
     latent: int = 16

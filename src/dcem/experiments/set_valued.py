@@ -44,7 +44,7 @@ class Config(structured.Config):
 
     curves: list[str] = field(default_factory=lambda: ["root", "spiral"])
     hidden: int = 32
-    num_epochs: int = 45
+    num_epochs: int = 35
     noise: float = 0.08
     num_train: int = 1000
     num_valid: int = 500
