@@ -15,26 +15,36 @@ def checked(objective: Objective, batch_shape: torch.Size, event_dims: int, dtyp
     """Wrap ``objective``: candidates in ``dtype`` in, checked values of at least single precision out."""
 
     def evaluate(samples: Tensor) -> Tensor:
-        values = _values(objective, samples, batch_shape, event_dims, dtype)
-        if not (is_eager() and torch.is_grad_enabled() and values.requires_grad):
-            return values
-        if math.isfinite(values.detach().sum()):  # the cheap way to see that no sample failed
+        if not (is_eager() and torch.is_grad_enabled()):
+            return _values(objective, samples, batch_shape, event_dims, dtype)
+        # The view gathers what the objective sends back before it is added to what comes from elsewhere, in the same
+        # order of summation as below: the gradient of a problem does not depend on whether another one fails.
+        values = _values(objective, samples.view_as(samples), batch_shape, event_dims, dtype)
+        if not values.requires_grad or math.isfinite(values.detach().sum()):  # the cheap way to see that none failed
             return values
         # The derivative of a failed sample may be NaN, and 0 * NaN is NaN: it must never be computed. Its place is
-        # taken by a candidate of the same problem that did not fail.
+        # taken by a candidate that did not fail.
         finite = values.isfinite()
-        stand_in = _first(samples, finite, event_dims)
+        if not finite.any():
+            return values.detach()
         keep = finite.reshape(finite.shape + (1,) * event_dims)
+        stand_in = _stand_in(samples.detach(), finite, event_dims)
         again = _values(objective, torch.where(keep, samples, stand_in), batch_shape, event_dims, dtype)
         return torch.where(finite, again, values.detach())
 
     return evaluate
 
 
-def _first(samples: Tensor, finite: Tensor, event_dims: int) -> Tensor:
+def _stand_in(samples: Tensor, finite: Tensor, event_dims: int) -> Tensor:
+    """The first candidate of each problem that did not fail, ``(*batch, 1, *event)``; where all of them did, that of
+    the first problem that has one.
+    """
     index = finite.to(torch.uint8).argmax(-1, keepdim=True)
-    index = index.reshape(index.shape + (1,) * event_dims)
-    return torch.take_along_dim(samples.detach(), index, -1 - event_dims)
+    first = torch.take_along_dim(samples, index.reshape(index.shape + (1,) * event_dims), -1 - event_dims)
+    has_one = finite.any(-1).reshape(-1)
+    flat = first.reshape(len(has_one), *first.shape[first.dim() - event_dims - 1 :])
+    other = flat[has_one.to(torch.uint8).argmax()]
+    return torch.where(finite.any(-1).reshape(index.shape + (1,) * event_dims), first, other)
 
 
 def _values(

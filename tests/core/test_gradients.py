@@ -228,3 +228,21 @@ def test_failed_samples_give_no_gradient(theta):
             (gradient,) = torch.autograd.grad(solution.x.sum(), t)
             assert gradient.isfinite().all(), (mode, solver)
             assert gradient.abs().max() > 0
+
+
+def test_a_problem_whose_samples_all_fail_gives_no_gradient():
+    """Nor does it spoil that of the others, which share what the objective depends on."""
+    theta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    init = torch.tensor([[1.0], [-100.0], [1.0]], dtype=torch.float64)
+    noise = torch.randn(5, 3, 40, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).abs()
+
+    def answer(rows: list[int]) -> dcem.Solution:
+        return dcem.minimize(
+            lambda x: (x.sum(-1).sqrt() - theta).square(), init[rows], dcem.CEM(40, 5), num_iterations=5,
+            noise=noise[:, rows],
+        )  # fmt: skip
+
+    three, two = answer([0, 1, 2]), answer([0, 2])
+    assert three.status.tolist() == [dcem.Status.OK, dcem.Status.NONFINITE, dcem.Status.OK]
+    gradients = [torch.autograd.grad(solution.x.sum(), theta)[0] for solution in (three, two)]
+    torch.testing.assert_close(*gradients)

@@ -90,6 +90,22 @@ def test_compiled_refit_by_finite_differences(generator):
     theta = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(answer, theta)
     assert torch.autograd.gradgradcheck(answer, theta)
+    for create_graph in (False, True):  # the second one takes the reference's way
+        (gradient,) = torch.autograd.grad(answer(theta).sum(), theta, create_graph=create_graph)
+        torch.testing.assert_close(gradient.detach(), torch.autograd.functional.jacobian(answer, theta).sum(0))
+
+
+def test_many_gradients_at_once(generator):
+    """`is_grads_batched` hands over tensors without storage, which the kernels cannot read."""
+    noise = torch.randn(2, 30, 2, dtype=torch.float64, generator=generator)
+    theta = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
+    x = dcem.minimize(lambda x: (x - theta).pow(4).sum(-1), torch.zeros_like(theta), num_iterations=2,
+                      solver=dcem.CEM(30, 4), noise=noise).x  # fmt: skip
+    each = torch.stack([torch.autograd.grad(xi, theta, retain_graph=True)[0] for xi in x])
+    (batched,) = torch.autograd.grad(x, theta, torch.eye(2, dtype=torch.float64), is_grads_batched=True)
+    torch.testing.assert_close(batched, each)
+    scores = torch.randn(5, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: dcem.lml(s, 2), scores, check_batched_grad=True)
 
 
 def test_large_batches_are_divided_among_threads_without_a_trace():

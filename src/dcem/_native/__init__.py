@@ -30,7 +30,10 @@ def applies(*tensors: Tensor) -> bool:
         and torch.autograd.forward_ad._current_level < 0
         and tensors[0].dtype in (torch.float32, torch.float64)
         and all(
-            t.device.type == "cpu" and t.dtype == tensors[0].dtype and type(t) in (Tensor, torch.nn.Parameter)
+            t.device.type == "cpu"
+            and t.dtype == tensors[0].dtype
+            and type(t) in (Tensor, torch.nn.Parameter)
+            and not torch._C._functorch.is_legacy_batchedtensor(t)  # of `is_grads_batched`
             for t in tensors
         )
     )

@@ -164,7 +164,7 @@ static inline __attribute__((always_inline)) void NAME(solve)(
             s[i] = d < -CLAMP ? -CLAMP : (d > CLAMP ? CLAMP : d);
         }
         *center = c;
-        left = log((k - j + 1) / (n - k)), right = log(k / (next - k)) + (gap < CLAMP ? gap : CLAMP);
+        left = log((k - (j - 1)) / (n - k)), right = log(k / (next - k)) + (gap < CLAMP ? gap : CLAMP);
         nu = 0.5 * (left + right);
     }
     double tolerance = TOLERANCE * (k < n - k ? k : n - k);

@@ -76,7 +76,7 @@ class _Project(Function):
             grad_w is not None
             and grad_nu is None
             and not torch.is_grad_enabled()
-            and _compiles(temperature, ctx.link, x)
+            and _compiles(temperature, ctx.link, x, grad_w)
         ):
             return _native.lml_backward(x.contiguous(), temperature, nu, c, grad_w.contiguous()), None, None, None
         inputs = (x, temperature, nu, c, grad_w, grad_nu, ctx.link, needs_temperature)
@@ -144,9 +144,9 @@ def _by_newton(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> 
     return weights(nu)[0]
 
 
-def _compiles(temperature: Tensor | float, link: Link, x: Tensor) -> TypeGuard[float]:
+def _compiles(temperature: Tensor | float, link: Link, *tensors: Tensor) -> TypeGuard[float]:
     """Whether the compiled kernels, which know the sigmoid alone, can take these inputs."""
-    return not isinstance(temperature, Tensor) and isinstance(link, Sigmoid) and _native.applies(x)
+    return not isinstance(temperature, Tensor) and isinstance(link, Sigmoid) and _native.applies(*tensors)
 
 
 def _compiled(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor] | None:

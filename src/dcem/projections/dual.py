@@ -108,7 +108,7 @@ def bracket(s_next: Tensor, n: int, k: float, link: Link) -> tuple[Tensor, Tenso
     """
     j = math.ceil(k)
     saturation = link.saturation(torch.finfo(s_next.dtype).eps)
-    low = torch.full_like(s_next, min(saturation, link.inverse((k - j + 1) / (n - j + 1))))
+    low = torch.full_like(s_next, min(saturation, link.inverse((k - (j - 1)) / (n - j + 1))))
     j = math.floor(k) + 1
     high = (link.inverse(k / j) - s_next).clamp(max=saturation)
     return low, torch.maximum(low, high)

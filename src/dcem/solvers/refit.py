@@ -15,7 +15,7 @@ Reference = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class _Refit(torch.autograd.Function):
-    """``(values, samples) -> (weights, mean, std)``; where the gradient is differentiated again, by the reference."""
+    """``(values, samples) -> (weights, mean, std)``; by the reference where a gradient is differentiated again."""
 
     @staticmethod
     def forward(
@@ -30,14 +30,18 @@ class _Refit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         values, samples, *saved = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        again = torch.is_grad_enabled()
+        if not again and _native.applies(values, *(grad for grad in grads[:3] if grad is not None)):
             given = [None if grad is None else grad.contiguous() for grad in grads[:3]]
             return *_native.refit_backward(values, samples, ctx.options, saved, given), None, None, None
-        inputs = [x for x in (values, samples) if x.requires_grad]
-        outputs = zip(ctx.reference(values, samples), grads[:3], strict=True)
+        with torch.enable_grad():
+            # Views, because values depend on samples: that way back is the engine's to go, not ours.
+            views = values.view_as(values), samples.view_as(samples)
+            outputs = zip(ctx.reference(*views), grads[:3], strict=True)
         reached, seeds = zip(*((output, grad) for output, grad in outputs if grad is not None), strict=True)
-        found = iter(torch.autograd.grad(reached, inputs, seeds, create_graph=True))
-        return *(next(found) if x.requires_grad else None for x in (values, samples)), None, None, None
+        inputs = [view for view in views if view.requires_grad]
+        found = iter(torch.autograd.grad(reached, inputs, seeds, create_graph=again))
+        return *(next(found) if view.requires_grad else None for view in views), None, None, None
 
 
 def refit(
