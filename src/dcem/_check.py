@@ -5,6 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 
+def check_number(name: str, value: object) -> None:
+    """A plain number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
 def check_count(name: str, value: int) -> None:
     """A whole number of at least one."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -17,6 +23,7 @@ def check_fraction(name: str, value: float | Tensor, *, below_one: bool = False)
     """A number in ``[0, 1]``, or in ``[0, 1)``; tensors are taken as they are."""
     if isinstance(value, Tensor):
         return
+    check_number(name, value)
     if not 0 <= value <= 1 or (below_one and value == 1):
         raise ValueError(f"{name}: expected a number in [0, 1{')' if below_one else ']'}, got {value}")
 
@@ -25,6 +32,7 @@ def check_std(name: str, value: float | Tensor) -> None:
     """A finite number of at least zero; tensors are taken as they are."""
     if isinstance(value, Tensor):
         return
+    check_number(name, value)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
 
@@ -33,5 +41,6 @@ def check_positive(name: str, value: float | Tensor) -> None:
     """A finite number above zero; tensors are taken as they are."""
     if isinstance(value, Tensor):
         return
-    if isinstance(value, bool) or not 0 < value < float("inf"):
+    check_number(name, value)
+    if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a finite number > 0, got {value}")

@@ -26,7 +26,7 @@ def checked(objective: Objective, batch_shape: torch.Size, event_dims: int, dtyp
         # taken by a candidate that did not fail.
         finite = values.isfinite()
         if not finite.any():
-            return values.detach()
+            return values.detach().requires_grad_()  # a gradient of nothing, not an error where one is asked for
         keep = finite.reshape(finite.shape + (1,) * event_dims)
         stand_in = _stand_in(samples.detach(), finite, event_dims)
         again = _values(objective, torch.where(keep, samples, stand_in), batch_shape, event_dims, dtype)
@@ -50,7 +50,11 @@ def _stand_in(samples: Tensor, finite: Tensor, event_dims: int) -> Tensor:
 def _values(
     objective: Objective, samples: Tensor, batch_shape: torch.Size, event_dims: int, dtype: torch.dtype
 ) -> Tensor:
-    values = objective(samples.to(dtype))
+    given = samples.to(dtype)
+    before = None if not is_eager() or given.is_inference() else given._version
+    values = objective(given)
+    if before is not None and given._version != before:
+        raise ValueError("objective: expected to leave its candidates as they are, got them changed in place")
     expected = (*batch_shape, samples.shape[samples.dim() - event_dims - 1])
     if not isinstance(values, Tensor):
         raise TypeError(f"objective: expected a Tensor of values of shape {expected}, got {type(values).__name__}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dcem._eager import is_eager
+
 BoundsLike = tuple[float | Tensor | None, float | Tensor | None]
 
 
@@ -27,7 +29,7 @@ class Bounds:
         low, high = (_side(f"bounds[{i}]", side, event_shape, like) for i, side in enumerate(bounds))
         if low is None and high is None:
             return None
-        if low is not None and high is not None and not torch.compiler.is_compiling():
+        if low is not None and high is not None and is_eager():
             wrong = torch.as_tensor(low) > torch.as_tensor(high)
             if wrong.device.type == "cpu" and wrong.any():
                 raise ValueError(f"bounds: expected low <= high, got low={low}, high={high}")
@@ -39,14 +41,14 @@ class Bounds:
         """The nearest point of the box to each candidate in ``x``, ``(..., *event)``."""
         return torch.clamp(x, self.low, self.high)  # type: ignore[arg-type]
 
-    def active(self, x: Tensor) -> Tensor:
-        """Which coordinates of ``x`` lie on a side of the box: boolean, the shape of ``x``."""
-        on_side = torch.zeros_like(x, dtype=torch.bool)
+    def active(self, x: Tensor, gradient: Tensor, slack: Tensor) -> Tensor:
+        """Which coordinates of ``x`` lie within ``slack`` of a side that descent pushes them to: boolean."""
+        held = torch.zeros_like(x, dtype=torch.bool)
         if self.low is not None:
-            on_side = on_side | (x <= self.low)
+            held = held | ((x <= self.low + slack) & (gradient > 0))
         if self.high is not None:
-            on_side = on_side | (x >= self.high)
-        return on_side
+            held = held | ((x >= self.high - slack) & (gradient < 0))
+        return held
 
 
 def _side(name: str, side: float | Tensor | None, event_shape: torch.Size, like: Tensor) -> float | Tensor | None:
@@ -64,6 +66,6 @@ def _side(name: str, side: float | Tensor | None, event_shape: torch.Size, like:
         raise ValueError(
             f"{name}: expected a shape that broadcasts to the event {tuple(event_shape)}, got {tuple(side.shape)}"
         )
-    if not torch.compiler.is_compiling() and side.device.type == "cpu" and side.isnan().any():
+    if is_eager() and side.device.type == "cpu" and side.isnan().any():
         raise ValueError(f"{name}: expected numbers, got NaN in {side}")
     return side.to(like)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dcem import implicit
-from dcem._check import check_count
+from dcem._check import check_count, check_number
+from dcem._eager import is_eager
 from dcem._tree import detach
 from dcem.bounds import Bounds
 from dcem.solvers.base import Objective, Step
@@ -23,6 +24,9 @@ Weigh = Callable[[Tensor], tuple[Tensor, "Tensor | None"]]
 
 class GradientMode:
     """How gradients flow through the iterations of a solve. The defaults differentiate through all of them."""
+
+    keeps_hyperparameters = True
+    """Whether the solver's own tensors (a temperature, a learning rate) receive a gradient where they ask for one."""
 
     def keeps_init(self, num_iterations: int) -> bool:
         """Whether the gradient with respect to the initial distribution survives."""
@@ -55,12 +59,15 @@ class Unroll(GradientMode):
 class Checkpoint(GradientMode):
     """The gradient of :class:`Unroll` with the memory of one iteration: each is made again in the backward pass.
 
-    The objective is called twice as often. Randomness inside it is replayed.
+    The objective is called twice as often. Randomness inside it is replayed. Inside ``torch.func`` transforms, which
+    checkpoints do not work in, this is :class:`Unroll`.
 
     Source: Chen et al., "Training deep nets with sublinear memory cost", 2016.
     """
 
     def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
+        if torch._C._are_functorch_transforms_active():  # which checkpoints do not work in
+            return iterate(state, noise)
         step: Step = checkpoint(iterate, state, noise, use_reentrant=False)
         return step
 
@@ -111,8 +118,10 @@ class Implicit(GradientMode):
     """
 
     tolerance: float = 0.05
+    keeps_hyperparameters = False
 
     def __post_init__(self) -> None:
+        check_number("tolerance", self.tolerance)
         if not self.tolerance > 0:
             raise ValueError(f"tolerance: expected a number > 0, got {self.tolerance}")
 
@@ -128,8 +137,15 @@ class Implicit(GradientMode):
         x = x.detach()
         if not torch.is_grad_enabled():
             return x, None
+        if not is_eager():
+            raise RuntimeError("gradient: Implicit does not work inside torch.compile and torch.func transforms")
         batch_dims = x.dim() - event_dims
-        held = torch.zeros_like(x, dtype=torch.bool) if bounds is None else bounds.active(x)
+        size = (x.flatten(batch_dims).norm(dim=-1) if event_dims else x.abs()) + 1
+        held = torch.zeros_like(x, dtype=torch.bool)
+        if bounds is not None:
+            point = x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(objective(point.unsqueeze(batch_dims)).sum(), point)
+            held = bounds.active(x, slope, self.tolerance * size.reshape(size.shape + (1,) * event_dims))
 
         def free(y: Tensor) -> Tensor:
             """The objective in the coordinates that no bound holds; a unit parabola in the others."""
@@ -138,8 +154,7 @@ class Implicit(GradientMode):
             return values + (parabola.flatten(batch_dims).sum(-1) if event_dims else parabola)
 
         where = implicit.stationarity(free, x, batch_dims=batch_dims)
-        size = x.flatten(batch_dims).norm(dim=-1) if event_dims else x.abs()
-        stationary = where.is_minimum(self.tolerance, 1 + size)
+        stationary = where.is_minimum(self.tolerance, size)
         answer = implicit.argmin(free, x, batch_dims=batch_dims)
         keep = stationary.reshape(stationary.shape + (1,) * event_dims)
         return torch.where(keep, answer, x), ~stationary
@@ -164,6 +179,7 @@ class Prune(GradientMode):
     unbiased: bool = False
 
     def __post_init__(self) -> None:
+        check_number("keep", self.keep)
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep: expected a number in (0, 1], got {self.keep}")
 
@@ -206,7 +222,7 @@ class Prune(GradientMode):
         kept = torch.multinomial(rows, num_kept, replacement=True, generator=generator)
         kept = kept.reshape(*influence.shape[:-1], num_kept)
         # Each draw's common part is the mean of the other draws, which leaves the estimate unbiased.
-        factor = 1 / ((num_kept - 1) * probability.gather(-1, kept))
+        factor = 1 / (max(num_kept - 1, 1) * probability.gather(-1, kept))
         return kept, torch.full_like(factor, 1 / num_kept), factor
 
 

@@ -14,7 +14,7 @@ from dcem._eager import all_true, is_eager
 from dcem._evaluate import checked
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds, BoundsLike
-from dcem.distributions import Distribution, WhiteNoise
+from dcem.distributions import Distribution, Gaussian, WhiteNoise
 from dcem.gradients import GradientMode, Unroll
 from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, SamplingSolver, Solver, Step
@@ -28,10 +28,10 @@ _DEFAULT_GRADIENT = Unroll()
 def minimize(
     objective: Callable[[Tensor], Tensor],
     init: Distribution | Tensor,
-    solver: Solver | None = None,
+    solver: Solver = _DEFAULT_SOLVER,
     *,
     num_iterations: int = 10,
-    gradient: GradientMode | None = None,
+    gradient: GradientMode = _DEFAULT_GRADIENT,
     event_dims: int = 1,
     bounds: BoundsLike | None = None,
     generator: torch.Generator | None = None,
@@ -80,10 +80,16 @@ def minimize(
 
     Source: Amos & Yarats, "The Differentiable Cross-Entropy Method", ICML 2020, algorithm 1.
     """
-    solver = _DEFAULT_SOLVER if solver is None else solver
-    gradient = _DEFAULT_GRADIENT if gradient is None else gradient
-    _check_arguments(objective, solver, gradient, num_iterations)
+    _check_arguments(objective, solver, gradient, num_iterations, generator, callback)
     distribution, dtype = _initial_distribution(init, solver, event_dims)
+    device = distribution.mean.device.type
+    if torch.is_autocast_enabled(device):  # for the objective alone: the solve keeps its precision
+        objective = _under_autocast(objective, device)
+        with torch.autocast(device, enabled=False):
+            return minimize(
+                objective, init, solver, num_iterations=num_iterations, gradient=gradient, event_dims=event_dims,
+                bounds=bounds, generator=generator, noise=noise, callback=callback, record=record,
+            )  # fmt: skip
     event_dims, event_shape, batch_shape = (
         distribution.event_dims,
         distribution.event_shape,
@@ -105,6 +111,11 @@ def minimize(
         raise ValueError(
             f"gradient: {gradient} cannot give a gradient to the initial distribution, whose tensors require one: "
             "use Unroll() or Checkpoint(), or detach init"
+        )
+    if torch.is_grad_enabled() and not gradient.keeps_hyperparameters and _asks_for_gradient(solver):
+        raise ValueError(
+            f"gradient: {gradient} cannot give a gradient to the solver's hyperparameters, of which one requires it: "
+            "use Unroll() or Checkpoint(), or detach it"
         )
     evaluate = checked(objective, batch_shape, event_dims, dtype)
     weigh = solver.weigh if isinstance(solver, SamplingSolver) else None
@@ -174,6 +185,25 @@ def _best_of(seen: _Seen, sample_dim: int) -> _Seen:
     return _Seen((sample,), (lowest,), 0)
 
 
+def _asks_for_gradient(solver: Solver) -> bool:
+    """Whether a tensor among the solver's hyperparameters, or those of its selection, requires a gradient."""
+    values = [*vars(solver).values()]
+    for module in [value for value in values if isinstance(value, torch.nn.Module)]:
+        values += [*module.parameters(), *module.buffers(), *vars(module).values()]
+    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
+def _under_autocast(objective: Callable[[Tensor], Tensor], device: str) -> Callable[[Tensor], Tensor]:
+    """The objective as it would be called here, wherever it is called."""
+    dtype = torch.get_autocast_dtype(device)
+
+    def call(x: Tensor) -> Tensor:
+        with torch.autocast(device, dtype=dtype):
+            return objective(x)
+
+    return call
+
+
 def _unbounded(x: Tensor) -> Tensor:
     return x
 
@@ -190,7 +220,9 @@ def _keep_where(valid: Tensor, new: Any, old: Any) -> Any:
     return map_tensors(choose, new, old)
 
 
-def _check_arguments(objective: object, solver: object, gradient: object, num_iterations: int) -> None:
+def _check_arguments(
+    objective: object, solver: object, gradient: object, num_iterations: int, generator: object, callback: object
+) -> None:
     if not callable(objective):
         raise TypeError(f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {objective!r}")
     if not isinstance(solver, Solver):
@@ -198,6 +230,10 @@ def _check_arguments(objective: object, solver: object, gradient: object, num_it
     if not isinstance(gradient, GradientMode):
         raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {gradient!r}")
     check_count("num_iterations", num_iterations)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator or None, got {generator!r}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a callable or None, got {callback!r}")
 
 
 def _initial_distribution(
@@ -226,6 +262,8 @@ def _initial_distribution(
         for leaf in leaves(distribution):
             if not math.isfinite(leaf.detach().sum()) and not leaf.isfinite().all():
                 raise ValueError(f"init: expected finite parameters, got {leaf}")
+        if isinstance(distribution, Gaussian) and (distribution.std < 0).any():
+            raise ValueError(f"init: expected a std >= 0, got {distribution.std}")
     return distribution, dtype
 
 
@@ -245,9 +283,19 @@ def _noise_source(
             raise ValueError(
                 f"noise: expected (num_iterations, *batch, num_samples, *event) = {shape}, got {tuple(noise.shape)}"
             )
-        given = noise.to(like.dtype)
+        if not noise.is_floating_point():
+            raise TypeError(f"noise: expected floating-point draws, got {noise.dtype}")
+        given = noise.to(like)
         return lambda t: given[t]
     if noise is not None and not callable(noise):
         raise TypeError(f"noise: expected a Tensor, a noise source or None, got {noise!r}")
     source = WhiteNoise() if noise is None else noise
-    return lambda t: source(shape[1:], dtype=like.dtype, device=like.device, generator=generator)
+
+    def draw(t: int) -> Tensor:
+        drawn: Any = source(shape[1:], dtype=like.dtype, device=like.device, generator=generator)
+        if not isinstance(drawn, Tensor) or tuple(drawn.shape) != shape[1:]:
+            came = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+            raise ValueError(f"noise: expected the source to return {shape[1:]}, got {came}")
+        return drawn
+
+    return draw

@@ -57,7 +57,7 @@ class Iteration(NamedTuple):
         return cls(step.samples, step.values, step.weights, step.state.distribution, effective)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """The answer of :func:`dcem.minimize`.
 

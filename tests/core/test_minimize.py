@@ -24,7 +24,7 @@ ZEROS = torch.zeros(2, 3)
         ({"init": [0.0]}, TypeError, r"init: expected a Tensor of means or a dcem distribution, got list"),
         ({"init": torch.zeros(3, dtype=torch.int64)}, TypeError, r"init: expected a floating-point tensor, got torch.int64"),
         ({"init": torch.tensor([0.0, torch.nan])}, ValueError, r"init: expected finite parameters"),
-        ({"init": dcem.Gaussian(torch.zeros(2), float("inf"))}, ValueError, r"init: expected finite parameters"),
+        ({"init": dcem.Gaussian(torch.zeros(2), torch.tensor(torch.inf))}, ValueError, r"init: expected finite parameters"),
         ({"init": torch.zeros(2, 0)}, ValueError, r"init: expected at least one element, got shape \(2, 0\)"),
         ({"solver": dcem.LML()}, TypeError, r"solver: expected a dcem solver .*got LML"),
         ({"gradient": "unroll"}, TypeError, r"gradient: expected a gradient mode .*got 'unroll'"),

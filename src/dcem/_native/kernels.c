@@ -35,6 +35,7 @@
 #define TOLERANCE 5e-7
 #define CLAMP 200.0f /* beyond it every weight is 0 or 1 to the last digit, and nu still has digits */
 #define SPREAD 30
+#define SMALLEST 1.2e-38
 #include "kernels.c"
 
 #undef REAL
@@ -50,6 +51,7 @@
 #undef TOLERANCE
 #undef CLAMP
 #undef SPREAD
+#undef SMALLEST
 #define REAL double
 #define INT int64_t
 #define SUFFIX _f64
@@ -63,6 +65,7 @@
 #define TOLERANCE 1e-14
 #define CLAMP 1500.0
 #define SPREAD 30
+#define SMALLEST 2.3e-308
 #define DOUBLE
 #include "kernels.c"
 
@@ -102,13 +105,17 @@ static inline __attribute__((always_inline)) REAL NAME(exp_)(REAL x) {
 /* sum w - k, sum w(1-w), sum w(1-w)(1-2w) at nu */
 static inline __attribute__((always_inline)) void NAME(residual)(
     const REAL *s, int64_t n, REAL nu, double k, double *f, double *f1, double *f2) {
-    REAL a = 0, b = 0, c = 0;
+    *f = -k, *f1 = 0, *f2 = 0;
+    for (int64_t start = 0; start < n; start += 4096) { /* blocks, so that long sums keep their digits */
+        int64_t end = start + 4096 < n ? start + 4096 : n;
+        REAL a = 0, b = 0, c = 0;
 #pragma omp simd reduction(+ : a, b, c)
-    for (int64_t i = 0; i < n; i++) {
-        REAL w = 1 / (1 + NAME(exp_)(-(s[i] + nu))), q = w * (1 - w);
-        a += w, b += q, c += q * (1 - 2 * w);
+        for (int64_t i = start; i < end; i++) {
+            REAL w = 1 / (1 + NAME(exp_)(-(s[i] + nu))), q = w * (1 - w);
+            a += w, b += q, c += q * (1 - 2 * w);
+        }
+        *f += a, *f1 += b, *f2 += c;
     }
-    *f = a - k, *f1 = b, *f2 = c;
 }
 
 /* the j-th largest of s (j from 1), which is reordered */
@@ -263,7 +270,7 @@ FAST int64_t NAME(dcem_refit_forward)(
             for (int64_t i = 0; i < n; i++)
                 if (v[i] - v[i] == 0 && largest > 0) squares += (v[i] - mean) / largest * ((v[i] - mean) / largest);
             double std = largest * sqrt(squares / m);
-            unit[row] = std > 0 && valid[row] ? (REAL)(1 / std) : 0;
+            unit[row] = std >= SMALLEST && valid[row] ? (REAL)(1 / std) : 0;
         } else {
             unit[row] = valid[row];
         }

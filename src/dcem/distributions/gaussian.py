@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dcem._check import check_std
 from dcem.distributions.base import Distribution
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def _safe_sqrt(variance: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gaussian(Distribution):
     """Sample from a diagonal Gaussian: ``X = μ + σ ε``, refitted by weighted moments.
 
@@ -64,8 +65,9 @@ class Gaussian(Distribution):
     def __init__(self, mean: Tensor, std: float | Tensor, event_dims: int = 1) -> None:
         _check_mean(mean, event_dims)
         if not isinstance(std, Tensor):
+            check_std("std", std)
             std = torch.full_like(mean, std)
-        elif std.shape != mean.shape:
+        elif std.shape != mean.shape or std.dtype != mean.dtype:
             try:
                 std = std.to(mean).expand(mean.shape)
             except RuntimeError:
@@ -96,7 +98,7 @@ class Gaussian(Distribution):
         return dataclasses.replace(self, mean=bounds.clip(self.mean))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FullGaussian(Distribution):
     """Sample from a Gaussian with full covariance ``Σ = L Lᵀ``: ``X = μ + L ε``, refitted by weighted moments.
 
@@ -134,7 +136,7 @@ class FullGaussian(Distribution):
         expected = (*mean.shape[: mean.dim() - event_dims], size, size)
         if not isinstance(scale_tril, Tensor):
             raise TypeError(f"scale_tril: expected a Tensor, got {type(scale_tril).__name__}")
-        if scale_tril.shape != expected:
+        if scale_tril.shape != expected or scale_tril.dtype != mean.dtype:
             try:
                 scale_tril = scale_tril.to(mean).expand(expected)
             except RuntimeError:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dcem.distributions import Distribution, Gaussian
 from dcem.embedding import embed
 from dcem.energy.base import as_shape, condition
-from dcem.gradients import GradientMode
+from dcem.gradients import GradientMode, Unroll
 from dcem.minimize import minimize
 from dcem.solution import Solution
 from dcem.solvers import Solver
@@ -104,7 +104,7 @@ class EnergyModel(nn.Module):
         `x` and `best_x` of the solution are decoded; its distribution and history are of the latent.
         """
         of_y = self.objective(x)
-        settings: dict[str, Any] = {"gradient": self.gradient, "bounds": self.bounds, **options}
+        settings: dict[str, Any] = {"gradient": self.gradient or Unroll(), "bounds": self.bounds, **options}
         solution = minimize(
             of_y if self.decoder is None else embed(of_y, self.decode),
             self.start(x) if init is None else init,

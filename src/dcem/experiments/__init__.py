@@ -27,6 +27,9 @@ EXPERIMENTS = {
     "regression": Experiment(
         "dcem.experiments.regression", "learn y = x sin x as the minimiser of an energy (ICML 2020, section 5.1)"
     ),
+    "regression-study": Experiment(
+        "dcem.experiments.regression_study", "finished regressions compared over seeds: errors, minima, figures"
+    ),
     "digits": Experiment(
         "dcem.experiments.digits", "complete handwritten digits by energies: feed-forward net, SPEN, ICNN compared"
     ),

@@ -155,8 +155,10 @@ def _compiled(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> t
         return None
     w, nu, c, done = _native.lml_forward(x.contiguous(), k, temperature)
     if not done:
-        rest = nu.isnan().squeeze(-1)
-        w[rest], nu[rest], c[rest] = _solve(x[rest], temperature, k, link)
+        # All rows again, although few are needed: a row's bits must not depend on which others are.
+        rest = nu.isnan()
+        solved = by_blocks(_solve, x, temperature, k, link)
+        w, nu, c = (torch.where(rest, theirs, ours) for theirs, ours in zip(solved, (w, nu, c), strict=True))
     return w, nu, c
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcem import _native
-from dcem._check import check_count, check_fraction, check_std
+from dcem._check import check_count, check_fraction, check_number, check_std
 from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML
 from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
@@ -18,10 +19,9 @@ from dcem.solvers.refit import refit
 from dcem.solvers.refuse import refuse_gradient
 
 Selection = Callable[[Tensor, float], Tensor]
-_LML = LML()  # τ = 1, the paper's selection
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CEM(SamplingSolver):
     """Minimise by sampling, selecting the best and refitting; differentiable when the selection is soft.
 
@@ -63,7 +63,7 @@ class CEM(SamplingSolver):
 
     num_samples: int = 100
     num_elites: float = 10
-    selection: Selection = _LML
+    selection: Selection = field(default_factory=LML)
     init_std: float | Tensor = field(default=1.0, kw_only=True)
     standardize: bool = field(default=True, kw_only=True)
     min_std: float = field(default=1e-6, kw_only=True)
@@ -74,18 +74,25 @@ class CEM(SamplingSolver):
 
     def __post_init__(self) -> None:
         check_count("num_samples", self.num_samples)
-        if isinstance(self.num_elites, bool) or not 0 < self.num_elites <= self.num_samples:
+        check_number("num_elites", self.num_elites)
+        if not 0 < self.num_elites <= self.num_samples:
             raise ValueError(
                 f"num_elites: expected 0 < num_elites <= num_samples={self.num_samples}, got {self.num_elites}"
             )
-        if not callable(self.selection):
-            raise TypeError(f"selection: expected a callable (scores, k) -> weights, got {self.selection!r}")
+        selection: Any = self.selection
+        if not callable(selection) or isinstance(selection, type):
+            raise TypeError(f"selection: expected a callable (scores, k) -> weights, got {selection!r}")
         check_std("init_std", self.init_std)
+        check_number("min_std", self.min_std)
         check_std("min_std", self.min_std)
+        if self.max_std is not None:
+            check_number("max_std", self.max_std)
         if self.max_std is not None and not self.max_std >= self.min_std:
             raise ValueError(f"max_std: expected at least min_std={self.min_std}, got {self.max_std}")
         check_fraction("smoothing", self.smoothing, below_one=True)
+        check_number("keep_elites", self.keep_elites)
         check_fraction("keep_elites", self.keep_elites)
+        check_number("population_decay", self.population_decay)
         if not self.population_decay >= 1:
             raise ValueError(
                 f"population_decay: expected a number >= 1 (1.25 shrinks the population by a fifth an iteration), "
@@ -110,7 +117,10 @@ class CEM(SamplingSolver):
 
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         scores, valid = scores_of(values, self.num_elites, standardize=self.standardize)
-        weights = self.selection(scores, self.num_elites)
+        weights: Any = self.selection(scores, self.num_elites)
+        if not isinstance(weights, Tensor) or weights.shape != scores.shape:
+            came = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise ValueError(f"selection: expected to return weights of shape {tuple(scores.shape)}, got {came}")
         return refuse_gradient(weights, scores, self.selection), valid
 
     def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:

@@ -30,7 +30,7 @@ class GradientDescentState(NamedTuple):
     velocity: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GradientDescent(Solver):
     """Minimise by following the objective's gradient: ``v <- m v + ∇f(x)``, ``x <- x - lr v``.
 
@@ -74,7 +74,7 @@ class GradientDescent(Solver):
         x = state.distribution.mean
         values, gradient = _value_and_gradient(objective, x, state.distribution.sample_dim)
         velocity = self.momentum * state.velocity + gradient
-        moved = clip(x - self._lr(state.iteration) * velocity)
+        moved = clip(x - self._lr(state.iteration, x) * velocity)
         distribution = dataclasses.replace(state.distribution, mean=moved)  # type: ignore[type-var]
         smooth = gradient.isfinite()
         if state.distribution.event_dims:
@@ -84,10 +84,11 @@ class GradientDescent(Solver):
         next_state = GradientDescentState(distribution, state.iteration + 1, velocity)
         return Step(next_state, samples, values, torch.ones_like(values), valid)
 
-    def _lr(self, iteration: int) -> float | Tensor:
-        if isinstance(self.lr, Tensor) and self.lr.dim():
-            return self.lr[min(iteration, len(self.lr) - 1)]
-        return self.lr
+    def _lr(self, iteration: int, x: Tensor) -> float | Tensor:
+        if not isinstance(self.lr, Tensor):
+            return self.lr
+        lr = self.lr[min(iteration, len(self.lr) - 1)] if self.lr.dim() else self.lr
+        return lr.to(x)
 
 
 def _value_and_gradient(objective: Objective, x: Tensor, sample_dim: int) -> tuple[Tensor, Tensor]:
@@ -101,8 +102,8 @@ def _value_and_gradient(objective: Objective, x: Tensor, sample_dim: int) -> tup
         gradient, values = torch.func.grad(total, has_aux=True)(x)
         return values, gradient
     differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        point = x if differentiable and x.requires_grad else x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        point = x if differentiable and x.requires_grad else x.detach().clone().requires_grad_()
         value, values = total(point)
         if not value.requires_grad:
             raise ValueError(

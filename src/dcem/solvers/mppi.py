@@ -13,7 +13,7 @@ from dcem.distributions import Distribution
 from dcem.solvers.base import SamplingSolver, scores_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MPPI(SamplingSolver):
     """Minimise by averaging samples under the softmax of their values; the spread stays as it is.
 
@@ -57,8 +57,9 @@ class MPPI(SamplingSolver):
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         scores, valid = scores_of(values, 1, standardize=self.standardize)
         temperature = self.temperature
-        if isinstance(temperature, Tensor) and 0 < temperature.dim() < scores.dim():
-            temperature = temperature.unsqueeze(-1)
+        if isinstance(temperature, Tensor):
+            temperature = temperature.to(scores)
+            temperature = temperature.unsqueeze(-1) if 0 < temperature.dim() < scores.dim() else temperature
         return torch.softmax(scores / temperature, dim=-1), valid
 
     def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:

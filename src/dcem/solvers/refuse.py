@@ -9,10 +9,15 @@ from torch import Tensor
 
 
 class _Refuse(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, scores: Tensor, name: str) -> Tensor:
-        ctx.name = name
-        return weights.view_as(weights)
+    def forward(weights: Tensor, scores: Tensor, name: str) -> Tensor:
+        return weights.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        ctx.name = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -1,0 +1,170 @@
+"""What users do to a solve that nobody planned for."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+
+
+def sphere(x: Tensor) -> Tensor:
+    return x.square().sum(-1)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [dcem.CEM(60, 10, dcem.HardTopK()), dcem.CEM(60, 10, dcem.ConstrainedSoftmax()), dcem.MPPI(60), dcem.CEM(60, 10)],
+)
+@pytest.mark.parametrize("full", [False, True])
+def test_autocast_is_for_the_objective_alone(solver, full):
+    linear = torch.nn.Linear(2, 2)
+    seen = []
+
+    def objective(x: Tensor) -> Tensor:
+        seen.append(linear(x).dtype)
+        return sphere(x - 1.0)
+
+    init = dcem.FullGaussian(torch.zeros(2), torch.eye(2)) if full else dcem.Gaussian(torch.zeros(2), 1.0)
+    noise = torch.randn(10, 60, 2, generator=torch.Generator().manual_seed(0))
+    plain = dcem.minimize(lambda x: sphere(x - 1.0), init, solver, noise=noise, gradient=dcem.Detach())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        solution = dcem.minimize(objective, init, solver, noise=noise, gradient=dcem.Detach())
+    assert set(seen) == {torch.bfloat16}
+    assert torch.equal(solution.x, plain.x)
+    assert solution.distribution.mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("solver", [dcem.CEM(50, 5), dcem.MPPI(50), dcem.GradientDescent()])
+def test_inference_mode(solver):
+    with torch.inference_mode():
+        solution = dcem.minimize(lambda x: sphere(x - 1.0), torch.zeros(2), solver)
+    assert (solution.x - 1).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-38])
+def test_values_of_denormal_spread_count_as_equal_or_are_told_apart_but_are_never_nan(scale):
+    solution = dcem.minimize(lambda x: sphere(x) * scale, torch.ones(2))
+    assert solution.x.isfinite().all()
+    assert solution.status == dcem.Status.OK
+
+
+@pytest.mark.parametrize("mutate", [lambda x: sphere(x.mul_(2)), lambda x: x[..., 0].add_(1)])
+def test_an_objective_that_changes_its_candidates_is_refused(mutate):
+    with pytest.raises(ValueError, match="objective: expected to leave its candidates as they are"):
+        dcem.minimize(mutate, torch.zeros(2))
+
+
+def test_implicit_with_a_bound_that_the_mean_only_approaches():
+    center = torch.tensor([0.3, -0.2], requires_grad=True)
+    solution = dcem.minimize(
+        lambda x: sphere(x - center), torch.zeros(2), dcem.CEM(100, 10, dcem.LML(0.1)), num_iterations=40,
+        gradient=dcem.Implicit(), bounds=(0.0, None), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert solution.status != dcem.Status.NOT_STATIONARY
+    torch.testing.assert_close(torch.autograd.grad(solution.x.sum(), center)[0], torch.tensor([1.0, 0.0]))
+
+
+def test_implicit_refuses_gradients_of_hyperparameters():
+    temperature = torch.tensor(0.5, requires_grad=True)
+    for solver in (dcem.CEM(50, 5, dcem.LML(temperature)), dcem.GradientDescent(temperature)):
+        with pytest.raises(ValueError, match="cannot give a gradient to the solver's hyperparameters"):
+            dcem.minimize(sphere, torch.ones(2), solver, gradient=dcem.Implicit())
+
+
+def test_when_every_sample_fails_a_training_step_goes_on():
+    theta = torch.zeros(2, requires_grad=True)
+    solution = dcem.minimize(lambda x: sphere(x - theta) * torch.nan, torch.ones(2))
+    assert solution.status == dcem.Status.NONFINITE
+    solution.x.sum().backward()
+    assert theta.grad is None or theta.grad.isfinite().all()
+
+
+def test_transforms_map_over_bounds_and_leave_checkpoints_out():
+    noise = torch.randn(4, 30, 2, generator=torch.Generator().manual_seed(0))
+    options = {"num_iterations": 4, "noise": noise, "solver": dcem.CEM(30, 5)}
+    lows = torch.tensor([[0.5, 0.5], [-1.0, -1.0]])
+    mapped = torch.func.vmap(lambda low: dcem.minimize(sphere, torch.ones(2), bounds=(low, 2.0), **options).x)(lows)
+    each = [dcem.minimize(sphere, torch.ones(2), bounds=(low, 2.0), **options).x for low in lows]
+    torch.testing.assert_close(mapped, torch.stack(each))
+
+    def answer(theta: Tensor, mode: dcem.GradientMode) -> Tensor:
+        return dcem.minimize(lambda x: sphere(x - theta), torch.ones(2), gradient=mode, **options).x.sum()
+
+    theta = torch.tensor([0.3, -0.2])
+    plain, checkpointed = (torch.func.grad(answer)(theta, mode) for mode in (dcem.Unroll(), dcem.Checkpoint()))
+    torch.testing.assert_close(checkpointed, plain)
+    with pytest.raises(RuntimeError, match="Implicit does not work inside"):
+        torch.func.grad(answer)(theta, dcem.Implicit())
+    hard = {**options, "solver": dcem.CEM(30, 5, dcem.HardTopK())}
+    with pytest.raises(RuntimeError, match="HardTopK has no gradient"):
+        torch.func.grad(lambda t: dcem.minimize(lambda x: sphere(x - t), torch.ones(2), **hard).x.sum())(theta)
+
+
+@pytest.mark.parametrize("solver", [dcem.CEM(1, 1), dcem.CEM(2, 1), dcem.CEM(1, 0.5), dcem.CEM(2, 2), dcem.MPPI(1)])
+@pytest.mark.parametrize("gradient", [dcem.Unroll(), dcem.Prune(0.5), dcem.Prune(0.5, unbiased=True)], ids=repr)
+def test_a_sample_or_two(solver, gradient):
+    theta = torch.ones(2, requires_grad=True)
+    solution = dcem.minimize(lambda x: sphere(x - theta), torch.zeros(2), solver, gradient=gradient)
+    assert solution.x.isfinite().all()
+    assert torch.autograd.grad(solution.x.sum(), theta)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(("n", "k", "temperature"), [(10**6, 10, 1e3), (10**5, 99_999, 1.0), (10**5, 0.01, 1.0)])
+def test_long_rows_keep_their_sum(n, k, temperature):
+    scores = torch.randn(1, n, generator=torch.Generator().manual_seed(0))
+    for x in (scores, scores.clone().requires_grad_()):
+        total = dcem.lml(x, k, temperature=temperature).double().sum().item()
+        assert abs(total - k) <= 1e-5 * k
+
+
+def test_masked_rows_do_not_depend_on_which_others_are_masked():
+    x = torch.randn(9, 13, generator=torch.Generator().manual_seed(13))
+    x[4, 0] = -torch.inf
+    y = x.clone()
+    y[[0, 2], 0] = -torch.inf
+    assert torch.equal(dcem.lml(x, 1.5)[4], dcem.lml(y, 1.5)[4])
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: dcem.CEM(10, "a"), "num_elites"),
+        (lambda: dcem.CEM(10, None), "num_elites"),
+        (lambda: dcem.CEM(10, torch.tensor(3)), "num_elites"),
+        (lambda: dcem.CEM(selection=dcem.LML), "selection"),
+        (lambda: dcem.CEM(init_std="a"), "init_std"),
+        (lambda: dcem.CEM(min_std=torch.tensor(0.1)), "min_std"),
+        (lambda: dcem.CEM(max_std="a"), "max_std"),
+        (lambda: dcem.CEM(smoothing=None), "smoothing"),
+        (lambda: dcem.CEM(keep_elites="a"), "keep_elites"),
+        (lambda: dcem.CEM(population_decay=None), "population_decay"),
+        (lambda: dcem.MPPI(10, "a"), "temperature"),
+        (lambda: dcem.GradientDescent([0.1]), "lr"),
+        (lambda: dcem.Prune("a"), "keep"),
+        (lambda: dcem.Implicit("a"), "tolerance"),
+        (lambda: dcem.Gaussian(torch.zeros(2), "a"), "std"),
+        (lambda: dcem.minimize(sphere, torch.zeros(2), generator=0), "generator"),
+        (lambda: dcem.minimize(sphere, torch.zeros(2), callback=3), "callback"),
+        (lambda: dcem.minimize(sphere, torch.zeros(2), noise=torch.zeros(10, 100, 2).long()), "noise"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(make, name):
+    with pytest.raises(TypeError, match=f"^{name}: expected"):
+        make()
+
+
+def test_sources_and_selections_of_the_wrong_shape_are_named():
+    with pytest.raises(ValueError, match=r"noise: expected the source to return \(100, 2\), got \(3,\)"):
+        dcem.minimize(sphere, torch.zeros(2), noise=lambda shape, **options: torch.zeros(3))
+    with pytest.raises(ValueError, match=r"selection: expected to return weights of shape \(100,\), got NoneType"):
+        dcem.minimize(sphere, torch.zeros(2), dcem.CEM(selection=lambda scores, k: None))
+    with pytest.raises(ValueError, match="init: expected a std >= 0"):
+        dcem.minimize(sphere, dcem.Gaussian(torch.zeros(2), torch.tensor([1.0, -1.0])))
+
+
+def test_dtypes_of_parameters_follow_the_mean():
+    mean = torch.zeros(2, dtype=torch.float64)
+    assert dcem.Gaussian(mean, torch.ones(2)).std.dtype == torch.float64
+    assert dcem.FullGaussian(mean, torch.eye(2)).scale_tril.dtype == torch.float64
+    for solver in (dcem.MPPI(20, torch.tensor(1.0).double()), dcem.GradientDescent(torch.tensor([0.1]).double())):
+        assert dcem.minimize(sphere, torch.ones(2), solver).x.dtype == torch.float32
