@@ -91,7 +91,9 @@ def error_by_iterations(
     for i, (label, seeds) in enumerate(errors.items()):
         iterations = sorted(seeds[0])
         _band(axis, iterations, [[seed[t] for t in iterations] for seed in seeds], label, i, MARKERS[i % len(MARKERS)])
-    figure.legend(loc="outside upper center", ncols=2, fontsize="small")  # the curves need the whole panel
+    columns = 2 if max(map(len, errors)) < 25 else 1
+    figure.set_figheight(4 + 0.2 * (len(errors) + 1 if columns == 1 else 0))
+    figure.legend(loc="outside upper center", ncols=columns, fontsize="small")  # the curves need the whole panel
     return figure
 
 

@@ -64,6 +64,10 @@ def test_initial_distribution_learns_and_is_saved() -> None:
     assert std.grad is not None
     assert std.grad.any()
     assert {"init_mean", "init_std"} <= set(model.state_dict())
+    before = model(torch.zeros(3, 1), generator=generator())
+    with torch.no_grad():
+        std.neg_()  # where an optimiser's step may end
+    assert torch.equal(model(torch.zeros(3, 1), generator=generator()), before)
 
 
 def test_predictions_respect_bounds() -> None:

@@ -33,7 +33,8 @@ class EnergyModel(nn.Module):
         num_iterations: Inner iterations, unless a call says otherwise.
         gradient: How to differentiate, `dcem.Unroll()` by default.
         init_mean: Where the search starts: a number, or a tensor that broadcasts to `event`.
-        init_std: How wide it starts, likewise; None for the solver's own.
+        init_std: How wide it starts, likewise; None for the solver's own. Of a parameter the magnitude counts, so that
+        no optimiser can make it negative.
         bounds: `(low, high)` of the candidates, as in `dcem.minimize`.
         feature_dims: How many trailing axes of `x` are one input; those before are the batch.
         decoder: Search a latent `z` in place of `y`: maps `(*batch, N, *latent)` to `(*batch, N, *event)`. A learned
@@ -159,7 +160,8 @@ class EnergyModel(nn.Module):
         mean = self.init_mean.to(dtype).expand(shape)
         if self.init_std is None:
             return mean
-        return Gaussian(mean, self.init_std.to(dtype).expand(shape), len(self.latent_shape))
+        std = self.init_std.abs() if isinstance(self.init_std, nn.Parameter) else self.init_std
+        return Gaussian(mean, std.to(dtype).expand(shape), len(self.latent_shape))
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         """The leading axes of `x`, one problem each."""

@@ -269,10 +269,12 @@ def draw_iterations(
     name: str = "iterations",
 ) -> None:
     """A figure of a metric by the number of inner iterations at test time, where models have such."""
-    by_model = {
-        labels[model]: [{int(t): value for t, value in trained.metrics[key].items()} for trained in seeds]
-        for model, seeds in results.items()
-        if all(trained.metrics[key] for trained in seeds)
-    }
+    by_model = {}
+    for model, seeds in results.items():
+        errors = [trained.metrics[key] for trained in seeds]
+        trained_at = getattr(seeds[0].model, "num_iterations", config.num_iterations)
+        label = labels[model] + (f" (trained with {trained_at})" if trained_at != config.num_iterations else "")
+        if all(errors):
+            by_model[label] = [{t: of_seed[str(t)] for t in config.test_iterations} for of_seed in errors]
     if by_model:
         run.figure(name, plotting.error_by_iterations(by_model, config.num_iterations, ylabel))
