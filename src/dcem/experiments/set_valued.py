@@ -77,7 +77,7 @@ class SetValued(structured.Task):
     """One of the curves, and the models."""
 
     labels = LABELS
-    metric = "nll"
+    metric = "valid_loss"
 
     def __init__(self, config: Config, curve: str) -> None:
         self.config, self.curve, self.size = config, curve, 1 if curve == "root" else 2
@@ -162,11 +162,13 @@ class SetValued(structured.Task):
 
     @torch.no_grad()
     def evaluate(self, name: str, model: Any, split: Split) -> dict[str, float]:
+        """The validation loss: negative log-likelihood or squared error, whichever the model is trained by."""
         if name in BY_DENSITY:
             few = Split(split.x[:256], split.y[:256])
-            return {"nll": -float(self.log_density(name, model, few, 1.0).mean())}
+            return {"valid_loss": -float(self.log_density(name, model, few, 1.0).mean())}
         trained = getattr(model, "num_iterations", 1)
-        return {"nll": float((structured.predictions(model, split.x, [trained])[trained] - split.y).square().mean())}
+        prediction = structured.predictions(model, split.x, [trained])[trained]
+        return {"valid_loss": float((prediction - split.y).square().mean())}
 
     @torch.no_grad()
     def report(self, name: str, model: Any) -> dict[str, Any]:
