@@ -29,9 +29,9 @@ __all__ = [
     "predictions_by_iterations",
 ]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"
 
 Records = Sequence[Mapping[str, Any]]
 
