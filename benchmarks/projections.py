@@ -97,7 +97,8 @@ def main() -> None:
                     f"forward+backward {row['forward_backward_us']:9} us {row['forward_backward_ratio']:7}x"
                 )
     report = {
-        "command": " ".join(["python", *sys.argv]), "torch": torch.__version__, "threads": options.threads,
+        "command": " ".join(["python", "benchmarks/projections.py", *sys.argv[1:]]),
+        "torch": torch.__version__, "threads": options.threads,
         "processor": platform.processor() or platform.machine(), "rows": rows,
     }  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
