@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -44,3 +46,11 @@ def check_positive(name: str, value: float | Tensor) -> None:
     check_number(name, value)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+
+
+def as_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    """A shape as a tuple; an int is a shape of one axis."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"{name}: expected positive sizes, got {sizes}")
+    return sizes

@@ -1,4 +1,4 @@
-"""Map a function over the tensors of nested states (dataclasses, tuples, dicts) of one structure."""
+"""Map a function over the tensors of nested states (dataclasses, tuples, lists, dicts) of one structure."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,6 +23,8 @@ def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
     if isinstance(tree, tuple):
         children = [map_tensors(fn, *leaves) for leaves in zip(tree, *others, strict=True)]
         return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
+    if isinstance(tree, list):
+        return [map_tensors(fn, *leaves) for leaves in zip(tree, *others, strict=True)]
     if isinstance(tree, dict):
         return {key: map_tensors(fn, leaf, *(other[key] for other in others)) for key, leaf in tree.items()}
     return tree

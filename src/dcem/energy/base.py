@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from dcem._check import as_shape
+
 
 class ConditionedEnergy(nn.Module, ABC):
     """An energy that knows how to compute what depends on the input alone once, and not at every call."""
@@ -96,14 +98,6 @@ def check_widths(name: str, widths: Sequence[int], *, empty: bool = False) -> No
     """Check the widths of hidden layers."""
     if not (widths or empty) or any(width < 1 for width in widths):
         raise ValueError(f"{name}: expected {'' if empty else 'at least one '}positive width, got {tuple(widths)}")
-
-
-def as_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
-    """A shape as a tuple."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"{name}: expected positive sizes, got {sizes}")
-    return sizes
 
 
 def flat(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

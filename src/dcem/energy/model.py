@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcem.distributions import Distribution, Gaussian
+from dcem._check import as_shape
+from dcem._modules import held_solver, hold_solver, hold_start, start
+from dcem.distributions import Distribution
 from dcem.embedding import embed
-from dcem.energy.base import as_shape, condition
+from dcem.energy.base import condition
 from dcem.gradients import GradientMode, Unroll
 from dcem.minimize import minimize
 from dcem.solution import Solution
@@ -87,14 +89,11 @@ class EnergyModel(nn.Module):
         self.solver, self.num_iterations, self.gradient = solver, num_iterations, gradient
         self.init_mean: Tensor | None
         self.init_std: Tensor | None
-        self._hold("init_mean", init_mean)
-        self._hold("init_std", init_std)
+        what = "event" if decoder is None else "latent"
+        hold_start(self, "init_mean", init_mean, self.latent_shape, what)
+        hold_start(self, "init_std", init_std, self.latent_shape, what)
         self.bounds, self.feature_dims = bounds, feature_dims
-        for name, value in vars(solver).items():
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(f"solver_{name}", value)
-            elif isinstance(value, nn.Module):
-                self.add_module(f"solver_{name}", value)
+        hold_solver(self, solver)
 
     def solve(
         self, x: Tensor, *, num_iterations: int | None = None, init: Distribution | Tensor | None = None, **options: Any
@@ -109,7 +108,7 @@ class EnergyModel(nn.Module):
         solution = minimize(
             of_y if self.decoder is None else embed(of_y, self.decode),
             self.start(x) if init is None else init,
-            self.solver,
+            held_solver(self, self.solver),
             num_iterations=self.num_iterations if num_iterations is None else num_iterations,
             event_dims=len(self.latent_shape),
             **settings,
@@ -157,11 +156,7 @@ class EnergyModel(nn.Module):
         assert self.init_mean is not None
         shape = (*self.batch_shape(x), *self.latent_shape)
         dtype = x.dtype if x.is_floating_point() else self.init_mean.dtype
-        mean = self.init_mean.to(dtype).expand(shape)
-        if self.init_std is None:
-            return mean
-        std = self.init_std.abs() if isinstance(self.init_std, nn.Parameter) else self.init_std
-        return Gaussian(mean, std.to(dtype).expand(shape), len(self.latent_shape))
+        return start(self.init_mean.to(dtype).expand(shape), self.init_std, len(self.latent_shape))
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         """The leading axes of `x`, one problem each."""
@@ -170,19 +165,3 @@ class EnergyModel(nn.Module):
                 f"x: expected (*batch, *feature) of at least {self.feature_dims} axes, got {tuple(x.shape)}"
             )
         return tuple(x.shape[: x.ndim - self.feature_dims])
-
-    def _hold(self, name: str, value: float | Tensor | None) -> None:
-        """Keep a number or tensor as a buffer, a parameter as a parameter."""
-        tensor = value if value is None or isinstance(value, Tensor) else torch.tensor(float(value))
-        if tensor is not None:
-            try:
-                tensor.expand(self.latent_shape)
-            except RuntimeError:
-                raise ValueError(
-                    f"{name}: expected a number or a tensor that broadcasts to "
-                    f"{'event' if self.decoder is None else 'latent'} {self.latent_shape}, got {tuple(tensor.shape)}"
-                ) from None
-        if isinstance(tensor, nn.Parameter):
-            self.register_parameter(name, tensor)
-        else:
-            self.register_buffer(name, tensor)

@@ -1,0 +1,59 @@
+"""What modules that solve inside share: the solver's tensors and modules as their own, a start that can be learned."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from dcem.distributions import Distribution, Gaussian
+from dcem.solvers import Solver
+
+
+def hold_solver(module: nn.Module, solver: Solver) -> None:
+    """Register the solver's parameters, tensors and modules with ``module``, as ``solver_<name>``."""
+    for name, value in vars(solver).items():
+        if isinstance(value, nn.Parameter):
+            module.register_parameter(f"solver_{name}", value)
+        elif isinstance(value, Tensor):
+            module.register_buffer(f"solver_{name}", value)
+        elif isinstance(value, nn.Module):
+            module.add_module(f"solver_{name}", value)
+
+
+def held_solver(module: nn.Module, solver: Solver) -> Solver:
+    """The solver with what ``module`` holds of it now: moved, loaded, or put there by ``functional_call``."""
+    changed = {
+        name: now
+        for name, value in vars(solver).items()
+        if isinstance(value, (Tensor, nn.Module)) and (now := getattr(module, f"solver_{name}")) is not value
+    }
+    return dataclasses.replace(solver, **changed) if changed else solver  # type: ignore[type-var]
+
+
+def hold_start(module: nn.Module, name: str, value: float | Tensor | None, shape: tuple[int, ...], what: str) -> None:
+    """Keep a number or tensor that broadcasts to ``shape`` as a buffer, a parameter as a parameter."""
+    tensor = value if value is None or isinstance(value, Tensor) else torch.tensor(float(value))
+    if tensor is not None:
+        try:
+            tensor.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: expected a number or a tensor that broadcasts to {what} {shape}, got {tuple(tensor.shape)}"
+            ) from None
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)
+
+
+def start(mean: Tensor, std: Tensor | None, event_dims: int) -> Distribution | Tensor:
+    """Where a solve starts: the means alone where the solver's own spread shall hold, or a Gaussian.
+
+    Of a parameter the magnitude counts, so that no optimiser can make a std negative.
+    """
+    if std is None:
+        return mean
+    std = std.abs() if isinstance(std, nn.Parameter) or std.requires_grad else std
+    return Gaussian(mean, std.to(mean).expand(mean.shape), event_dims)

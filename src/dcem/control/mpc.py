@@ -1,0 +1,319 @@
+"""Model-predictive control by sampling, differentiable in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcem._check import as_shape, check_count, check_number
+from dcem._modules import held_solver, hold_solver, hold_start, start
+from dcem._tree import leaves, map_tensors
+from dcem.bounds import Bounds, BoundsLike
+from dcem.control.plan import Plan
+from dcem.control.problem import Problem
+from dcem.control.risk import Mean
+from dcem.control.rollout import Dynamics, batch_of
+from dcem.gradients import GradientMode, Implicit, Unroll
+from dcem.minimize import NoiseSource, minimize
+from dcem.solution import Solution
+from dcem.solvers import CEM, Solver
+
+ANSWERS = ("mean", "best", "last")
+
+
+class MPC(nn.Module):
+    """Choose actions by planning: minimise ``Σ_t C(x_t, u_t)`` over a horizon, subject to ``x_{t+1} = f(x_t, u_t)``.
+
+    Applied in closed loop, the first action of each plan is executed and the next solve starts from the plan shifted
+    in time. The plan is differentiable in whatever dynamics, cost, terminal cost and decoder depend on, and in the
+    solver's tensors, as ``gradient`` says: all that are modules are registered, so ``mpc.parameters()`` trains them.
+
+    Args:
+        dynamics: ``f(state, action) -> next_state`` on any leading axes, deterministic or stochastic; state may be a
+            tree of tensors. Called with states ``(*batch, N, *s)`` and actions ``(*batch, N, *a)``. One with a method
+            ``rollout(state, actions) -> states`` is asked for whole sequences (see :func:`dcem.control.rollout`).
+        cost: ``C(state, action) -> (...,)`` on any leading axes; called for all times at once, with time as the first
+            axis: ``(H, *batch, N, *s)``.
+        horizon: ``H``, at least 1.
+        action_shape: ``a``; an int is ``(int,)``.
+        bounds: ``(low, high)`` of the actions, each None, a number, or a tensor that broadcasts to ``(horizon, *a)``.
+        solver: :class:`dcem.CEM` (the default, ``CEM(100, 10, LML(1.0))``), :class:`dcem.MPPI`, ...
+        num_iterations: of the solver, a plan.
+        gradient: how a plan is differentiated, :class:`dcem.Unroll` by default.
+        decoder: plan over a latent ``z``: maps ``(*batch, N, *latent)`` to ``(*batch, N, horizon, *a)``. A learned one
+            makes long plans small; :class:`dcem.embedding.SplineDecoder` plans over knots.
+        latent_shape: shape of ``z``; the decoder's own ``latent_shape`` by default.
+        latent_bounds: bounds of ``z``.
+        terminal_cost: ``(state) -> (...,)``, of the last state.
+        action_rate_cost: weight of ``Σ_t |u_t - u_{t-1}|²``, a number or a tensor that broadcasts to ``a``; the action
+            before the first is that of the warm start's plan, if there is one.
+        constraint: ``g(state) -> (...,)`` or ``(..., m)``, of which every entry should be at most 0 in the states
+            ``x_1 ... x_H``; each is charged ``constraint_weight * max(g, 0)``.
+        constraint_weight: the price of violation; large enough, the penalty is exact.
+        num_particles: ``P``; above 1 every candidate is rolled out ``P`` times, states and actions having a first axis
+            ``P``: for stochastic dynamics, or an ensemble with a member a particle.
+        risk: what the costs of the particles count as: :class:`Mean`, :class:`WorstCase`, :class:`CVaR`, or any
+            callable ``(P, ...) -> (...)``.
+        noise: a source of candidates' noise, such as ``ColoredNoise(dim=-2)`` for smooth sequences of vectors.
+        init_mean: where the first search starts: a number, or a tensor that broadcasts to ``(horizon, *a)`` (to
+            ``latent`` with a decoder).
+        init_std: how wide every search starts, likewise; None for the solver's ``init_std``. Choose it about as
+            large as the actions are: half the width of their bounds, say.
+        answer: which actions to return: the ``"mean"`` of the final distribution, the ``"best"`` sample of the whole
+            solve, or the best of the ``"last"`` iteration.
+        chunk_size: evaluate at most so many candidates at a time; memory then stays that of a chunk, in the backward
+            pass too, where each is evaluated again.
+        state_dims: how many trailing axes of the state are one state: an int, or a tree of ints like the state.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of its range or of the wrong shape; in a call, dynamics, cost, decoder or warm
+            start have the wrong shape, or what :func:`dcem.minimize` raises.
+
+    A candidate whose states or cost are not finite is a failed sample and never chosen. The warm start is a constant:
+    gradients do not flow from one solve into the one before.
+
+    Example:
+        >>> import torch, dcem
+        >>> speed = torch.tensor(0.1, requires_grad=True)
+        >>> mpc = MPC(lambda x, u: x + speed * u, lambda x, u: x.square().sum(-1) + 0.1 * u.square().sum(-1),
+        ...           horizon=10, action_shape=1, bounds=(-1.0, 1.0))
+        >>> plan = mpc(torch.tensor([[1.0], [-2.0]]), generator=torch.Generator().manual_seed(0))
+        >>> plan.actions.shape, plan.states.shape, plan.cost.shape
+        (torch.Size([2, 10, 1]), torch.Size([2, 11, 1]), torch.Size([2]))
+        >>> plan.cost.sum().backward()
+        >>> bool(speed.grad < 0)  # faster is cheaper
+        True
+        >>> again = mpc(plan.states[:, 1].detach(), warm_start=plan, reset=torch.tensor([False, True]))
+
+    Source: Amos & Yarats, ICML 2020, section 4.3; warm start and smooth candidates as in Pinneri et al., "Sample-
+    efficient cross-entropy method for real-time planning", 2020.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        cost: Callable[[Any, Tensor], Tensor],
+        horizon: int,
+        action_shape: int | Sequence[int],
+        bounds: BoundsLike | None = None,
+        solver: Solver | None = None,
+        *,
+        num_iterations: int = 10,
+        gradient: GradientMode | None = None,
+        decoder: Callable[[Tensor], Tensor] | None = None,
+        latent_shape: int | Sequence[int] | None = None,
+        latent_bounds: BoundsLike | None = None,
+        terminal_cost: Callable[[Any], Tensor] | None = None,
+        action_rate_cost: float | Tensor = 0.0,
+        constraint: Callable[[Any], Tensor] | None = None,
+        constraint_weight: float = 1000.0,
+        num_particles: int = 1,
+        risk: Callable[[Tensor], Tensor] | None = None,
+        noise: NoiseSource | None = None,
+        init_mean: float | Tensor = 0.0,
+        init_std: float | Tensor | None = None,
+        answer: str = "mean",
+        chunk_size: int | None = None,
+        state_dims: Any = 1,
+    ) -> None:
+        super().__init__()
+        callables: dict[str, Any] = {"dynamics": dynamics, "cost": cost}
+        optional: dict[str, Any] = {
+            "decoder": decoder, "terminal_cost": terminal_cost, "constraint": constraint, "risk": risk, "noise": noise,
+        }  # fmt: skip
+        callables |= {name: fn for name, fn in optional.items() if fn is not None}
+        for name, fn in callables.items():
+            if not callable(fn):
+                raise TypeError(f"{name}: expected a callable, got {fn!r}")
+        counts = {"horizon": horizon, "num_iterations": num_iterations, "num_particles": num_particles}
+        for name, count in counts.items():
+            check_count(name, count)
+        if chunk_size is not None:
+            check_count("chunk_size", chunk_size)
+        check_number("constraint_weight", constraint_weight)
+        if answer not in ANSWERS:
+            raise ValueError(f"answer: expected one of {', '.join(ANSWERS)}, got {answer!r}")
+        self.dynamics, self.cost, self.decoder = dynamics, cost, decoder
+        self.terminal_cost, self.constraint, self.constraint_weight = terminal_cost, constraint, constraint_weight
+        self.risk = Mean() if risk is None else risk
+        self.horizon, self.action_shape = horizon, as_shape("action_shape", action_shape)
+        self.bounds, self.latent_bounds = bounds, latent_bounds
+        self.solver, self.num_iterations = CEM() if solver is None else solver, num_iterations
+        self.gradient = Unroll() if gradient is None else gradient
+        self.num_particles, self.noise, self.answer = num_particles, noise, answer
+        self.chunk_size, self.state_dims = chunk_size, state_dims
+        self.latent_shape = self._latent_shape(latent_shape)
+        self.init_mean: Tensor
+        self.init_std: Tensor | None
+        self.action_rate_cost: Tensor
+        what = "(horizon, *a)" if decoder is None else "the latent"
+        hold_start(self, "init_mean", init_mean, self.latent_shape, what)
+        hold_start(self, "init_std", init_std, self.latent_shape, what)
+        hold_start(self, "action_rate_cost", action_rate_cost, self.action_shape, "the action")
+        hold_solver(self, self.solver)
+        self._charges_rate = isinstance(action_rate_cost, Tensor) or action_rate_cost != 0
+        Bounds.check(bounds, torch.Size(self._actions_shape), torch.zeros(()))
+
+    def forward(
+        self,
+        state: Any,
+        *,
+        warm_start: Plan | None = None,
+        reset: Tensor | None = None,
+        num_iterations: int | None = None,
+        gradient: GradientMode | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        record: bool = False,
+    ) -> Plan:
+        """Plan from ``state``.
+
+        Args:
+            state: ``(*batch, *s)``, or a tree of such tensors.
+            warm_start: the plan of the step before, whose actions, shifted in time, are the first mean. With a
+                decoder that has no ``encode`` its latent is the first mean as it is.
+            reset: ``(*batch,)``, boolean: problems that start afresh in spite of ``warm_start``.
+            num_iterations: instead of the module's own, for this plan.
+            gradient: likewise.
+            generator: source of randomness, so that a plan can be replayed.
+            noise: instead of drawing, ``(T, *batch, N, horizon, *a)`` (``*latent`` with a decoder).
+            record: keep every iteration in ``plan.solution.history``.
+        """
+        batch = batch_of(state, self.state_dims)
+        gradient = self.gradient if gradient is None else gradient
+        if self.answer != "mean" and isinstance(gradient, Implicit) and torch.is_grad_enabled():
+            raise ValueError(f"answer: Implicit differentiates the mean, not a sample; got answer={self.answer!r}")
+        like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), torch.empty(()))
+        mean = self.init_mean.to(like).expand(*batch, *self.latent_shape)
+        previous = None
+        if warm_start is not None:
+            mean, previous = self._warm(warm_start, reset, mean)
+        elif reset is not None:
+            raise ValueError("reset: expected None without a warm_start")
+        problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self._actions_shape), like)
+        solution = minimize(
+            lambda z: problem.costs(state, self._actions(z, box), previous, self.chunk_size),
+            start(mean, self.init_std, len(self.latent_shape)),
+            held_solver(self, self.solver),
+            num_iterations=self.num_iterations if num_iterations is None else num_iterations,
+            gradient=gradient,
+            event_dims=len(self.latent_shape),
+            bounds=self.bounds if self.decoder is None else self.latent_bounds,
+            generator=generator,
+            noise=self.noise if noise is None else noise,
+            record=record or self.answer != "mean",
+        )
+        actions = self._actions(self._chosen(solution, len(batch)).unsqueeze(len(batch)), box)
+        outcome = problem.outcome(state, actions, previous)
+        actions = actions.squeeze(len(batch))
+        lead = len(batch) + (self.num_particles > 1)
+        return Plan(
+            action=actions.select(len(batch), 0),
+            actions=actions,
+            states=map_tensors(lambda leaf: leaf.squeeze(lead + 1).movedim(0, lead), outcome.states),
+            cost=outcome.cost.squeeze(-1),
+            violation=outcome.violation.squeeze(-1),
+            distribution=solution.distribution,
+            status=solution.status,
+            solution=solution,
+        )
+
+    @property
+    def _actions_shape(self) -> tuple[int, ...]:
+        return (self.horizon, *self.action_shape)
+
+    def _problem(self) -> Problem:
+        return Problem(
+            self.dynamics,
+            self.cost,
+            self.terminal_cost,
+            self.action_rate_cost if self._charges_rate else None,
+            self.constraint,
+            self.constraint_weight,
+            self.num_particles,
+            self.risk,
+            len(self.action_shape),
+        )
+
+    def _actions(self, z: Tensor, box: Bounds | None) -> Tensor:
+        """The action sequences ``(*batch, N, horizon, *a)`` of candidates, inside the bounds."""
+        if self.decoder is None:
+            return z  # which the solver keeps inside
+        actions: Any = self.decoder(z)
+        expected = (*z.shape[: z.dim() - len(self.latent_shape)], *self._actions_shape)
+        if not isinstance(actions, Tensor) or tuple(actions.shape) != expected:
+            came = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
+            raise ValueError(
+                f"decoder: expected actions (*batch, N, horizon, *a) = {expected} for latents {tuple(z.shape)}, "
+                f"got {came}"
+            )
+        return actions if box is None else box.clip(actions)
+
+    def _chosen(self, solution: Solution, sample_dim: int) -> Tensor:
+        """The answer: ``(*batch, *latent)``; the mean where no candidate was finite."""
+        if self.answer == "mean":
+            return solution.x
+        iterations = solution.history if self.answer == "best" else solution.history[-1:]
+        samples = torch.cat([iteration.samples for iteration in iterations], sample_dim)
+        values = torch.cat([iteration.values.detach() for iteration in iterations], -1)
+        lowest, index = values.nan_to_num(torch.inf, torch.inf, torch.inf).min(-1, keepdim=True)
+        axes = (1,) * len(self.latent_shape)
+        sample = torch.take_along_dim(samples, index.reshape(*index.shape, *axes), sample_dim).squeeze(sample_dim)
+        return torch.where(lowest.squeeze(-1).isfinite().reshape(*lowest.shape[:-1], *axes), sample, solution.x)
+
+    def _warm(self, plan: Any, reset: Any, fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """The first mean from the plan before, and the action that was applied: NaN where a problem starts afresh."""
+        if not isinstance(plan, Plan):
+            raise TypeError(f"warm_start: expected a dcem.control.Plan or None, got {type(plan).__name__}")
+        batch = fresh.shape[: fresh.dim() - len(self.latent_shape)]
+        expected = (*batch, *self._actions_shape)
+        if tuple(plan.actions.shape) != expected:
+            raise ValueError(
+                f"warm_start: expected a plan with actions (*batch, horizon, *a) = {tuple(expected)}, "
+                f"got {tuple(plan.actions.shape)}"
+            )
+        if plan.actions.device != fresh.device:
+            raise ValueError(f"warm_start: expected a plan on {fresh.device} like the state, got {plan.actions.device}")
+        actions = plan.actions.detach().to(fresh)
+        applied = actions.select(len(batch), 0)
+        encode = getattr(self.decoder, "encode", None)
+        if self.decoder is not None and encode is None:
+            mean = plan.distribution.mean.detach().to(fresh)
+        else:
+            steps = actions.unbind(len(batch))
+            shifted = torch.stack([*steps[1:], steps[-1]], len(batch))
+            mean = shifted if encode is None else encode(shifted)
+        if mean.shape != fresh.shape:
+            raise ValueError(f"warm_start: expected a plan over {tuple(fresh.shape)}, got {tuple(mean.shape)}")
+        if reset is None:
+            return mean, applied
+        if not isinstance(reset, Tensor) or reset.dtype != torch.bool or reset.shape != batch:
+            came = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else type(reset).__name__
+            raise ValueError(f"reset: expected a boolean tensor of the batch {tuple(batch)}, got {came}")
+        reset = reset.to(fresh.device)
+
+        def where_reset(new: Tensor, old: Tensor | float) -> Tensor:
+            return torch.where(reset.reshape(*batch, *(1,) * (new.dim() - len(batch))), old, new)
+
+        return where_reset(mean, fresh), where_reset(applied, torch.nan)
+
+    def _latent_shape(self, given: int | Sequence[int] | None) -> tuple[int, ...]:
+        if self.decoder is None:
+            if given is not None:
+                raise ValueError(f"latent_shape: expected None without a decoder, got {given}")
+            return self._actions_shape
+        of_decoder = getattr(self.decoder, "latent_shape", None)
+        shape = of_decoder if given is None else given
+        if shape is None:
+            raise ValueError("latent_shape: expected the shape of the decoder's latent, which it does not say itself")
+        event = getattr(self.decoder, "event_shape", None)
+        if event is not None and tuple(event) != self._actions_shape:
+            raise ValueError(
+                f"decoder: expected one that gives (horizon, *a) = {self._actions_shape}, got one that gives "
+                f"{tuple(event)}"
+            )
+        return as_shape("latent_shape", shape)

@@ -1,0 +1,123 @@
+"""The optimal-control problem that a controller solves: what a sequence of actions costs from a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dcem._tree import map_tensors
+from dcem.control.rollout import Dynamics, trajectory
+
+
+class Outcome(NamedTuple):
+    """What came of ``n`` action sequences: total costs and worst violations ``(*batch, n)``; states with the time
+    first, ``(H + 1, [P,] *batch, n, *s)``.
+    """
+
+    cost: Tensor
+    violation: Tensor
+    states: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Total cost ``Σ_t C(x_t, u_t) + C_T(x_H) + ...`` of action sequences; the fields are :class:`MPC`'s arguments."""
+
+    dynamics: Dynamics
+    cost: Callable[[Any, Tensor], Tensor]
+    terminal_cost: Callable[[Any], Tensor] | None
+    action_rate_cost: Tensor | None
+    constraint: Callable[[Any], Tensor] | None
+    constraint_weight: float
+    num_particles: int
+    risk: Callable[[Tensor], Tensor]
+    action_dims: int
+
+    def costs(self, state: Any, actions: Tensor, previous: Tensor | None, chunk_size: int | None) -> Tensor:
+        """The total cost of ``actions`` ``(*batch, n, H, *a)`` from ``state`` ``(*batch, *s)``: ``(*batch, n)``.
+
+        ``previous`` is the action before the first, ``(*batch, *a)``, NaN where there was none. Beyond ``chunk_size``
+        sequences are followed in chunks, each once more in the backward pass, so that memory stays that of one.
+        """
+        sample_dim = actions.dim() - self.action_dims - 2
+        if chunk_size is None or actions.shape[sample_dim] <= chunk_size:
+            return self.outcome(state, actions, previous).cost
+
+        def chunk_costs(chunk: Tensor) -> Tensor:
+            return self.outcome(state, chunk, previous).cost
+
+        # Checkpoints do not work inside torch.func transforms.
+        again = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+        chunks = torch.split(actions, chunk_size, sample_dim)
+        return torch.cat(
+            [checkpoint(chunk_costs, c, use_reentrant=False) if again else chunk_costs(c) for c in chunks], -1
+        )
+
+    def outcome(self, state: Any, actions: Tensor, previous: Tensor | None) -> Outcome:
+        """Follow ``n`` sequences and add up what they cost."""
+        batch_dims = actions.dim() - self.action_dims - 2
+        num = actions.shape[batch_dims]
+        lead = (*actions.shape[:batch_dims], num)  # (*batch, n)
+        particles = () if self.num_particles == 1 else (self.num_particles,)
+        controls = actions.movedim(batch_dims + 1, 0)  # (H, *batch, n, *a)
+        horizon, action = controls.shape[0], controls.shape[1 + len(lead) :]
+        followed = controls
+        if particles:
+            followed = controls.unsqueeze(1).expand(horizon, *particles, *lead, *action)
+
+        def spread(leaf: Tensor) -> Tensor:
+            return leaf.unsqueeze(batch_dims).expand(*particles, *lead, *leaf.shape[batch_dims:])
+
+        states = trajectory(self.dynamics, map_tensors(spread, state), followed, len(particles) + len(lead))
+        now, after, last = (
+            map_tensors(lambda leaf, part=part: leaf[part], states) for part in (slice(-1), slice(1, None), -1)
+        )
+        shape = (*particles, *lead)
+        total = _shaped("cost", self.cost(now, followed), (horizon, *shape)).sum(0)
+        if self.terminal_cost is not None:
+            total = total + _shaped("terminal_cost", self.terminal_cost(last), shape)
+        violation = total.new_zeros(lead)
+        if self.constraint is not None:
+            excess = self._excess(after, (horizon, *shape))  # (H, [P,] *batch, n, m)
+            total = total + self.constraint_weight * excess.sum((0, -1))
+            violation = excess.amax((0, 1, -1) if particles else (0, -1))
+        if particles:
+            total = _shaped("risk", self.risk(total), lead)
+        if self.action_rate_cost is not None:
+            total = total + self._rate(controls, previous)
+        return Outcome(total, violation, states)
+
+    def _excess(self, states: Any, shape: tuple[int, ...]) -> Tensor:
+        """``max(g, 0)``, with an axis for the constraints."""
+        assert self.constraint is not None
+        value: Any = self.constraint(states)
+        if not isinstance(value, Tensor) or tuple(value.shape[: len(shape)]) != shape or value.dim() > len(shape) + 1:
+            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"constraint: expected values (...,) = {shape} or (..., m), got {came}")
+        return (value if value.dim() > len(shape) else value.unsqueeze(-1)).clamp(min=0)
+
+    def _rate(self, controls: Tensor, previous: Tensor | None) -> Tensor:
+        """``Σ_t |u_t - u_{t-1}|²`` in the weights of the actions: ``(*batch, n)``."""
+        assert self.action_rate_cost is not None
+        change = controls[1:] - controls[:-1]
+        if previous is not None:
+            before = previous.unsqueeze(previous.dim() - self.action_dims)
+            first = controls[:1] - torch.where(before.isnan(), controls[0], before)
+            change = torch.cat([first, change])
+        squares = self.action_rate_cost.to(change) * change.square()
+        return (squares.flatten(squares.dim() - self.action_dims).sum(-1) if self.action_dims else squares).sum(0)
+
+
+def _shaped(name: str, values: Any, expected: tuple[int, ...]) -> Tensor:
+    if not isinstance(values, Tensor) or tuple(values.shape) != expected:
+        came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"{name}: expected values of the leading axes {expected} (time first where there is one, then particles, "
+            f"batch, candidates), got {came}"
+        )
+    return values

@@ -1,0 +1,103 @@
+"""Follow a sequence of actions through a model: states are tensors or trees of tensors, any leading axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._tree import leaves, map_tensors
+
+Dynamics = Callable[[Any, Tensor], Any]
+
+
+def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any = 1, action_dims: int = 1) -> Any:
+    """The states that a sequence of actions leads through: ``x_{t+1} = f(x_t, u_t)``.
+
+    Args:
+        dynamics: ``f(state, action) -> next_state``; a callable or module. One with a method
+            ``rollout(state, actions) -> states`` is asked for the whole sequence at once (as a simulator likes it).
+        state: ``x_0``, a tensor ``(*batch, *s)`` or a tree (dicts, tuples, dataclasses) of such tensors.
+        actions: ``(*batch, H, *a)``, the batch of the states.
+        state_dims: how many trailing axes of ``state`` are one state: an int, or a tree like ``state`` of ints.
+        action_dims: how many trailing axes of ``actions`` are one action.
+
+    Returns:
+        ``x_0 ... x_H``: ``(*batch, H + 1, *s)``, or a tree of these.
+
+    Raises:
+        ValueError: the batches of state and actions differ, or the dynamics return a state of another shape.
+
+    Example:
+        >>> import torch
+        >>> rollout(lambda x, u: x + u, torch.zeros(1), torch.ones(3, 1)).squeeze(-1)
+        tensor([0., 1., 2., 3.])
+
+    Source: Amos & Yarats, ICML 2020, section 4.3: the constraint ``x_{t+1} = f_θ(x_t, u_t)``.
+    """
+    batch = batch_of(state, state_dims)
+    time_dim = actions.dim() - action_dims - 1
+    if time_dim < 0 or tuple(actions.shape[:time_dim]) != batch:
+        raise ValueError(
+            f"actions: expected (*batch, H, *a) with the state's batch {batch} and {action_dims} action axes, "
+            f"got {tuple(actions.shape)}"
+        )
+    states = trajectory(dynamics, state, actions.movedim(time_dim, 0), len(batch))
+    return map_tensors(lambda leaf: leaf.movedim(0, len(batch)), states)
+
+
+def trajectory(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Any:
+    """Like :func:`rollout` with time as the first axis: actions ``(H, *batch, *a)``, states ``(H + 1, *batch, *s)``."""
+    whole = getattr(dynamics, "rollout", None)
+    if whole is not None:
+        states = whole(state, actions.movedim(0, batch_dims))
+        return map_tensors(lambda leaf: leaf.movedim(batch_dims, 0), states)
+    states = [state]
+    for action in actions.unbind(0):
+        states.append(_checked(dynamics(states[-1], action), state))
+    return map_tensors(lambda *leaf: torch.stack(leaf), *states)
+
+
+def batch_of(state: Any, state_dims: Any) -> tuple[int, ...]:
+    """The batch that all tensors of a state share."""
+    shapes: list[tuple[tuple[int, ...], Tensor]] = []
+
+    def note(leaf: Tensor, dims: int) -> Tensor:
+        if leaf.dim() < dims:
+            raise ValueError(f"state: expected at least {dims} axes (*batch, *s), got shape {tuple(leaf.shape)}")
+        shapes.append((tuple(leaf.shape[: leaf.dim() - dims]), leaf))
+        return leaf
+
+    if isinstance(state_dims, int):
+        map_tensors(lambda leaf: note(leaf, state_dims), state)
+    else:
+        map_tensors(note, state, state_dims)
+    if not shapes:
+        raise TypeError(f"state: expected a tensor or a tree of tensors, got {state!r}")
+    batches = {batch for batch, _ in shapes}
+    if len(batches) > 1:
+        listed = ", ".join(str(tuple(leaf.shape)) for _, leaf in shapes)
+        raise ValueError(
+            f"state: expected tensors that share their batch axes, got shapes {listed} with state_dims={state_dims}"
+        )
+    return shapes[0][0]
+
+
+def _checked(after: Any, before: Any) -> Any:
+    """The next state, of the same structure and shapes as the one before."""
+
+    def same(old: Tensor, new: object) -> Tensor:
+        if not isinstance(new, Tensor) or new.shape != old.shape:
+            came = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise ValueError(f"dynamics: expected a next state of shape {tuple(old.shape)}, got {came}")
+        return new
+
+    try:
+        return map_tensors(same, before, after)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"dynamics: expected a next state of the structure of the state, {len(leaves(before))} tensors in a "
+            f"{type(before).__name__}, got a {type(after).__name__} ({error})"
+        ) from None
