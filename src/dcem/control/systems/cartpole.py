@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dcem.control.systems.base import System, is_present, rotated, uniform
+from dcem.control.systems.base import System, columns, is_present, joined, rotated, uniform
 
 
 class Cartpole(System):
@@ -66,7 +66,7 @@ class Cartpole(System):
         )
 
     def _step(self, state: Tensor, action: Tensor) -> Tensor:
-        position, velocity, cos, sin, speed = state.unbind(-1)
+        position, velocity, cos, sin, speed = columns(state)
         mass = self.cart_mass + self.pole_mass
         share = self.pole_mass * self.half_length / mass
         push = action[..., 0] / mass + share * (speed.square() * sin)
@@ -75,14 +75,11 @@ class Cartpole(System):
             turn = turn - self.damping / (self.pole_mass * self.half_length) * speed
         angular = turn / (self.half_length * 4 / 3 - share * cos.square())
         linear = push - share * (angular * cos)
-        return torch.stack(
-            (
-                position.add(velocity, alpha=self.dt),
-                velocity.add(linear, alpha=self.dt),
-                *rotated(cos, sin, self.dt * speed),
-                speed.add(angular, alpha=self.dt),
-            ),
-            -1,
+        return joined(
+            position.add(velocity, alpha=self.dt),
+            velocity.add(linear, alpha=self.dt),
+            *rotated(cos, sin, self.dt * speed),
+            speed.add(angular, alpha=self.dt),
         )
 
     def _cost(self, state: Tensor, action: Tensor) -> Tensor:

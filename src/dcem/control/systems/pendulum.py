@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dcem.control.systems.base import System, is_present, rotated, uniform
+from dcem.control.systems.base import System, columns, is_present, joined, rotated, uniform
 
 
 class Pendulum(System):
@@ -66,7 +66,7 @@ class Pendulum(System):
         )
 
     def _step(self, state: Tensor, action: Tensor) -> Tensor:
-        cos, sin, speed = state.unbind(-1)
+        cos, sin, speed = columns(state)
         torque = action[..., 0]
         if is_present(self.damping):
             torque = torque - self.damping * speed
@@ -75,11 +75,12 @@ class Pendulum(System):
         fall, drive = 1.5 * self.gravity / self.length, 3 / (self.mass * self.length**2)
         speed = speed + self.dt * fall * sin + self.dt * drive * torque
         speed = speed.clamp(-self.max_speed, self.max_speed)
-        return torch.stack((*rotated(cos, sin, self.dt * speed), speed), -1)
+        return joined(*rotated(cos, sin, self.dt * speed), speed)
 
     def _cost(self, state: Tensor, action: Tensor) -> Tensor:
-        cos, sin, speed = state.unbind(-1)
-        return torch.atan2(sin, cos).square() + 0.1 * speed.square() + 0.001 * action[..., 0].square()
+        cos, sin, speed = columns(state)
+        angle = torch.atan2(sin.contiguous(), cos.contiguous())  # a tenth of the time of strided ones
+        return angle.square() + 0.1 * speed.square() + 0.001 * action[..., 0].square()
 
     def sample_states(
         self,
