@@ -4,7 +4,7 @@
 (:func:`lml` and its family) are differentiable top-k layers; :mod:`dcem.implicit` is the implicit function theorem.
 """
 
-from dcem import energy, implicit
+from dcem import embedding, energy, implicit
 from dcem.distributions import ColoredNoise, Distribution, FullGaussian, Gaussian, WhiteNoise
 from dcem.embedding import embed
 from dcem.gradients import Checkpoint, Detach, GradientMode, Implicit, Prune, Truncate, Unroll
@@ -52,7 +52,9 @@ __all__ = [
     "WhiteNoise",
     "constrained_softmax",
     "constrained_sparsemax",
+    "control",
     "embed",
+    "embedding",
     "energy",
     "hard_topk",
     "implicit",

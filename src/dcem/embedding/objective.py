@@ -1,0 +1,69 @@
+"""An objective over the latent variable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._eager import is_eager
+
+
+def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Turn an objective over ``x`` into one over ``z``, ``f(dec(z))``, to be minimised in the smaller space.
+
+    Args:
+        objective: ``(*batch, N, *event) -> (*batch, N)``.
+        decoder: ``(*batch, N, *latent) -> (*batch, N, *event)``, a callable or module; its parameters receive
+            gradients through the value and through the solve. If it says its ``latent_shape`` and ``event_shape``, as
+            those of :mod:`dcem.embedding` do, what it returns is held to that.
+
+    Returns:
+        An objective ``(*batch, N, *latent) -> (*batch, N)``.
+
+    Raises:
+        TypeError: an argument is not callable.
+        ValueError: when called, the decoder returns another shape than it says.
+
+    Example:
+        >>> import torch, dcem
+        >>> decoder = torch.nn.Linear(2, 50)
+        >>> objective = dcem.embed(lambda x: x.square().sum(-1), decoder)
+        >>> dcem.minimize(objective, torch.zeros(2)).x.shape
+        torch.Size([2])
+
+    Source: Amos & Yarats, ICML 2020, section 4.2, "embedded control space".
+    """
+    if not callable(objective):
+        raise TypeError(f"objective: expected a callable, got {objective!r}")
+    if not callable(decoder):
+        raise TypeError(f"decoder: expected a callable, got {decoder!r}")
+
+    def of_z(z: Tensor) -> Tensor:
+        x = decode(decoder, z)
+        values = objective(x)
+        if not (is_eager() and values.requires_grad) or math.isfinite(values.detach().sum()):
+            return values
+        # A failed candidate may send NaN back even where nothing is asked of it: 0 * NaN. The decoder's weights are
+        # those of all candidates, so it must not get that far.
+        finite = values.isfinite()
+        keep = finite.reshape(finite.shape + (1,) * (x.dim() - finite.dim()))
+        return torch.where(finite, objective(torch.where(keep, x, x.detach())), values.detach())
+
+    return of_z
+
+
+def decode(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """``dec(z)``, of the shape that the decoder says, if it says one."""
+    x: Any = decoder(z)
+    latent, event = getattr(decoder, "latent_shape", None), getattr(decoder, "event_shape", None)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"decoder: expected to return a Tensor, got {type(x).__name__}")
+    if latent is not None and event is not None:
+        expected = (*z.shape[: z.dim() - len(latent)], *event)
+        if tuple(x.shape) != expected:
+            raise ValueError(f"decoder: expected candidates (*batch, N, *event) = {expected}, got {tuple(x.shape)}")
+    return x
