@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,10 @@ from dcem.distributions import Distribution, Gaussian
 from dcem.solvers import Solver
 
 
-def hold_solver(module: nn.Module, solver: Solver) -> None:
+def hold_solver(module: nn.Module, solver: Any) -> None:
     """Register the solver's parameters, tensors and modules with ``module``, as ``solver_<name>``."""
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
     for name, value in vars(solver).items():
         if isinstance(value, nn.Parameter):
             module.register_parameter(f"solver_{name}", value)

@@ -15,7 +15,7 @@ from dcem.bounds import Bounds, BoundsLike
 from dcem.control.plan import Plan
 from dcem.control.problem import Problem
 from dcem.control.risk import Mean
-from dcem.control.rollout import Dynamics, batch_of
+from dcem.control.rollout import Dynamics, batch_of, stacked
 from dcem.gradients import GradientMode, Implicit, Unroll
 from dcem.minimize import NoiseSource, minimize
 from dcem.solution import Solution
@@ -208,13 +208,13 @@ class MPC(nn.Module):
             record=record or self.answer != "mean",
         )
         actions = self._actions(self._chosen(solution, len(batch)).unsqueeze(len(batch)), box)
-        outcome = problem.outcome(state, actions, previous)
+        outcome = problem.outcome(state, actions, previous, to_the_end=True)
         actions = actions.squeeze(len(batch))
         lead = len(batch) + (self.num_particles > 1)
         return Plan(
             action=actions.select(len(batch), 0),
             actions=actions,
-            states=map_tensors(lambda leaf: leaf.squeeze(lead + 1).movedim(0, lead), outcome.states),
+            states=map_tensors(lambda leaf: leaf.squeeze(lead + 1), stacked(outcome.states, lead)),
             cost=outcome.cost.squeeze(-1),
             violation=outcome.violation.squeeze(-1),
             distribution=solution.distribution,

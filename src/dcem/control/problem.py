@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dcem._tree import map_tensors
-from dcem.control.rollout import Dynamics, trajectory
+from dcem.control.rollout import Dynamics, stacked, trajectory
 
 
 class Outcome(NamedTuple):
-    """What came of ``n`` action sequences: total costs and worst violations ``(*batch, n)``; states with the time
-    first, ``(H + 1, [P,] *batch, n, *s)``.
+    """What came of ``n`` action sequences: total costs and worst violations ``(*batch, n)``; the states, each
+    ``([P,] *batch, n, *s)``, as far as they were needed.
     """
 
     cost: Tensor
     violation: Tensor
-    states: Any
+    states: list[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,8 @@ class Problem:
             [checkpoint(chunk_costs, c, use_reentrant=False) if again else chunk_costs(c) for c in chunks], -1
         )
 
-    def outcome(self, state: Any, actions: Tensor, previous: Tensor | None) -> Outcome:
-        """Follow ``n`` sequences and add up what they cost."""
+    def outcome(self, state: Any, actions: Tensor, previous: Tensor | None, *, to_the_end: bool = False) -> Outcome:
+        """Follow ``n`` sequences and add up what they cost; ``to_the_end`` also where the last state costs nothing."""
         batch_dims = actions.dim() - self.action_dims - 2
         num = actions.shape[batch_dims]
         lead = (*actions.shape[:batch_dims], num)  # (*batch, n)
@@ -73,17 +73,17 @@ class Problem:
         def spread(leaf: Tensor) -> Tensor:
             return leaf.unsqueeze(batch_dims).expand(*particles, *lead, *leaf.shape[batch_dims:])
 
-        states = trajectory(self.dynamics, map_tensors(spread, state), followed, len(particles) + len(lead))
-        now, after, last = (
-            map_tensors(lambda leaf, part=part: leaf[part], states) for part in (slice(-1), slice(1, None), -1)
-        )
+        # The last state may diverge unnoticed where it costs nothing: then it must not enter the gradient either.
+        needs_last = to_the_end or self.terminal_cost is not None or self.constraint is not None
+        steps = followed if needs_last else followed[:-1]
+        states = trajectory(self.dynamics, map_tensors(spread, state), steps, len(particles) + len(lead))
         shape = (*particles, *lead)
-        total = _shaped("cost", self.cost(now, followed), (horizon, *shape)).sum(0)
+        total = _shaped("cost", self.cost(stacked(states[:horizon], 0), followed), (horizon, *shape)).sum(0)
         if self.terminal_cost is not None:
-            total = total + _shaped("terminal_cost", self.terminal_cost(last), shape)
+            total = total + _shaped("terminal_cost", self.terminal_cost(states[-1]), shape)
         violation = total.new_zeros(lead)
         if self.constraint is not None:
-            excess = self._excess(after, (horizon, *shape))  # (H, [P,] *batch, n, m)
+            excess = self._excess(stacked(states[1:], 0), (horizon, *shape))  # (H, [P,] *batch, n, m)
             total = total + self.constraint_weight * excess.sum((0, -1))
             violation = excess.amax((0, 1, -1) if particles else (0, -1))
         if particles:

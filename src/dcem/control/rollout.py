@@ -45,19 +45,27 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
             f"got {tuple(actions.shape)}"
         )
     states = trajectory(dynamics, state, actions.movedim(time_dim, 0), len(batch))
-    return map_tensors(lambda leaf: leaf.movedim(0, len(batch)), states)
+    return stacked(states, len(batch))
 
 
-def trajectory(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Any:
-    """Like :func:`rollout` with time as the first axis: actions ``(H, *batch, *a)``, states ``(H + 1, *batch, *s)``."""
+def trajectory(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> list[Any]:
+    """The states ``x_0 ... x_H`` one by one; actions with time as the first axis, ``(H, *batch, *a)``.
+
+    They are not stacked, so that a state that nothing depends on takes no part in the backward pass.
+    """
     whole = getattr(dynamics, "rollout", None)
     if whole is not None:
         states = whole(state, actions.movedim(0, batch_dims))
-        return map_tensors(lambda leaf: leaf.movedim(batch_dims, 0), states)
+        return [map_tensors(lambda leaf, t=t: leaf.select(batch_dims, t), states) for t in range(len(actions) + 1)]
     states = [state]
     for action in actions.unbind(0):
         states.append(_checked(dynamics(states[-1], action), state))
-    return map_tensors(lambda *leaf: torch.stack(leaf), *states)
+    return states
+
+
+def stacked(states: list[Any], dim: int) -> Any:
+    """Trees of equal structure as one, with a new axis for their number."""
+    return map_tensors(lambda *leaf: torch.stack(leaf, dim), *states)
 
 
 def batch_of(state: Any, state_dims: Any) -> tuple[int, ...]:
