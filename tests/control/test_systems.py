@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcem.control.systems import Cartpole, Pendulum, System
+from dcem.control.systems import Acrobot, Cartpole, Pendulum, PointMass, Quadrotor, System
+from dcem.control.systems.drawing import Line
 
 SYSTEMS = {
     "pendulum": (Pendulum, {"gravity": 9.0, "mass": 1.2, "length": 0.9, "damping": 0.1, "constant_torque": 0.2}),
@@ -15,9 +16,22 @@ SYSTEMS = {
         Cartpole,
         {"gravity": 9.0, "cart_mass": 1.1, "pole_mass": 0.2, "half_length": 0.6, "damping": 0.05},
     ),
+    "acrobot": (
+        Acrobot,
+        {"gravity": 9.0, "mass1": 1.1, "mass2": 0.9, "length1": 1.2, "length2": 0.8}
+        | {"centre1": 0.6, "centre2": 0.4, "inertia1": 0.5, "inertia2": 0.3},
+    ),
+    "quadrotor": (Quadrotor, {"gravity": 9.0, "mass": 1.2, "arm": 0.25, "inertia": 0.05}),
+    "point_mass": (PointMass, {"mass": 1.3}),
 }
 """A class and parameters that are all present."""
-CIRCLES = {"pendulum": (0,), "cartpole": (2,)}
+CIRCLES: dict[str, tuple[int, ...]] = {
+    "pendulum": (0,),
+    "cartpole": (2,),
+    "acrobot": (0, 2),
+    "quadrotor": (2,),
+    "point_mass": (),
+}
 """Where the states hold the cosine of an angle; its sine follows."""
 
 
@@ -69,7 +83,7 @@ class TestEverySystem:
     def test_gradients_in_state_action_and_parameters_twice(self, name: str) -> None:
         kind, parameters = SYSTEMS[name]
         values = tuple(torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in parameters.values())
-        state, action = drawn(kind(), 3)
+        state, action = drawn(kind(), 2)
 
         def step_and_cost(state: Tensor, action: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
             system = kind(**dict(zip(parameters, values, strict=True)))
@@ -120,10 +134,11 @@ class TestEverySystem:
     def test_parameters_and_buffers_register(self, name: str) -> None:
         kind, parameters = SYSTEMS[name]
         tensors = {key: torch.tensor(value) for key, value in parameters.items()}
-        assert dict(kind(**tensors).named_buffers()).keys() == parameters.keys()
+        always = dict(kind(**parameters).named_buffers()).keys()  # what is a tensor by default
+        assert not always & parameters.keys()
+        assert dict(kind(**tensors).named_buffers()).keys() == parameters.keys() | always
         learned = kind(**{key: nn.Parameter(value) for key, value in tensors.items()})
         assert dict(learned.named_parameters()).keys() == parameters.keys()
-        assert not list(kind(**parameters).named_buffers())
         assert all(key in repr(learned) for key in parameters)
 
     def test_a_parameter_a_problem(self, name: str) -> None:
@@ -134,6 +149,16 @@ class TestEverySystem:
         for i, scale in enumerate(scales):
             alone = kind(**{key: value * scale for key, value in parameters.items()})
             torch.testing.assert_close(together[i], alone(state[i], action[i]))
+
+    def test_shapes_to_draw_are_plain_and_within_view(self, system: System) -> None:
+        left, right, bottom, top = system.view
+        for state in drawn(system, 5)[0]:
+            for shape in system.shapes(state):
+                points = shape.points if isinstance(shape, Line) else (shape.centre,)
+                for x, y in points:
+                    assert isinstance(x, float)
+                    assert isinstance(y, float)
+                    assert shape.role == "ground" or (left <= x <= right and bottom <= y <= top)
 
     def test_wrong_shapes(self, system: System) -> None:
         state, action = drawn(system, 3)
@@ -213,6 +238,135 @@ class TestCartpole:
         system = Cartpole(cart_mass=1e9, pole_mass=0.2, half_length=0.4, damping=0.03)
         inertia = 4 / 3 * 0.2 * 0.4**2
         assert float(system(state, still)[-1]) == pytest.approx(2 - 0.05 * 0.03 * 2 / inertia, rel=1e-6)
+
+
+class TestAcrobot:
+    def test_steps_as_gymnasium(self) -> None:
+        """Its own Runge-Kutta step of its own equations, with torques between its three."""
+        module = pytest.importorskip("gymnasium.envs.classic_control.acrobot")
+        env, system, random = module.AcrobotEnv(), Acrobot(), np.random.default_rng(0)
+        low, high = np.array([-3, -3, -6, -9]), np.array([3, 3, 6, 9])
+        for start in random.uniform(low, high, (4, 4)):
+            env.state, state = start.copy(), self.columns(start)
+            for torque in random.uniform(-1, 1, 10):
+                env.AVAIL_TORQUE = [torque]
+                env.step(0)
+                state = system(state, torch.tensor([torque], dtype=torch.float64))
+                torch.testing.assert_close(state, self.columns(env.state), rtol=1e-8, atol=1e-8)
+
+    def test_speeds_are_limited(self) -> None:
+        state = torch.tensor([1.0, 0.0, 1.0, 0.0, 12.5, -28.2])
+        pushed = Acrobot(max_torque=1e3, dt=0.01)(state, torch.tensor([-1e3]))
+        assert pushed[4:].tolist() == pytest.approx([4 * math.pi, -9 * math.pi])
+
+    def test_energy_is_kept(self) -> None:
+        kind, parameters = SYSTEMS["acrobot"]
+        system = kind(**parameters, dt=0.01)
+        state = system.sample_states(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        state[:, 4:] *= 30
+        before = self.energy(state, parameters)
+        for _ in range(100):
+            state = system(state, torch.zeros(8, 1, dtype=torch.float64))
+        torch.testing.assert_close(self.energy(state, parameters), before, rtol=1e-6, atol=1e-6)
+
+    def test_cost_is_least_upright(self) -> None:
+        upright, rest = torch.tensor([-1.0, 0.0, 1.0, 0.0, 0.0, 0.0]), torch.zeros(1)
+        assert float(Acrobot().cost(upright, rest)) == 0
+        assert float(Acrobot().cost(torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0]), rest)) == 4
+
+    @staticmethod
+    def columns(state: np.ndarray) -> Tensor:
+        angle1, angle2, *speeds = map(float, state)
+        angles = (math.cos(angle1), math.sin(angle1), math.cos(angle2), math.sin(angle2))
+        return torch.tensor([*angles, *speeds], dtype=torch.float64)
+
+    @staticmethod
+    def energy(state: Tensor, of: dict[str, float]) -> Tensor:
+        """Kinetic from the velocities of the two centres of mass, and potential."""
+        cos1, sin1, cos2, sin2, speed1, speed2 = state.unbind(-1)
+        cos12, sin12 = cos1 * cos2 - sin1 * sin2, sin1 * cos2 + cos1 * sin2
+        both = speed1 + speed2
+        velocity = of["length1"] * speed1 * cos1 + of["centre2"] * both * cos12
+        rise = of["length1"] * speed1 * sin1 + of["centre2"] * both * sin12
+        first = of["mass1"] * (of["centre1"] * speed1).square() + of["inertia1"] * speed1.square()
+        second = of["mass2"] * (velocity.square() + rise.square()) + of["inertia2"] * both.square()
+        height = of["mass1"] * of["centre1"] * cos1 + of["mass2"] * (of["length1"] * cos1 + of["centre2"] * cos12)
+        return (first + second) / 2 - of["gravity"] * height
+
+
+class TestQuadrotor:
+    def test_falls_freely(self) -> None:
+        """Closed form: a parabola, and the energy is kept, whatever the tilt and turn."""
+        system = Quadrotor()
+        start, _ = drawn(system, 6)
+        state = start
+        for _ in range(20):
+            state = system(state, torch.zeros(6, 2, dtype=torch.float64))
+        x, z, cos, sin, velocity_x, velocity_z, turn = start.unbind(-1)
+        angle = torch.atan2(sin, cos) + turn
+        expected = (x + velocity_x, z + velocity_z - 4.9, angle.cos(), angle.sin(), velocity_x, velocity_z - 9.8, turn)
+        torch.testing.assert_close(state, torch.stack(expected, -1))
+        energies = [9.8 * at[:, 1] + at[:, 4:6].square().sum(-1) / 2 for at in (start, state)]
+        torch.testing.assert_close(*energies)
+
+    def test_turns_on_the_spot(self) -> None:
+        """Closed form: opposite changes of the thrusts turn it at a constant angular acceleration."""
+        system = Quadrotor(mass=0.5, arm=0.2, inertia=0.04, gravity=0.0)
+        state = torch.tensor([0, 0, 1, 0, 0, 0, 0.3], dtype=torch.float64)
+        difference = torch.tensor([0.0, 0.8], dtype=torch.float64)
+        after = system(state, difference)
+        acceleration, dt = 0.8 * 0.2 / 0.04, 0.05
+        angle = 0.3 * dt + acceleration * dt**2 / 2
+        assert after[2:4].tolist() == pytest.approx([math.cos(angle), math.sin(angle)])
+        assert float(after[6]) == pytest.approx(0.3 + acceleration * dt)
+
+    def test_thrust_is_along_the_bars_normal(self) -> None:
+        system = Quadrotor(gravity=0.0, mass=2.0)
+        tilted = torch.tensor([0, 0, 0.6, 0.8, 0, 0, 0], dtype=torch.float64)
+        thrust = torch.full((2,), 4.0, dtype=torch.float64)
+        expected = [0.05 * 4 * -0.8, 0.05 * 4 * 0.6]
+        assert system(tilted, thrust)[4:6].tolist() == pytest.approx(expected)
+
+    def test_cost_is_least_hovering_at_the_origin(self) -> None:
+        system = Quadrotor()
+        hover = torch.tensor([0, 0, 1, 0, 0, 0, 0], dtype=torch.float64), torch.full((2,), 4.9, dtype=torch.float64)
+        assert float(system.cost(*hover)) == pytest.approx(0)
+        state, action = drawn(system, 10)
+        assert (system.cost(state, action) > 0).all()
+
+
+class TestPointMass:
+    def test_is_a_double_integrator(self) -> None:
+        system = PointMass(mass=2.0, dt=0.25)
+        start, force = drawn(system, 5)
+        state = start
+        for _ in range(8):  # 2 s
+            state = system(state, force)
+        velocity = start[:, 2:] + force
+        expected = torch.cat((start[:, :2] + 2 * start[:, 2:] + force, velocity), -1)
+        torch.testing.assert_close(state, expected)
+
+    def test_constraint_is_the_depth_inside_an_obstacle(self) -> None:
+        obstacles = torch.tensor([[0.0, 0.0, 1.0], [3.0, 4.0, 2.0]], dtype=torch.float64, requires_grad=True)
+        states = torch.tensor([[0, 0, 9, 9], [0.6, 0.8, 9, 9], [3, 4, 9, 9]], dtype=torch.float64, requires_grad=True)
+        constraint = PointMass(obstacles=obstacles).constraint
+        expected = torch.tensor([[1, -3], [0, -2], [-4, 2]], dtype=torch.float64)
+        torch.testing.assert_close(constraint(states), expected)
+        for gradient in torch.autograd.grad(constraint(states).sum(), (obstacles, states)):
+            assert gradient.isfinite().all()  # also in a centre
+            assert gradient.abs().max() > 0
+        assert constraint(states.reshape(3, 1, 4)).shape == (3, 1, 2)
+
+    def test_the_way_is_blocked_and_both_ends_are_free(self) -> None:
+        system = PointMass()
+        assert (system.constraint(system.sample_states(200)) < 0).all()
+        assert (system.constraint(torch.zeros(4)) < 0).all()
+        straight = torch.cat((torch.linspace(-2, 0, 100)[:, None], torch.zeros(100, 3)), -1)
+        assert (system.constraint(straight) > 0).any()
+
+    def test_wrong_obstacles(self) -> None:
+        with pytest.raises(ValueError, match=r"obstacles: expected shape \(n, 3\), rows of x, y, radius, got \(2,\)"):
+            PointMass(obstacles=torch.zeros(2))
 
 
 def polar_to_columns(state: tuple[float, ...]) -> Tensor:

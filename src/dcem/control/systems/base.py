@@ -7,6 +7,8 @@ import abc
 import torch
 from torch import Tensor, nn
 
+from dcem.control.systems.drawing import Shape, View
+
 
 class System(nn.Module, abc.ABC):
     """A plant in discrete time, ``next_state = system(state, action)``, with the cost of its usual task.
@@ -16,7 +18,8 @@ class System(nn.Module, abc.ABC):
     a buffer; or an ``nn.Parameter``, which is learned. A tensor may hold a value a problem, if it broadcasts to the
     leading axes of the states.
 
-    A subclass gives the shapes, the bounds and ``_step``, ``_cost``, ``sample_states``.
+    A subclass gives the shapes of states and actions, ``_step``, ``_cost``, ``sample_states``, and how it is drawn:
+    ``view``, ``shapes``.
     """
 
     state_shape: tuple[int]
@@ -27,6 +30,8 @@ class System(nn.Module, abc.ABC):
     """Lowest and highest value of each action. Actuators saturate: an action beyond them acts as the nearest within."""
     dt: float
     """Seconds a step."""
+    view: View
+    """What a picture of the system shows."""
 
     def __init__(self, *, dt: float, bounds: tuple[float, float], **parameters: Tensor | float):
         super().__init__()
@@ -87,6 +92,10 @@ class System(nn.Module, abc.ABC):
         """Initial states of the task, ``(num, *state_shape)``."""
 
     @abc.abstractmethod
+    def shapes(self, state: Tensor) -> list[Shape]:
+        """What one state ``(*state_shape,)`` looks like, from back to front."""
+
+    @abc.abstractmethod
     def _step(self, state: Tensor, action: Tensor) -> Tensor: ...
 
     @abc.abstractmethod
@@ -119,7 +128,7 @@ def columns(state: Tensor) -> tuple[Tensor, ...]:
 
 
 def joined(*of: Tensor) -> Tensor:
-    """The state of these columns, laid out so that each stays contiguous: half the time of a step, for large batches."""
+    """The state of these columns, each contiguous: it halves the time of a step of a large batch."""
     return torch.stack(of).movedim(0, -1)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dcem.control.systems.base import System, columns, is_present, joined, rotated, uniform
+from dcem.control.systems.drawing import Circle, Line, Rectangle, Shape, View
 
 
 class Cartpole(System):
@@ -38,6 +39,7 @@ class Cartpole(System):
 
     state_shape = (5,)
     action_shape = (1,)
+    view = View(-3.0, 3.0, -1.4, 1.4)
     gravity: Tensor | float
     cart_mass: Tensor | float
     pole_mass: Tensor | float
@@ -96,3 +98,15 @@ class Cartpole(System):
         """As in the paper: any angle, ``x`` and ``ẋ`` in ±0.5, ``θ̇`` in ±1. ``(num, 5)``."""
         position, velocity, angle, speed = uniform(num, (0.5, 0.5, math.pi, 1.0), generator, dtype, device)
         return torch.stack((position, velocity, angle.cos(), angle.sin(), speed), -1)
+
+    def shapes(self, state: Tensor) -> list[Shape]:
+        """The cart on its track, the pole, and the origin."""
+        position, _, cos, sin, _ = state.tolist()
+        length = 2 * float(self.half_length)
+        return [
+            Line("ground", ((-100.0, 0.0), (100.0, 0.0)), 0.03),
+            Circle("goal", (0.0, length), 0.08),
+            Rectangle("body", (position, 0.0), 0.5, 0.26),
+            Line("link", ((position, 0.0), (position + length * sin, length * cos)), 0.1),
+            Circle("joint", (position, 0.0), 0.04),
+        ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dcem.control.systems.base import System, columns, is_present, joined, rotated, uniform
+from dcem.control.systems.drawing import Circle, Line, Shape, View
 
 
 class Pendulum(System):
@@ -38,6 +39,7 @@ class Pendulum(System):
     state_shape = (3,)
     action_shape = (1,)
     max_speed = 8.0
+    view = View(-1.3, 1.3, -1.3, 1.3)
     gravity: Tensor | float
     mass: Tensor | float
     length: Tensor | float
@@ -93,3 +95,13 @@ class Pendulum(System):
         """As Gymnasium resets: any angle, ``θ̇`` in ±1. ``(num, 3)``."""
         angle, speed = uniform(num, (math.pi, 1.0), generator, dtype, device)
         return torch.stack((angle.cos(), angle.sin(), speed), -1)
+
+    def shapes(self, state: Tensor) -> list[Shape]:
+        """The rod, its hinge, and where its end should be."""
+        cos, sin, _ = state.tolist()
+        length = float(self.length)
+        return [
+            Circle("goal", (0.0, length), 0.09),
+            Line("link", ((0.0, 0.0), (-length * sin, length * cos)), 0.14),
+            Circle("joint", (0.0, 0.0), 0.05),
+        ]
