@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 __all__ = [
     "COLOURS",
     "Panel",
     "Surface",
+    "by_seconds",
     "correlations",
     "densities",
     "energy_surfaces",
@@ -78,7 +80,26 @@ def loss_curves(runs: Mapping[str, Sequence[Records]], key: str, ylabel: str) ->
         steps = sorted(set.intersection(*({r["step"] for r in seed} for seed in seeds)))
         values = [[next(r[key] for r in seed if r["step"] == step) for step in steps] for seed in seeds]
         _band(axis, steps, values, label, i, marker="")
-    axis.legend()
+    axis.legend(title=_note(runs))
+    return figure
+
+
+def by_seconds(
+    runs: Mapping[str, Sequence[Records]], keys: Mapping[str, str], seconds_per_update: Mapping[str, float]
+) -> Figure:
+    """Metrics over processor seconds, a panel a metric; `keys` names them and their axes. Both axes are logarithmic."""
+    figure = Figure(figsize=(4.3 * len(keys), 4.2), layout="constrained", dpi=150)
+    axes = figure.subplots(1, len(keys), squeeze=False)[0]
+    for axis, (key, ylabel) in zip(axes, keys.items(), strict=True):
+        axis.set(xlabel="processor seconds", ylabel=ylabel, xscale="log", yscale="log")
+        axis.grid(which="major", alpha=0.25)
+        for i, (label, seeds) in enumerate(runs.items()):
+            measured = [{r["step"]: r[key] for r in seed if r["step"] and key in r} for seed in seeds]
+            steps = sorted(set.intersection(*(set(seed) for seed in measured)))
+            seconds = [step * seconds_per_update[label] for step in steps]
+            _band(axis, seconds, [[seed[step] for step in steps] for seed in measured], label, i, marker="")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2, title=_note(runs))
     return figure
 
 
@@ -92,8 +113,11 @@ def error_by_iterations(
         iterations = sorted(seeds[0])
         _band(axis, iterations, [[seed[t] for t in iterations] for seed in seeds], label, i, MARKERS[i % len(MARKERS)])
     columns = 2 if max(map(len, errors)) < 25 else 1
-    figure.set_figheight(4 + 0.2 * (len(errors) + 1 if columns == 1 else 0))
-    figure.legend(loc="outside upper center", ncols=columns, fontsize="small")  # the curves need the whole panel
+    figure.set_figheight(4 + 0.2 * (len(errors) + 2 if columns == 1 else 0))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(  # the curves need the whole panel
+        loc="outside upper center", ncols=columns, fontsize="small", title=_note(errors), title_fontsize="small"
+    )
     return figure
 
 
@@ -197,10 +221,15 @@ def _band(
     logs = np.log(np.maximum(np.asarray(values, dtype=float), 1e-300))
     mean, colour = logs.mean(0), COLOURS[i % len(COLOURS)]
     if len(values) > 1:
-        label = f"{label} ({len(values)} seeds, 95 % band)"
         half = _student(len(values) - 1) * logs.std(0, ddof=1) / math.sqrt(len(values))
         axis.fill_between(x, np.exp(mean - half), np.exp(mean + half), color=colour, alpha=0.2, linewidth=0)
     axis.plot(x, np.exp(mean), color=colour, linestyle="--" if i % 2 else "-", marker=marker, label=label)
+
+
+def _note(runs: Mapping[str, Sequence[Any]]) -> str | None:
+    """A legend's title: what the lines and bands are, where there are several seeds."""
+    counts = sorted({len(seeds) for seeds in runs.values()})
+    return None if counts[-1] == 1 else f"{' or '.join(map(str, counts))} seeds: mean and 95 % band"
 
 
 def _student(freedom: int) -> float:

@@ -1,0 +1,147 @@
+"""Pictures of systems in motion: frames, GIFs, and paths between obstacles in one still."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle as Disc
+from matplotlib.patches import Rectangle as Box
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from dcem.control.systems import System
+from dcem.control.systems.drawing import Circle, Line, Role, Shape
+from dcem.plotting.figures import COLOURS
+
+Frames = NDArray[np.uint8]
+"""``(num_frames, height, width, 3)``."""
+
+_ROLES: dict[Role, str] = {
+    "ground": "0.75",
+    "body": COLOURS[0],
+    "link": COLOURS[1],
+    "joint": "0.15",
+    "goal": COLOURS[2],
+    "obstacle": "0.55",
+}
+_DPI = 100
+
+
+def frames(system: System, states: Tensor, *, height: int = 200) -> Frames:
+    """Draw a trajectory, a picture a state, with the time in a corner.
+
+    Args:
+        system: whose ``view`` and ``shapes`` are drawn.
+        states: ``(num_frames, *state_shape)``, ``system.dt`` apart.
+        height: of a picture, pixels; the width follows from the view.
+
+    Returns:
+        ``(num_frames, height, width, 3)``, uint8.
+
+    Raises:
+        ValueError: ``states`` is not one trajectory of the system, or ``height`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from dcem.control.systems import Pendulum
+        >>> frames(Pendulum(), torch.tensor([[1.0, 0.0, 0.0]]), height=100).shape
+        (1, 100, 100, 3)
+    """
+    if states.shape[1:] != system.state_shape:
+        expected = ("num_frames", *system.state_shape)
+        raise ValueError(f"states: expected shape ({', '.join(map(str, expected))}), got {tuple(states.shape)}")
+    if height < 1:
+        raise ValueError(f"height: expected pixels, at least 1, got {height}")
+    view = system.view
+    width = round(height * (view.right - view.left) / (view.top - view.bottom))
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.add_axes((0, 0, 1, 1))
+    drawn = np.empty((len(states), height, width, 3), dtype=np.uint8)
+    for i, state in enumerate(states.detach().cpu()):
+        axis.clear()
+        axis.set_axis_off()
+        axis.set(xlim=(view.left, view.right), ylim=(view.bottom, view.top))
+        for shape in system.shapes(state):
+            _draw(axis, shape, points_per_metre=height / _DPI * 72 / (view.top - view.bottom))
+        axis.text(0.02, 0.98, f"{i * system.dt:.1f} s", va="top", color="0.3", fontsize=8, transform=axis.transAxes)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        drawn[i] = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    return drawn
+
+
+def save_gif(path: str | Path, frames: Frames, fps: float) -> None:
+    """Write pictures as a GIF that repeats for ever, in its 64 commonest colours, so that it stays small.
+
+    Args:
+        path: of the file; its folder exists.
+        frames: ``(num_frames, height, width, 3)``, uint8.
+        fps: pictures a second; the format counts in hundredths of a second, and most viewers show at most 50.
+
+    Raises:
+        ValueError: ``frames`` are not pictures, there are none, or ``fps`` is not in (0, 50].
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+        expected = "shape (num_frames, height, width, 3), none of them 0, in uint8"
+        raise ValueError(f"frames: expected {expected}, got {frames.shape} in {frames.dtype}")
+    if not 0 < fps <= 50:
+        raise ValueError(f"fps: expected pictures a second in (0, 50], got {fps}")
+    packed = frames.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    codes, index, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    colours = np.stack([codes >> 16 & 255, codes >> 8 & 255, codes & 255], -1).astype(float)
+    palette = colours[counts.argsort()[::-1][:64]]
+    nearest = np.square(colours[:, None] - palette).sum(-1).argmin(-1).astype(np.uint8)
+    first, *others = (Image.fromarray(picture) for picture in nearest[index].reshape(packed.shape))
+    for picture in (first, *others):
+        picture.putpalette(palette.astype(np.uint8).tobytes())
+    milliseconds = 10 * round(100 / fps)
+    first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, optimize=True)
+
+
+def trajectories(system: System, paths: Mapping[str, Tensor]) -> Figure:
+    """The ways that a system took through its plane, with its obstacles and its goal.
+
+    Args:
+        system: one whose state begins with a position, such as ``PointMass`` or ``Quadrotor``.
+        paths: under each label, trajectories ``(T, *state_shape)`` or ``(num, T, *state_shape)``.
+    """
+    view = system.view
+    size = (view.right - view.left, view.top - view.bottom)
+    figure = Figure(figsize=(6, 0.9 + 5.2 * size[1] / size[0]), layout="constrained", dpi=150)
+    axis = figure.subplots()
+    axis.set(xlabel="x, m", ylabel="y, m", xlim=(view.left, view.right), ylim=(view.bottom, view.top))
+    axis.set_aspect("equal")
+    axis.grid(alpha=0.25)
+    any_path = next(iter(paths.values()))
+    for shape in system.shapes(any_path.reshape(-1, *system.state_shape)[0].detach().cpu()):
+        if shape.role in ("ground", "obstacle", "goal"):
+            _draw(axis, shape, points_per_metre=5.2 * 72 / size[0])
+    styles = ("-", "--", "-.", ":")
+    for i, (label, states) in enumerate(paths.items()):
+        for j, path in enumerate(states.detach().cpu().reshape(-1, *states.shape[-2:])):
+            x, y = path[:, :2].numpy().T
+            style = styles[i % len(styles)]
+            # green and the greys are the goal's and the obstacles'
+            colour = (COLOURS[0], COLOURS[1], COLOURS[3], COLOURS[4], COLOURS[5])[i % 5]
+            axis.plot(x, y, style, color=colour, linewidth=1.5, label=None if j else label)
+            axis.plot(x[0], y[0], "o", color=colour, markersize=4)
+    figure.legend(loc="outside upper center", ncols=min(3, len(paths)), fontsize="small")
+    return figure
+
+
+def _draw(axis: Axes, shape: Shape, points_per_metre: float) -> None:
+    colour = _ROLES[shape.role]
+    if isinstance(shape, Line):
+        width = shape.width * points_per_metre
+        axis.plot(*zip(*shape.points, strict=True), color=colour, linewidth=width, solid_capstyle="round")
+    elif isinstance(shape, Circle):
+        axis.add_patch(Disc(shape.centre, shape.radius, color=colour, linewidth=0, zorder=2))
+    else:
+        corner = shape.centre[0] - shape.width / 2, shape.centre[1] - shape.height / 2
+        axis.add_patch(Box(corner, shape.width, shape.height, color=colour, linewidth=0, zorder=2))
