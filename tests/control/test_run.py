@@ -1,0 +1,269 @@
+"""Running controllers in environments: returns, batches, episodes that end, and what goes wrong."""
+
+import os
+
+os.environ.setdefault("MUJOCO_GL", "disabled")
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+from dcem.control import MPC
+from dcem.control.mujoco_model import MujocoModel
+from dcem.control.run import run
+
+gymnasium = pytest.importorskip("gymnasium")
+suite = pytest.importorskip("dm_control.suite")
+
+
+class Slide(gymnasium.Env):
+    """A point that moves by the action, and pays its distance; ends after `length` steps or beyond 10."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+    render_mode = "rgb_array"
+
+    def __init__(self, length: int = 5, *, fails_at: int | None = None, high: float = 1.0) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.action_space = gymnasium.spaces.Box(-1.0, high, (1,), np.float64)
+        self.length, self.fails_at, self.closed = length, fails_at, False
+        self.applied: list[float] = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(-1, 1, 1), 0
+        return self.x, {}
+
+    def step(self, action):
+        assert action.shape == (1,)
+        assert action.dtype == np.float64
+        self.applied.append(float(action[0]))
+        self.t += 1
+        if self.t == self.fails_at:
+            raise RuntimeError("the motor burnt out")
+        self.x = self.x + action
+        return self.x, -abs(float(self.x[0])), bool(abs(self.x[0]) > 10), self.t >= self.length, {}
+
+    def render(self):
+        return np.full((8, 12, 3), 20 * self.t, np.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Watched(MPC):
+    """An MPC that notes how it is called, and fails on demand."""
+
+    def __init__(self, fails=lambda call: None, horizon: int = 3) -> None:
+        super().__init__(
+            lambda x, u: x + u, lambda x, u: (x + u).square().sum(-1), horizon, 1, (-1.0, 1.0),
+            dcem.CEM(30, 5, dcem.HardTopK()), num_iterations=2,
+        )  # fmt: skip
+        self.fails, self.calls = fails, []
+
+    def forward(self, state, **kwargs):
+        plan = super().forward(state, **kwargs)
+        self.fails(SimpleNamespace(number=len(self.calls), plan=plan))
+        self.calls.append(SimpleNamespace(state=state, plan=plan, **kwargs))
+        return plan
+
+
+def back(state: Tensor) -> Tensor:
+    return -0.5 * state[:, :1]
+
+
+def test_the_loop_is_what_one_would_write() -> None:
+    env = gymnasium.make("Pendulum-v1", max_episode_steps=30)
+
+    def policy(state: Tensor) -> Tensor:
+        return -3 * state[:, 1:2] - state[:, 2:]
+
+    total, (observation, _) = 0.0, env.reset(seed=4)
+    for _ in range(30):
+        action = policy(torch.from_numpy(observation).float().unsqueeze(0))
+        observation, reward, *_ = env.step(action[0].clamp(-2, 2).numpy())
+        total += reward
+    episodes = run(policy, env, seed=4)
+    assert episodes.returns.tolist() == pytest.approx([total], rel=1e-5)
+    assert episodes.lengths.tolist() == [30]
+    assert episodes.finished.tolist() == [True]
+    assert episodes.solve_times.shape == (30,)
+    assert (episodes.solve_times > 0).all()
+    assert (episodes.num_replaced, episodes.error, episodes.states) == (0, None, None)
+
+
+def test_several_environments_are_those_alone() -> None:
+    lengths = (4, 7, 2)
+    together = run(back, [Slide(n) for n in lengths], seed=10)
+    alone = [run(back, Slide(n), seed=10 + i) for i, n in enumerate(lengths)]
+    assert together.lengths.tolist() == list(lengths)
+    assert together.environments.tolist() == [0, 1, 2]
+    assert together.returns.tolist() == pytest.approx([float(a.returns) for a in alone])
+    assert len(together.solve_times) == 7
+
+
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP", "DISABLED"])
+def test_vector_environments_start_anew_in_every_way(mode: str) -> None:
+    modes = gymnasium.vector.AutoresetMode
+    vector = gymnasium.vector.SyncVectorEnv(
+        [lambda: Slide(3), lambda: Slide(4)], autoreset_mode=modes[mode], copy=True
+    )  # fmt: skip
+    singles = run(back, [Slide(3), Slide(4)], seed=0, num_steps=8)
+    # With NEXT_STEP the steps in which an environment starts anew are not decisions, and not counted.
+    episodes = run(back, vector, seed=0, num_steps=10 if mode == "NEXT_STEP" else 8)
+    assert singles.environments.tolist() == [0, 0, 0, 1, 1]
+    assert singles.lengths.tolist() == [3, 3, 2, 4, 4]
+    assert singles.finished.tolist() == [True, True, False, True, True]
+    assert episodes.lengths.tolist() == singles.lengths.tolist()
+    torch.testing.assert_close(episodes.returns, singles.returns)
+    once = run(back, vector, seed=0)
+    assert once.lengths.tolist() == [3, 4]
+    torch.testing.assert_close(once.returns, singles.returns[[0, 3]])
+
+
+def test_a_controller_plans_for_all_at_once_and_warm_starts() -> None:
+    mpc = Watched()
+    run(mpc, [Slide(2), Slide(3)], seed=0, num_steps=5)
+    assert len(mpc.calls) == 5
+    assert all(call.state.shape == (2, 1) for call in mpc.calls)
+    assert mpc.calls[0].warm_start is None
+    for before, call in zip(mpc.calls, mpc.calls[1:], strict=False):
+        assert call.warm_start is before.plan
+    resets = [call.reset.tolist() for call in mpc.calls[1:]]
+    assert resets == [[False, False], [True, False], [False, True], [True, False]]
+    assert not mpc.calls[-1].plan.actions.requires_grad
+
+
+def test_a_seed_replays_a_run() -> None:
+    first, again, other = (run(Watched(), [Slide(), Slide()], seed=seed, record=True) for seed in (3, 3, 4))
+    assert torch.equal(first.actions, again.actions)
+    assert torch.equal(first.returns, again.returns)
+    assert not torch.equal(first.actions, other.actions)
+
+
+def test_what_is_recorded() -> None:
+    episodes = run(
+        lambda state: -state["x"], [Slide(4), Slide(4)], seed=0, record=True,
+        state_of=lambda observation, env: {"x": torch.tensor(observation), "t": torch.tensor([env.t])},
+    )  # fmt: skip
+    assert episodes.states["x"].shape == (4, 2, 1)
+    assert episodes.states["t"].squeeze(-1).tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    assert episodes.actions.shape == (4, 2, 1)
+    torch.testing.assert_close(episodes.rewards.sum(0), episodes.returns)
+
+
+def test_actions_are_clipped_to_the_box() -> None:
+    env = Slide(2, high=0.25)
+    run(lambda state: torch.tensor([[3.0]]), env)
+    run(lambda state: torch.tensor([[-3.0]]), env)
+    assert env.applied == [0.25, 0.25, -1.0, -1.0]
+
+
+def test_a_failed_plan_is_replaced_by_the_one_before() -> None:
+    def fails(call) -> None:
+        if call.number in (1, 2):
+            call.plan.actions[:] = torch.nan
+        if call.number == 4:
+            call.plan.status[:] = dcem.Status.NONFINITE
+
+    mpc, env = Watched(fails), Slide(6)
+    episodes = run(mpc, env, seed=0)
+    assert episodes.num_replaced == 3
+    assert episodes.lengths.tolist() == [6]
+    good = mpc.calls[0].plan.actions[0, :, 0].tolist()
+    assert env.applied[:3] == pytest.approx(good)
+    assert mpc.calls[2].reset.item()  # nothing to warm-start from
+    assert not mpc.calls[5].reset.item()
+    assert env.applied[4] == pytest.approx(mpc.calls[3].plan.actions[0, 1].item())
+
+
+def test_a_plan_that_fails_for_longer_than_it_reaches_gives_zero() -> None:
+    def fails(call) -> None:
+        if call.number > 0:
+            call.plan.status[:] = dcem.Status.NONFINITE
+
+    env = Slide(5)
+    assert run(Watched(fails, horizon=2), env, seed=0).num_replaced == 4
+    assert env.applied[2:] == [0.0] * 3
+
+
+def test_a_failing_policy_does_nothing_in_its_environment_alone() -> None:
+    def policy(state: Tensor) -> Tensor:
+        return torch.tensor([[torch.nan], [0.5]])
+
+    envs = [Slide(3), Slide(3)]
+    assert run(policy, envs).num_replaced == 3
+    assert envs[0].applied == [0.0] * 3
+    assert envs[1].applied == [0.5] * 3
+
+
+def test_an_environment_that_raises_ends_the_run() -> None:
+    envs = [Slide(5), Slide(5, fails_at=3)]
+    with pytest.warns(RuntimeWarning, match=r"an environment raised RuntimeError\('the motor burnt out'\)"):
+        episodes = run(back, envs, seed=0, record=True)
+    assert isinstance(episodes.error, RuntimeError)
+    assert episodes.lengths.tolist() == [2, 2]
+    assert episodes.finished.tolist() == [False, False]
+    assert episodes.actions.shape == (2, 2, 1)
+    assert all(env.closed for env in envs)
+
+
+def test_a_task_of_dm_control_with_its_own_physics_as_the_model() -> None:
+    def load() -> object:
+        return suite.load(
+            "cartpole", "balance", task_kwargs={"random": 0, "time_limit": 1.0},
+            environment_kwargs={"control_timestep": 0.05},
+        )  # fmt: skip
+
+    envs = [load(), load()]
+    model = MujocoModel(envs[0])
+    mpc = MPC(
+        model,
+        lambda state, action: -state[..., 1].cos() + 0.1 * state[..., 0].square() + 0.01 * action.square().sum(-1),
+        *(10, 1, model.bounds),
+        dcem.CEM(40, 8, dcem.HardTopK()),
+        num_iterations=3,
+        gradient=dcem.Detach(),
+    )
+    episodes = run(mpc, envs, state_of=lambda _, env: model.state_of(env), seed=0)
+    assert episodes.lengths.tolist() == [20, 20]
+    assert (episodes.returns > 0.9 * 20).all()
+    assert episodes.returns[0] != episodes.returns[1]  # each environment has its own seed
+    seen = run(lambda state: torch.zeros(1, 1), load(), seed=0, record=True).states[0, 0]
+    env = load()
+    env.task.random.seed(0)
+    observation = env.reset().observation
+    expected = np.concatenate([observation["position"], observation["velocity"]])
+    torch.testing.assert_close(seen, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_a_video_shows_the_first_environment(tmp_path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "slide.gif"
+    run(back, [Slide(4), Slide(6)], seed=0, video=path)
+    with image.open(path) as gif:
+        assert gif.n_frames == 4
+        assert gif.size == (12, 8)
+        assert gif.info["duration"] == 50
+        gif.seek(3)
+        assert abs(gif.convert("RGB").getpixel((0, 0))[0] - 60) <= 1
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(TypeError, match=r"envs: expected a Gymnasium environment.*got str"):
+        run(back, "Pendulum-v1")
+    with pytest.raises(ValueError, match=r"envs: expected at least one environment"):
+        run(back, [])
+    with pytest.raises(TypeError, match=r"policy: expected an MPC or a callable.*got 3"):
+        run(3, Slide())
+    with pytest.raises(ValueError, match=r"policy: expected actions \(E, \*a\) = \(1, 1\), got \(1, 2\)"):
+        run(lambda state: torch.zeros(1, 2), Slide())
+    with pytest.raises(TypeError, match=r"policy: expected it to return a Tensor of actions, got ndarray"):
+        run(lambda state: np.zeros((1, 1)), Slide())
+    with pytest.raises(TypeError, match=r"envs: expected a Box of continuous actions, got Discrete"):
+        run(back, gymnasium.make("CartPole-v1"))
+    with pytest.raises(ValueError, match=r"num_steps: expected at least 1, got 0"):
+        run(back, Slide(), num_steps=0)
