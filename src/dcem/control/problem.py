@@ -64,7 +64,7 @@ class Problem:
         num = actions.shape[batch_dims]
         lead = (*actions.shape[:batch_dims], num)  # (*batch, n)
         particles = () if self.num_particles == 1 else (self.num_particles,)
-        controls = actions.movedim(batch_dims + 1, 0)  # (H, *batch, n, *a)
+        controls = actions.movedim(batch_dims + 1, 0).contiguous()  # (H, *batch, n, *a)
         horizon, action = controls.shape[0], controls.shape[1 + len(lead) :]
         followed = controls
         if particles:
