@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip setuptools
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[experiments]' --group dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]' --group dev
 	touch $(READY)
 
 demo: $(READY)
