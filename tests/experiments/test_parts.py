@@ -76,6 +76,7 @@ def test_figures_have_labelled_axes_and_a_band_for_seeds(tmp_path: Path) -> None
     x = torch.linspace(0, 1, 5)
     figures = [
         plotting.loss_curves({"a": seeds, "b": seeds[:1]}, "loss", "loss"),
+        plotting.by_seconds({"a": seeds, "b": seeds}, {"loss": "loss"}, {"a": 0.1, "b": 0.2}),
         plotting.error_by_iterations({"a": [{1: 1.0, 10: 0.1}, {1: 2.0, 10: 0.3}]}, 10),
         plotting.predictions_by_iterations(x, x, {"a": {1: x, 10: x}}, 10),
         plotting.energy_surfaces([plotting.Surface("a", x, x, x[:, None] * x, x, x)] * 2),
@@ -86,4 +87,6 @@ def test_figures_have_labelled_axes_and_a_band_for_seeds(tmp_path: Path) -> None
         assert axis.get_ylabel()
         assert axis.get_legend() or figure.legends
         figure.savefig(tmp_path / f"{i}.png")
-    assert "3 seeds, 95 % band" in figures[0].axes[0].get_legend().get_texts()[0].get_text()
+    assert figures[0].axes[0].get_legend().get_title().get_text() == "1 or 3 seeds: mean and 95 % band"
+    ends = [line.get_xdata()[-1] for line in figures[1].axes[0].get_lines()]
+    assert ends == pytest.approx([0.3, 0.6])
