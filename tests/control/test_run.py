@@ -242,6 +242,7 @@ def test_a_task_of_dm_control_with_its_own_physics_as_the_model() -> None:
 
 def test_a_video_shows_the_first_environment(tmp_path) -> None:
     image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
     path = tmp_path / "slide.gif"
     run(back, [Slide(4), Slide(6)], seed=0, video=path)
     with image.open(path) as gif:

@@ -73,7 +73,8 @@ def run(
         num_steps: decisions in each environment, one episode after the other; None for one episode each.
         seed: of the controller and, ``seed + i``, of environment ``i``.
         record: keep states, actions and rewards.
-        video: where to write a GIF of the first environment, which must be able to render.
+        video: where to write a GIF of the first environment, which must be able to render (Gymnasium's with
+            ``render_mode="rgb_array"``).
 
     Returns:
         Returns, lengths and times. If an environment raises, the run ends with a ``RuntimeWarning``, what there is is
@@ -128,7 +129,7 @@ def run(
         log.add(step)
         observations, fresh = step.observations, torch.as_tensor(step.fresh)
     if video is not None:
-        _save_gif(video, frames, plant.dt)
+        _save(video, frames, plant.dt)
     return Episodes(
         *log.episodes(),
         solve_times=torch.tensor(seconds, dtype=torch.float64),
@@ -232,9 +233,11 @@ def _plain(action: Tensor) -> Tensor:
     return action.detach().cpu().float()
 
 
-def _save_gif(path: str | Path, frames: list[Any], dt: float) -> None:
-    """Write RGB frames ``(height, width, 3)`` that follow one another after ``dt`` seconds."""
-    from PIL import Image
+def _save(path: str | Path, frames: list[Any], dt: float) -> None:
+    """A GIF in real time, of as many of the frames as the format can show."""
+    import numpy as np
 
-    first, *others = [Image.fromarray(frame) for frame in frames]
-    first.save(path, save_all=True, append_images=others, duration=max(20, round(1000 * dt)), loop=0)
+    from dcem.plotting import save_gif
+
+    every = max(1, round(1 / (50 * dt)))
+    save_gif(path, np.stack(frames[::every]), min(50.0, 1 / (every * dt)))
