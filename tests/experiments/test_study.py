@@ -1,8 +1,25 @@
 """Finished regressions compared."""
 
 import pytest
+import torch
 
+import dcem
+from dcem.energy import EnergyModel
+from dcem.experiments import regression
+from dcem.experiments import regression_study as study
 from dcem.experiments.cli import main
+
+
+class Known(torch.nn.Module):
+    """An energy that is a function of `y` and the target, with a parameter as a learned one has."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.scale = function, torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, y):
+        return self.scale * self.function(y[..., 0], (x * x.sin()).expand(y.shape[:-1]))
+
 
 TINY = ["num_updates=4", "hidden=[8]", "num_points=6", "batch_size=2", "eval_every=2", "test_iterations=[1,2,4]"]
 
@@ -24,10 +41,59 @@ def test_a_study_has_a_row_for_each_solver_over_its_seeds(folder, capsys):
     assert "| DCEM, batches of 2 | 2 | 4 |" in table
     assert "| unrolled gradient descent, batches of 2 | 2 | 4 |" in table
     assert "MSE at 4" in table
-    for figure in ("loss", "iterations", "energy", "predictions"):
+    for figure in ("loss", "seconds", "iterations", "energy", "predictions"):
         assert (folder / "study" / f"{figure}.png").stat().st_size > 1000
 
 
 def test_a_folder_without_runs_is_named(tmp_path, capsys):
     assert main(["regression-study", f"runs={tmp_path}/none"]) == 2
     assert "runs: expected a folder of run folders" in capsys.readouterr().err
+
+
+def test_a_minimum_is_found_between_the_grid_s_points():
+    config = regression.Config(solver=regression.GD(), num_points=5)
+    model = EnergyModel(Known(lambda y, target: (y - target - 0.3).square()), 1, dcem.GradientDescent(0.5))
+    valley, distance = regression.minima(model, config, num=50)
+    assert valley.tolist() == pytest.approx([0.3] * 5, abs=1e-3)
+    assert distance.tolist() == pytest.approx([0.0] * 5, abs=1e-3)
+
+
+def test_at_the_edge_of_the_grid_there_is_a_minimum_if_the_energy_falls_to_it():
+    config = regression.Config(solver=regression.GD(), num_points=3)
+    model = EnergyModel(Known(lambda y, target: y), 1, dcem.GradientDescent(1e-9))
+    _, y = regression.data(config)
+    valley, distance = regression.minima(model, config, num=50)
+    lowest = float(y.min()) - 8
+    assert valley.tolist() == pytest.approx((y[:, 0] - lowest).tolist(), abs=1e-4)
+    assert distance.tolist() == pytest.approx([-lowest] * 3, abs=1e-4)
+
+
+def test_an_energy_that_light_solves_have_learned_is_deployed_with_the_paper_s_solver():
+    config = regression.Config(solver=regression.Light(), num_iterations=5)
+    model = regression.build(config)
+    searched, settings = regression.deployed(model, config)
+    assert searched.energy is model.energy
+    assert (searched.solver.num_samples, searched.num_iterations, settings.num_iterations) == (100, 10, 10)
+    of_gd = regression.Config(solver=regression.GD(), num_iterations=5)
+    assert regression.deployed(model, of_gd) == (model, of_gd)
+
+
+def test_seconds_of_an_update_are_those_of_the_group(monkeypatch):
+    def update(model, optimizer, x, y, clip, generator):
+        clock[0] += len(x)
+
+    clock = [0.0]
+    monkeypatch.setattr(study.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(regression, "update", update)
+    configs = [regression.Config(solver=regression.GD(), batch_size=size) for size in (3, 7)]
+    groups = {str(c.batch_size): [study.Trained(c, regression.build(c), [])] for c in configs}
+    assert study.seconds_per_update(groups, rounds=3) == {"3": 3.0, "7": 7.0}
+
+
+def test_the_table_names_what_a_seed_reached_and_what_half_of_them_did_not():
+    row = {"seeds": 2, "updates": 10, "seconds_per_update": 0.1, "seconds_to_reach": [0.5, 0.7], "mse": {"2": [1, 3]}}
+    row |= {"mse_deployed": [1, 3], "valley_to_target": [0.1, 0.3], "prediction_to_minimum": [0.0, 0.0]}
+    short = row | {"seconds_to_reach": [0.5, None], "mse": {"4": [1, 3]}}
+    text = study.table({"a": row, "b": short}, "command").splitlines()
+    assert text[-2] == "| a | 2 | 10 | 100.0 | 1 | 1 | 2.0e+00 |  | 3.0e+00 | 0.200 | 0.000 |"
+    assert text[-1] == "| b | 2 | 10 | 100.0 | 1 | not reached |  | 2.0e+00 | 3.0e+00 | 0.200 | 0.000 |"
