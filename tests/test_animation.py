@@ -63,6 +63,18 @@ def test_gif_holds_every_frame(tmp_path: Path) -> None:
             assert (shown[white] == 255).all()
 
 
+def test_gif_of_many_colours_is_close_and_keeps_the_small_things(tmp_path: Path) -> None:
+    """A simulator's shaded picture: no colour is far off, least of all that of a small object."""
+    y, x = np.mgrid[:120, :160]
+    picture = np.stack([80 + x // 4, 60 + y // 3, 255 - (x + y) // 4], -1).astype(np.uint8)
+    picture[50:54, 50:54] = (255, 0, 0)
+    plotting.save_gif(tmp_path / "a.gif", picture[None], fps=20)
+    with Image.open(tmp_path / "a.gif") as gif:
+        shown = np.asarray(gif.convert("RGB"), dtype=float)
+    assert np.abs(shown - picture).max() < 16
+    assert np.abs(shown[50:54, 50:54] - (255, 0, 0)).max() == 0
+
+
 def test_paths_with_obstacles_and_a_legend() -> None:
     system = PointMass()
     one = trajectory(system, 10)

@@ -77,7 +77,7 @@ def frames(system: System, states: Tensor, *, height: int = 200) -> Frames:
 
 
 def save_gif(path: str | Path, frames: Frames, fps: float) -> None:
-    """Write pictures as a GIF that repeats for ever, in its 64 commonest colours, so that it stays small.
+    """Write pictures as a GIF that repeats for ever, in 128 colours, so that it stays small.
 
     Args:
         path: of the file; its folder exists.
@@ -92,14 +92,10 @@ def save_gif(path: str | Path, frames: Frames, fps: float) -> None:
         raise ValueError(f"frames: expected {expected}, got {frames.shape} in {frames.dtype}")
     if not 0 < fps <= 50:
         raise ValueError(f"fps: expected pictures a second in (0, 50], got {fps}")
-    packed = frames.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
-    codes, index, counts = np.unique(packed, return_inverse=True, return_counts=True)
-    colours = np.stack([codes >> 16 & 255, codes >> 8 & 255, codes & 255], -1).astype(float)
-    palette = colours[counts.argsort()[::-1][:64]]
-    nearest = np.square(colours[:, None] - palette).sum(-1).argmin(-1).astype(np.uint8)
-    first, *others = (Image.fromarray(picture) for picture in nearest[index].reshape(packed.shape))
+    palette, pictures = _quantize(frames, num_colours=128)
+    first, *others = (Image.fromarray(picture) for picture in pictures)
     for picture in (first, *others):
-        picture.putpalette(palette.astype(np.uint8).tobytes())
+        picture.putpalette(palette.tobytes())
     milliseconds = 10 * round(100 / fps)
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, optimize=True)
 
@@ -145,3 +141,28 @@ def _draw(axis: Axes, shape: Shape, points_per_metre: float) -> None:
     else:
         corner = shape.centre[0] - shape.width / 2, shape.centre[1] - shape.height / 2
         axis.add_patch(Box(corner, shape.width, shape.height, color=colour, linewidth=0, zorder=2))
+
+
+def _quantize(frames: Frames, num_colours: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A palette ``(num_colours, 3)`` and the pictures in it, ``(num_frames, height, width)``.
+
+    Pillow's own loses flat colours (white becomes grey). Here each next colour of the palette is the one whose pixels
+    have the largest squared error in total so far, the first the commonest.
+    """
+    levels = (frames.astype(np.uint32) * 63 + 127) // 255  # six bits a channel, 0 and 255 exactly
+    packed = levels @ np.array([1 << 12, 1 << 6, 1], dtype=np.uint32)
+    counts = np.bincount(packed.ravel(), minlength=1 << 18)
+    present = counts.nonzero()[0]
+    colours = np.stack([present >> 12, present >> 6 & 63, present & 63], -1)
+    chosen = [int(counts[present].argmax())]
+    error = np.square(colours - colours[chosen[0]]).sum(-1)
+    nearest = np.zeros(len(present), dtype=np.uint8)
+    while len(chosen) < min(num_colours, len(present)):
+        worst = int((counts[present] * error).argmax())
+        other = np.square(colours - colours[worst]).sum(-1)
+        nearest[other < error] = len(chosen)
+        error = np.minimum(error, other)
+        chosen.append(worst)
+    index = np.empty(1 << 18, dtype=np.uint8)
+    index[present] = nearest
+    return (colours[chosen] * 255 / 63).round().astype(np.uint8), index[packed]

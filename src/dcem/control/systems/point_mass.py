@@ -89,4 +89,4 @@ class PointMass(System):
         """The mass, the obstacles, the goal."""
         x, y, *_ = state.tolist()
         obstacles = [Circle("obstacle", (left, up), radius) for left, up, radius in self.obstacles.tolist()]
-        return [*obstacles, Circle("goal", (0.0, 0.0), 0.08), Circle("body", (x, y), 0.06)]
+        return [*obstacles, Circle("goal", (0.0, 0.0), 0.08), Circle("body", (x, y), 0.045)]

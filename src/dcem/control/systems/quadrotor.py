@@ -34,7 +34,7 @@ class Quadrotor(System):
 
     state_shape = (7,)
     action_shape = (2,)
-    view = View(-2.0, 2.0, -1.6, 1.6)
+    view = View(-2.4, 2.4, -1.8, 1.8)
     gravity: Tensor | float
     mass: Tensor | float
     arm: Tensor | float
