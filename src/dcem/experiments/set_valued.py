@@ -24,6 +24,8 @@ from dcem.experiments.training import require
 GROUPS: dict[str, dict[str, Any]] = {}
 BOX = 1.5
 """Densities are over `[-1.5, 1.5]` in each direction."""
+CROSS = torch.tensor([(-0.08, 0.0), (0.08, 0.0), (math.nan, math.nan), (0.0, -0.08), (0.0, 0.08)])
+"""Marks an answer of the spiral in a figure."""
 INVERSE_TEMPERATURES = torch.logspace(-2, 4, 49)
 LABELS = {
     "feed-forward": "feed-forward net, squared error",
@@ -200,8 +202,8 @@ class SetValued(structured.Task):
             grid = torch.cartesian_prod(axis, axis)
             split, shape = Split(torch.full((len(grid), 1), 0.8), grid), (121, 121)
             x = shown = axis
-            lines = list(branches(self.curve, torch.linspace(-2, 2, 200).unsqueeze(-1)).unbind(1))
             some = torch.full((1, 1), 0.8)
+            lines = list(CROSS + branches(self.curve, some).transpose(0, 1))
         trained = 20 if name in BY_DENSITY else getattr(model, "num_iterations", 1)
         y = self.predictions(name, model, some, [trained])[trained]
         points = torch.cat([(some + 2) / 4, y], -1) if self.size == 1 else y
