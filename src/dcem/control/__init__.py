@@ -1,6 +1,7 @@
 """Differentiable control: plan by sampling through a model, and learn model, cost and decoder through the plan."""
 
 from dcem.control import systems
+from dcem.control.compiled import Compiled
 from dcem.control.mpc import MPC
 from dcem.control.mujoco_model import MujocoModel
 from dcem.control.plan import Plan
@@ -8,4 +9,16 @@ from dcem.control.risk import CVaR, Mean, WorstCase
 from dcem.control.rollout import rollout
 from dcem.control.run import Episodes, run
 
-__all__ = ["MPC", "CVaR", "Episodes", "Mean", "MujocoModel", "Plan", "WorstCase", "rollout", "run", "systems"]
+__all__ = [
+    "MPC",
+    "CVaR",
+    "Compiled",
+    "Episodes",
+    "Mean",
+    "MujocoModel",
+    "Plan",
+    "WorstCase",
+    "rollout",
+    "run",
+    "systems",
+]

@@ -15,7 +15,7 @@ from dcem.bounds import Bounds, BoundsLike
 from dcem.control.plan import Plan
 from dcem.control.problem import Problem
 from dcem.control.risk import Mean
-from dcem.control.rollout import Dynamics, batch_of, stacked
+from dcem.control.rollout import Dynamics, batch_of
 from dcem.gradients import GradientMode, Implicit, Unroll
 from dcem.minimize import NoiseSource, minimize
 from dcem.solution import Solution
@@ -214,7 +214,7 @@ class MPC(nn.Module):
         return Plan(
             action=actions.select(len(batch), 0),
             actions=actions,
-            states=map_tensors(lambda leaf: leaf.squeeze(lead + 1), stacked(outcome.states, lead)),
+            states=map_tensors(lambda leaf: leaf.squeeze(lead + 1), outcome.path.between(0, None, lead)),
             cost=outcome.cost.squeeze(-1),
             violation=outcome.violation.squeeze(-1),
             distribution=solution.distribution,

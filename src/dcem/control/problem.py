@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dcem._tree import map_tensors
-from dcem.control.rollout import Dynamics, stacked, trajectory
+from dcem.control.rollout import Dynamics, Path, follow
 
 
 class Outcome(NamedTuple):
-    """What came of ``n`` action sequences: total costs and worst violations ``(*batch, n)``; the states, each
-    ``([P,] *batch, n, *s)``, as far as they were needed.
+    """What came of ``n`` action sequences: total costs and worst violations ``(*batch, n)``; the path,
+    of states ``([P,] *batch, n, *s)``, as far as it was needed.
     """
 
     cost: Tensor
     violation: Tensor
-    states: list[Any]
+    path: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,21 +76,21 @@ class Problem:
         # The last state may diverge unnoticed where it costs nothing: then it must not enter the gradient either.
         needs_last = to_the_end or self.terminal_cost is not None or self.constraint is not None
         steps = followed if needs_last else followed[:-1]
-        states = trajectory(self.dynamics, map_tensors(spread, state), steps, len(particles) + len(lead))
+        path = follow(self.dynamics, map_tensors(spread, state), steps, len(particles) + len(lead))
         shape = (*particles, *lead)
-        total = _shaped("cost", self.cost(stacked(states[:horizon], 0), followed), (horizon, *shape)).sum(0)
+        total = _shaped("cost", self.cost(path.between(0, horizon), followed), (horizon, *shape)).sum(0)
         if self.terminal_cost is not None:
-            total = total + _shaped("terminal_cost", self.terminal_cost(states[-1]), shape)
+            total = total + _shaped("terminal_cost", self.terminal_cost(path.last()), shape)
         violation = total.new_zeros(lead)
         if self.constraint is not None:
-            excess = self._excess(stacked(states[1:], 0), (horizon, *shape))  # (H, [P,] *batch, n, m)
+            excess = self._excess(path.between(1, None), (horizon, *shape))  # (H, [P,] *batch, n, m)
             total = total + self.constraint_weight * excess.sum((0, -1))
             violation = excess.amax((0, 1, -1) if particles else (0, -1))
         if particles:
             total = _shaped("risk", self.risk(total), lead)
         if self.action_rate_cost is not None:
             total = total + self._rate(controls, previous)
-        return Outcome(total, violation, states)
+        return Outcome(total, violation, path)
 
     def _excess(self, states: Any, shape: tuple[int, ...]) -> Tensor:
         """``max(g, 0)``, with an axis for the constraints."""

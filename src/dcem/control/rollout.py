@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,35 +45,49 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
             f"actions: expected (*batch, H, *a) with the state's batch {batch} and {action_dims} action axes, "
             f"got {tuple(actions.shape)}"
         )
-    states = trajectory(dynamics, state, actions.movedim(time_dim, 0), len(batch))
-    return stacked(states, len(batch))
+    path = follow(dynamics, state, actions.movedim(time_dim, 0), len(batch))
+    return path.between(0, None, len(batch))
 
 
-def trajectory(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> list[Any]:
-    """The states ``x_0 ... x_H`` one by one; actions with time as the first axis, ``(H, *batch, *a)``.
+@dataclass(frozen=True, eq=False)
+class Path:
+    """The states ``x_0 ... x_H`` that actions led through.
 
-    They are not stacked, so that a state that nothing depends on takes no part in the backward pass.
+    Followed one by one they stay apart, so that a state that nothing depends on takes no part in the backward pass; of
+    a model that rolls out by itself they come in one piece, with time as the first axis.
     """
+
+    steps: list[Any] | None = None
+    piece: Any = None
+
+    def between(self, start: int, stop: int | None, dim: int = 0) -> Any:
+        """These of them, with time as the axis ``dim``."""
+        if self.steps is None:
+            return map_tensors(lambda leaf: leaf[start:stop].movedim(0, dim), self.piece)
+        return map_tensors(lambda *leaf: _stack(leaf, dim), *self.steps[start:stop])
+
+    def last(self) -> Any:
+        """The last of them."""
+        return map_tensors(lambda leaf: leaf[-1], self.piece) if self.steps is None else self.steps[-1]
+
+
+def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Path:
+    """Follow actions with time as the first axis, ``(H, *batch, *a)``."""
     whole = getattr(dynamics, "rollout", None)
     if whole is not None:
         states = whole(state, actions.movedim(0, batch_dims))
-        return [map_tensors(lambda leaf, t=t: leaf.select(batch_dims, t), states) for t in range(len(actions) + 1)]
+        return Path(piece=map_tensors(lambda leaf: leaf.movedim(batch_dims, 0), states))
     states = [state]
     for action in actions.unbind(0):
         states.append(_checked(dynamics(states[-1], action), state))
-    return states
+    return Path(states)
 
 
-def stacked(states: list[Any], dim: int) -> Any:
-    """Trees of equal structure as one, with a new axis for their number."""
-
-    def stack(*leaf: Tensor) -> Tensor:
-        if leaf[-1].dim() > dim and not leaf[-1].is_contiguous() and leaf[-1].movedim(-1, 0).is_contiguous():
-            # Where each column of the states is contiguous, that of the whole is too: half the time in large batches.
-            return torch.stack([part.movedim(-1, 0) for part in leaf], dim + 1).movedim(0, -1)
-        return torch.stack(leaf, dim)
-
-    return map_tensors(stack, *states)
+def _stack(parts: tuple[Tensor, ...], dim: int) -> Tensor:
+    if parts[-1].dim() > dim and not parts[-1].is_contiguous() and parts[-1].movedim(-1, 0).is_contiguous():
+        # Where each column of the states is contiguous, that of the whole is too: half the time in large batches.
+        return torch.stack([part.movedim(-1, 0) for part in parts], dim + 1).movedim(0, -1)
+    return torch.stack(parts, dim)
 
 
 def batch_of(state: Any, state_dims: Any) -> tuple[int, ...]:

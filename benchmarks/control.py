@@ -1,0 +1,103 @@
+"""Decisions a second on the pendulum, ours beside TorchRL and pytorch-mppi: ``python benchmarks/control.py``.
+
+All plan with the same model and cost (``dcem.control.systems.Pendulum``), a horizon of 20 and 2500 trajectories a
+decision: 5 iterations of 500, or, where pytorch-mppi is the rival, one of 2500, the only number it knows. They are
+called in turn in one process, at one and at 64 environments; pytorch-mppi takes one environment at a time and is called
+64 times. Writes results/benchmarks/control.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import dcem
+from allocator import keep_freed_memory
+from dcem.control import MPC
+from dcem.experiments.mpc_methods import LABELS, Budget, controller
+from dcem.experiments.mpc_tasks import Task, load
+from overhead import alternate
+
+OUT = Path(__file__).parents[1] / "results" / "benchmarks" / "control.json"
+FIVE, ONE = Budget(500, 50, 5), Budget(2500, 250, 1)
+PAIRS = [("cem", "torchrl-cem", FIVE), ("mppi", "torchrl-mppi", FIVE), ("mppi", "pytorch-mppi", ONE)]
+
+
+def decision(method: str, task: Task, budget: Budget, state: Tensor) -> Callable[[], object]:
+    """One decision for each of the states."""
+    policy = controller(method, task, budget, None)
+    if method == "pytorch-mppi":
+        return lambda: [policy(one) for one in state.split(1)]
+
+    def decide() -> object:
+        with torch.no_grad():
+            return policy(state)
+
+    return decide
+
+
+def measure(num_envs: int, seconds: float) -> list[dict[str, float | str | int]]:
+    """Each of ours and its rival, in turn."""
+    task = load("pendulum", 10.0, 1)
+    state = task.model.sample_states(num_envs, generator=torch.Generator().manual_seed(0))
+    rows: list[dict[str, float | str | int]] = []
+    for ours, theirs, budget in PAIRS:
+        calls = {name: decision(name, task, budget, state) for name in (ours, theirs)}
+        first = sum(sum(times) for times in alternate(calls, 1).values())
+        repeats = max(5, round(seconds / first))
+        times = {name: statistics.median(values) for name, values in alternate(calls, repeats).items()}
+        rows.append(
+            {
+                "environments": num_envs,
+                "ours": LABELS[ours],
+                "theirs": LABELS[theirs],
+                "samples": budget.num_samples,
+                "iterations": budget.num_iterations,
+                "ours_ms": 1e3 * times[ours],
+                "theirs_ms": 1e3 * times[theirs],
+                "ratio": times[theirs] / times[ours],
+            }
+        )
+        print({key: round(value, 2) if isinstance(value, float) else value for key, value in rows[-1].items()})
+    return rows
+
+
+def scaling(repeats: int) -> dict[str, float]:
+    """What 64 environments cost in one batch, over one of them."""
+    task = load("pendulum", 10.0, 1)
+    solver = dcem.CEM(500, 50, dcem.HardTopK(), init_std=1.0)
+    mpc = MPC(task.model, task.cost, 20, 1, task.bounds, solver, num_iterations=5, gradient=dcem.Detach())
+    states = {str(n): task.model.sample_states(n, generator=torch.Generator().manual_seed(0)) for n in (1, 64)}
+    calls = {name: (lambda state=state: mpc(state)) for name, state in states.items()}
+    alternate(calls, 3)
+    times = {name: statistics.median(values) for name, values in alternate(calls, repeats).items()}
+    return {"one_ms": 1e3 * times["1"], "sixty_four_ms": 1e3 * times["64"], "ratio": times["64"] / times["1"]}
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10.0, help="to measure each pair for")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    record = {
+        "command": f"python benchmarks/control.py --seconds {arguments.seconds:g} --threads {arguments.threads}",
+        "torch": torch.__version__,
+        "threads": arguments.threads,
+        "scaling": scaling(50),
+        "rows": [row for num_envs in (1, 64) for row in measure(num_envs, arguments.seconds)],
+    }
+    print(record["scaling"])
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

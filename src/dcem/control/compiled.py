@@ -1,0 +1,65 @@
+"""Dynamics whose whole rollout is one compiled function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcem._tree import map_tensors
+from dcem.control.rollout import Dynamics, batch_of, follow
+
+
+class Compiled(nn.Module):
+    """Plan several times faster through dynamics made of small operations: compile the loop over the horizon.
+
+    An eager rollout pays for every operation of every step; compiled by ``torch.compile``, the steps become a few
+    loops over all candidates. The first call with each shape takes about ten seconds, so this is for controllers that
+    run for long. First derivatives are compiled too; second ones, and ``torch.func`` transforms, are not to be had.
+
+    Args:
+        dynamics: ``f(state, action) -> next_state``, in operations that ``torch.compile`` understands.
+        state_dims: how many trailing axes of a state are one state, as in :class:`dcem.control.MPC`.
+
+    Raises:
+        TypeError: ``dynamics`` is not callable.
+        ValueError: ``dynamics`` rolls out by itself.
+
+    Example:
+        >>> import torch
+        >>> from dcem.control import MPC
+        >>> from dcem.control.systems import Pendulum
+        >>> system = Pendulum()
+        >>> mpc = MPC(Compiled(system), system.cost, 20, 1, system.bounds)  # compiled when it first plans
+
+    Source: Ansel et al., "PyTorch 2: faster machine learning through dynamic Python bytecode transformation and graph
+    compilation", ASPLOS 2024.
+    """
+
+    def __init__(self, dynamics: Dynamics, *, state_dims: Any = 1) -> None:
+        super().__init__()
+        if not callable(dynamics):
+            raise TypeError(f"dynamics: expected a callable (state, action) -> next_state, got {dynamics!r}")
+        if hasattr(dynamics, "rollout"):
+            raise ValueError(f"dynamics: expected steps to compile, got {dynamics!r}, which rolls out by itself")
+        self.dynamics, self.state_dims = dynamics, state_dims
+        self._compiled: Any = None
+
+    def forward(self, state: Any, action: Tensor) -> Any:
+        """One step, as it was."""
+        return self.dynamics(state, action)
+
+    def rollout(self, state: Any, actions: Tensor) -> Any:
+        """The states ``(*batch, H + 1, *s)`` of actions ``(*batch, H, *a)``."""
+        if self._compiled is None:
+            self._compiled = torch.compile(_rollout)
+        return self._compiled(self.dynamics, state, actions, len(batch_of(state, self.state_dims)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_compiled": None}
+
+
+def _rollout(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Any:
+    states = follow(dynamics, state, actions.movedim(batch_dims, 0), batch_dims).between(0, None)
+    return map_tensors(lambda leaf: leaf.movedim(0, batch_dims), states)  # in memory, time stays outside

@@ -1,0 +1,65 @@
+"""Dynamics compiled into one rollout: the same plans, and what they refuse."""
+
+import copy
+
+import pytest
+import torch
+
+import dcem
+from dcem.control import MPC
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*isinstance.*Leaf.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),  # of the tracer itself
+]
+
+
+def double_integrator(state, action):
+    position, speed = state.unbind(-1)
+    return torch.stack([position + 0.2 * speed, speed + 0.2 * action[..., 0]], -1)
+
+
+def quadratic(state, action):
+    return state.square().sum(-1) + 0.1 * action.square().sum(-1)
+
+
+def states(*batch):
+    return torch.randn(*batch, 2, generator=torch.Generator().manual_seed(0))
+
+
+class Strength(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(0.8))
+
+    def forward(self, state, action):
+        return double_integrator(state, action * self.value)
+
+
+def test_compiled_dynamics_plan_the_same():
+    def dynamics(state, action):
+        return {"x": strength(state["x"], action)}
+
+    def cost(state, action):
+        return quadratic(state["x"], action)
+
+    strength, results = Strength(), []
+    for f in (dynamics, dcem.control.Compiled(dynamics)):
+        mpc = MPC(f, cost, 3, 1, None, dcem.CEM(16, 4), num_iterations=2)
+        plan = mpc({"x": states(2)}, generator=torch.Generator().manual_seed(0))
+        results.append((plan.actions, plan.states, *torch.autograd.grad(plan.action.sum(), strength.value)))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_compiled_dynamics_copy_step_and_refuse():
+    compiled = dcem.control.Compiled(Strength())
+    assert [name for name, _ in compiled.named_parameters()] == ["dynamics.value"]
+    compiled._compiled = len  # a compiled function belongs to its own module: copies make their own
+    assert copy.deepcopy(compiled)._compiled is None
+    action = torch.ones(2, 1)
+    torch.testing.assert_close(compiled(states(2), action), double_integrator(states(2), 0.8 * action))
+    with pytest.raises(ValueError, match="dynamics: expected steps to compile"):
+        dcem.control.Compiled(compiled)
+    with pytest.raises(TypeError, match="dynamics: expected a callable"):
+        dcem.control.Compiled(3)
