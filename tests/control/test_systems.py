@@ -273,6 +273,10 @@ class TestAcrobot:
         upright, rest = torch.tensor([-1.0, 0.0, 1.0, 0.0, 0.0, 0.0]), torch.zeros(1)
         assert float(Acrobot().cost(upright, rest)) == 0
         assert float(Acrobot().cost(torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0]), rest)) == 4
+        bent = self.columns(np.array([2.0, 0.7, 3.0, -4.0]))
+        height = -math.cos(2.0) - math.cos(2.7)
+        expected = 2 - height + 0.01 * 25 + 0.001 * 0.25
+        assert float(Acrobot().cost(bent, 0.5 + rest)) == pytest.approx(expected)
 
     @staticmethod
     def columns(state: np.ndarray) -> Tensor:
@@ -324,15 +328,19 @@ class TestQuadrotor:
         system = Quadrotor(gravity=0.0, mass=2.0)
         tilted = torch.tensor([0, 0, 0.6, 0.8, 0, 0, 0], dtype=torch.float64)
         thrust = torch.full((2,), 4.0, dtype=torch.float64)
-        expected = [0.05 * 4 * -0.8, 0.05 * 4 * 0.6]
-        assert system(tilted, thrust)[4:6].tolist() == pytest.approx(expected)
+        velocity = torch.tensor([0.05 * 4 * -0.8, 0.05 * 4 * 0.6], dtype=torch.float64)
+        after = system(tilted, thrust)
+        torch.testing.assert_close(after[4:6], velocity)
+        torch.testing.assert_close(after[:2], velocity * 0.05 / 2)
 
     def test_cost_is_least_hovering_at_the_origin(self) -> None:
         system = Quadrotor()
         hover = torch.tensor([0, 0, 1, 0, 0, 0, 0], dtype=torch.float64), torch.full((2,), 4.9, dtype=torch.float64)
         assert float(system.cost(*hover)) == pytest.approx(0)
-        state, action = drawn(system, 10)
-        assert (system.cost(state, action) > 0).all()
+        state = torch.tensor([1, 2, 0.6, 0.8, 3, 4, 5], dtype=torch.float64)
+        expected = 1 + 4 + 0.4 + 0.1 * (9 + 16 + 25) + 0.01 * (1 + 4)
+        action = torch.tensor([5.9, 2.9], dtype=torch.float64)
+        assert float(system.cost(state, action)) == pytest.approx(expected)
 
 
 class TestPointMass:
@@ -356,6 +364,10 @@ class TestPointMass:
             assert gradient.isfinite().all()  # also in a centre
             assert gradient.abs().max() > 0
         assert constraint(states.reshape(3, 1, 4)).shape == (3, 1, 2)
+
+    def test_cost(self) -> None:
+        state, action = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, -0.5])
+        assert float(PointMass().cost(state, action)) == pytest.approx(5 + 0.1 * 25 + 0.01 * 1.25)
 
     def test_the_way_is_blocked_and_both_ends_are_free(self) -> None:
         system = PointMass()
