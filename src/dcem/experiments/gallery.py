@@ -30,7 +30,7 @@ class Scene(NamedTuple):
 SCENES = {
     "pendulum": Scene(systems.Pendulum, (-1.0, 0.0, 0.0), 25, 120),
     "cartpole": Scene(systems.Cartpole, (0.0, 0.0, -1.0, 0.0, 0.0), 20, 100),
-    "acrobot": Scene(lambda: systems.Acrobot(max_torque=5.0, dt=0.1), (1.0, 0.0, 1.0, 0.0, 0.0, 0.0), 25, 150),
+    "acrobot": Scene(lambda: systems.Acrobot(max_torque=5.0, dt=0.1), (1.0, 0.0, 1.0, 0.0, 0.0, 0.0), 30, 120),
     "quadrotor": Scene(systems.Quadrotor, (-1.5, 1.0, 0.4, 0.9165, 0.0, -0.5, 0.0), 20, 80),
     "point-mass": Scene(systems.PointMass, (-2.0, 0.1, 0.0, 0.0), 25, 60),
 }
@@ -89,6 +89,8 @@ def controlled(system: systems.System, scene: Scene, config: Config, device: tor
         num_iterations=config.num_iterations,
         init_mean=(low + high) / 2,
         init_std=(high - low) / 3,
+        noise=dcem.ColoredNoise(2.0, dim=-2),
+        answer="best",
         constraint=getattr(system, "constraint", None),
     ).to(device)
     generator = torch.Generator(device).manual_seed(config.seed)
