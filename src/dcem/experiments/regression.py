@@ -261,14 +261,13 @@ def minima(model: EnergyModel, config: Config, num: int = 801) -> tuple[Tensor, 
 
 
 def evaluate(model: EnergyModel, config: Config, run: Run, step: int = 0, **more: float) -> dict[str, float]:
-    """Log the errors as trained and as deployed; twenty times a run where the energy has its minima; and at either end
-    of the run the errors after the other numbers of iterations.
+    """Log the error as trained, and as deployed where that is another search; twenty times a run where the energy has
+    its minima; and at either end of the run the errors after the other numbers of iterations.
     """
     metrics = {f"mse_{t}": e for t, e in errors(model, config, trained_only=0 < step < config.num_updates).items()}
     searched, settings = deployed(model, config)
-    same = settings.solver == config.solver and settings.num_iterations == config.num_iterations
-    found = metrics if same else {f"mse_{t}": e for t, e in errors(searched, settings, trained_only=True).items()}
-    metrics["mse_deployed"] = found[f"mse_{settings.num_iterations}"]
+    if settings != config:
+        metrics["mse_deployed"] = errors(searched, settings, trained_only=True)[settings.num_iterations]
     if step % max(1, config.num_updates // 20) < config.eval_every or step == config.num_updates:
         valley, distance = minima(searched, settings)
         metrics |= {"valley_to_target": float(valley.median()), "prediction_to_minimum": float(distance.median())}

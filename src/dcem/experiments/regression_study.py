@@ -96,7 +96,10 @@ def load(folder: Path) -> Trained:
     model = regression.build(config)
     model.load_state_dict(state["tracked"]["model"])
     lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    return Trained(config, model, [json.loads(line) for line in lines])
+    records = [json.loads(line) for line in lines]
+    for record in records:  # where the search is the same in training and after it, there is one error
+        record.setdefault("mse_deployed", record[f"mse_{config.num_iterations}"])
+    return Trained(config, model, records)
 
 
 def _label(config: regression.Config) -> str:

@@ -87,7 +87,7 @@ def loss_curves(runs: Mapping[str, Sequence[Records]], key: str, ylabel: str) ->
 def by_seconds(
     runs: Mapping[str, Sequence[Records]], keys: Mapping[str, str], seconds_per_update: Mapping[str, float]
 ) -> Figure:
-    """Metrics over processor seconds, a panel a metric; `keys` names them and their axes. Both axes are logarithmic."""
+    """Metrics over processor seconds, a panel a metric, of the runs that have it; `keys` names metrics and axes."""
     figure = Figure(figsize=(4.3 * len(keys), 4.2), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(keys), squeeze=False)[0]
     for axis, (key, ylabel) in zip(axes, keys.items(), strict=True):
@@ -97,6 +97,8 @@ def by_seconds(
             measured = [{r["step"]: r[key] for r in seed if r["step"] and key in r} for seed in seeds]
             steps = sorted(set.intersection(*(set(seed) for seed in measured)))
             seconds = [step * seconds_per_update[label] for step in steps]
+            if not steps:
+                continue
             _band(axis, seconds, [[seed[step] for step in steps] for seed in measured], label, i, marker="")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=2, title=_note(runs))
