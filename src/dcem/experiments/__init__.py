@@ -37,6 +37,23 @@ EXPERIMENTS = {
     "set-valued": Experiment(
         "dcem.experiments.set_valued", "maps with two answers: what a loss of the prediction loses, in likelihood"
     ),
+    "mpc": Experiment(
+        "dcem.experiments.mpc_benchmark",
+        "closed-loop control with true models: returns and time a decision, beside TorchRL's and pytorch-mppi",
+    ),
+    "cartpole-embed": Experiment(
+        "dcem.experiments.cartpole_embed", "an embedded control space for the cartpole (ICML 2020, section 5.2)"
+    ),
+    "cartpole-embed-study": Experiment(
+        "dcem.experiments.cartpole_embed_study", "finished cartpole embeddings compared with the full-space expert"
+    ),
+    "embed-synthetic": Experiment(
+        "dcem.experiments.embed_synthetic",
+        "evaluations that a learned embedding saves, on objectives of 10 to 1000 numbers with solutions near a surface",
+    ),
+    "gallery": Experiment(
+        "dcem.experiments.gallery", "films of the systems of dcem.control under model-predictive control"
+    ),
 }
 
 

@@ -1,0 +1,152 @@
+"""The tasks of `dcem mpc`: an environment, its true model, and the task's reward as a cost to plan with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem.control.mujoco_model import MujocoModel
+from dcem.control.systems import Pendulum
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a controller needs to know.
+
+    Attributes:
+        env: what it is run in.
+        model: the true dynamics, `(state, action) -> next_state`.
+        cost: `(state, action) -> (...,)`.
+        state_of: `(observation, env) -> state`, or None for the observation itself.
+        horizon: decisions to look ahead.
+        bounds: of each action.
+        num_states: numbers in one state.
+        num_actions: in one action.
+    """
+
+    env: Any
+    model: Any
+    cost: Callable[[Tensor, Tensor], Tensor]
+    state_of: Callable[[Any, Any], Tensor] | None
+    horizon: int
+    bounds: tuple[float, float]
+    num_states: int
+    num_actions: int
+
+    def terminal_cost(self, state: Tensor) -> Tensor:
+        """The cost of the last state, where nothing is done any more."""
+        return self.cost(state, state.new_zeros(*state.shape[:-1], self.num_actions))
+
+
+LABELS = {
+    "pendulum": "Pendulum-v1",
+    "cartpole": "cartpole.swingup",
+    "acrobot": "acrobot.swingup",
+    "reacher": "reacher.hard",
+    "point-mass": "point_mass.easy",
+}
+CONTROL_TIMESTEPS = {"cartpole": 0.05, "acrobot": 0.05, "reacher": 0.04, "point-mass": 0.04}
+"""Seconds for which an action is held: 5, 5, 2 and 2 of the tasks' own steps."""
+HORIZONS = {"pendulum": 20, "cartpole": 20, "acrobot": 30, "reacher": 15, "point-mass": 20}
+"""Decisions to look ahead: 1, 1, 1.5, 0.6 and 0.8 s."""
+SECONDS = {"pendulum": 10.0, "cartpole": 5.0, "acrobot": 6.0, "reacher": 5.0, "point-mass": 5.0}
+"""Lengths of the episodes: 200, 100, 120, 125 and 125 decisions."""
+
+
+def load(name: str, length: float, threads: int) -> Task:
+    """A task by its name; `length` is what share of its `SECONDS` an episode lasts."""
+    seconds = length * SECONDS[name]
+    if name == "pendulum":
+        import gymnasium
+
+        system = Pendulum()
+        steps = round(seconds / system.dt)
+        env = gymnasium.make("Pendulum-v1", max_episode_steps=steps)
+        return Task(env, system, system.cost, None, HORIZONS[name], system.bounds, 3, 1)
+    from dm_control import suite  # type: ignore[import-untyped]
+
+    domain, task = LABELS[name].split(".")
+    env = suite.load(
+        domain,
+        task,
+        task_kwargs={"time_limit": seconds, "random": 0},
+        environment_kwargs={"control_timestep": CONTROL_TIMESTEPS[name]},
+    )
+    num_carried = 2 if name == "reacher" else 0
+    model = MujocoModel(env, num_carried=num_carried, num_threads=threads)
+
+    def state_of(observation: Any, env: Any) -> Tensor:
+        target = env.physics.named.model.geom_pos["target", :2] if num_carried else ()
+        return model.state_of(env, carried=target)
+
+    (num_states,), (num_actions,) = model.state_shape, model.action_shape
+    return Task(env, model, COSTS[name], state_of, HORIZONS[name], (-1.0, 1.0), num_states, num_actions)
+
+
+def near(distance: Tensor, radius: float, margin: float) -> Tensor:
+    """1 within `radius`, then the bell that has come down to 0.1 at `margin` beyond it, as dm_control's `tolerance`."""
+    beyond = (distance.abs() - radius).clamp(min=0) / margin
+    return torch.exp(-2.302585 * beyond.square())
+
+
+def effort(action: Tensor) -> Tensor:
+    """dm_control's price of control, from 1 for none to 0.8 for all."""
+    return (4 + (1 - action.square()).mean(-1)) / 5
+
+
+def cartpole_cost(state: Tensor, action: Tensor) -> Tensor:
+    """The task's own reward, which is smooth: position, angle (upright at 0), their speeds."""
+    position, angle, _, spin = state.unbind(-1)
+    centred = (1 + near(position, 0.0, 2.0)) / 2
+    slow = (1 + near(spin, 0.0, 5.0)) / 2
+    return -(1 + angle.cos()) / 2 * centred * slow * effort(action)
+
+
+def acrobot_distance(state: Tensor) -> Tensor:
+    """From the tip to the target, straight above; both angles are 0 there."""
+    upper, lower = state[..., 0], state[..., 0] + state[..., 1]
+    return torch.hypot(upper.sin() + lower.sin(), upper.cos() + lower.cos() - 2)
+
+
+def acrobot_cost(state: Tensor, action: Tensor) -> Tensor:
+    """The task's reward is flat farther than 1 m from the target, so the distance is added; and some for speed, which
+    the reward leaves free.
+    """
+    distance = acrobot_distance(state)
+    return distance / 4 - near(distance, 0.2, 1.0) + 0.001 * state[..., 2:].square().sum(-1)
+
+
+def reacher_distance(state: Tensor) -> Tensor:
+    """From the finger to the target, whose place is the last two numbers of a state."""
+    arm, hand = state[..., 0], state[..., 0] + state[..., 1]
+    x, y = 0.12 * (arm.cos() + hand.cos()), 0.12 * (arm.sin() + hand.sin())
+    return torch.hypot(x - state[..., 4], y - state[..., 5])
+
+
+def reacher_cost(state: Tensor, action: Tensor) -> Tensor:
+    """The task's reward is 1 within 2 cm of the target and else 0: the distance leads there, a bell holds it."""
+    distance = reacher_distance(state)
+    return 5 * distance - near(distance, 0.01, 0.02) + 0.001 * state[..., 2:4].square().sum(-1)
+
+
+def point_mass_distance(state: Tensor) -> Tensor:
+    """From the mass to the target, the origin."""
+    return torch.hypot(state[..., 0], state[..., 1])
+
+
+def point_mass_cost(state: Tensor, action: Tensor) -> Tensor:
+    """The task's reward is flat farther than 3 cm from the target, so the distance is added."""
+    distance = point_mass_distance(state)
+    return 5 * distance - near(distance, 0.015, 0.015) * effort(action)
+
+
+COSTS = {
+    "cartpole": cartpole_cost,
+    "acrobot": acrobot_cost,
+    "reacher": reacher_cost,
+    "point-mass": point_mass_cost,
+}
