@@ -79,7 +79,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     text = table(rows, f"dcem regression-study runs={config.runs}")
     (run.folder / "table.md").write_text(text, "utf-8")
     run.say(text)
-    draw(groups, seconds, run)
+    draw(groups, rows, run)
     run.finish(**rows)
     return rows
 
@@ -180,17 +180,21 @@ def table(rows: dict[str, dict[str, Any]], command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(groups: dict[str, list[Trained]], seconds: dict[str, float], run: Run) -> None:
+def draw(groups: dict[str, list[Trained]], rows: dict[str, dict[str, Any]], run: Run) -> None:
     """Figures with bands over the seeds; surfaces and predictions of the first seed."""
     searched = {label: [regression.deployed(t.model, t.config) for t in group] for label, group in groups.items()}
     trained_at = next(iter(searched.values()))[0][1].num_iterations
     x, y = regression.data(next(iter(groups.values()))[0].config)
     records = {label: [trained.records for trained in group] for label, group in groups.items()}
+    for label, group in records.items():
+        for i, of_run in enumerate(group):  # the end at least, where a run has not followed its minima
+            of_run[-1] |= {key: rows[label][key][i] for key in ("valley_to_target", "prediction_to_minimum")}
     errors = {label: [regression.errors(*of) for of in group] for label, group in searched.items()}
     surfaces = [regression.surface(*group[0], label) for label, group in searched.items()]
     curves = {label: regression.curves(*group[0]) for label, group in searched.items()}
-    run.figure("loss", plotting.loss_curves(records, "mse_deployed", "training mean squared error"))
-    run.figure("seconds", plotting.by_seconds(records, CURVES, seconds))
+    run.figure(
+        "seconds", plotting.by_seconds(records, CURVES, {k: row["seconds_per_update"] for k, row in rows.items()})
+    )
     run.figure("iterations", plotting.error_by_iterations(errors, trained_at))
     run.figure("energy", plotting.energy_surfaces(surfaces))
     run.figure("predictions", plotting.predictions_by_iterations(x[:, 0], y[:, 0], curves, trained_at))

@@ -56,20 +56,20 @@ class Surface(NamedTuple):
 
 def energy_surfaces(surfaces: Sequence[Surface]) -> Figure:
     """Energies side by side, each column above its own minimum, with the target and the predictions."""
-    figure = Figure(figsize=(5 * len(surfaces) + 0.8, 3.8), layout="constrained", dpi=150)
-    axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
-    for axis, surface in zip(axes, surfaces, strict=True):
+    figure, axes = _panels(len(surfaces))
+    for axis, surface in zip(axes.flat, surfaces, strict=False):
         x, y, energy, target, prediction = (tensor.numpy() for tensor in surface[1:])
         height = energy - energy.min(1, keepdims=True)
         scaled = np.sqrt(height / (height.max() or 1.0)).T
         image = axis.pcolormesh(x, y, scaled, cmap="cividis", shading="gouraud", rasterized=True)
         axis.plot(x, target, color="white", linewidth=2.5, label="target")
         axis.plot(x, prediction, "--", color=COLOURS[1], linewidth=1.8, label="prediction")
-        axis.set(title=surface.title, xlabel="x", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+        axis.set(title=textwrap.fill(surface.title, 42), xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
         axis.legend(loc="lower left", facecolor="0.35", labelcolor="white", framealpha=0.9)
         bar = figure.colorbar(image, ax=axis, pad=0.02)
-        bar.set_label("√ of the energy above its minimum over y")
-    axes[0].set_ylabel("y")
+        bar.set_label("√ of energy above its minimum over y")
+    figure.supxlabel("x")
+    figure.supylabel("y")
     return figure
 
 
@@ -99,7 +99,8 @@ def by_seconds(
             seconds = [step * seconds_per_update[label] for step in steps]
             if not steps:
                 continue
-            _band(axis, seconds, [[seed[step] for step in steps] for seed in measured], label, i, marker="")
+            marker = MARKERS[i % len(MARKERS)] if len(steps) == 1 else ""
+            _band(axis, seconds, [[seed[step] for step in steps] for seed in measured], label, i, marker)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=2, title=_note(runs))
     return figure
@@ -127,21 +128,21 @@ def predictions_by_iterations(
     x: Tensor, target: Tensor, predictions: Mapping[str, Mapping[int, Tensor]], trained_at: int
 ) -> Figure:
     """The predicted curves after different numbers of inner iterations, a panel a label."""
-    figure = Figure(figsize=(5 * len(predictions), 3.8), layout="constrained", dpi=150)
-    axes = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
+    figure, axes = _panels(len(predictions))
     spread = float(target.max() - target.min())
-    for axis, (label, curves) in zip(axes, predictions.items(), strict=True):
+    for axis, (label, curves) in zip(axes.flat, predictions.items(), strict=False):
         axis.plot(x.numpy(), target.numpy(), color="black", linewidth=4, alpha=0.25, label="target")
         styles = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
         for i, (iterations, curve) in enumerate(curves.items()):
             trained = " (trained)" if iterations == trained_at else ""
             style: Any = {"color": COLOURS[i % 6], "linestyle": styles[i % 6]}
             axis.plot(x.numpy(), curve.numpy(), label=f"{iterations} iterations{trained}", **style)
-        axis.set(title=label, xlabel="x", xlim=(float(x[0]), float(x[-1])))
+        axis.set(title=textwrap.fill(label, 42), xlim=(float(x[0]), float(x[-1])))
         axis.set_ylim(float(target.min()) - 0.4 * spread, float(target.max()) + 0.4 * spread)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    axes[0].set_ylabel("predicted y")
+    figure.supxlabel("x")
+    figure.supylabel("predicted y")
     return figure
 
 
@@ -206,6 +207,17 @@ def correlations(matrix: Tensor, name: str, of: str) -> Figure:
     axis.grid(visible=False)
     figure.colorbar(image, ax=axis).set_label(of)
     return figure
+
+
+def _panels(count: int) -> tuple[Figure, Any]:
+    """Up to three panels side by side, more in rows of two, on the same axes."""
+    columns = count if count <= 3 else 2
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(5 * columns + 0.8, 3.8 * rows), layout="constrained", dpi=150)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, axes
 
 
 def _one(**settings: Any) -> tuple[Figure, Axes]:
