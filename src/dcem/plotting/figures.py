@@ -213,7 +213,7 @@ def _panels(count: int) -> tuple[Figure, Any]:
     """Up to three panels side by side, more in rows of two, on the same axes."""
     columns = count if count <= 3 else 2
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(5 * columns + 0.8, 3.8 * rows), layout="constrained", dpi=150)
+    figure = Figure(figsize=(5 * columns + 0.8, 3.8 * rows), layout="constrained", dpi=150 if rows == 1 else 100)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis in axes.flat[count:]:
         axis.set_axis_off()
