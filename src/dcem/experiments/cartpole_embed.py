@@ -144,7 +144,7 @@ def plan(controller: MPC, states: Tensor, *, record: bool = False) -> Plan:
 
 def costs(controller: MPC, states: Tensor, chunk: int = 100) -> Tensor:
     """What the plans cost, ``(num,)``."""
-    return torch.cat([plan(controller, part).cost for part in states.split(chunk)])
+    return torch.cat([plan(controller, part).cost for part in torch.split(states, chunk)])
 
 
 def evaluate(decoder: nn.Module, config: Config, states: Tensor) -> dict[str, float]:

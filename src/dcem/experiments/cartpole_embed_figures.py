@@ -79,7 +79,7 @@ def landscapes(panels: Sequence[Landscape]) -> Figure:
         means, stds = panel.means.numpy(), panel.stds.numpy()
         axis.plot(*means.T, color="white", linewidth=1.2)
         axis.plot(*means.T, "o", color=COLOURS[1], markersize=4, markeredgecolor="white", label="mean, each iteration")
-        for t in (0, 3, 6, len(means) - 1):
+        for t in sorted({0, min(3, len(means) - 1), min(6, len(means) - 1), len(means) - 1}):
             ring = Ellipse(tuple(means[t]), *(2 * stds[t]), fill=False, edgecolor="white", linestyle="--", linewidth=1)
             ring.set_label("one std, iterations 0, 3, 6 and the last" if t == 0 else "_")
             axis.add_patch(ring)

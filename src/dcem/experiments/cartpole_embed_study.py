@@ -199,7 +199,9 @@ def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, stat
         for group in groups:
             config = group[0].config
             if config.num_updates == shortest:
-                curves = [[(r["step"], r[f"cost_{name}"]) for r in trained.records] for trained in group]
+                curves: list[cartpole_embed_figures.Curve] = [
+                    [(r["step"], r[f"cost_{name}"]) for r in trained.records] for trained in group
+                ]
                 title = f"latent {config.latent}, {name} selection"
                 panels.setdefault(title, {})[f"trained with τ = {config.temperature:g}"] = curves
     run.figure("convergence", cartpole_embed_figures.convergence(panels, expert, rows=len(SELECTIONS)))
