@@ -295,13 +295,18 @@ def saved(curves: dict[str, Curve], rival: str) -> dict[str, float | None]:
     """
     theirs, ours = curves[rival], curves["learned"]
     target, own = max(1.01 * theirs[-1][1], 1e-6), 1.05 * ours[-1][1]
-    mine, until = needed(ours, target), needed(theirs, own)
+    until, mine, alone = needed(theirs, target), needed(ours, target), needed(ours, own)
+    assert until is not None
+    assert alone is not None
+    there = needed(theirs, own)
     return {
-        "rival_evaluations": needed(theirs, target),
+        "rival_evaluations": until,
         "evaluations": mine,
-        "factor": None if mine is None else (needed(theirs, target) or math.inf) / mine,
-        "factor_at_own_cost": (until or theirs[-1][0]) / (needed(ours, own) or math.inf),
-        "rival_gets_there": float(until is not None),
+        "factor": None if mine is None else until / mine,
+        "rival_evaluations_at_own_cost": there or theirs[-1][0],
+        "evaluations_at_own_cost": alone,
+        "factor_at_own_cost": (there or theirs[-1][0]) / alone,
+        "rival_gets_there": float(there is not None),
     }
 
 
@@ -360,15 +365,15 @@ def table(config: Config, metrics: dict[str, Any]) -> str:
     for size, of in metrics["sizes"].items():
         cost += f"| {size} | " + " | ".join(_mean(values, ".2e") for values in of["final_cost"].values()) + " |\n"
         cem, icem = of["vs_cem"], of["vs_icem"]
-        bound = "" if all(s["rival_gets_there"] for s in cem) else "> "
+        reached = all(s["rival_gets_there"] for s in cem)
         cells = [
             _mean([s["evaluations"] for s in cem], ".0f"),
             _mean([s["rival_evaluations"] for s in cem], ".0f"),
             _mean([s["factor"] for s in cem], ".0f"),
-            bound + _mean([s["factor_at_own_cost"] for s in cem], ".0f"),
+            ("" if reached else "> ") + _mean([s["factor_at_own_cost"] for s in cem], ".0f"),
             _mean([s["factor"] for s in icem], ".1f"),
             _mean(of["training_seconds"], ".0f"),
-            _mean([_paid_back(metrics["training_evaluations"], s) for s in cem], ".0f"),
+            ("" if reached else "< ") + _mean([_paid_back(metrics["training_evaluations"], s) for s in cem], ".0f"),
         ]
         gain += f"| {size} | " + " | ".join(cells) + " |\n"
     budget = metrics["sizes"][config.sizes[0]]["evaluations"]
@@ -376,14 +381,16 @@ def table(config: Config, metrics: dict[str, Any]) -> str:
         f"Means over {config.num_seeds} seeds (± standard deviation); costs are means over {config.num_test} unseen "
         f"problems. Evaluations of the objective: CEM {budget['cem']:,}, iCEM {budget['icem']:,}, embeddings "
         f"{budget['learned']:,} a problem; training {metrics['training_evaluations']:,}, each with a gradient. A dash: "
-        "not every seed reaches that cost. Seconds are of the processor. The last column counts evaluations alone.\n"
+        "not every seed reaches that cost. Seconds are of the processor. The training is paid back when CEM would have "
+        "made as many evaluations more to reach the learned embedding's final cost; `>`, `<`: CEM does not get there.\n"
     )
     return f"{note}\n**Final cost**\n\n{cost}\n**Evaluations saved by the learned embedding**\n\n{gain}"
 
 
-def _paid_back(training: int, saving: dict[str, float | None]) -> float | None:
-    theirs, ours = saving["rival_evaluations"], saving["evaluations"]
-    return None if theirs is None or ours is None or theirs <= ours else math.ceil(training / (theirs - ours))
+def _paid_back(training: int, saving: dict[str, Any]) -> float | None:
+    """After how many problems, solved to the learned embedding's final cost, the training's evaluations are saved."""
+    each = saving["rival_evaluations_at_own_cost"] - saving["evaluations_at_own_cost"]
+    return math.ceil(training / each) if each > 0 else None
 
 
 def _mean(values: list[Any], form: str) -> str:
