@@ -2,6 +2,7 @@
 
 import copy
 import os
+from types import SimpleNamespace
 
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
@@ -103,6 +104,16 @@ def test_state_of_reads_physics_sensors_and_what_is_carried() -> None:
         model.state_of(data)
 
 
+def test_an_environment_of_gymnasium_is_a_source() -> None:
+    raw = mujoco.MjModel.from_xml_string(PENDULUM)
+    data = mujoco.MjData(raw)
+    data.qpos[:] = 0.25
+    env = SimpleNamespace(unwrapped=SimpleNamespace(model=raw, data=data, frame_skip=4))  # what MujocoEnv offers
+    model = MujocoModel(env)
+    assert (model.frame_skip, model.dt) == (4, pytest.approx(0.08))
+    assert model.state_of(env).tolist() == [0.25, 0.0]
+
+
 def test_batch_axes_are_independent() -> None:
     model = pendulum()
     generator = torch.Generator().manual_seed(0)
@@ -137,8 +148,11 @@ def test_precision_and_copies() -> None:
     assert torch.equal(copy.deepcopy(model).rollout(state, actions), states)
 
 
-def test_what_diverges_is_nan_from_there_on(capfd, tmp_path, monkeypatch) -> None:
+def test_what_diverges_is_nan_from_there_on(capfd, tmp_path, monkeypatch, request) -> None:
     monkeypatch.chdir(tmp_path)
+    before = mujoco.get_mju_user_warning()  # dm_control has its own; MuJoCo's writes to the terminal and to a file
+    mujoco.set_mju_user_warning(None)
+    request.addfinalizer(lambda: mujoco.set_mju_user_warning(before))
     model = MujocoModel(mujoco.MjModel.from_xml_string(UNSTABLE))
     actions = torch.zeros(5, 6, 1)
     actions[1, 2] = 1e9  # the spring throws it beyond what MuJoCo accepts
@@ -154,6 +168,10 @@ def test_what_diverges_is_nan_from_there_on(capfd, tmp_path, monkeypatch) -> Non
     assert states[4, 1:].isnan().all()
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
+    slower = MujocoModel(model.model, frame_skip=3)
+    slow_actions = torch.zeros(3, 1)
+    slow_actions[1] = 1e8  # diverges within the second of its three steps
+    assert slower.rollout(torch.zeros(2), slow_actions).isfinite().all(-1).tolist() == [True, True, False, False]
 
 
 def test_a_planner_takes_divergence_as_failure() -> None:

@@ -190,6 +190,17 @@ def test_a_plan_that_fails_for_longer_than_it_reaches_gives_zero() -> None:
     assert env.applied[2:] == [0.0] * 3
 
 
+def test_a_plan_does_not_outlive_its_episode() -> None:
+    def fails(call) -> None:
+        if call.number == 2:
+            call.plan.status[:] = dcem.Status.NONFINITE
+
+    mpc, env = Watched(fails), Slide(2)
+    run(mpc, env, seed=0, num_steps=3)
+    assert mpc.calls[1].plan.actions[0, 1].abs() > 1e-3
+    assert env.applied[2] == 0.0
+
+
 def test_a_failing_policy_does_nothing_in_its_environment_alone() -> None:
     def policy(state: Tensor) -> Tensor:
         return torch.tensor([[torch.nan], [0.5]])

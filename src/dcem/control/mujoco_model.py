@@ -156,10 +156,10 @@ class MujocoModel:
             control = np.concatenate([control, control[:, -1:]], axis=1)
         with _quiet():
             trajectory, readings = self._simulator().rollout(self.model, self._data, initial, control)
-        # A simulation that diverges is set back to time 0 or stopped: the clock, started at dt, tells.
+        # A simulation that diverges is set back to time 0, or stopped: its clock, started at dt, is never right again.
         steps = horizon * self.frame_skip
         on_time = np.abs(trajectory[:, :steps, 0] - dt * np.arange(2, steps + 2)) < 0.5 * dt
-        going = np.logical_and.accumulate(on_time & usable[:, None], axis=1)[:, self.frame_skip - 1 :: self.frame_skip]
+        going = (on_time & usable[:, None])[:, self.frame_skip - 1 :: self.frame_skip]
         states = trajectory[:, self.frame_skip - 1 : steps : self.frame_skip, 1:]
         states = np.where(going[..., None], states, np.nan)
         states = np.concatenate([state[:, None], states], axis=1)

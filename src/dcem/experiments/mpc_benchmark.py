@@ -222,8 +222,9 @@ def table(results: Results) -> str:
         reference = methods.get("dcem", {}).get("milliseconds", math.nan)
         for method, of_method in methods.items():
             cells = [mpc_tasks.LABELS[task], mpc_methods.LABELS[method], _plus_minus(of_method["returns"])]
-            pairs = zip(of_method["returns"], methods.get("cem", of_method)["returns"], strict=True)
-            cells.append("" if method == "cem" else _plus_minus([one - cem for one, cem in pairs]))
+            cem = methods.get("cem", of_method)["returns"]
+            difference = _plus_minus([one - other for one, other in zip(of_method["returns"], cem, strict=True)])
+            cells.append("" if cem is of_method["returns"] else difference)
             ms = of_method["milliseconds"]
             lines.append("| " + " | ".join([*cells, f"{ms:.1f}", f"{ms / reference:.2f}"]) + " |")
     return "\n".join(lines) + "\n"
