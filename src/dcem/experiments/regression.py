@@ -269,7 +269,7 @@ def evaluate(model: EnergyModel, config: Config, run: Run, step: int = 0, **more
     if settings != config:
         metrics["mse_deployed"] = errors(searched, settings, trained_only=True)[settings.num_iterations]
     if step % max(1, config.num_updates // 20) < config.eval_every or step == config.num_updates:
-        valley, distance = minima(searched, settings)
+        valley, distance = minima(searched, settings, num=401)
         metrics |= {"valley_to_target": float(valley.median()), "prediction_to_minimum": float(distance.median())}
     run.log(step, **more, **metrics)
     return metrics
