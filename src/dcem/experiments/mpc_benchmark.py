@@ -46,7 +46,7 @@ class Config:
     length: float = 1.0
     """Of the episodes, as a share of the tasks' `SECONDS`."""
     decoder_updates: int = 300
-    timing_rounds: int = 20
+    timing_rounds: int = 10
     videos: bool = False
     """Film an episode of each task; those of dm_control need a graphics backend (`MUJOCO_GL`)."""
     num_seeds: int = 3

@@ -49,12 +49,12 @@ LABELS = {
     "reacher": "reacher.hard",
     "point-mass": "point_mass.easy",
 }
-CONTROL_TIMESTEPS = {"cartpole": 0.05, "acrobot": 0.05, "reacher": 0.04, "point-mass": 0.04}
-"""Seconds for which an action is held: 5, 5, 2 and 2 of the tasks' own steps."""
-HORIZONS = {"pendulum": 20, "cartpole": 20, "acrobot": 30, "reacher": 15, "point-mass": 20}
+CONTROL_TIMESTEPS = {"cartpole": 0.1, "acrobot": 0.1, "reacher": 0.04, "point-mass": 0.04}
+"""Seconds for which an action is held: 10, 10, 2 and 2 of the tasks' own steps."""
+HORIZONS = {"pendulum": 20, "cartpole": 10, "acrobot": 15, "reacher": 15, "point-mass": 20}
 """Decisions to look ahead: 1, 1, 1.5, 0.6 and 0.8 s."""
 SECONDS = {"pendulum": 10.0, "cartpole": 5.0, "acrobot": 6.0, "reacher": 5.0, "point-mass": 5.0}
-"""Lengths of the episodes: 200, 100, 120, 125 and 125 decisions."""
+"""Lengths of the episodes: 200, 50, 60, 125 and 125 decisions."""
 
 
 def load(name: str, length: float, threads: int) -> Task:
