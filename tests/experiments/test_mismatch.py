@@ -1,0 +1,224 @@
+"""Objective mismatch: what a tiny run leaves, that a stopped one resumes to the same, and the parts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dcem.control import rollout
+from dcem.experiments import cli, mismatch, mismatch_study, mismatch_task
+from dcem.experiments.run import Interrupted, Run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
+]
+
+SIZES: dict[str, Any] = {
+    "widths": [1, 2], "distractors": [2], "distractor_width": 2, "adversary_width": 2, "num_episodes": 4,
+    "episode_length": 5, "fit_updates": 10, "adversary_references": [2, 1], "num_updates": 4, "batch_size": 3,
+    "eval_every": 2, "num_replans": 2, "num_executed": 2, "horizon": 4, "num_samples": 8, "num_elites": 2, "num_iterations": 2,
+    "num_steps": 3, "num_valid": 3, "num_test": 3,
+}  # fmt: skip
+CONFIG = mismatch.Config(**SIZES)
+TINY = [f"{key}={value}".replace(" ", "") for key, value in SIZES.items()]
+NAMES = ["width-1", "width-2", "distractors-2"]
+MODELS = {f"{kind}-{name}" for kind in mismatch_study.LABELS for name in NAMES} | set(mismatch_study.phases(SIZES))
+
+
+def test_runs_and_their_study_leave_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        place = f"hydra.run.dir={tmp_path}/runs/{seed}"
+        assert cli.main(["mismatch", *TINY, f"seed={seed}", place]) == 0
+    summary = json.loads((tmp_path / "runs" / "0" / "summary.json").read_text())
+    assert summary["metrics"].keys() == MODELS | set(mismatch_study.REFERENCES)
+    for name in MODELS:
+        assert summary["metrics"][name].keys() == {"mse", "task_mse", "return", "return_soft", "return_every_step"}
+    capsys.readouterr()
+    assert cli.main(["mismatch-study", f"runs={tmp_path}/runs", f"hydra.run.dir={tmp_path}/study"]) == 0
+    table = (tmp_path / "study" / "table.md").read_text()
+    assert "2 seeds" in table
+    assert sum(line.startswith(("| 1 |", "| 2 |", "| 0 |")) for line in table.splitlines()) == 4
+    for figure in ("capacity", "adversary", "distractors"):
+        assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
+    assert cli.main(["mismatch", f"resume={tmp_path}/runs/0"]) == 0  # complete already: the same numbers
+    assert json.loads((tmp_path / "runs" / "0" / "summary.json").read_text())["metrics"] == summary["metrics"]
+
+
+@pytest.mark.parametrize("training", ["fit", "learn", "degrade"])
+def test_a_stopped_run_resumes_to_the_same_result(
+    training: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = mismatch.make_task(CONFIG)
+    descend, calls = mismatch.descend, []
+
+    def trained(folder: str, resume: bool = False) -> tuple[mismatch_task.DynamicsNet, list[dict[str, Any]]]:
+        with Run(tmp_path / folder, {}, seed=0, quiet=True, resume=resume) as run:
+            if training == "fit":
+                model = mismatch.fit(run, task, CONFIG, 2)
+            else:
+                torch.manual_seed(3)
+                start = mismatch_task.DynamicsNet(2, task.train)
+                others = (copy.deepcopy(start),) if training == "degrade" else ()
+                model = getattr(mismatch, training)(run, task, CONFIG, start, *others)
+            return model, run.records()
+
+    def stopping(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == 4:  # after a checkpoint
+            raise Interrupted(143)
+        return descend(*arguments)
+
+    model, records = trained("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(mismatch, "descend", stopping)
+        with pytest.raises(Interrupted):
+            trained("stopped")
+    resumed, resumed_records = trained("stopped", resume=True)
+    assert resumed_records == records
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["widths=[0]"], "widths: expected positive widths; got [0]"),
+        (["distractors=[3]"], "distractors: expected even numbers of at least 2; got [3]"),
+        (["num_elites=65"], "num_elites: expected 1 to num_samples; got 65"),
+        (["temperature=0"], "temperature: expected a positive number; got 0"),
+        (["restart=2"], "restart: expected a fraction; got 2"),
+        (["adversary_width=5"], "adversary_references: expected some of widths, and adversary_width too; got [12, 6]"),
+        (["num_update=1"], "no setting 'num_update'; did you mean 'num_updates'?"),
+    ],
+)
+def test_refuses_in_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["mismatch", *arguments]) == 2
+    out = capsys.readouterr()
+    assert says in out.err
+    assert out.err.count("\n") == 1
+
+
+def test_a_study_names_what_is_missing_or_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["mismatch-study", f"runs={tmp_path}/none"]) == 2
+    assert "runs: expected a folder of run folders" in capsys.readouterr().err
+    with Run(tmp_path / "study", {}, seed=0, quiet=True) as run:
+        with pytest.raises(mismatch_study.ConfigError, match=r"expected run folders with a summary\.json"):
+            mismatch_study.main(mismatch_study.Config(str(tmp_path)), run)
+        for seed, lr in ((0, 0.1), (1, 0.2)):
+            folder = tmp_path / "runs" / str(seed)
+            folder.mkdir(parents=True)
+            text = json.dumps({"config": {"seed": seed, "lr": lr}, "metrics": {}})
+            (folder / "summary.json").write_text(text)
+        with pytest.raises(mismatch_study.ConfigError, match="differ in their seed alone"):
+            mismatch_study.main(mismatch_study.Config(str(tmp_path / "runs")), run)
+
+
+def test_distractors_go_round_and_leave_the_pendulum_alone() -> None:
+    plant, alone = mismatch_task.Plant(6), mismatch_task.Plant()
+    generator = torch.Generator().manual_seed(0)
+    state = plant.sample_states(5, generator)
+    actions = 4 * torch.rand(5, 8, 1, generator=generator) - 2
+    states = rollout(plant, state, actions)
+    expected = rollout(alone, state[:, :3], actions)
+    torch.testing.assert_close(states[..., :3], expected)
+    torch.testing.assert_close(plant.cost(states[:, :-1], actions), alone.cost(expected[:, :-1], actions))
+    points = states[..., 3:].unflatten(-1, (3, 2))
+    torch.testing.assert_close(points.norm(dim=-1), torch.ones(5, 9, 3))
+    angles = (points[:, 1:] * points[:, :-1]).sum(-1).clamp(-1, 1).acos()
+    torch.testing.assert_close(angles, torch.tensor([0.3, 0.75, 1.2]).expand_as(angles), atol=1e-3, rtol=1e-3)
+
+
+def test_a_net_rolls_out_as_it_steps_and_its_errors_have_the_unit_of_the_data() -> None:
+    plant = mismatch_task.Plant(2)
+    data = mismatch_task.transitions(plant, 20, 10, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plant(data.state, data.action), data.after)
+    model = mismatch_task.DynamicsNet(4, data)
+    state, actions = data.state[:6].reshape(2, 3, 5), data.action[:24].reshape(2, 3, 4, 1)
+    states = state
+    for t in range(4):
+        x = torch.cat([states, actions[:, :, t]], -1) / model.input_scale
+        states = states + model.change_scale * model.outer(model.inner(x).tanh())
+        torch.testing.assert_close(model.rollout(state, actions)[:, :, t + 1], states)
+    torch.testing.assert_close(model(state, actions[:, :, 0]), model.rollout(state, actions)[:, :, 1])
+    torch.nn.init.zeros_(model.outer.weight)
+    mean = (data.after - data.state).mean(0) / model.change_scale
+    model.outer.bias.data = mean
+    torch.testing.assert_close(mismatch_task.squared_errors(model, data), torch.ones(5), rtol=0.01, atol=0)
+
+
+def test_the_cost_of_a_plan_reaches_every_parameter_through_plant_and_planner() -> None:
+    config = dataclasses.replace(CONFIG, batch_size=2)
+    task = mismatch.make_task(config)
+    model = mismatch_task.DynamicsNet(3, task.train).double()
+    plant = mismatch_task.Plant().double()
+    mpc = mismatch.controller(model, plant, config, soft=True)
+
+    def cost() -> torch.Tensor:
+        systems = mismatch.Systems(plant, config)
+        systems.states = systems.states.double()
+        return systems.cost(mpc)
+
+    cost().backward()
+    # The warm start is a constant by contract: with one plan only, finite differences see the same gradient.
+    config.num_replans = 1
+    model.zero_grad()
+    cost().backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        index = int(parameter.grad.abs().argmax())
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.view(-1)[index] += sign * 1e-6
+                values.append(cost().item())
+                parameter.view(-1)[index] -= sign * 1e-6
+        difference = (values[0] - values[1]) / 2e-6
+        assert difference == pytest.approx(parameter.grad.view(-1)[index].item(), rel=1e-3, abs=1e-8)
+        assert difference != 0
+
+
+def test_the_adversary_lowers_the_return_at_the_errors_allowed(tmp_path: Path) -> None:
+    sizes = {"num_episodes": 20, "fit_updates": 300, "num_updates": 25, "lr": 0.03, "batch_size": 8, "horizon": 10}
+    sizes |= {
+        "num_samples": 32,
+        "num_elites": 4,
+        "num_iterations": 3,
+        "num_steps": 20,
+        "num_valid": 16,
+        "eval_every": 5,
+    }
+    config = dataclasses.replace(CONFIG, **sizes)
+    task = mismatch.make_task(config)
+    with Run(tmp_path / "fit", {}, seed=0, quiet=True) as run:
+        model = mismatch.fit(run, task, config, 8)
+    torch.manual_seed(0)
+    allowed = mismatch_task.DynamicsNet(8, task.train)
+    before = mismatch.evaluation(model, task, config)["return"]
+    with Run(tmp_path / "degrade", {}, seed=0, quiet=True) as run:
+        mismatch.degrade(run, task, config, model, allowed)
+    for data in (task.train, task.valid):
+        limit = mismatch_task.squared_errors(allowed, data).mean()
+        assert mismatch_task.squared_errors(model, data).mean() <= 1.0011 * limit
+    assert mismatch.evaluation(model, task, config)["return"] < 1.1 * before  # which is negative
+
+
+def test_returns_are_those_of_the_actions_taken() -> None:
+    plant = mismatch_task.Plant()
+    hanging = torch.tensor([[-1.0, 0.0, 0.0]])
+    at_rest = mismatch.returns(lambda states: torch.zeros(len(states), 3, 1), plant, hanging, 4)
+    assert at_rest == pytest.approx(-4 * torch.pi**2, rel=1e-3)
+    seen = []
+
+    def policy(states: torch.Tensor) -> torch.Tensor:
+        seen.append(states)
+        return torch.ones(len(states), 3, 1)
+
+    mismatch.returns(policy, plant, hanging, 4)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[1], rollout(plant, hanging, torch.ones(1, 3, 1))[:, -1])
