@@ -58,4 +58,11 @@ EXPERIMENTS = {
 
 
 class ConfigError(ValueError):
+    "mismatch": Experiment(
+        "dcem.experiments.mismatch",
+        "objective mismatch: dynamics fitted by likelihood against dynamics learned through the controller",
+    ),
+    "mismatch-study": Experiment(
+        "dcem.experiments.mismatch_study", "finished runs of mismatch compared over seeds: likelihood against control"
+    ),
     """A setting that an experiment cannot run with; says which, what is accepted, and what came."""
