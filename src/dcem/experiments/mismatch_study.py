@@ -62,27 +62,35 @@ class Estimate(NamedTuple):
 def check(config: Config) -> None:
     """Refuse settings that cannot be run."""
     require(Path(config.runs).is_dir(), "runs", "a folder of run folders", config.runs)
+    load_all(config.runs)
 
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the tables; returns the metrics of all seeds."""
-    finished = [load(path.parent) for path in sorted(Path(config.runs).glob(f"*/{SUMMARY}"))]
-    if not finished:
-        raise ConfigError(f"runs: expected run folders with a {SUMMARY}, got none in {config.runs}")
-    settings = [{key: value for key, value in of.config.items() if key != "seed"} for of in finished]
-    if any(other != settings[0] for other in settings):
-        raise ConfigError(f"runs: expected runs that differ in their seed alone, got others in {config.runs}")
+    finished = load_all(config.runs)
+    settings = finished[0].config
     text = tables(finished, run.command)
     (run.folder / "table.md").write_text(text, "utf-8")
     run.say(text)
     run.figure("capacity", draw_capacity(finished))
-    if settings[0]["adversary_references"]:
+    if settings["adversary_references"]:
         run.figure("adversary", draw_adversary(finished))
-    if settings[0]["distractors"]:
+    if settings["distractors"]:
         run.figure("distractors", draw_distractors(finished))
     metrics = {name: [of.metrics[name] for of in finished] for name in finished[0].metrics}
-    run.finish(runs=settings[0], **metrics)
+    run.finish(runs=settings, **metrics)
     return metrics
+
+
+def load_all(runs: str) -> list[Finished]:
+    """The runs in a folder."""
+    finished = [load(path.parent) for path in sorted(Path(runs).glob(f"*/{SUMMARY}"))]
+    if not finished:
+        raise ConfigError(f"runs: expected run folders with a {SUMMARY}; got none in {runs}")
+    settings = [{key: value for key, value in of.config.items() if key != "seed"} for of in finished]
+    if any(other != settings[0] for other in settings):
+        raise ConfigError(f"runs: expected runs that differ in their seed alone; got others in {runs}")
+    return finished
 
 
 def load(folder: Path) -> Finished:
@@ -183,7 +191,9 @@ def draw_capacity(finished: Sequence[Finished]) -> Figure:
             bars = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
             style: Any = {"marker": "os"[i], "color": COLOURS[i], "elinewidth": 0.8, "alpha": 0.9, **bars}
             axis.errorbar(x.mean, y.mean, label=label if width == finished[0].config["widths"][0] else None, **style)
-            axis.annotate(str(width), (x.mean, y.mean), (4, 4), textcoords="offset points", color=COLOURS[i])
+            axis.annotate(
+                str(width), (x.mean, y.mean), ((-10, -12), (5, 5))[i], textcoords="offset points", color=COLOURS[i]
+            )
             places.setdefault(kind, []).append((x.mean, y.mean))
     for start, end in zip(places["likelihood"], places["end-to-end"], strict=True):
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.6", "shrinkA": 5, "shrinkB": 5})
@@ -210,13 +220,12 @@ def draw_adversary(finished: Sequence[Finished]) -> Figure:
                 axis.plot(x, [v.mean for v in values], "-" + "os"[i], markersize=4, label=label, **style)
                 axis.fill_between(x, [v.low for v in values], [v.high for v in values], alpha=0.2, linewidth=0, **style)
             start += steps[-1]
-            if j == 0:
-                above.axvline(start, color="0.6", linewidth=0.8)
-                below.axvline(start, color="0.6", linewidth=0.8)
+            for axis in (above, below) if j == 0 else ():
+                axis.axvline(start, color="0.6", linewidth=0.8)
     above.set_ylabel(_RETURN)
-    below.set(xlabel="update", ylabel="one-step error on validation data,\nvariances of the change", yscale="log")
+    below.set(xlabel="update", ylabel="one-step error,\nvariances of the change", yscale="log")
     below.grid(which="both", alpha=0.25)
-    _finish(above, figure, finished, "on validation states")
+    _finish(above, figure, finished, "on validation data and states")
     return figure
 
 
@@ -240,7 +249,7 @@ def draw_distractors(finished: Sequence[Finished]) -> Figure:
     return figure
 
 
-_RETURN = "return, minus the cost of an episode"
+_RETURN = "return: minus an episode's cost"
 
 
 def _finish(axis: Axes, figure: Figure, finished: Sequence[Finished], title: str) -> None:
