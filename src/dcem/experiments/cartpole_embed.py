@@ -43,6 +43,8 @@ class Config:
     num_elites: int = 10
     num_iterations: int = 10
     init_std: float = 0.5
+    answer: str = "mean"
+    """Whose cost is lowered: that of the search's `mean`, or of its `best` sample."""
     num_updates: int = 400
     batch_size: int = 16
     """Initial states an update."""
@@ -64,7 +66,7 @@ GROUPS: dict[str, dict[str, Any]] = {}
 
 
 class Search(NamedTuple):
-    """How a plan is searched for with a trained decoder; `num_samples * num_iterations` trajectories."""
+    """How a plan is searched for."""
 
     num_samples: int
     num_elites: int
@@ -72,6 +74,11 @@ class Search(NamedTuple):
     init_std: float = 0.5
     temperature: float = 0.0
     answer: str = "mean"
+
+    @property
+    def num_trajectories(self) -> int:
+        """Evaluated in a solve."""
+        return self.num_samples * self.num_iterations
 
 
 def check(config: Config) -> None:
@@ -84,6 +91,7 @@ def check(config: Config) -> None:
     require(config.init_std > 0, "init_std", "a positive number", config.init_std)
     require(config.lr > 0, "lr", "a positive number", config.lr)
     require(config.grad_clip > 0, "grad_clip", "a positive number", config.grad_clip)
+    require(config.answer in ("mean", "best"), "answer", "mean or best", config.answer)
     require(config.precision in ("bfloat16", "float32"), "precision", "bfloat16 or float32", config.precision)
     try:
         solver(trained_search(config))
@@ -99,7 +107,12 @@ def build(config: Config) -> MLPDecoder:
 def trained_search(config: Config) -> Search:
     """The search as in training."""
     return Search(
-        config.num_samples, config.num_elites, config.num_iterations, config.init_std, temperature=config.temperature
+        config.num_samples,
+        config.num_elites,
+        config.num_iterations,
+        config.init_std,
+        config.temperature,
+        config.answer,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], expert: flo
         axis.set_xlabel("update")
     figure.supylabel("mean cost of the validation states", fontsize="medium")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(4, len(names)), fontsize="small")
+    figure.legend(handles, names, loc="outside upper center", ncols=4 if columns > 1 else 1, fontsize="small")
     return figure
 
 
@@ -75,7 +75,9 @@ def landscapes(panels: Sequence[Landscape]) -> Figure:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         grid = panel.grid.numpy()
-        image = axis.pcolormesh(grid, grid, panel.cost.numpy().T, cmap="cividis", shading="gouraud", rasterized=True)
+        cost = panel.cost.numpy().T
+        style: dict[str, Any] = {"cmap": "cividis", "shading": "gouraud", "rasterized": True}
+        image = axis.pcolormesh(grid, grid, cost, vmin=cost.min(), vmax=cost.min() + 20, **style)
         means, stds = panel.means.numpy(), panel.stds.numpy()
         axis.plot(*means.T, color="white", linewidth=1.2)
         axis.plot(*means.T, "o", color=COLOURS[1], markersize=4, markeredgecolor="white", label="mean, each iteration")
@@ -85,7 +87,7 @@ def landscapes(panels: Sequence[Landscape]) -> Figure:
             axis.add_patch(ring)
         axis.set(title=panel.title, xlabel="$z_1$", xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
         axis.title.set_fontsize("medium")
-        figure.colorbar(image, ax=axis, location="bottom", shrink=0.9).set_label("cost")
+        figure.colorbar(image, ax=axis, location="bottom", shrink=0.9, extend="max").set_label("cost")
     axes[0].set_ylabel("$z_2$")
     handles, names = axes[0].get_legend_handles_labels()
     legend = figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize="small")

@@ -1,8 +1,9 @@
 """Finished cartpole embeddings compared with the cross-entropy method over the forces themselves.
 
 `runs` is a folder that `dcem cartpole-embed` has left its run folders in, at any depth. Runs that differ only in their
-seed make one row of the table, which is written as `table.md` beside the figures. The run with the lowest validation
-cost is then tried with other searches, on the validation states and on a thousand others.
+seed make one row of the table, which is written as `table.md` beside the figures. For each number of trajectories that
+a search had in training, the run with the lowest validation cost is then tried with other searches, on the validation
+states and on a thousand others.
 """
 
 from __future__ import annotations
@@ -84,33 +85,36 @@ def check(config: Config) -> None:
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the tables; returns what is in them."""
-    groups: dict[tuple[int, float, int], list[Trained]] = {}
+    groups: dict[tuple[float | str, ...], list[Trained]] = {}
     for path in sorted(Path(config.runs).rglob(CHECKPOINT)):
         trained = load(path.parent)
-        settings = trained.config
-        groups.setdefault((settings.latent, -settings.temperature, settings.num_updates), []).append(trained)
+        groups.setdefault(_order(trained.config), []).append(trained)
     if not groups:
         raise ConfigError(f"runs: expected run folders with a {CHECKPOINT}, got none in {config.runs}")
     ordered = [groups[key] for key in sorted(groups)]
     states, test = cartpole_embed.validation_states(), cartpole_embed.validation_states(config.num_test, TEST_SEED)
     expert = mean_cost(full(EXPERT), states)
     rows = [row(group, expert) for group in ordered]
-    best = min((trained for group in ordered for trained in group), key=lambda t: float(t.records[-1]["cost_hard"]))
-    weights = {name: tensor.half() for name, tensor in best.decoder.state_dict().items()}
-    torch.save(weights, run.folder / "decoder.pt")
-    best.decoder.load_state_dict(weights)
+    bests: dict[int, Trained] = {}
+    for trained in sorted((t for group in ordered for t in group), key=final_cost):
+        bests.setdefault(cartpole_embed.trained_search(trained.config).num_trajectories, trained)
+    for budget, best in bests.items():
+        weights = {name: tensor.half() for name, tensor in best.decoder.state_dict().items()}
+        torch.save(weights, run.folder / f"decoder-{budget}.pt")
+        best.decoder.load_state_dict(weights)
     searches = [
-        {"space": space, **search._asdict(), "validation": mean_cost(controller, states),
-         "test": mean_cost(controller, test)}
-        for space, search, controller in [
+        {"over": over, "search": _search(search), "trajectories": search.num_trajectories, "num_test": len(test),
+         "validation": mean_cost(controller, states), "test": mean_cost(controller, test)}
+        for over, search, controller in [
             *(("forces", search, full(search)) for search in FULL_SEARCHES),
-            *(("latent", search, embedded(best.decoder, search)) for search in SEARCHES),
+            *((f"decoder-{budget}", search, embedded(best.decoder, search))
+              for budget, best in sorted(bests.items(), reverse=True) for search in SEARCHES),
         ]
     ]  # fmt: skip
-    text = tables(rows, searches, best, f"dcem cartpole-embed-study runs={config.runs}")
+    text = tables(rows, searches, bests, f"dcem cartpole-embed-study runs={config.runs}")
     (run.folder / "table.md").write_text(text, "utf-8")
     run.say(text)
-    draw(ordered, best, expert, states, run)
+    draw(ordered, bests[max(bests)], expert, states, run)
     results = {"expert": expert, "rows": rows, "searches": searches}
     run.finish(**results)
     return results
@@ -128,6 +132,18 @@ def load(folder: Path) -> Trained:
     return Trained(config, decoder, [json.loads(line) for line in lines])
 
 
+def final_cost(trained: Trained) -> float:
+    """The validation cost at the end of training, with a hard selection."""
+    return float(trained.records[-1]["cost_hard"])
+
+
+def _order(config: cartpole_embed.Config) -> tuple[float | str, ...]:
+    """What makes a row, in the table's order."""
+    search = cartpole_embed.trained_search(config)
+    return (-search.num_trajectories, config.answer != "mean", config.num_updates, config.latent, -config.temperature,
+            config.num_samples, config.num_elites, config.batch_size)  # fmt: skip
+
+
 def mean_cost(controller: MPC, states: Tensor) -> float:
     """What the controller's plans cost on average."""
     return float(cartpole_embed.costs(controller, states).mean())
@@ -136,50 +152,64 @@ def mean_cost(controller: MPC, states: Tensor) -> float:
 def row(group: Sequence[Trained], expert: float) -> dict[str, Any]:
     """Costs and improvement factors at the end of training, a number a seed."""
     config = group[0].config
+    search = cartpole_embed.trained_search(config)
+    as_paper = search == Search(100, 10, 10, temperature=config.temperature)
     costs = {f"cost_{name}": [trained.records[-1][f"cost_{name}"] for trained in group] for name in SELECTIONS}
     factors = {f"factor_{name}": [cost / expert for cost in costs[f"cost_{name}"]] for name in SELECTIONS}
     return {
         "latent": config.latent,
         "temperature": config.temperature,
+        "search": _search(search),
         "updates": config.num_updates,
+        "batch_size": config.batch_size,
         "seeds": len(group),
         **costs,
         **factors,
-        "factor_paper": PAPER.get(config.latent, {}).get(config.temperature),
+        "factor_paper": PAPER.get(config.latent, {}).get(config.temperature) if as_paper else None,
     }
 
 
-def tables(rows: list[dict[str, Any]], searches: list[dict[str, Any]], best: Trained, command: str) -> str:
+def _search(search: Search) -> str:
+    return f"{search.num_samples} × {search.num_iterations}, {search.num_elites} elites, {search.answer}"
+
+
+def tables(rows: list[dict[str, Any]], searches: list[dict[str, Any]], bests: dict[int, Trained], command: str) -> str:
     """Both tables as Markdown."""
     expert = searches[0]
     lines = [
         f"Mean cost of {cartpole_embed.NUM_VALIDATION} validation states over seeds, ± 95 % interval. The expert, CEM "
-        f"over the forces with 30 000 trajectories a solve, reaches {expert['validation']:.2f}; factor: cost over the "
-        "expert's. All searches over the latent have 1000 trajectories. soft: the selection of the training; hard: the "
-        f"same decoder with a hard one. Made by `{command}`.",
+        f"over the forces with {EXPERT.num_trajectories} trajectories a solve, reaches {expert['validation']:.2f}; "
+        "factor: cost over the expert's. Search: samples × iterations, elites, and whether the mean or the best sample "
+        "is the answer. soft: the selection of the training; hard: the same decoder with a hard one. paper: of its "
+        f"best models, read off a plot. Made by `{command}`.",
         "",
-        "| latent | τ | updates | seeds | cost, soft | cost, hard | factor, soft | factor, hard | best seed | paper |",
-        "| " + " | ".join(["---"] * 10) + " |",
+        "| latent | τ | search | updates | seeds | cost, soft | cost, hard | factor, soft | factor, hard | best seed "
+        "| paper |",
+        "| " + " | ".join(["---"] * 11) + " |",
     ]
     for r in rows:
         numbers = [_with_interval(r[f"{what}_{name}"]) for what in ("cost", "factor") for name in SELECTIONS]
         top = max(r["factor_soft"] + r["factor_hard"])
         paper = "" if r["factor_paper"] is None else f"{r['factor_paper']:.2f}"
-        cells = [str(r["latent"]), f"{r['temperature']:g}", str(r["updates"]), str(r["seeds"]), *numbers]
+        updates = f"{r['updates']} of {r['batch_size']}"
+        cells = [str(r["latent"]), f"{r['temperature']:g}", r["search"], updates, str(r["seeds"]), *numbers]
         lines.append("| " + " | ".join([*cells, f"{top:.2f}", paper]) + " |")
-    config = best.config
+    lines += ["", "The best decoders, with weights rounded to half precision and a hard selection, in other searches:"]
+    for budget, best in sorted(bests.items(), reverse=True):
+        c = best.config
+        lines.append(
+            f"- `decoder-{budget}`: latent {c.latent}, τ = {c.temperature:g}, "
+            f"{_search(cartpole_embed.trained_search(c))}, {c.num_updates} updates of {c.batch_size}, seed {c.seed}"
+        )
     lines += [
         "",
-        f"The best decoder (latent {config.latent}, τ = {config.temperature:g}, {config.num_updates} updates, seed "
-        f"{config.seed}; weights rounded to half precision) with other searches, all with a hard selection, on the "
-        "validation states and on others that nothing was chosen by.",
+        f"test: {searches[0]['num_test']} states that nothing was chosen by; factor: over the expert's cost there.",
         "",
-        "| search over | samples × iterations | elites | answer | trajectories | validation | factor | test | factor |",
-        "| " + " | ".join(["---"] * 9) + " |",
+        "| search over | search | trajectories | validation | factor | test | factor |",
+        "| " + " | ".join(["---"] * 7) + " |",
     ]
     for s in searches:
-        cells = [s["space"], f"{s['num_samples']} × {s['num_iterations']}", str(s["num_elites"]), s["answer"]]
-        cells.append(str(s["num_samples"] * s["num_iterations"]))
+        cells = [s["over"], s["search"], str(s["trajectories"])]
         for states in ("validation", "test"):
             cells += [f"{s[states]:.2f}", f"{s[states] / expert[states]:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
@@ -193,21 +223,20 @@ def _with_interval(values: Sequence[float]) -> str:
 
 def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, states: Tensor, run: Run) -> None:
     """Convergence over seeds; the latent space of a decoder with two dimensions; the best decoder's candidates."""
-    shortest = min(group[0].config.num_updates for group in groups)
+    grid = [group for group in groups if _order(group[0].config)[:3] == _order(groups[0][0].config)[:3]]
     panels: dict[str, dict[str, list[cartpole_embed_figures.Curve]]] = {}
     for name in SELECTIONS:
-        for group in groups:
+        for group in grid:
             config = group[0].config
-            if config.num_updates == shortest:
-                curves: list[cartpole_embed_figures.Curve] = [
-                    [(r["step"], r[f"cost_{name}"]) for r in trained.records] for trained in group
-                ]
-                title = f"latent {config.latent}, {name} selection"
-                panels.setdefault(title, {})[f"trained with τ = {config.temperature:g}"] = curves
+            curves: list[cartpole_embed_figures.Curve] = [
+                [(r["step"], r[f"cost_{name}"]) for r in trained.records] for trained in group
+            ]
+            title = f"latent {config.latent}, {name} selection"
+            panels.setdefault(title, {})[f"trained with τ = {config.temperature:g}"] = curves
     run.figure("convergence", cartpole_embed_figures.convergence(panels, expert, rows=len(SELECTIONS)))
     flat = [trained for group in groups for trained in group if trained.config.latent == 2]
     if flat:
-        of = min(flat, key=lambda trained: float(trained.records[-1]["cost_hard"]))
+        of = min(flat, key=final_cost)
         run.figure("latent-space", cartpole_embed_figures.landscapes([landscape(of, x) for x in states[:4]]))
     hanging = states[states[:, 2].argmin()]
     searches = {
