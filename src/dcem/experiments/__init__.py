@@ -51,13 +51,13 @@ EXPERIMENTS = {
         "dcem.experiments.embed_synthetic",
         "evaluations that a learned embedding saves, on objectives of 10 to 1000 numbers with solutions near a surface",
     ),
+    "imitation": Experiment(
+        "dcem.experiments.imitation",
+        "learn cost, dynamics or both through the controller from an expert, beside likelihood and cloning",
+    ),
     "gallery": Experiment(
         "dcem.experiments.gallery", "films of the systems of dcem.control under model-predictive control"
     ),
-}
-
-
-class ConfigError(ValueError):
     "mismatch": Experiment(
         "dcem.experiments.mismatch",
         "objective mismatch: dynamics fitted by likelihood against dynamics learned through the controller",
@@ -65,4 +65,8 @@ class ConfigError(ValueError):
     "mismatch-study": Experiment(
         "dcem.experiments.mismatch_study", "finished runs of mismatch compared over seeds: likelihood against control"
     ),
+}
+
+
+class ConfigError(ValueError):
     """A setting that an experiment cannot run with; says which, what is accepted, and what came."""
