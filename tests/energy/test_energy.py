@@ -91,3 +91,17 @@ def test_predictions_respect_bounds() -> None:
 def test_errors_name_the_argument(call, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_solver_tensors_are_seen_as_they_are_now(trained: bool) -> None:
+    """Replaced by `functional_call`, or loaded by `load_state_dict(assign=True)`, a parameter or a plain tensor."""
+    rate = torch.tensor(0.5)
+    solver = dcem.GradientDescent(lr=nn.Parameter(rate) if trained else rate)
+    model = EnergyModel(lambda x, y: (y - x.unsqueeze(-2)).square().sum(-1), 2, solver, num_iterations=1)
+    x = torch.tensor([1.0, -2.0])
+    torch.testing.assert_close(model(x).detach(), x)  # one Newton step
+    called = torch.func.functional_call(model, {"solver_lr": torch.tensor(0.25)}, (x,))
+    torch.testing.assert_close(called.detach(), x / 2)
+    model.load_state_dict({**model.state_dict(), "solver_lr": torch.tensor(0.125)}, assign=True)
+    torch.testing.assert_close(model(x).detach(), x / 4)
