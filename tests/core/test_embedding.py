@@ -84,7 +84,7 @@ class TestDecoders:
             MLPDecoder(0, 3)
         with pytest.raises(ValueError, match=r"event_shape: expected positive sizes, got \(3, 0\)"):
             RecurrentDecoder(2, (3, 0))
-        with pytest.raises(ValueError, match=r"hidden: expected positive widths, got \(8, 0\)"):
+        with pytest.raises(ValueError, match=r"hidden: expected (at least one )?positive width, got \(8, 0\)"):
             MLPDecoder(2, 3, (8, 0))
 
     def test_a_linear_map_has_no_hidden_layers(self):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcem._check import as_shape
 from dcem.bounds import Bounds, BoundsLike
 
 
@@ -79,25 +79,3 @@ class Decoder(nn.Module, ABC):
         low, high = low.where(from_low, 0.0), high.where(from_high, 0.0)
         one_sided = torch.where(from_low, low + F.softplus(x), torch.where(from_high, high - F.softplus(-x), x))
         return torch.where(from_low & from_high, torch.lerp(low, high, x.sigmoid()), one_sided)
-
-
-def as_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
-    """A shape as a tuple."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"{name}: expected positive sizes, got {sizes}")
-    return sizes
-
-
-def check_widths(widths: Sequence[int]) -> None:
-    """Check the widths of hidden layers."""
-    if any(width < 1 for width in widths):
-        raise ValueError(f"hidden: expected positive widths, got {tuple(widths)}")
-
-
-def mlp(widths: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
-    """Linear layers between these widths, an activation between each two."""
-    layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
-    for width, next_width in pairwise(widths[1:]):
-        layers += [activation(), nn.Linear(width, next_width)]
-    return nn.Sequential(*layers)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from dcem._mlp import check_widths, mlp
 from dcem.bounds import BoundsLike
-from dcem.embedding.decoder import Decoder, check_widths, mlp
+from dcem.embedding.decoder import Decoder
 
 
 class MLPDecoder(Decoder):
@@ -48,7 +49,7 @@ class MLPDecoder(Decoder):
         activation: Callable[[], nn.Module] = nn.ELU,
     ) -> None:
         super().__init__(latent_shape, event_shape, bounds=bounds)
-        check_widths(hidden)
+        check_widths("hidden", hidden, empty=True)
         self.layers = mlp([math.prod(self.latent_shape), *hidden, math.prod(self.event_shape)], activation)
 
     def decode(self, z: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dcem._mlp import check_widths
 from dcem.bounds import BoundsLike
-from dcem.embedding.decoder import Decoder, check_widths
+from dcem.embedding.decoder import Decoder
 
 
 class RecurrentDecoder(Decoder):
@@ -50,7 +51,7 @@ class RecurrentDecoder(Decoder):
         bounds: BoundsLike | None = None,
     ) -> None:
         super().__init__(latent_shape, event_shape, bounds=bounds)
-        check_widths([hidden])
+        check_widths("hidden", [hidden])
         latent = math.prod(self.latent_shape)
         self.first = nn.Linear(latent, hidden)
         self.unit = nn.GRU(latent, hidden, batch_first=True)

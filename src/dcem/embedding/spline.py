@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dcem._check import as_shape
 from dcem.bounds import BoundsLike
-from dcem.embedding.decoder import Decoder, as_shape
+from dcem.embedding.decoder import Decoder
 
 
 class SplineDecoder(Decoder):

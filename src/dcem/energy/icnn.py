@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcem.energy.base import Energy, check_widths, flat
+from dcem._mlp import check_widths
+from dcem.energy.base import Energy, flat
 
 
 class ICNN(Energy):

@@ -9,7 +9,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcem.energy.base import Energy, check_widths, flat
+from dcem._mlp import check_widths
+from dcem.energy.base import Energy, flat
 
 
 class MLPEnergy(Energy):

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dcem.energy.base import Energy, check_widths, flat, mlp
+from dcem._mlp import check_widths, mlp
+from dcem.energy.base import Energy, flat
 
 
 class SPEN(Energy):
