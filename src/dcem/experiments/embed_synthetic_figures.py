@@ -52,8 +52,8 @@ def factors(savings: Mapping[int, Sequence[Mapping[str, Any]]]) -> Figure:
     unreached = [size for size, seeds in savings.items() if not all(seed["rival_gets_there"] for seed in seeds)]
     for size in unreached:
         axis.annotate(
-            "CEM does not get there:\na lower bound", (size, savings[size][0]["factor_at_own_cost"]), (-8, -26),
-            textcoords="offset points", ha="right", va="top", fontsize="small",
+            "CEM does not get there:\na lower bound", (size, savings[size][0]["factor_at_own_cost"]), (-6, -110),
+            textcoords="offset points", ha="right", fontsize="small", arrowprops={"arrowstyle": "->", "shrinkB": 8},
         )  # fmt: skip
     axis.axhline(30, color="0.5", linestyle=":", label="30")
     axis.set_xticks(list(savings))
