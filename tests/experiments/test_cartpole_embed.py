@@ -118,6 +118,7 @@ def test_a_study_compares_seeds_with_the_expert(
     small = Search(8, 2, 10)
     monkeypatch.setattr(study, "EXPERT", small._replace(init_std=50.0))
     monkeypatch.setattr(study, "FULL_SEARCHES", (small._replace(init_std=50.0),))
+    monkeypatch.setattr(study, "DEPLOYED", small)
     monkeypatch.setattr(study, "SEARCHES", (small, small._replace(answer="best")))
     for seed in (0, 1):
         run(tmp_path / "runs" / f"{seed}", f"seed={seed}")
