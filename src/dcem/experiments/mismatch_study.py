@@ -117,6 +117,12 @@ def over_seeds(finished: Sequence[Finished], name: str, key: str) -> Estimate:
     return estimate([of.metrics[name][key] for of in finished], logarithmic=key.endswith("mse"))
 
 
+def gains(finished: Sequence[Finished], suffix: str) -> list[float]:
+    """By how much the model that learned end to end returns more than the fitted one, a number a seed."""
+    pairs = ((of.metrics[f"{kind}-{suffix}"]["return"] for kind in ("end-to-end", "likelihood")) for of in finished)
+    return [learned - fitted for learned, fitted in pairs]
+
+
 def phases(config: Mapping[str, Any]) -> dict[str, str]:
     """What becomes of a model at the errors of each of the references."""
     width, rows = config["adversary_width"], dict[str, str]()
@@ -135,13 +141,18 @@ def tables(finished: Sequence[Finished], command: str) -> str:
         value = over_seeds(finished, name, key)
         if key.endswith("mse"):
             return f"{value.mean:.3g}"
+        return shown(value)
+
+    def shown(value: Estimate) -> str:
         return f"{value.mean:.0f}" + (f" ± {value.high - value.mean:.0f}" if seeds > 1 else "")
 
     def table(first: str, rows: Mapping[str, str], mse: str) -> list[str]:
         """A row a pair of models, whose names end in a value of `rows`: fitted / end to end."""
-        lines = [f"| {first} | MSE | {' | '.join(DEPLOYED.values())} |", "|---:|" + "---:|" * (1 + len(DEPLOYED))]
+        lines = [f"| {first} | MSE | {' | '.join(DEPLOYED.values())} | gain |"]
+        lines += ["|---:|" + "---:|" * (2 + len(DEPLOYED))]
         for label, suffix in rows.items():
-            cells = (" / ".join(cell(f"{kind}-{suffix}", key) for kind in LABELS) for key in (mse, *DEPLOYED))
+            cells = [" / ".join(cell(f"{kind}-{suffix}", key) for kind in LABELS) for key in (mse, *DEPLOYED)]
+            cells += [shown(estimate(gains(finished, suffix)))]
             lines.append(f"| {label} | {' | '.join(cells)} |")
         return lines
 
@@ -154,7 +165,7 @@ def tables(finished: Sequence[Finished], command: str) -> str:
         f"{config['num_test']} unseen states, planned with {config['num_samples']} samples, {config['num_elites']} "
         f"elites, {config['num_iterations']} iterations, horizon {config['horizon']}, the hard selection, a plan every "
         f"{config['num_executed']} steps; beside it with the soft selection of training, and with a plan at every step "
-        "that starts from the one before.",
+        "that starts from the one before. Gain: what learning end to end adds to the return, seed by seed.",
         "",
         f"For comparison, returns: {references}.",
         "",
@@ -184,12 +195,16 @@ def draw_capacity(finished: Sequence[Finished]) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained", dpi=150)
     axis = figure.subplots()
     places: dict[str, list[tuple[float, float]]] = {}
+    all_seen: list[tuple[float, float]] = []
     for i, (kind, label) in enumerate(LABELS.items()):
         for width in finished[0].config["widths"]:
             name = f"{kind}-width-{width}"
             x, y = over_seeds(finished, name, "mse"), over_seeds(finished, name, "return")
             bars = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
             style: Any = {"marker": "os"[i], "color": COLOURS[i], "elinewidth": 0.8, "alpha": 0.9, **bars}
+            seen = [(of.metrics[name]["mse"], of.metrics[name]["return"]) for of in finished]
+            axis.plot(*zip(*seen, strict=True), "os"[i], color=COLOURS[i], markersize=3, alpha=0.5)
+            all_seen += seen
             axis.errorbar(x.mean, y.mean, label=label if width == finished[0].config["widths"][0] else None, **style)
             axis.annotate(
                 str(width), (x.mean, y.mean), ((-10, -12), (5, 5))[i], textcoords="offset points", color=COLOURS[i]
@@ -198,7 +213,9 @@ def draw_capacity(finished: Sequence[Finished]) -> Figure:
     for start, end in zip(places["likelihood"], places["end-to-end"], strict=True):
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.6", "shrinkA": 5, "shrinkB": 5})
     axis.set(xlabel="one-step error on unseen data, variances of the change", xscale="log", ylabel=_RETURN)
-    _finish(axis, figure, finished, "numbers: hidden width")
+    errors, returns = zip(*all_seen, strict=True)
+    axis.set_xlim(min(errors) / 2, max(errors) * 2)  # of the seeds: intervals of few seeds go far beyond
+    _finish(axis, figure, finished, "numbers: hidden width; small: seeds", returns)
     return figure
 
 
@@ -225,7 +242,10 @@ def draw_adversary(finished: Sequence[Finished]) -> Figure:
     above.set_ylabel(_RETURN)
     below.set(xlabel="update", ylabel="one-step error,\nvariances of the change", yscale="log")
     below.grid(which="both", alpha=0.25)
-    _finish(above, figure, finished, "on validation data and states")
+    every = [record for of in finished for records in of.records.values() for record in records]
+    errors = [record["mse"] for record in every]
+    below.set_ylim(min(errors) / 2, max(errors) * 2)
+    _finish(above, figure, finished, "on validation data and states", [record["return"] for record in every])
     return figure
 
 
@@ -245,16 +265,20 @@ def draw_distractors(finished: Sequence[Finished]) -> Figure:
         axis.errorbar(x, [v.mean for v in values], bars, **style)
     axis.set_xticks(range(len(names)), [str(num) for num in names])
     axis.set(xlabel="numbers in the state that do not matter", ylabel=_RETURN)
-    _finish(axis, figure, finished, f"hidden width {config['distractor_width']}")
+    seen = [of.metrics[f"{kind}-{name}"]["return"] for of in finished for kind in LABELS for name in names.values()]
+    _finish(axis, figure, finished, f"hidden width {config['distractor_width']}", seen)
     return figure
 
 
 _RETURN = "return: minus an episode's cost"
 
 
-def _finish(axis: Axes, figure: Figure, finished: Sequence[Finished], title: str) -> None:
-    """Lines of reference, a grid, and a legend above the panels."""
+def _finish(axis: Axes, figure: Figure, finished: Sequence[Finished], title: str, returns: Sequence[float]) -> None:
+    """Lines of reference, a grid, and a legend above the panels; room for the returns of all seeds."""
     lines = {"true-model": (":", "black"), "random": ("--", "0.5")}
+    best = over_seeds(finished, "true-model", "return").mean
+    margin = 0.12 * (max(best, *returns) - min(returns))
+    axis.set_ylim(min(returns) - margin, max(best, *returns) + margin)
     for name, (style, colour) in lines.items():
         mean = over_seeds(finished, name, "return").mean
         axis.axhline(mean, linestyle=style, color=colour, linewidth=1, label=REFERENCES[name])
