@@ -9,6 +9,7 @@ called in turn in one process, at one and at 64 environments; pytorch-mppi takes
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from torch import Tensor
 
 import dcem
 from allocator import keep_freed_memory
-from dcem.control import MPC
+from dcem.control import MPC, Compiled
+from dcem.control.systems import Pendulum
 from dcem.experiments.mpc_methods import LABELS, Budget, controller
 from dcem.experiments.mpc_tasks import Task, load
 from overhead import alternate
@@ -43,15 +45,21 @@ def decision(method: str, task: Task, budget: Budget, state: Tensor) -> Callable
 
 
 def measure(num_envs: int, seconds: float) -> list[dict[str, float | str | int]]:
-    """Each of ours and its rival, in turn."""
+    """Each of ours, as it comes and with compiled dynamics, and its rival, in turn."""
     task = load("pendulum", 10.0, 1)
+    compiled = dataclasses.replace(task, model=Compiled(task.model))
     state = task.model.sample_states(num_envs, generator=torch.Generator().manual_seed(0))
     rows: list[dict[str, float | str | int]] = []
     for ours, theirs, budget in PAIRS:
-        calls = {name: decision(name, task, budget, state) for name in (ours, theirs)}
+        calls = {
+            "ours": decision(ours, task, budget, state),
+            "compiled": decision(ours, compiled, budget, state),
+            "theirs": decision(theirs, task, budget, state),
+        }
+        alternate(calls, 2)
         first = sum(sum(times) for times in alternate(calls, 1).values())
         repeats = max(5, round(seconds / first))
-        times = {name: statistics.median(values) for name, values in alternate(calls, repeats).items()}
+        ms = {name: 1e3 * statistics.median(values) for name, values in alternate(calls, repeats).items()}
         rows.append(
             {
                 "environments": num_envs,
@@ -59,25 +67,32 @@ def measure(num_envs: int, seconds: float) -> list[dict[str, float | str | int]]
                 "theirs": LABELS[theirs],
                 "samples": budget.num_samples,
                 "iterations": budget.num_iterations,
-                "ours_ms": 1e3 * times[ours],
-                "theirs_ms": 1e3 * times[theirs],
-                "ratio": times[theirs] / times[ours],
+                "ours_ms": ms["ours"],
+                "compiled_ms": ms["compiled"],
+                "theirs_ms": ms["theirs"],
+                "ratio": ms["theirs"] / ms["ours"],
+                "compiled_ratio": ms["theirs"] / ms["compiled"],
             }
         )
         print({key: round(value, 2) if isinstance(value, float) else value for key, value in rows[-1].items()})
     return rows
 
 
-def scaling(repeats: int) -> dict[str, float]:
+def scaling(seconds: float) -> dict[str, dict[str, float]]:
     """What 64 environments cost in one batch, over one of them."""
-    task = load("pendulum", 10.0, 1)
+    system = Pendulum()
     solver = dcem.CEM(500, 50, dcem.HardTopK(), init_std=1.0)
-    mpc = MPC(task.model, task.cost, 20, 1, task.bounds, solver, num_iterations=5, gradient=dcem.Detach())
-    states = {str(n): task.model.sample_states(n, generator=torch.Generator().manual_seed(0)) for n in (1, 64)}
-    calls = {name: (lambda state=state: mpc(state)) for name, state in states.items()}
-    alternate(calls, 3)
-    times = {name: statistics.median(values) for name, values in alternate(calls, repeats).items()}
-    return {"one_ms": 1e3 * times["1"], "sixty_four_ms": 1e3 * times["64"], "ratio": times["64"] / times["1"]}
+    states = {num: system.sample_states(num, generator=torch.Generator().manual_seed(0)) for num in (1, 64)}
+    result = {}
+    for name, model in {"eager": system, "compiled": Compiled(system)}.items():
+        mpc = MPC(model, system.cost, 20, 1, system.bounds, solver, num_iterations=5, gradient=dcem.Detach())
+        calls = {str(num): (lambda mpc=mpc, state=state: mpc(state)) for num, state in states.items()}
+        alternate(calls, 3)
+        first = sum(sum(times) for times in alternate(calls, 1).values())
+        times = alternate(calls, max(5, round(seconds / first)))
+        one, many = (1e3 * statistics.median(times[num]) for num in ("1", "64"))
+        result[name] = {"one_ms": one, "sixty_four_ms": many, "ratio": many / one}
+    return result
 
 
 def main() -> None:
@@ -91,7 +106,7 @@ def main() -> None:
         "command": f"python benchmarks/control.py --seconds {arguments.seconds:g} --threads {arguments.threads}",
         "torch": torch.__version__,
         "threads": arguments.threads,
-        "scaling": scaling(50),
+        "scaling": scaling(arguments.seconds),
         "rows": [row for num_envs in (1, 64) for row in measure(num_envs, arguments.seconds)],
     }
     print(record["scaling"])

@@ -41,8 +41,29 @@ def overhead(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def control(record: dict[str, Any]) -> str:
+    lines = [
+        f"Time of one decision for all environments; made by `{record['command']}`, torch {record['torch']}.",
+        "",
+        "| environments | samples x iterations | ours | rival | ours, ms | compiled, ms | rival, ms | rival / ours "
+        "| rival / compiled |",
+        "| ---: | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in record["rows"]:
+        names = f"{row['samples']} x {row['iterations']} | {row['ours']} | {row['theirs']}"
+        times = f"{row['ours_ms']:.1f} | {row['compiled_ms']:.1f} | {row['theirs_ms']:.1f}"
+        lines.append(
+            f"| {row['environments']} | {names} | {times} | {row['ratio']:.1f} | {row['compiled_ratio']:.1f} |"
+        )
+    lines += ["", "One batch of 64 environments over one environment, CEM:", ""]
+    lines += ["| rollout | one | 64 | ratio |", "| --- | ---: | ---: | ---: |"]
+    for name, row in record["scaling"].items():
+        lines.append(f"| {name} | {row['one_ms']:.1f} ms | {row['sixty_four_ms']:.1f} ms | {row['ratio']:.1f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    for name, table in (("projections", projections), ("overhead", overhead)):
+    for name, table in (("projections", projections), ("overhead", overhead), ("control", control)):
         record = json.loads((OUT / f"{name}.json").read_text())
         (OUT / f"{name}.md").write_text(table(record) + "\n")
 
