@@ -67,20 +67,20 @@ class Config:
     """Of a demonstration."""
     wrong: float = 0.2
     """Root mean square error of the logarithms of the parameters that the learner starts from."""
-    num_updates: int = 80
+    num_updates: int = 160
     batch_size: int = 16
     lr: float = 0.02
     cutoff: float = 1.0
     """Plans that differ by much more than this (in units of the action's bound) count as of another branch."""
-    gradient: str = "unroll"
-    """How the learner's plans are differentiated: unroll, truncate, implicit."""
-    num_samples: int = 64
-    num_elites: int = 8
-    num_iterations: int = 8
-    temperature: float = 0.3
+    gradient: str = "truncate"
+    """How the learner's plans are differentiated: unroll, truncate (the last three iterations), implicit."""
+    num_samples: int = 96
+    num_elites: int = 12
+    num_iterations: int = 12
+    temperature: float = 0.1
     """Of the soft selection that unroll and truncate need."""
     network_updates: int = 1000
-    eval_every: int = 10
+    eval_every: int = 20
     num_held_out: int = 10
     """Trajectories that the learners are judged on, and initial states of their own ones."""
     closed_loop_steps: int = 40

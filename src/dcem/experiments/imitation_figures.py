@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from dcem import plotting
@@ -83,26 +83,29 @@ def seeds(lines: list[dict[str, Any]], key: str, num: int, config: Any) -> list[
 
 
 def closed_loop(metrics: Metrics, labels: Mapping[str, str], config: Any) -> Figure:
-    """Bars: the cost in closed loop against the expert's, a group a method, a bar a number of demonstrations."""
-    figure = Figure(figsize=(4.6 * len(metrics) + 0.6, 4.2), layout="constrained", dpi=150)
+    """Bars from the expert's cost in closed loop, a group a method, a bar a number of demonstrations, a dot a seed."""
+    figure = Figure(figsize=(5 * len(metrics) + 0.6, 4.4), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     numbers = config.num_demonstrations
     width = 0.8 / len(numbers)
     for axis, (plant, methods) in zip(axes, metrics.items(), strict=True):
         for i, num in enumerate(numbers):
             values = [by_number(of["relative_cost"], config)[num] for of in methods.values()]
-            x = np.arange(len(methods)) + (i - (len(numbers) - 1) / 2) * width
-            axis.bar(x, [statistics.median(v) for v in values], width, color=plotting.COLOURS[i], alpha=0.75)
+            x = [group + (i - (len(numbers) - 1) / 2) * width for group in range(len(methods))]
+            above = [statistics.median(of_method) - 1 for of_method in values]
+            colour = plotting.COLOURS[i % len(plotting.COLOURS)]
+            axis.bar(x, above, width, bottom=1, color=colour, alpha=0.75, label=f"{num} demonstrations")
             for at, of_method in zip(x, values, strict=True):
                 axis.plot([at] * len(of_method), of_method, "o", color="black", markersize=2.5)
         axis.axhline(1, color="0.2", linestyle="--", linewidth=1)
-        axis.set_xticks(range(len(methods)), [labels[m].replace(" ", "\n", 1) for m in methods], fontsize="x-small")
-        axis.set(title=TITLES[plant], yscale="log")
+        names = [textwrap.fill(labels[method], 13) for method in methods]
+        axis.set_xticks(range(len(methods)), names, fontsize="x-small")
+        axis.set(title=TITLES[plant])
         axis.title.set_fontsize("medium")
-        axis.grid(axis="y", which="both", alpha=0.25)
+        axis.grid(axis="y", alpha=0.25)
         axis.set_axisbelow(True)
     axes[0].set_ylabel("closed-loop cost / expert's")
-    handles = [axes[0].bar([0], [0], color=plotting.COLOURS[i], alpha=0.75) for i in range(len(numbers))]
-    names = [f"{num} demonstrations" for num in numbers]
-    figure.legend(handles, names, loc="outside upper center", ncols=len(numbers), fontsize="small")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(numbers), fontsize="small"
+    )
     return figure

@@ -1,0 +1,215 @@
+"""The imitation experiment: its expert, its gradients, a tiny run end to end, resuming, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import dcem
+from dcem.experiments import cli, imitation
+from dcem.experiments.imitation_tasks import (
+    EXPERT,
+    TASKS,
+    Controller,
+    Search,
+    demonstrate,
+    drive,
+    parameter_errors,
+    residuals,
+    running_cost,
+    true_plant,
+)
+from dcem.experiments.run import Interrupted, Run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
+]
+
+TINY = {
+    "num_demonstrations": [1, 2], "num_steps": 3, "num_seeds": 2, "num_updates": 4, "eval_every": 2, "batch_size": 3,
+    "num_samples": 8, "num_elites": 3, "num_iterations": 2, "network_updates": 5, "num_held_out": 2,
+    "closed_loop_steps": 2,
+}  # fmt: skip
+
+
+def arguments(**more: object) -> list[str]:
+    return [f"{key}={str(value).replace(' ', '')}" for key, value in {**TINY, **more}.items()]
+
+
+def test_a_tiny_run_leaves_everything(tmp_path: Path) -> None:
+    assert cli.main(["imitation", *arguments(), f"hydra.run.dir={tmp_path}"]) == 0
+    metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
+    assert {plant: tuple(of) for plant, of in metrics.items()} == imitation.OF_PLANT
+    for of_plant in metrics.values():
+        for method, of_method in of_plant.items():
+            assert all(len(values) == 4 and all(map(math.isfinite, values)) for values in of_method.values())
+            assert ("dynamics_error" in of_method) is (method != "network")
+    assert metrics["matched"]["cost"]["dynamics_error"] == [0.0] * 4
+    assert metrics["matched"]["dynamics"]["cost_error"] == [0.0] * 4
+    assert min(metrics["matched"]["cost"]["cost_error"]) > 0
+    table = (tmp_path / "table.md").read_text()
+    assert table.startswith("`dcem imitation")
+    assert all(label in table for label in imitation.METHODS.values())
+    names = {path.stem for path in tmp_path.glob("*.png")}
+    assert names == {"closed-loop", *(f"{f}-{p}" for f in ("loss", "parameters") for p in imitation.OF_PLANT)}
+    lines = (tmp_path / "matched-both" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 2, 4]
+    assert cli.main(["imitation", f"resume={tmp_path}"]) == 0  # complete already: the same numbers
+    assert json.loads((tmp_path / "summary.json").read_text())["metrics"] == metrics
+
+
+@pytest.mark.parametrize("gradient", imitation.GRADIENTS)
+def test_a_stopped_run_resumes_to_the_same_parameters(gradient: str, tmp_path: Path) -> None:
+    study = imitation.Study(imitation.Config(**{**TINY, "gradient": gradient}), "mismatched")
+
+    def run(folder: Path, resume: bool = False) -> tuple[dict[str, list[float]], str]:
+        with Run(folder, {}, seed=0, quiet=True, resume=resume) as part:
+            metrics = imitation.train(study, "both", part)
+            return metrics, (folder / "metrics.jsonl").read_text()
+
+    expected = run(tmp_path / "whole")
+    calls = 0
+    batch = study.batch
+
+    def stopping(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # after the checkpoint of the second update
+            raise Interrupted(143)
+        return batch(*arguments)
+
+    study.batch = stopping
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped")
+    study.batch = batch
+    assert run(tmp_path / "stopped", resume=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("system=acrobot", "system: expected one of pendulum, cartpole; got acrobot"),
+        ("plants=[real]", "plants: expected some of matched, mismatched; got ['real']"),
+        ("methods=[cloning]", "methods: expected some of cost, dynamics,"),
+        ("methods=[fine-tune]", "methods: expected one of cost, dynamics,"),
+        ("num_demonstrations=[]", "num_demonstrations: expected numbers of at least 1; got []"),
+        ("gradient=exact", "gradient: expected one of unroll, truncate, implicit; got exact"),
+        ("num_elites=97", "num_elites: expected 1 to num_samples; got 97"),
+        ("lr=0", "lr: expected a positive number; got 0"),
+        ("num_steps=1", "num_steps: expected at least 2; got 1"),
+        ("device=cuda", "device: expected cpu; got cuda"),
+        ("wrng=1", "no setting 'wrng'; did you mean 'wrong'?"),
+    ],
+)
+def test_refuses_in_one_line(override: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["imitation", override]) == 2
+    out = capsys.readouterr()
+    assert says in out.err
+    assert out.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("system", TASKS)
+def test_the_expert_is_a_function_of_the_state_and_does_its_task(system: str) -> None:
+    task = TASKS[system]
+    plant, policy = true_plant(task, True), Controller.true(task).policy()
+    states = task.starts(6, torch.Generator().manual_seed(0))
+    plans = policy(states)
+    assert plans.shape == (6, 12, 1)
+    assert plans.abs().max() <= task.max_action
+    assert torch.equal(plans, policy(states))
+    torch.testing.assert_close(policy(states[2:3])[0], plans[2], rtol=0, atol=1e-3)
+    driven = drive(policy, plant, states, 20)
+    idle = drive(lambda state: torch.zeros(*state.shape[:-1], 1, 1), plant, states, 20)
+    assert running_cost(task, driven) < 0.9 * running_cost(task, idle)
+    assert torch.equal(driven.states[:, 1], plant(states, driven.actions[:, 0]))
+    first, planned = driven.pairs()
+    assert torch.equal(first[21], driven.states[1, 1])
+    assert torch.equal(planned[21], driven.plans[1, 1])
+
+
+@pytest.mark.parametrize("system", TASKS)
+def test_runs_of_a_batch_do_not_mix(system: str) -> None:
+    task = TASKS[system]
+    both = Controller.wrong(task, 0.2, [3, 4])
+    states = task.starts(5, torch.Generator().manual_seed(0))
+    plans = both.policy()(states.expand(2, *states.shape))
+    for i, seed in enumerate((3, 4)):
+        alone = Controller.wrong(task, 0.2, [seed])
+        assert torch.equal(alone.dynamics[0], both.dynamics[i])
+        torch.testing.assert_close(alone.policy()(states.unsqueeze(0))[0], plans[i], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("system", TASKS)
+def test_errors_ignore_what_no_data_could_tell(system: str) -> None:
+    task = TASKS[system]
+    controller = Controller.true(task)
+    assert all(error == 0 for error in parameter_errors(controller).values())
+    with torch.no_grad():
+        controller.weights += 1.0  # the scale of a cost changes no plan
+    assert parameter_errors(controller)["cost_error"] < 1e-6
+    wrong = parameter_errors(Controller.wrong(task, 0.2, range(5)))
+    assert (wrong["dynamics_error"] > 0.05).all()
+    assert torch.allclose(wrong["goal_error"], torch.tensor(0.1))
+    if system == "pendulum":  # lighter in proportion to length², on a planet of gravity in proportion to length
+        with torch.no_grad():
+            controller.dynamics += torch.tensor([0.3, -0.6, 0.3])
+        assert parameter_errors(controller)["dynamics_error"] < 1e-6
+        driven = demonstrate(task, True, 2, 4, 0)
+        assert residuals(controller.system(), driven).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("system", TASKS)
+def test_likelihood_finds_the_truth_in_its_class_and_not_outside(system: str) -> None:
+    config = imitation.Config(**{**TINY, "system": system, "num_demonstrations": [5], "num_steps": 10})
+    matched, mismatched = imitation.Study(config, "matched"), imitation.Study(config, "mismatched")
+    errors = {}
+    for study in (matched, mismatched):
+        controller = study.initial("likelihood")
+        study.fit(controller)
+        errors[study] = parameter_errors(controller)["dynamics_error"]
+    assert (errors[matched] < 0.01).all()
+    assert (errors[mismatched] > 0.05).all()
+
+
+def test_the_gradient_through_the_planner_is_that_of_finite_differences() -> None:
+    task = TASKS["cartpole"]
+    states, plans = demonstrate(task, True, 2, 4, 0).pairs()
+    states, plans = states.double(), plans.double()
+
+    def loss(dynamics: torch.Tensor) -> torch.Tensor:
+        wrong = Controller.wrong(task, 0.1, [0])
+        controller = Controller(task, dynamics, wrong.weights[0].double(), wrong.goal[0].double())
+        del controller.dynamics  # a copy
+        controller.dynamics = dynamics
+        search = Search(32, 6, 4, dcem.LML(0.3), dcem.Unroll())
+        planned = controller.planner(search)(states, generator=torch.Generator().manual_seed(0)).actions
+        return ((planned - plans) / task.max_action).square().mean()
+
+    start = Controller.wrong(task, 0.1, [0]).dynamics[0].detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(loss, (start,), eps=1e-6, rtol=1e-4, atol=1e-8)
+
+
+def test_learning_brings_the_plans_to_the_experts(tmp_path: Path) -> None:
+    config = imitation.Config(
+        system="cartpole", num_demonstrations=[4], num_steps=10, num_seeds=1, num_updates=25, num_held_out=3,
+        closed_loop_steps=2, eval_every=25, num_samples=48, num_elites=8, lr=0.04,
+    )  # fmt: skip
+    study = imitation.Study(config, "matched")
+    with Run(tmp_path, {}, seed=0, quiet=True) as run:
+        imitation.train(study, "dynamics", run)
+        first, last = run.records()
+    assert last["imitation_loss_4_0"] < 0.3 * first["imitation_loss_4_0"]
+    assert last["dynamics_error_4_0"] < first["dynamics_error_4_0"]
+
+
+def test_everyone_is_judged_by_the_same_search() -> None:
+    assert EXPERT.num_samples >= 100
+    config = imitation.Config(gradient="implicit")
+    assert isinstance(imitation.search(config).gradient, dcem.Implicit)
+    assert isinstance(imitation.search(config).selection, dcem.HardTopK)
+    assert isinstance(imitation.search(imitation.Config()).selection, dcem.LML)
