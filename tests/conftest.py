@@ -1,7 +1,17 @@
 """What all tests share."""
 
+import contextlib
+import sys
+
 import pytest
 import torch
+
+# dm_control logs by absl, whose handler closes its stream when Hydra sets up logging, unless that is the process's own:
+# pytest's capture would be closed, and every test after it fail.
+with contextlib.suppress(ImportError):
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
