@@ -116,6 +116,11 @@ def trained_search(config: Config) -> Search:
     )
 
 
+def trajectories_an_update(config: Config) -> int:
+    """Evaluated for all the initial states of an update."""
+    return config.batch_size * trained_search(config).num_trajectories
+
+
 def solver(search: Search) -> dcem.CEM:
     """The cross-entropy method of a search."""
     selection = dcem.LML(search.temperature) if search.temperature > 0 else dcem.HardTopK()
@@ -213,4 +218,5 @@ def draw(config: Config, run: Run, expert: float) -> None:
 
     records = run.records()
     of = {f"{name} selection": [[(r["step"], r[f"cost_{name}"]) for r in records]] for name in SELECTIONS}
-    run.figure("convergence", convergence({f"latent {config.latent}, τ = {config.temperature:g}": of}, expert))
+    title = f"latent {config.latent}, τ = {config.temperature:g}"
+    run.figure("convergence", convergence({title: of}, expert, trajectories_an_update(config)))

@@ -26,8 +26,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), quantile * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
-def convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], expert: float, *, rows: int = 1) -> Figure:
-    """The validation cost over the updates: a panel a title, a line a label, mean and 95 % band over its runs."""
+def convergence(
+    panels: Mapping[str, Mapping[str, Sequence[Curve]]], expert: float, trajectories: int, *, rows: int = 1
+) -> Figure:
+    """The validation cost over the updates, of so many trajectories each: a panel a title, a line a label, mean and
+    95 % band over its runs.
+    """
     columns = math.ceil(len(panels) / rows)
     figure = Figure(figsize=(3.6 * columns + 1.2, 2.9 * rows + 0.9), layout="constrained", dpi=150)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -37,19 +41,23 @@ def convergence(panels: Mapping[str, Mapping[str, Sequence[Curve]]], expert: flo
             stats = [interval([dict(run)[step] for run in runs]) for step in steps]
             mean, half = (np.array(column) for column in zip(*stats, strict=True))
             colour = COLOURS[i % len(COLOURS)]
+            if len(runs) > 1:
+                label = f"{label} ({len(runs)} seeds, 95 % band)"
             axis.plot(steps, mean, color=colour, linestyle=STYLES[i % len(STYLES)], label=label)
             if len(runs) > 1:
-                axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
+                axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.1, linewidth=0)
+                for edge in (mean - half, mean + half):
+                    axis.plot(steps, edge, color=colour, linestyle=STYLES[i % len(STYLES)], linewidth=0.5, alpha=0.8)
         axis.axhline(expert, color="black", linewidth=1, linestyle="-.", label="expert: CEM over the forces")
         axis.set(title=title)
         axis.grid(alpha=0.3)
     lowest = min(cost for lines in panels.values() for runs in lines.values() for run in runs for _, cost in run)
     axes[0, 0].set_ylim(min(lowest, expert) - 0.6, 0.5)
     for axis in axes[-1]:
-        axis.set_xlabel("update")
+        axis.set_xlabel(f"update of {trajectories} trajectories")
     figure.supylabel("mean cost of the validation states", fontsize="medium")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=4 if columns > 1 else 1, fontsize="small")
+    figure.legend(handles, names, loc="outside upper center", ncols=2 if columns > 1 else 1, fontsize="small")
     return figure
 
 
@@ -71,7 +79,7 @@ def landscapes(panels: Sequence[Landscape]) -> Figure:
     """Cost surfaces with the iterates of a search on them."""
     from matplotlib.patches import Ellipse
 
-    figure = Figure(figsize=(3.4 * len(panels), 4.1), layout="constrained", dpi=150)
+    figure = Figure(figsize=(3.4 * len(panels), 4.1), layout="constrained", dpi=100)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         grid = panel.grid.numpy()
@@ -99,7 +107,7 @@ def samples(
     rows: Mapping[str, Sequence[tuple[Tensor, Tensor]]], iterations: Sequence[int], ylabel: str, dt: float
 ) -> Figure:
     """Candidates of searches at some iterations: a row a search, of `(curves (n, H), best (H,))` an iteration."""
-    figure = Figure(figsize=(3.1 * len(iterations), 2.5 * len(rows) + 0.5), layout="constrained", dpi=150)
+    figure = Figure(figsize=(3.1 * len(iterations), 2.5 * len(rows) + 0.5), layout="constrained", dpi=90)
     axes = figure.subplots(len(rows), len(iterations), sharex=True, sharey=True, squeeze=False)
     for of_row, (label, columns) in zip(axes, rows.items(), strict=True):
         for axis, t, (curves, best) in zip(of_row, iterations, columns, strict=True):

@@ -24,7 +24,7 @@ from dcem.embedding import MLPDecoder
 from dcem.experiments import ConfigError, cartpole_embed, cartpole_embed_figures
 from dcem.experiments.cartpole_embed import EXPERT, HORIZON, SELECTIONS, SYSTEM, Search, embedded, full, plan
 from dcem.experiments.cartpole_embed_figures import Landscape, interval
-from dcem.experiments.run import CHECKPOINT, Run
+from dcem.experiments.run import CHECKPOINT, SUMMARY, Run
 from dcem.experiments.training import require
 
 GROUPS: dict[str, dict[str, Any]] = {}
@@ -90,10 +90,13 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the tables; returns what is in them."""
     groups: dict[tuple[float | str, ...], list[Trained]] = {}
     for path in sorted(Path(config.runs).rglob(CHECKPOINT)):
+        if not (path.parent / SUMMARY).exists():
+            run.say(f"{path.parent} is not finished: left out")
+            continue
         trained = load(path.parent)
         groups.setdefault(_order(trained.config), []).append(trained)
     if not groups:
-        raise ConfigError(f"runs: expected run folders with a {CHECKPOINT}, got none in {config.runs}")
+        raise ConfigError(f"runs: expected folders of finished runs, got none in {config.runs}")
     ordered = [groups[key] for key in sorted(groups)]
     states, test = cartpole_embed.validation_states(), cartpole_embed.validation_states(config.num_test, TEST_SEED)
     expert = mean_cost(full(EXPERT), states)
@@ -238,15 +241,17 @@ def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, stat
             ]
             title = f"latent {config.latent}, {name} selection"
             panels.setdefault(title, {})[f"trained with τ = {config.temperature:g}"] = curves
-    run.figure("convergence", cartpole_embed_figures.convergence(panels, expert, rows=len(SELECTIONS)))
+    trajectories = cartpole_embed.trajectories_an_update(grid[0][0].config)
+    figure = cartpole_embed_figures.convergence(panels, expert, trajectories, rows=len(SELECTIONS))
+    run.figure("convergence", figure)
     flat = [trained for group in groups for trained in group if trained.config.latent == 2]
     if flat:
         of = min(flat, key=final_cost)
         run.figure("latent-space", cartpole_embed_figures.landscapes([landscape(of, x) for x in states[:4]]))
     hanging = states[states[:, 2].argmin()]
     searches = {
-        "CEM over the forces": full(EXPERT),
-        f"over the latent ({best.config.latent})": embedded(best.decoder, SEARCHES[0]),
+        "CEM over 20 forces": full(EXPERT),
+        f"CEM over {best.config.latent} latents": embedded(best.decoder, SEARCHES[0]),
     }
     plans = {label: plan(controller, hanging, record=True) for label, controller in searches.items()}
     decoders = {label: controller.decoder for label, controller in searches.items()}
@@ -255,7 +260,7 @@ def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, stat
         decoder, forces, poles = decoders[label], [], []
         for t in ITERATIONS_SHOWN:
             iteration = made.solution.history[t]
-            chosen = iteration.samples[:40], iteration.samples[iteration.values.argmin()].unsqueeze(0)
+            chosen = iteration.samples[:25], iteration.samples[iteration.values.argmin()].unsqueeze(0)
             actions = torch.cat(chosen).detach()
             with torch.no_grad():
                 actions = actions if decoder is None else decoder(actions)
@@ -263,9 +268,8 @@ def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, stat
             forces.append((actions[:-1, :, 0], actions[-1, :, 0]))
             poles.append((path[:-1, :, 2], path[-1, :, 2]))
         of_forces[label], of_pole[label] = forces, poles
-    figure = cartpole_embed_figures.samples
-    run.figure("samples-forces", figure(of_forces, ITERATIONS_SHOWN, "force (N)", SYSTEM.dt))
-    run.figure("samples-pole", figure(of_pole, ITERATIONS_SHOWN, "height of the pole, cos θ", SYSTEM.dt))
+    for name, shown, label in (("forces", of_forces, "force (N)"), ("pole", of_pole, "height of the pole, cos θ")):
+        run.figure(f"samples-{name}", cartpole_embed_figures.samples(shown, ITERATIONS_SHOWN, label, SYSTEM.dt))
 
 
 def follow(state: Tensor, actions: Tensor) -> Tensor:
