@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import dcem
 from dcem.experiments import imitation_figures
 from dcem.experiments.imitation_tasks import (
+    HORIZON,
     TASKS,
     Controller,
     Demonstrations,
@@ -72,6 +73,8 @@ class Config:
     lr: float = 0.02
     cutoff: float = 1.0
     """Plans that differ by much more than this (in units of the action's bound) count as of another branch."""
+    matched_steps: int = 1
+    """How much of the plans is compared: 1 is the action that is applied, 12 the whole."""
     gradient: str = "truncate"
     """How the learner's plans are differentiated: unroll, truncate (the last three iterations), implicit."""
     num_samples: int = 96
@@ -110,6 +113,7 @@ def check(config: Config) -> None:
     for key in ("lr", "cutoff", "temperature"):
         require(getattr(config, key) > 0, key, "a positive number", getattr(config, key))
     require(1 <= config.num_elites <= config.num_samples, "num_elites", "1 to num_samples", config.num_elites)
+    require(1 <= config.matched_steps <= HORIZON, "matched_steps", f"1 to {HORIZON}", config.matched_steps)
     require(config.gradient in GRADIENTS, "gradient", f"one of {', '.join(GRADIENTS)}", config.gradient)
     require(config.device == "cpu", "device", "cpu", config.device)
 
@@ -280,7 +284,7 @@ def train(study: Study, method: str, run: Run) -> dict[str, list[float]]:
     for step in run.steps(config.num_updates, config.eval_every, method):
         states, plans = study.batch(generator, config.batch_size)
         planned = controller.planner(plan_with)(states, generator=generator).actions
-        error = ((planned - plans) / study.task.max_action).square().mean((-2, -1))
+        error = ((planned - plans) / study.task.max_action)[..., : config.matched_steps, :].square().mean((-2, -1))
         # Where the plan is on another branch (it swings the other way) the derivative of the plan knows no way back.
         loss = (error / (1 + error / config.cutoff**2)).mean(-1).sum()  # runs share no parameter
         optimizer.zero_grad()
