@@ -120,7 +120,7 @@ def check(config: Config) -> None:
 
 def search(config: Config) -> Search:
     """The learner's search. What is differentiated implicitly may be hard, what is unrolled has to be soft."""
-    modes = {"implicit": dcem.Implicit(tolerance=0.5), "unroll": dcem.Unroll(), "truncate": dcem.Truncate(3)}
+    modes = {"implicit": dcem.Implicit(), "unroll": dcem.Unroll(), "truncate": dcem.Truncate(3)}
     selection = dcem.HardTopK() if config.gradient == "implicit" else dcem.LML(config.temperature)
     return Search(config.num_samples, config.num_elites, config.num_iterations, selection, modes[config.gradient])
 

@@ -65,21 +65,22 @@ def figures(metrics: Metrics, records: Mapping[str, Any], labels: Mapping[str, s
         most = max(config.num_demonstrations)
         loss = {labels[m]: seeds(lines, "imitation_loss", most, config) for m, lines in trained.items()}
         drawn[f"loss-{plant}"] = plotting.loss_curves(loss, "value", "imitation loss on held-out states")
+        if plant == "mismatched":  # where no parameters are the true ones
+            continue
         errors = {}
         for m, lines in trained.items():
             if m != "cost":
                 errors[f"dynamics, {m} learned"] = seeds(lines, "dynamics_error", most, config)
             if m != "dynamics":
                 errors[f"cost weights, {m} learned"] = seeds(lines, "cost_error", most, config)
-        errors = {key.replace("fine-tune learned", "after likelihood"): value for key, value in errors.items()}
-        drawn[f"parameters-{plant}"] = plotting.loss_curves(errors, "value", "relative error of the parameters (rms)")
+        drawn["parameters"] = plotting.loss_curves(errors, "value", "relative error of the parameters (rms)")
     return drawn
 
 
 def seeds(lines: list[dict[str, Any]], key: str, num: int, config: Any) -> list[list[dict[str, Any]]]:
-    """The records of a number of demonstrations, a list a seed; a value of exactly 0 has no logarithm."""
+    """The records of a number of demonstrations, a list a seed."""
     names = [f"{key}_{num}_{seed}" for seed in range(config.seed, config.seed + config.num_seeds)]
-    return [[{"step": line["step"], "value": max(line[name], 1e-6)} for line in lines] for name in names]
+    return [[{"step": line["step"], "value": line[name]} for line in lines] for name in names]
 
 
 def closed_loop(metrics: Metrics, labels: Mapping[str, str], config: Any) -> Figure:
