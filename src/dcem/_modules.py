@@ -16,6 +16,7 @@ def hold_solver(module: nn.Module, solver: Any) -> None:
     """Register the solver's parameters, tensors and modules with ``module``, as ``solver_<name>``."""
     if not isinstance(solver, Solver):
         raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
+    module.__dict__["_held_solver"] = solver
     for name, value in vars(solver).items():
         if isinstance(value, nn.Parameter):
             module.register_parameter(f"solver_{name}", value)
@@ -26,13 +27,18 @@ def hold_solver(module: nn.Module, solver: Any) -> None:
 
 
 def held_solver(module: nn.Module, solver: Solver) -> Solver:
-    """The solver with what ``module`` holds of it now: moved, loaded, or put there by ``functional_call``."""
+    """The solver with what ``module`` holds of it now: moved, loaded, or put there by ``functional_call``.
+
+    A solver that was put in the place of the one held is used as it is.
+    """
+    if solver is not module.__dict__["_held_solver"]:
+        return solver
     changed = {
         name: now
         for name, value in vars(solver).items()
         if isinstance(value, (Tensor, nn.Module)) and (now := getattr(module, f"solver_{name}")) is not value
     }
-    return dataclasses.replace(solver, **changed) if changed else solver  # type: ignore[type-var]
+    return dataclasses.replace(solver, **changed) if changed else solver
 
 
 def hold_start(module: nn.Module, name: str, value: float | Tensor | None, shape: tuple[int, ...], what: str) -> None:

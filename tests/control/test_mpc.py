@@ -1,5 +1,6 @@
 """Controllers: plans against closed forms, gradients against finite differences, and what goes wrong."""
 
+import copy
 import dataclasses
 import math
 
@@ -554,3 +555,14 @@ def test_cvar_takes_a_fraction(fraction):
 def test_rollout_names_actions_of_another_batch():
     with pytest.raises(ValueError, match=r"actions: expected \(\*batch, H, \*a\) with the state's batch \(3,\)"):
         rollout(double_integrator, states(3), torch.zeros(2, 5, 1))
+
+
+def test_a_solver_put_in_the_place_of_another_is_used():
+    mpc = controller(solver=dcem.CEM(64, 8, dcem.LML(1.0)))
+    mpc.solver = dcem.CEM(64, 8, HARD)
+    expected = controller(solver=dcem.CEM(64, 8, HARD))
+    assert torch.equal(mpc(states(2), generator=seeded()).actions, expected(states(2), generator=seeded()).actions)
+    copied = copy.deepcopy(controller(solver=dcem.CEM(64, 8, init_std=torch.tensor(0.5))))
+    copied.solver_init_std.fill_(2.0)
+    wide = controller(solver=dcem.CEM(64, 8, init_std=2.0))
+    assert torch.equal(copied(states(2), generator=seeded()).actions, wide(states(2), generator=seeded()).actions)

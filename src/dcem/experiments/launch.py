@@ -108,6 +108,8 @@ def _resume(arguments: list[str]) -> tuple[list[str], bool]:
     recorded = folder / ".hydra" / "overrides.yaml"
     if not recorded.exists() or not (folder / CONFIG).exists():
         raise BadCommand(f"resume: expected the folder of a run, with its {CONFIG}; got {folder}")
+    if folder.is_relative_to(Path.cwd()):  # the command is recorded: it shall mean something elsewhere too
+        folder = folder.relative_to(Path.cwd())
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*map(str, OmegaConf.load(recorded)), f"hydra.run.dir='{quoted}'"], True
 
