@@ -36,6 +36,7 @@ def minimize(
     bounds: BoundsLike | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | NoiseSource | None = None,
+    proposals: Tensor | None = None,
     callback: Callable[[Iteration], object] | None = None,
     record: bool = False,
 ) -> Solution:
@@ -57,6 +58,9 @@ def minimize(
         generator: source of randomness, so that a solve can be replayed.
         noise: instead of drawing: standard normal draws ``(T, *batch, N, *event)``; or a source of them such as
             :class:`dcem.ColoredNoise`.
+        proposals: candidates from outside, ``(*batch, M, *event)``, that are evaluated and selected among in every
+            iteration, beside the ``N`` samples: the guesses of a policy, or known good answers. Inside the bounds they
+            are clipped like samples; one that is not finite counts as the initial mean.
         callback: called after each iteration with its :class:`dcem.Iteration`; return True to stop.
         record: keep every :class:`dcem.Iteration` in ``solution.history``.
 
@@ -88,7 +92,7 @@ def minimize(
         with torch.autocast(device, enabled=False):
             return minimize(
                 objective, init, solver, num_iterations=num_iterations, gradient=gradient, event_dims=event_dims,
-                bounds=bounds, generator=generator, noise=noise, callback=callback, record=record,
+                bounds=bounds, generator=generator, noise=noise, proposals=proposals, callback=callback, record=record,
             )  # fmt: skip
     event_dims, event_shape, batch_shape = (
         distribution.event_dims,
@@ -103,6 +107,8 @@ def minimize(
     if box is not None:
         distribution = distribution.clip(box)
     state = solver.init(distribution)
+    if proposals is not None:
+        state = _with_proposals(state, proposals, solver)
     if (
         torch.is_grad_enabled()
         and not gradient.keeps_init(num_iterations)
@@ -183,6 +189,28 @@ def _best_of(seen: _Seen, sample_dim: int) -> _Seen:
     index = index.reshape(index.shape + (1,) * (-1 - sample_dim))
     sample = torch.take_along_dim(torch.cat(seen.samples, sample_dim), index, sample_dim)
     return _Seen((sample,), (lowest,), 0)
+
+
+def _with_proposals(state: Any, proposals: object, solver: Solver) -> Any:
+    """The first state with the candidates that take part in every iteration."""
+    if not isinstance(solver, SamplingSolver):
+        raise ValueError(f"proposals: expected None for a solver that selects among no samples, {solver}")
+    if not isinstance(proposals, Tensor) or not proposals.is_floating_point():
+        came = proposals.dtype if isinstance(proposals, Tensor) else type(proposals).__name__
+        raise TypeError(f"proposals: expected a floating-point Tensor (*batch, M, *event) or None, got {came}")
+    distribution = state.distribution
+    mean = distribution.mean.unsqueeze(distribution.sample_dim)
+    dim = proposals.dim() + distribution.sample_dim
+    shape = tuple(proposals.shape)
+    if dim < 0 or (*shape[:dim], 1, *shape[dim + 1 :]) != tuple(mean.shape):
+        raise ValueError(
+            f"proposals: expected shape (*batch, M, *event) with batch {tuple(distribution.batch_shape)} and event "
+            f"{tuple(distribution.event_shape)}, got {shape}"
+        )
+    given = proposals.to(mean)
+    finite = given.isfinite().flatten(dim + 1).all(-1) if distribution.event_dims else given.isfinite()
+    finite = finite.reshape(finite.shape + (1,) * distribution.event_dims)
+    return state._replace(proposals=torch.where(finite, given, mean))
 
 
 def _asks_for_gradient(solver: Solver) -> bool:

@@ -34,9 +34,11 @@ class MPC(nn.Module):
     Args:
         dynamics: ``f(state, action) -> next_state`` on any leading axes, deterministic or stochastic; state may be a
             tree of tensors. Called with states ``(*batch, N, *s)`` and actions ``(*batch, N, *a)``. One with a method
-            ``rollout(state, actions) -> states`` is asked for whole sequences (see :func:`dcem.control.rollout`).
+            ``rollout(state, actions) -> states`` is asked for whole sequences (see :func:`dcem.control.rollout`). One
+            with a keyword ``t`` is told the step of the plan, ``0 ... H - 1``.
         cost: ``C(state, action) -> (...,)`` on any leading axes; called for all times at once, with time as the first
-            axis: ``(H, *batch, N, *s)``.
+            axis: ``(H, *batch, N, *s)``. One with a keyword ``t`` is given the steps of the plan, ``(H,)``: a
+            reference can be tracked without a clock in the state.
         horizon: ``H``, at least 1.
         action_shape: ``a``; an int is ``(int,)``.
         bounds: ``(low, high)`` of the actions, each None, a number, or a tensor that broadcasts to ``(horizon, *a)``.
@@ -48,6 +50,14 @@ class MPC(nn.Module):
         latent_shape: shape of ``z``; the decoder's own ``latent_shape`` by default.
         latent_bounds: bounds of ``z``.
         terminal_cost: ``(state) -> (...,)``, of the last state.
+        discount: ``γ`` in ``(0, 1]``: what step ``t`` costs, and violates, counts ``γ^t``, the terminal cost ``γ^H``.
+        continues: ``p(state) -> (...,)`` in ``[0, 1]``, the probability that the episode goes on in a state that has
+            been reached: step ``t`` then counts ``Π_{s=1..t} p(x_s)`` as well, and what comes after the end costs
+            nothing. The state that the plan starts from is taken to be alive. The action rate is charged in full.
+        proposals: ``(state, horizon, num) -> (*batch, num, horizon, *a)``: action sequences from outside, of a policy
+            or a library of motions, that take part in every selection beside the samples. They are constants: no
+            gradient flows into them. With a decoder, its ``encode`` turns them into latents.
+        num_proposals: how many of them to ask for.
         action_rate_cost: weight of ``Σ_t |u_t - u_{t-1}|²``, a number or a tensor that broadcasts to ``a``; the action
             before the first is that of the warm start's plan, if there is one.
         constraint: ``g(state) -> (...,)`` or ``(..., m)``, of which every entry should be at most 0 in the states
@@ -96,7 +106,7 @@ class MPC(nn.Module):
     def __init__(
         self,
         dynamics: Dynamics,
-        cost: Callable[[Any, Tensor], Tensor],
+        cost: Callable[..., Tensor],
         horizon: int,
         action_shape: int | Sequence[int],
         bounds: BoundsLike | None = None,
@@ -108,6 +118,10 @@ class MPC(nn.Module):
         latent_shape: int | Sequence[int] | None = None,
         latent_bounds: BoundsLike | None = None,
         terminal_cost: Callable[[Any], Tensor] | None = None,
+        discount: float = 1.0,
+        continues: Callable[[Any], Tensor] | None = None,
+        proposals: Callable[[Any, int, int], Tensor] | None = None,
+        num_proposals: int = 16,
         action_rate_cost: float | Tensor = 0.0,
         constraint: Callable[[Any], Tensor] | None = None,
         constraint_weight: float = 1000.0,
@@ -124,21 +138,30 @@ class MPC(nn.Module):
         callables: dict[str, Any] = {"dynamics": dynamics, "cost": cost}
         optional: dict[str, Any] = {
             "decoder": decoder, "terminal_cost": terminal_cost, "constraint": constraint, "risk": risk, "noise": noise,
+            "continues": continues, "proposals": proposals,
         }  # fmt: skip
         callables |= {name: fn for name, fn in optional.items() if fn is not None}
         for name, fn in callables.items():
             if not callable(fn):
                 raise TypeError(f"{name}: expected a callable, got {fn!r}")
-        counts = {"horizon": horizon, "num_iterations": num_iterations, "num_particles": num_particles}
+        counts = {
+            "horizon": horizon, "num_iterations": num_iterations, "num_particles": num_particles,
+            "num_proposals": num_proposals,
+        }  # fmt: skip
         for name, count in counts.items():
             check_count(name, count)
         if chunk_size is not None:
             check_count("chunk_size", chunk_size)
         check_number("constraint_weight", constraint_weight)
+        check_number("discount", discount)
+        if not 0 < discount <= 1:
+            raise ValueError(f"discount: expected a number in (0, 1], got {discount}")
         if answer not in ANSWERS:
             raise ValueError(f"answer: expected one of {', '.join(ANSWERS)}, got {answer!r}")
         self.dynamics, self.cost, self.decoder = dynamics, cost, decoder
         self.terminal_cost, self.constraint, self.constraint_weight = terminal_cost, constraint, constraint_weight
+        self.discount, self.continues = discount, continues
+        self.proposals, self.num_proposals = proposals, num_proposals
         self.risk = Mean() if risk is None else risk
         self.horizon, self.action_shape = horizon, as_shape("action_shape", action_shape)
         self.bounds, self.latent_bounds = bounds, latent_bounds
@@ -168,6 +191,7 @@ class MPC(nn.Module):
         gradient: GradientMode | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        proposals: Tensor | None = None,
         record: bool = False,
     ) -> Plan:
         """Plan from ``state``.
@@ -181,6 +205,7 @@ class MPC(nn.Module):
             gradient: likewise.
             generator: source of randomness, so that a plan can be replayed.
             noise: instead of drawing, ``(T, *batch, N, horizon, *a)`` (``*latent`` with a decoder).
+            proposals: instead of asking the module's ``proposals``: action sequences ``(*batch, M, horizon, *a)``.
             record: keep every iteration in ``plan.solution.history``.
         """
         batch = batch_of(state, self.state_dims)
@@ -205,6 +230,7 @@ class MPC(nn.Module):
             bounds=self.bounds if self.decoder is None else self.latent_bounds,
             generator=generator,
             noise=self.noise if noise is None else noise,
+            proposals=self._proposed(state, proposals, batch),
             record=record or self.answer != "mean",
         )
         actions = self._actions(self._chosen(solution, len(batch)).unsqueeze(len(batch)), box)
@@ -231,6 +257,8 @@ class MPC(nn.Module):
             self.dynamics,
             self.cost,
             self.terminal_cost,
+            self.discount,
+            self.continues,
             self.action_rate_cost if self._charges_rate else None,
             self.constraint,
             self.constraint_weight,
@@ -252,6 +280,30 @@ class MPC(nn.Module):
                 f"got {came}"
             )
         return actions if box is None else box.clip(actions)
+
+    def _proposed(self, state: Any, given: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
+        """The candidates from outside, ``(*batch, M, *latent)``, as constants."""
+        if given is None and self.proposals is None:
+            return None
+        with torch.no_grad():
+            actions: Any = given
+            if actions is None:
+                assert self.proposals is not None
+                actions = self.proposals(state, self.horizon, self.num_proposals)
+            expected = (*batch, "M" if given is not None else self.num_proposals, *self._actions_shape)
+            shape = tuple(actions.shape) if isinstance(actions, Tensor) else ()
+            if len(shape) != len(expected) or any(w not in ("M", g) for w, g in zip(expected, shape, strict=True)):
+                came = shape if isinstance(actions, Tensor) else type(actions).__name__
+                raise ValueError(
+                    f"proposals: expected actions (*batch, num, horizon, *a) = ({', '.join(map(str, expected))}), "
+                    f"got {came}"
+                )
+            if self.decoder is not None:
+                encode = getattr(self.decoder, "encode", None)
+                if encode is None:
+                    raise ValueError(f"proposals: expected a decoder with a method encode, got {self.decoder!r}")
+                actions = encode(actions)
+        return actions.detach()
 
     def _chosen(self, solution: Solution, sample_dim: int) -> Tensor:
         """The answer: ``(*batch, *latent)``; the mean where no candidate was finite."""

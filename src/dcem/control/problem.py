@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dcem._tree import map_tensors
-from dcem.control.rollout import Dynamics, Path, follow
+from dcem.control.rollout import Dynamics, Path, follow, knows_time
 
 
 class Outcome(NamedTuple):
@@ -26,11 +26,15 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Total cost ``Σ_t C(x_t, u_t) + C_T(x_H) + ...`` of action sequences; the fields are :class:`MPC`'s arguments."""
+    """Total cost ``Σ_t γ^t Π_{s<=t} p(x_s) C(x_t, u_t) + γ^H Π_{s<=H} p(x_s) C_T(x_H) + ...`` of action sequences;
+    the fields are :class:`MPC`'s arguments.
+    """
 
     dynamics: Dynamics
-    cost: Callable[[Any, Tensor], Tensor]
+    cost: Callable[..., Tensor]
     terminal_cost: Callable[[Any], Tensor] | None
+    discount: float
+    continues: Callable[[Any], Tensor] | None
     action_rate_cost: Tensor | None
     constraint: Callable[[Any], Tensor] | None
     constraint_weight: float
@@ -78,12 +82,18 @@ class Problem:
         steps = followed if needs_last else followed[:-1]
         path = follow(self.dynamics, map_tensors(spread, state), steps, len(particles) + len(lead))
         shape = (*particles, *lead)
-        total = _shaped("cost", self.cost(path.between(0, horizon), followed), (horizon, *shape)).sum(0)
+        time = {"t": torch.arange(horizon, device=controls.device)} if knows_time(self.cost) else {}
+        costs = _shaped("cost", self.cost(path.between(0, horizon), followed, **time), (horizon, *shape))
+        weights = self._weights(path, horizon, shape, costs, needs_last)
+        total = _charged(costs, None if weights is None else weights[:horizon]).sum(0)
         if self.terminal_cost is not None:
-            total = total + _shaped("terminal_cost", self.terminal_cost(path.last()), shape)
+            last = _shaped("terminal_cost", self.terminal_cost(path.last()), shape)
+            total = total + _charged(last, None if weights is None else weights[horizon])
         violation = total.new_zeros(lead)
         if self.constraint is not None:
             excess = self._excess(path.between(1, None), (horizon, *shape))  # (H, [P,] *batch, n, m)
+            if weights is not None:
+                excess = _charged(excess, weights[1:].unsqueeze(-1))
             total = total + self.constraint_weight * excess.sum((0, -1))
             violation = excess.amax((0, 1, -1) if particles else (0, -1))
         if particles:
@@ -91,6 +101,21 @@ class Problem:
         if self.action_rate_cost is not None:
             total = total + self._rate(controls, previous)
         return Outcome(total, violation, path)
+
+    def _weights(
+        self, path: Path, horizon: int, shape: tuple[int, ...], like: Tensor, needs_last: bool
+    ) -> Tensor | None:
+        """``γ^t Π_{s<=t} p(x_s)``, how much step ``t`` counts: ``(H + 1, [P,] *batch, n)``, or ``H`` of them where
+        nothing asks for the last; None where all count fully.
+        """
+        if self.continues is None and self.discount == 1:
+            return None
+        num = horizon + needs_last
+        weights = like.new_tensor([self.discount**t for t in range(num)]).reshape(num, *(1,) * len(shape))
+        if self.continues is None or num == 1:
+            return weights.expand(num, *shape)
+        alive = _shaped("continues", self.continues(path.between(1, num)), (num - 1, *shape))
+        return weights * torch.cat([torch.ones_like(alive[:1]), alive.cumprod(0)])
 
     def _excess(self, states: Any, shape: tuple[int, ...]) -> Tensor:
         """``max(g, 0)``, with an axis for the constraints."""
@@ -111,6 +136,11 @@ class Problem:
             change = torch.cat([first, change])
         squares = self.action_rate_cost.to(change) * change.square()
         return (squares.flatten(squares.dim() - self.action_dims).sum(-1) if self.action_dims else squares).sum(0)
+
+
+def _charged(costs: Tensor, weights: Tensor | None) -> Tensor:
+    """Costs as far as they count: after the end of an episode nothing does, whatever it would cost."""
+    return costs if weights is None else torch.where(weights != 0, costs, 0.0) * weights
 
 
 def _shaped(name: str, values: Any, expected: tuple[int, ...]) -> Tensor:

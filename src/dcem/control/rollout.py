@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcem._tree import leaves, map_tensors
 
-Dynamics = Callable[[Any, Tensor], Any]
+Dynamics = Callable[..., Any]
 
 
 def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any = 1, action_dims: int = 1) -> Any:
@@ -20,6 +21,7 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
     Args:
         dynamics: ``f(state, action) -> next_state``; a callable or module. One with a method
             ``rollout(state, actions) -> states`` is asked for the whole sequence at once (as a simulator likes it).
+            One with a keyword ``t`` is told the number of the step, from 0.
         state: ``x_0``, a tensor ``(*batch, *s)`` or a tree (dicts, tuples, dataclasses) of such tensors.
         actions: ``(*batch, H, *a)``, the batch of the states.
         state_dims: how many trailing axes of ``state`` are one state: an int, or a tree like ``state`` of ints.
@@ -77,10 +79,25 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
     if whole is not None:
         states = whole(state, actions.movedim(0, batch_dims))
         return Path(piece=map_tensors(lambda leaf: leaf.movedim(batch_dims, 0), states))
+    timed = knows_time(dynamics)
     states = [state]
-    for action in actions.unbind(0):
-        states.append(_checked(dynamics(states[-1], action), state))
+    for t, action in enumerate(actions.unbind(0)):
+        after = dynamics(states[-1], action, t=t) if timed else dynamics(states[-1], action)
+        states.append(_checked(after, state))
     return Path(states)
+
+
+def knows_time(fn: Callable[..., Any]) -> bool:
+    """Whether a model's function takes, beside state and action, a keyword ``t``, the step of the plan."""
+    fn = fn.forward if isinstance(fn, nn.Module) else fn
+    code = getattr(getattr(fn, "__func__", fn), "__code__", None)
+    if code is not None and not hasattr(fn, "__wrapped__"):  # a plain function says it at once
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        return "t" in names[3 if hasattr(fn, "__func__") else 2 :]
+    try:
+        return "t" in list(inspect.signature(fn).parameters)[2:]
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
 
 
 def _stack(parts: tuple[Tensor, ...], dim: int) -> Tensor:

@@ -75,11 +75,13 @@ class SamplingState(NamedTuple):
         distribution: the current ``g_φ``.
         iteration: how many iterations have been made.
         elites: candidates kept for the next iteration, ``(*batch, M, *event)``, or None.
+        proposals: candidates from outside that take part in every iteration, ``(*batch, M, *event)``, or None.
     """
 
     distribution: Distribution
     iteration: int
     elites: Tensor | None
+    proposals: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,14 @@ class SamplingSolver(Solver):
         return SamplingState(distribution, 0, None)
 
     def step(self, objective: Objective, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
-        samples = clip(self.sample(state, noise))
+        samples = self.sample(state, noise)
+        if state.proposals is not None:
+            samples = torch.cat([samples, state.proposals], state.distribution.sample_dim)
+        samples = clip(samples)
         values = objective(samples)
         distribution, weights, valid = self.refit(state.distribution, samples, values)
-        return Step(self.advance(state, distribution, samples, values), samples, values, weights, valid)
+        after = self.advance(state, distribution, samples, values)._replace(proposals=state.proposals)
+        return Step(after, samples, values, weights, valid)
 
     def sample(self, state: SamplingState, noise: Tensor) -> Tensor:
         """Candidates ``X_i ~ g_φ``, ``(*batch, N, *event)``."""

@@ -1,0 +1,226 @@
+"""Proposals, discount, termination and time in a plan, against sums written out by hand."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import dcem
+from dcem.control import MPC, rollout
+
+SOLVERS = [dcem.CEM(20, 5), dcem.CEM(20, 5, dcem.HardTopK(), keep_elites=0.5), dcem.MPPI(20)]
+
+
+def test_a_proposal_far_from_every_sample_is_found():
+    far = torch.tensor([[[50.0, -50.0]], [[-40.0, 7.0]]])
+
+    def objective(x):
+        return (x - far).square().sum(-1)
+
+    for solver in SOLVERS:
+        solution = dcem.minimize(objective, torch.zeros(2, 2), solver, num_iterations=2, proposals=far)
+        assert torch.equal(solution.best_x, far.squeeze(1))
+        without = dcem.minimize(objective, torch.zeros(2, 2), solver, num_iterations=2)
+        assert (solution.best_value < without.best_value).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_proposals_are_weighed_like_samples(solver):
+    noise = torch.randn(3, 20, 2, generator=torch.Generator().manual_seed(0))
+    proposals = torch.tensor([[0.3, 0.1], [9.0, 9.0]])
+
+    def objective(x):
+        return (x - 0.2).square().sum(-1)
+
+    given = dcem.minimize(
+        objective, torch.zeros(2), solver, num_iterations=3, noise=noise, proposals=proposals, record=True
+    )
+    for iteration in given.history:
+        assert torch.equal(iteration.samples[-2:], proposals)
+        weights, _ = solver.weigh(iteration.values)
+        torch.testing.assert_close(iteration.weights, weights)
+    refit = solver.fit(dcem.Gaussian(torch.zeros(2), 1.0), given.history[0].samples, given.history[0].weights)
+    torch.testing.assert_close(given.history[0].distribution.mean, refit.mean)
+
+
+def test_proposals_keep_inside_the_bounds_and_failed_ones_count_as_the_mean():
+    proposals = torch.tensor([[float("nan"), 0.0], [9.0, -9.0]])
+    solution = dcem.minimize(
+        lambda x: -x.sum(-1), torch.zeros(2), dcem.CEM(10, 2), num_iterations=1, bounds=(-1.0, 1.0), proposals=proposals, record=True
+    )  # fmt: skip
+    assert torch.equal(solution.history[0].samples[-2:], torch.tensor([[0.0, 0.0], [1.0, -1.0]]))
+    assert solution.status == dcem.Status.OK
+
+
+@pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(1), dcem.Prune(1.0), dcem.Detach()])
+def test_the_gradient_passes_through_a_selection_among_proposals(mode):
+    target = torch.tensor([0.5, -0.5], dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(2, 12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    proposals = torch.tensor([[0.4, -0.4]], dtype=torch.float64)
+
+    def answer(target):
+        return dcem.minimize(
+            lambda x: (x - target).square().sum(-1), torch.zeros(2, dtype=torch.float64), dcem.CEM(12, 4),
+            num_iterations=2, noise=noise, proposals=proposals, gradient=mode,
+        ).x  # fmt: skip
+
+    if isinstance(mode, (dcem.Unroll, dcem.Checkpoint)):
+        assert torch.autograd.gradcheck(answer, target)
+    assert answer(target).requires_grad == (not isinstance(mode, dcem.Detach))
+
+
+@pytest.mark.parametrize(
+    ("proposals", "error"),
+    [
+        (torch.zeros(3), "got \\(3,\\)"),
+        (torch.zeros(1, 3), "got \\(1, 3\\)"),
+        (torch.zeros(2, 1, 2), "got \\(2, 1, 2\\)"),
+        (torch.zeros(1, 2, dtype=torch.long), "int64"),
+        ([[0.0, 0.0]], "list"),
+    ],
+)
+def test_proposals_of_the_wrong_kind_are_refused(proposals, error):
+    with pytest.raises((TypeError, ValueError), match=f"proposals: .*{error}"):
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), proposals=proposals)
+
+
+def test_a_solver_without_samples_takes_no_proposals():
+    with pytest.raises(ValueError, match="proposals: expected None"):
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), dcem.GradientDescent(), proposals=torch.zeros(1, 2))
+
+
+def test_mpc_finds_the_brute_force_plan_when_it_is_proposed():
+    """Eight steps of -1, 0, 1 that only one sequence of 3^8 brings to the goal at no cost; samples do not find it."""
+    grid = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 8).unsqueeze(-1)
+    secret = torch.tensor([1.0, -1, 1, 1, 0, -1, -1, 1])
+
+    def cost(x, u):
+        return (u.squeeze(-1) - secret.reshape(-1, *(1,) * (u.dim() - 2))).abs()
+
+    totals = (grid.squeeze(-1) - secret).abs().sum(-1)
+    best = grid[totals.argmin()]
+    mpc = MPC(
+        lambda x, u: x + u, cost, 8, 1, (-1.0, 1.0), dcem.CEM(32, 4, dcem.HardTopK()), num_iterations=2, answer="best",
+        proposals=lambda state, horizon, num: grid[:num].expand(*state.shape[:-1], num, horizon, 1), num_proposals=len(grid),
+    )  # fmt: skip
+    plan = mpc(torch.zeros(2, 1), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plan.actions, best.expand(2, 8, 1))
+    assert (mpc(torch.zeros(2, 1), proposals=torch.zeros(2, 1, 8, 1)).cost > 1).all()
+
+
+def test_the_proposals_of_a_decoder_are_encoded():
+    decoder = dcem.embedding.SplineDecoder(6, (6, 1))
+    wanted = torch.linspace(-0.9, 0.9, 6).reshape(6, 1)
+    mpc = MPC(
+        lambda x, u: x, lambda x, u: (u - wanted.reshape(6, *(1,) * (u.dim() - 2), 1)).square().sum(-1), 6, 1,
+        solver=dcem.CEM(8, 2, dcem.HardTopK()), decoder=decoder, num_iterations=1, answer="best",
+        proposals=lambda state, horizon, num: wanted.expand(*state.shape[:-1], num, 6, 1), num_proposals=1,
+    )  # fmt: skip
+    torch.testing.assert_close(mpc(torch.zeros(3, 1)).actions, wanted.expand(3, 6, 1), atol=1e-4, rtol=0)
+    mpc.decoder = nn.Identity()
+    with pytest.raises(ValueError, match="proposals: expected a decoder with a method encode"):
+        mpc(torch.zeros(3, 1))
+
+
+def alive(x):
+    return torch.sigmoid(3 - x.sum(-1))
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+@pytest.mark.parametrize("continues", [None, alive])
+def test_the_cost_of_a_plan_is_the_sum_written_out(num_particles, discount, continues):
+    def cost(x, u):
+        return x.square().sum(-1) + u.abs().sum(-1)
+
+    def terminal(x):
+        return 5 * x.sum(-1)
+
+    mpc = MPC(
+        lambda x, u: 1.2 * x + u, cost, 4, 1, terminal_cost=terminal, discount=discount, continues=continues,
+        constraint=lambda x: x.sum(-1) - 1, constraint_weight=2.0, num_particles=num_particles, num_iterations=1,
+    ).double()  # fmt: skip
+    plan = mpc(torch.ones(2, 1, dtype=torch.float64), generator=torch.Generator().manual_seed(0))
+    total, weight = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    x = torch.ones(2, 1, dtype=torch.float64)
+    for t in range(4):
+        u = plan.actions[:, t]
+        total = total + weight * cost(x, u)
+        x = 1.2 * x + u
+        weight = weight * discount * (1 if continues is None else alive(x))
+        total = total + weight * 2.0 * (x.sum(-1) - 1).clamp(min=0)
+    total = total + weight * terminal(x)
+    torch.testing.assert_close(plan.cost, total)
+
+
+def test_nothing_is_charged_after_the_end_whatever_it_would_cost():
+    def cost(x, u):
+        return torch.where(x.squeeze(-1) > 1.5, torch.inf, 1.0)
+
+    strength = torch.tensor(1.0, requires_grad=True)
+    ended = MPC(
+        lambda x, u: x + strength, cost, 5, 1, continues=lambda x: (x.squeeze(-1) < 1.5).double(), num_iterations=1,
+        terminal_cost=lambda x: torch.full_like(x.squeeze(-1), torch.nan),
+    )  # fmt: skip
+    plan = ended(torch.zeros(1))
+    assert plan.cost == 2.0
+    assert plan.status == dcem.Status.OK
+    (slope,) = torch.autograd.grad(plan.cost, strength, allow_unused=True)
+    assert slope is None or slope.isfinite()
+    assert MPC(lambda x, u: x + 1, cost, 1, 1, continues=lambda x: x.squeeze(-1) * 0)(torch.zeros(1)).cost == 1.0
+
+
+@pytest.mark.parametrize("discount", [0.0, -1.0, 1.5, float("nan")])
+def test_a_discount_outside_its_range_is_refused(discount):
+    with pytest.raises(ValueError, match="discount: expected a number in"):
+        MPC(lambda x, u: x, lambda x, u: u.sum(-1), 2, 1, discount=discount)
+
+
+def test_continues_of_the_wrong_shape_is_refused():
+    mpc = MPC(lambda x, u: x, lambda x, u: u.sum(-1), 3, 1, continues=lambda x: x)
+    with pytest.raises(ValueError, match="continues: expected values"):
+        mpc(torch.zeros(1))
+
+
+class Timed(nn.Module):
+    def forward(self, x, u, t):
+        return x + u * (t + 1)
+
+
+class TimedCallable:
+    def __call__(self, x, u, *, t):
+        return x + u * (t + 1)
+
+    def method(self, x, u, t=0):
+        return x + u * (t + 1)
+
+
+@pytest.mark.parametrize(
+    "dynamics",
+    [
+        Timed(),
+        TimedCallable(),
+        TimedCallable().method,
+        functools.partial(TimedCallable().method),
+        lambda x, u, t: x + u * (t + 1),
+    ],
+)
+def test_dynamics_may_know_the_time(dynamics):
+    states = rollout(dynamics, torch.zeros(1), torch.ones(4, 1))
+    torch.testing.assert_close(states.squeeze(-1), torch.tensor([0.0, 1, 3, 6, 10]))
+
+
+def test_a_second_argument_named_t_is_the_action():
+    assert rollout(lambda s, t: s + t, torch.zeros(1), torch.ones(3, 1))[-1] == 3
+
+
+def test_a_reference_is_tracked_without_a_clock_in_the_state():
+    reference = torch.tensor([0.0, 0.4, -0.2, 0.3, 0.1])
+
+    def cost(x, u, t):
+        return (x.squeeze(-1) - reference[t].reshape(-1, *(1,) * (x.dim() - 2))).square()
+
+    mpc = MPC(lambda x, u: x + u, cost, 5, 1, (-1.0, 1.0), dcem.CEM(400, 40, dcem.LML(0.1)), num_iterations=25)
+    plan = mpc(torch.zeros(2, 1), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plan.states[:, :5, 0], reference.expand(2, 5), atol=0.02, rtol=0)
