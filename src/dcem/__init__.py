@@ -66,12 +66,13 @@ __all__ = [
     "implicit",
     "lml",
     "minimize",
+    "world",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import applications where they are first used: a third of what importing this package would take."""
-    if name in ("control", "embedding", "energy"):
+    if name in ("control", "embedding", "energy", "world"):
         return import_module(f"dcem.{name}")
     if name == "embed":
         return import_module("dcem.embedding").embed

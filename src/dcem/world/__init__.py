@@ -1,0 +1,10 @@
+"""Learned models to plan through: what they have to offer, a recurrent state-space model, replay."""
+
+from dcem.world.base import Belief, WorldModel
+from dcem.world.sequences import Sequences
+
+__all__ = [
+    "Belief",
+    "Sequences",
+    "WorldModel",
+]

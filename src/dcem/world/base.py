@@ -1,0 +1,143 @@
+"""What a learned model has to offer so that a controller can plan through it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from dcem._check import check_count
+from dcem._tree import leaves
+from dcem.world.sequences import Sequences, check_finite, check_vectors, read_sequences
+
+Belief = Any
+"""What a model knows of the world now: a tensor or a tree of tensors, each ``(*batch, n)``."""
+
+
+class WorldModel(nn.Module, ABC):
+    """A model of an environment, learned from what was seen of it, to plan through.
+
+    It turns observations into a *belief*, and a belief and an action into the next belief and a cost. A belief is a
+    tensor or a tree of tensors, each ``(*batch, n)`` with any leading axes, so that it can be the state of a
+    controller: ``MPC(model.imagine, model.cost, horizon, action_size, ...)``.
+
+    A subclass defines :meth:`initial`, :meth:`observe`, :meth:`imagine`, :meth:`cost` and :meth:`loss`. It may define
+    more, each of which :class:`dcem.control.MPC` has a place for:
+
+    - ``terminal_cost(belief) -> (*batch,)``: what the time after the horizon costs.
+    - ``continues(belief) -> (*batch,)``: the probability that the episode goes on from here, in ``[0, 1]``.
+    - ``propose(belief, horizon, num) -> (*batch, num, horizon, action_size)``: sequences of actions worth trying.
+
+    Observations, actions and sequences come from outside: :meth:`check` and :meth:`read` say what is wrong with them.
+    Problems of a batch never influence each other. Draws come from torch's global generator, or from a keyword
+    ``generator`` where a method has one.
+
+    Args:
+        observation_size: how many numbers an observation has.
+        action_size: how many numbers an action has.
+
+    Raises:
+        TypeError: a size is not an int.
+        ValueError: a size is below 1.
+
+    Example:
+        >>> import torch
+        >>> class Point(WorldModel):  # a position, seen as it is and moved by the action; the gain is learned
+        ...     def __init__(self):
+        ...         super().__init__(1, 1)
+        ...         self.gain = nn.Parameter(torch.tensor(0.5))
+        ...
+        ...     def initial(self, batch_shape=()):
+        ...         return self.gain.new_zeros(*batch_shape, 1)
+        ...
+        ...     def observe(self, belief, action, observation):
+        ...         self.check(belief, action, observation)
+        ...         return observation
+        ...
+        ...     def imagine(self, belief, action):
+        ...         self.check(belief, action)
+        ...         return belief + self.gain * action
+        ...
+        ...     def cost(self, belief, action):
+        ...         return belief.square().sum(-1)
+        ...
+        ...     def loss(self, sequences):
+        ...         seen, action, *_ = self.read(sequences)
+        ...         error = self.imagine(seen[:, :-1], action[:, :-1]) - seen[:, 1:]
+        ...         return {"loss_dynamics": error.square().mean()}
+        >>> from dcem.control import MPC
+        >>> model = Point()
+        >>> belief = model.observe(model.initial((2,)), torch.zeros(2, 1), torch.tensor([[1.0], [-2.0]]))
+        >>> plan = MPC(model.imagine, model.cost, horizon=5, action_shape=1, bounds=(-1.0, 1.0))(belief)
+        >>> plan.action.shape
+        torch.Size([2, 1])
+
+    Source: Ha & Schmidhuber, "World models", 2018; the split into observing and imagining as in Hafner et al.,
+    "Learning latent dynamics for planning from pixels", ICML 2019.
+    """
+
+    def __init__(self, observation_size: int, action_size: int) -> None:
+        super().__init__()
+        check_count("observation_size", observation_size)
+        check_count("action_size", action_size)
+        self.observation_size, self.action_size = observation_size, action_size
+
+    @abstractmethod
+    def initial(self, batch_shape: tuple[int, ...] = ()) -> Belief:
+        """The belief before anything was seen: a tree of tensors ``(*batch_shape, n)``."""
+
+    @abstractmethod
+    def observe(self, belief: Belief, action: Tensor, observation: Tensor) -> Belief:
+        """The belief after ``action`` led from ``belief`` to ``observation``.
+
+        Args:
+            belief: the one before, ``(*batch, ...)``; :meth:`initial` at an episode's start.
+            action: ``(*batch, action_size)``; zeros at an episode's start.
+            observation: ``(*batch, observation_size)``, what was seen after the action.
+
+        Raises:
+            ValueError: action or observation have the wrong shape, or the observation is not finite.
+        """
+
+    @abstractmethod
+    def imagine(self, belief: Belief, action: Tensor) -> Belief:
+        """The belief that ``action``, ``(*batch, action_size)``, is expected to lead to: the dynamics to plan with."""
+
+    @abstractmethod
+    def cost(self, belief: Belief, action: Tensor) -> Tensor:
+        """What taking ``action`` in ``belief`` costs, ``(*batch,)``: minus the expected reward."""
+
+    @abstractmethod
+    def loss(self, sequences: Any) -> dict[str, Tensor]:
+        """What to minimise so that the model fits what was seen.
+
+        Args:
+            sequences: a TensorDict of batch size ``(B, T)``, of ``T >= 2`` steps of one episode each, in TorchRL's
+                convention: ``"action"`` was taken at ``"observation"`` and led to ``("next", "reward")`` and
+                ``("next", "terminated")``.
+
+        Returns:
+            Scalars. The sum of those whose name starts with ``loss_`` is what is minimised: they are weighted already.
+            The others are detached, for looking at.
+
+        Raises:
+            TypeError: ``sequences`` is not a TensorDict.
+            ValueError: a key is missing, a shape or the length is wrong, or a number is not finite.
+        """
+
+    def forward(self, sequences: Any) -> dict[str, Tensor]:
+        """The same as :meth:`loss`, for whatever wraps modules: ``DistributedDataParallel``, ``functional_call``."""
+        return self.loss(sequences)
+
+    def check(self, belief: Belief, action: Tensor, observation: Tensor | None = None) -> None:
+        """Raise where an action or an observation does not belong to a belief, or an observation is not finite."""
+        batch_shape = leaves(belief)[0].shape[:-1]
+        check_vectors("action", action, batch_shape, self.action_size)
+        if observation is not None:
+            check_vectors("observation", observation, batch_shape, self.observation_size)
+            check_finite("observation", observation)
+
+    def read(self, sequences: Any) -> Sequences:
+        """The tensors of a TensorDict to learn from, checked, in the dtype and on the device of the parameters."""
+        return read_sequences(sequences, self.observation_size, self.action_size, next(self.parameters()))

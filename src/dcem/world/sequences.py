@@ -1,0 +1,78 @@
+"""What comes from outside, checked: observations, actions, and sequences of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcem._eager import is_eager
+
+KEYS = ("observation", "action", ("next", "reward"), ("next", "terminated"))
+
+
+class Sequences(NamedTuple):
+    """Steps of episodes, batch first: the action taken at an observation, and the reward and end it led to."""
+
+    observation: Tensor  # (B, T, observation_size)
+    action: Tensor  # (B, T, action_size)
+    reward: Tensor  # (B, T)
+    terminated: Tensor  # (B, T), 1.0 where the episode ended with this step
+    next_observation: Tensor | None  # (B, T, observation_size), where it was recorded
+
+
+def check_vectors(name: str, value: Any, batch_shape: tuple[int, ...] | torch.Size, size: int) -> None:
+    """A floating-point tensor ``(*batch_shape, size)``."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        came = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: expected a floating-point tensor, got {came}")
+    if tuple(value.shape) != (*batch_shape, size):
+        raise ValueError(f"{name}: expected shape {(*batch_shape, size)}, got {tuple(value.shape)}")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Only finite numbers, where they may be looked at."""
+    if is_eager() and value.device.type != "meta" and not bool(value.isfinite().all()):
+        where = (~value.detach().isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"{name}: expected finite numbers, got {value.detach()[tuple(where)].item()} at {where}")
+
+
+def read_sequences(sequences: Any, observation_size: int, action_size: int, like: Tensor) -> Sequences:
+    """Take what a model learns from out of a TensorDict ``(B, T)``, in the dtype and on the device of ``like``.
+
+    Raises:
+        TypeError: ``sequences`` is not a TensorDict, or a number in it is not floating-point.
+        ValueError: a key is missing, a shape or the length is wrong, or a number is not finite.
+    """
+    batch_size, get = getattr(sequences, "batch_size", None), getattr(sequences, "get", None)
+    if batch_size is None or get is None:
+        raise TypeError(f"sequences: expected a TensorDict of batch size (B, T), got {type(sequences).__name__}")
+    if len(batch_size) != 2 or batch_size[0] < 1 or batch_size[1] < 2:
+        raise ValueError(f"sequences: expected a batch size (B, T) with T >= 2 steps, got {tuple(batch_size)}")
+    missing = [key for key in KEYS if get(key, None) is None]
+    if missing:
+        raise ValueError(
+            f"sequences: expected the keys {', '.join(map(repr, KEYS))}, of which {missing[0]!r} is missing"
+        )
+    observation, action, reward, terminated = (get(key) for key in KEYS)
+    after = get(("next", "observation"), None)
+    check_vectors('sequences["observation"]', observation, batch_size, observation_size)
+    check_vectors('sequences["action"]', action, batch_size, action_size)
+    if after is not None:
+        check_vectors('sequences["next", "observation"]', after, batch_size, observation_size)
+    for name, value in {"reward": reward, "terminated": terminated}.items():
+        if tuple(value.shape) not in (tuple(batch_size), (*batch_size, 1)):
+            expected = (*batch_size, 1)
+            raise ValueError(f'sequences["next", "{name}"]: expected shape {expected}, got {tuple(value.shape)}')
+    read = Sequences(
+        observation.to(like),
+        action.to(like),
+        reward.reshape(batch_size).to(like),
+        terminated.reshape(batch_size).to(like),
+        None if after is None else after.to(like),
+    )
+    for name, value in zip(Sequences._fields, read, strict=True):
+        if value is not None:
+            check_finite(f"sequences, {name}", value)
+    return read
