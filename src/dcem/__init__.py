@@ -25,7 +25,7 @@ from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, MPPI, GradientDescent, SamplingSolver, Solver, Step
 
 if TYPE_CHECKING:
-    from dcem import control, embedding, energy
+    from dcem import control, embedding, energy, world
     from dcem.embedding import embed
 
 __version__ = "0.1.0"

@@ -1,10 +1,13 @@
 """Learned models to plan through: what they have to offer, a recurrent state-space model, replay."""
 
 from dcem.world.base import Belief, WorldModel
+from dcem.world.rssm import RSSM, RSSMBelief
 from dcem.world.sequences import Sequences
 
 __all__ = [
+    "RSSM",
     "Belief",
+    "RSSMBelief",
     "Sequences",
     "WorldModel",
 ]

@@ -1,0 +1,224 @@
+"""The recurrent state-space model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from world_contract import ACTION, OBSERVATION, WorldModelContract, make_sequences, total
+
+from dcem.world import RSSM, RSSMBelief, WorldModel
+
+SMALL: dict[str, Any] = {"deterministic_size": 16, "stochastic_size": 4, "hidden_sizes": (16, 16)}
+
+
+def small(seed: int = 0, **options: Any) -> RSSM:
+    torch.manual_seed(seed)
+    return RSSM(OBSERVATION, ACTION, **{**SMALL, **options})
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class TestRSSM(WorldModelContract):
+    planned_through = ("embed", "cell", "prior_net", "reward_net")
+
+    def make(self) -> WorldModel:
+        return RSSM(OBSERVATION, ACTION, **SMALL)
+
+
+def test_the_papers_sizes_are_the_defaults() -> None:
+    model = RSSM(OBSERVATION, ACTION)
+    assert [leaf.shape[-1] for leaf in model.initial()] == [200, 30]
+    assert (model.min_std, model.free_nats, model.kl_balance) == (0.1, 3.0, None)
+    for net in (model.observation_net, model.reward_net, model.continuation_net):
+        assert [layer.out_features for layer in net[:4:2]] == [200, 200]
+
+
+# samples and means
+
+
+def test_samples_are_those_of_prior_and_posterior() -> None:
+    mean, sample = small(), small(carry="sample")
+    start = RSSMBelief(torch.randn(1, 16).expand(50_000, -1), torch.randn(1, 4).expand(50_000, -1))
+    action, seen = torch.rand(1, ACTION).expand(50_000, -1), torch.randn(1, OBSERVATION).expand(50_000, -1)
+    with torch.no_grad():
+        steps = {
+            "imagine": (lambda m, **k: m.imagine(start, action, **k), lambda h: sample.prior(h)),
+            "observe": (lambda m, **k: m.observe(start, action, seen, **k), lambda h: sample.posterior(h, seen)),
+        }
+        for name, (step, distribution) in steps.items():
+            one, many = step(mean), step(sample, generator=seeded())
+            assert torch.equal(one.deterministic, many.deterministic), name
+            expected = distribution(one.deterministic)
+            assert torch.equal(one.stochastic, expected.mean), name
+            assert (expected.stddev >= 0.1).all(), name
+            torch.testing.assert_close(many.stochastic.mean(0), expected.mean[0], rtol=0, atol=0.03)
+            torch.testing.assert_close(many.stochastic.std(0), expected.stddev[0], rtol=0.02, atol=0)
+
+
+def test_a_generator_replays_samples() -> None:
+    model, actions, seen = small(carry="sample"), torch.rand(5, ACTION), torch.randn(5, OBSERVATION)
+
+    def play(seed: int) -> RSSMBelief:
+        generator = seeded(seed)
+        belief = model.observe(model.initial((5,)), actions, seen, generator=generator)
+        return model.imagine(belief, actions, generator=generator)
+
+    assert torch.equal(play(0).stochastic, play(0).stochastic)
+    assert not torch.equal(play(0).stochastic, play(1).stochastic)
+    sequences = make_sequences()
+    one, again = (total(model.loss(sequences, generator=seeded(3))) for _ in range(2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, total(model.loss(sequences, generator=seeded(4))))
+
+
+# the loss
+
+
+def slow_loss(model: RSSM, sequences: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """The loss again, from what a model does step by step, with closed forms written out."""
+    batch, steps = sequences.batch_size
+    belief, before = model.initial((batch,)), torch.zeros(batch, ACTION)
+    sums = dict.fromkeys(("observation", "reward", "kl"), torch.zeros(()))
+    ahead = []
+    for t in range(steps):
+        now = sequences[:, t]
+        belief = model.observe(belief, before, now["observation"], generator=generator)
+        p, q = model.prior(belief.deterministic), model.posterior(belief.deterministic, now["observation"])
+        kl = (p.stddev / q.stddev).log() + (q.variance + (q.mean - p.mean).square()) / (2 * p.variance) - 0.5
+        reward = -model.cost(belief, now["action"])
+        sums["observation"] = (
+            sums["observation"] + 0.5 * (model.decode(belief) - now["observation"]).square().sum(-1).mean()
+        )
+        sums["reward"] = sums["reward"] + 0.5 * (reward - now["next", "reward"].squeeze(-1)).square().mean()
+        sums["kl"] = sums["kl"] + torch.where(kl.sum(-1) < model.free_nats, model.free_nats, kl.sum(-1)).mean()
+        before = now["action"]
+        ahead.append(belief)
+    last = model.imagine(belief, before).deterministic
+    deterministic = torch.stack([*(b.deterministic for b in ahead), last], 1)
+    prior = model.prior(deterministic)
+    stochastic = prior.mean + prior.stddev * torch.randn(prior.mean.shape, generator=generator)
+    p = model.continues(RSSMBelief(deterministic, stochastic))[:, 1:]
+    ended = sequences["next", "terminated"].squeeze(-1)
+    losses = {f"loss_{name}": value / steps for name, value in sums.items()}
+    return {**losses, "loss_continuation": -torch.where(ended, (1 - p).log(), p.log()).mean()}
+
+
+@pytest.mark.parametrize("free_nats", [0.0, 0.5])
+def test_the_loss_is_what_its_parts_say(free_nats: float) -> None:
+    for seed in range(3):
+        model, sequences = small(seed, carry="sample", free_nats=free_nats), make_sequences(seed=seed)
+        losses = model.loss(sequences, generator=seeded())
+        for name, value in slow_loss(model, sequences, seeded()).items():
+            torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_scale_their_parts() -> None:
+    sequences = make_sequences()
+    plain = small().loss(sequences, generator=seeded())
+    weighted = small(reward_weight=10.0, kl_weight=0.25).loss(sequences, generator=seeded())
+    torch.testing.assert_close(weighted["loss_reward"], 10 * plain["loss_reward"])
+    torch.testing.assert_close(weighted["loss_kl"], 0.25 * plain["loss_kl"])
+
+
+def test_the_gradient_of_the_loss_is_that_of_finite_differences() -> None:
+    model = small(free_nats=0.0, kl_balance=None, deterministic_size=5, stochastic_size=2, hidden_sizes=(6, 6)).double()
+    sequences = make_sequences(3, 4, dtype=torch.float64)
+    parameters = dict(model.named_parameters())
+
+    def loss(*values: Tensor) -> Tensor:
+        given = dict(zip(parameters, values, strict=True))
+        torch.manual_seed(0)
+        return total(torch.func.functional_call(model, given, (sequences,)))
+
+    assert torch.autograd.gradcheck(loss, tuple(parameters.values()), fast_mode=True)
+
+
+def test_free_nats_leave_a_small_divergence_alone() -> None:
+    sequences = make_sequences()
+    for free_nats, moves in {0.0: True, 1e6: False}.items():
+        model = small(free_nats=free_nats)
+        losses = model.loss(sequences, generator=seeded())
+        gradients = torch.autograd.grad(losses["loss_kl"], list(model.parameters()), allow_unused=True)
+        assert any(g is not None and (g != 0).any() for g in gradients) == moves
+        if not moves:
+            assert losses["loss_kl"] == free_nats
+            assert losses["kl"] < free_nats
+
+
+def test_balance_shares_the_gradient_between_prior_and_posterior() -> None:
+    def gradients(kl_balance: float | None) -> dict[str, Tensor]:
+        model = small(free_nats=0.0, kl_balance=kl_balance)
+        loss = model.loss(make_sequences(), generator=seeded())["loss_kl"]
+        return dict(
+            zip(
+                dict(model.named_parameters()),
+                torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True),
+                strict=True,
+            )
+        )
+
+    plain, of_posterior, of_prior, mixed = (gradients(alpha) for alpha in (None, 0.0, 1.0, 0.8))
+    for name, whole in plain.items():
+        torch.testing.assert_close(of_posterior[name] + of_prior[name], whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(0.2 * of_posterior[name] + 0.8 * of_prior[name], mixed[name], rtol=1e-4, atol=1e-5)
+        if name.startswith("prior_net"):
+            assert (of_posterior[name] == 0).all()
+
+
+# what it learns
+
+
+def test_it_learns_where_an_episode_ends() -> None:
+    """A counter goes up by the action; the episode ends when it passes 1."""
+    tensordict = pytest.importorskip("tensordict")
+    generator, steps = seeded(), 4
+    action = torch.rand(200, steps, 1, generator=generator)
+    after = action.cumsum(1)
+    alive = (after[:, :-1] <= 1).all(1).squeeze(-1)
+    count = torch.cat([torch.zeros(200, 1, 1), after], 1)
+    data = {"observation": count[:, :-1], "action": action}
+    ended = {"reward": torch.zeros(200, steps, 1), "terminated": after > 1}
+    sequences = tensordict.TensorDict({**data, "next": ended}, batch_size=(200, steps))[alive]
+    torch.manual_seed(0)
+    model = RSSM(1, 1, deterministic_size=16, stochastic_size=2, hidden_sizes=(32, 32), free_nats=0.5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        total(model.loss(sequences, generator=generator)).backward()
+        optimizer.step()
+    with torch.no_grad():
+        belief = model.observe(model.initial((2,)), torch.zeros(2, 1), torch.zeros(2, 1))
+        slow_and_fast = torch.tensor([[0.1], [0.8]])
+        for _ in range(2):
+            belief = model.imagine(belief, slow_and_fast)
+        slow, fast = model.continues(belief).tolist()
+    assert slow > 0.9
+    assert fast < 0.2
+
+
+# bad arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"deterministic_size": 0}, ValueError, "deterministic_size: expected at least 1, got 0"),
+        ({"stochastic_size": 1.5}, TypeError, "stochastic_size: expected an int, got 1.5"),
+        ({"hidden_sizes": ()}, ValueError, "hidden_sizes: expected at least one positive width"),
+        ({"min_std": 0.0}, ValueError, "min_std: expected a finite number > 0, got 0.0"),
+        ({"carry": "mode"}, ValueError, "carry: expected one of mean, sample, got 'mode'"),
+        ({"free_nats": -1.0}, ValueError, "free_nats: expected a finite number >= 0, got -1.0"),
+        ({"kl_weight": math.inf}, ValueError, "kl_weight: expected a finite number >= 0, got inf"),
+        ({"reward_weight": "1"}, TypeError, "reward_weight: expected a number, got '1'"),
+        ({"kl_balance": 1.5}, ValueError, r"kl_balance: expected a number in \[0, 1\], got 1.5"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        RSSM(OBSERVATION, ACTION, **options)
