@@ -30,6 +30,8 @@ class MPC(nn.Module):
     Applied in closed loop, the first action of each plan is executed and the next solve starts from the plan shifted
     in time. The plan is differentiable in whatever dynamics, cost, terminal cost and decoder depend on, and in the
     solver's tensors, as ``gradient`` says: all that are modules are registered, so ``mpc.parameters()`` trains them.
+    A method of a module, such as ``imagine`` of a :class:`dcem.world.WorldModel`, does not register the module: train,
+    move and save that by itself.
 
     Args:
         dynamics: ``f(state, action) -> next_state`` on any leading axes, deterministic or stochastic; state may be a
