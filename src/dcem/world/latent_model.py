@@ -1,0 +1,258 @@
+"""A latent model without a decoder: learned to predict its own next latents, rewards and values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dcem._check import check_count, check_fraction, check_positive
+from dcem.world.two_hot import TwoHot
+
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+
+
+class LatentModel(nn.Module):
+    """Plan from observations through a learned latent, a few steps ahead, with a learned value beyond.
+
+    An encoder turns an observation into a latent ``z``; dynamics, reward, two value heads and a policy live on ``z``.
+    All are learned from replayed sequences: latents by consistency (the dynamics shall predict the encoder's next
+    latent), rewards and values by classification, the policy by climbing the value. Nothing is decoded back into
+    observations, so nothing is spent on what does not matter for reward and value.
+
+    Args:
+        observation_size: ``O``, numbers in an observation.
+        action_size: ``A``, numbers in an action.
+        bounds: ``(low, high)`` of the actions, finite numbers or sequences of ``A`` numbers.
+        latent_size: of ``z``, a multiple of ``group_size``.
+        group_size: the latent is normalised by a softmax over each group of so many numbers.
+        hidden: widths of the two hidden layers of each network.
+        num_values: value heads, at least 2; the lower of two counts.
+        discount: ``γ`` in ``[0, 1)`` of the value.
+        terminates: whether episodes can end by themselves; a head then learns the probability of going on.
+        policy_std: of the noise on the policy's actions where it proposes and where it is learned, in half widths of
+            the bounds.
+        step_weight: ``ρ`` in ``(0, 1]``: losses ``t`` steps ahead count ``ρ^t``.
+        target_rate: how far the target copy of the value heads follows at each :meth:`update_target`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    A belief is the latent itself, ``(*batch, latent_size)``. Call :meth:`update_target` after every optimiser step.
+
+    Example:
+        >>> import torch, dcem
+        >>> from dcem.control import MPC
+        >>> model = LatentModel(observation_size=3, action_size=1)
+        >>> mpc = MPC(model.imagine, model.cost, 3, 1, (-1.0, 1.0), dcem.CEM(64, 8, dcem.HardTopK()),
+        ...           terminal_cost=model.terminal_cost, proposals=model.propose, discount=0.99)
+        >>> belief = model.observe(model.initial((4,)), torch.zeros(4, 1), torch.randn(4, 3))
+        >>> mpc(belief).action.shape
+        torch.Size([4, 1])
+
+    Source: Hansen et al., "Temporal difference learning for model predictive control", ICML 2022, and "TD-MPC2",
+    ICLR 2024, whose losses these are; here in a compact form.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        bounds: tuple[float | Sequence[float] | Tensor, float | Sequence[float] | Tensor] = (-1.0, 1.0),
+        *,
+        latent_size: int = 128,
+        group_size: int = 8,
+        hidden: int = 256,
+        num_values: int = 2,
+        discount: float = 0.99,
+        terminates: bool = False,
+        policy_std: float = 0.2,
+        step_weight: float = 0.5,
+        target_rate: float = 0.01,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "observation_size": observation_size, "action_size": action_size, "latent_size": latent_size,
+            "group_size": group_size, "hidden": hidden, "num_values": num_values,
+        }  # fmt: skip
+        for name, count in counts.items():
+            check_count(name, count)
+        if latent_size % group_size:
+            raise ValueError(f"latent_size: expected a multiple of group_size={group_size}, got {latent_size}")
+        if num_values < 2:
+            raise ValueError(f"num_values: expected at least 2, got {num_values}")
+        check_fraction("discount", discount, below_one=True)
+        check_positive("policy_std", policy_std)
+        for name, share in {"step_weight": step_weight, "target_rate": target_rate}.items():
+            check_fraction(name, share)
+            check_positive(name, share)
+        self.observation_size, self.action_size, self.latent_size = observation_size, action_size, latent_size
+        self.discount, self.terminates, self.policy_std = discount, terminates, policy_std
+        self.step_weight, self.target_rate = step_weight, target_rate
+        low, high = (torch.as_tensor(side, dtype=torch.float32).expand(action_size).clone() for side in bounds)
+        if not (low.isfinite().all() and high.isfinite().all() and (low < high).all()):
+            raise ValueError(f"bounds: expected finite low < high, got {bounds}")
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        numbers = TwoHot()
+        joint = latent_size + action_size
+        latent: list[nn.Module] = [nn.LayerNorm(latent_size), _GroupSoftmax(group_size)]
+        self.numbers = numbers
+        self.encoder = _network(observation_size, hidden, latent_size, latent, depth=1)
+        self.dynamics = _network(joint, hidden, latent_size, copy.deepcopy(latent))
+        self.reward = _network(joint, hidden, numbers.num_bins, zero=True)
+        self.values = nn.ModuleList(_network(joint, hidden, numbers.num_bins, zero=True) for _ in range(num_values))
+        self.policy = _network(latent_size, hidden, action_size)
+        self.continuation = _network(latent_size, hidden, 1) if terminates else None
+        self.target_values = copy.deepcopy(self.values).requires_grad_(False)
+
+    # The world as a planner sees it.
+
+    def initial(self, batch_shape: Sequence[int] = ()) -> Tensor:
+        """The belief before the first observation: ``(*batch, latent_size)``."""
+        return self.low.new_zeros(*batch_shape, self.latent_size)
+
+    def observe(self, belief: Tensor, action: Tensor, observation: Tensor) -> Tensor:
+        """The belief after an observation ``(*batch, O)``; what came before does not matter to this model.
+
+        Raises:
+            ValueError: the observation is of another size, or has a number that is not finite.
+        """
+        if observation.shape[-1:] != (self.observation_size,):
+            raise ValueError(
+                f"observation: expected (*batch, {self.observation_size}), got shape {tuple(observation.shape)}"
+            )
+        if observation.device.type == "cpu" and not torch.compiler.is_compiling() and not observation.isfinite().all():
+            raise ValueError(f"observation: expected finite numbers, got {observation}")
+        return self.encode(observation)
+
+    def imagine(self, belief: Tensor, action: Tensor) -> Tensor:
+        """The belief after an action ``(*batch, A)``."""
+        z: Tensor = self.dynamics(torch.cat([belief, self._unit(action)], -1))
+        return z
+
+    def cost(self, belief: Tensor, action: Tensor) -> Tensor:
+        """Minus the predicted reward, ``(*batch,)``."""
+        return -self.numbers.decode(self.reward(torch.cat([belief, self._unit(action)], -1)))
+
+    def terminal_cost(self, belief: Tensor) -> Tensor:
+        """Minus the value of going on with the policy, ``(*batch,)``."""
+        return -self.value(belief, self.act(belief))
+
+    def continues(self, belief: Tensor) -> Tensor:
+        """The probability that the episode goes on, ``(*batch,)``; 1 where episodes do not end by themselves."""
+        if self.continuation is None:
+            return torch.ones_like(belief[..., 0])
+        return torch.sigmoid(self.continuation(belief)).squeeze(-1)
+
+    def propose(self, belief: Tensor, horizon: int, num: int) -> Tensor:
+        """What the policy would do, with noise, in ``num`` ways: ``(*batch, num, horizon, A)``; the first without."""
+        z = belief.unsqueeze(-2).expand(*belief.shape[:-1], num, self.latent_size)
+        actions = []
+        for t in range(horizon):
+            noise = torch.randn(*z.shape[:-1], self.action_size, dtype=z.dtype, device=z.device)
+            noise[..., 0, :] = 0.0
+            actions.append(self._noisy(self.act(z), noise))
+            z = self.imagine(z, actions[-1]) if t + 1 < horizon else z
+        return torch.stack(actions, -2)
+
+    # Its parts.
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """The latent of an observation, ``(*batch, latent_size)``."""
+        z: Tensor = self.encoder(symmetric_log(observation))
+        return z
+
+    def act(self, belief: Tensor) -> Tensor:
+        """The policy's action, ``(*batch, A)``, inside the bounds."""
+        return self.low + (self.high - self.low) * (0.5 + 0.5 * torch.tanh(self.policy(belief)))
+
+    def value(self, belief: Tensor, action: Tensor, *, target: bool = False) -> Tensor:
+        """The lowest head's discounted return after ``action``, ``(*batch,)``."""
+        heads = self.target_values if target else self.values
+        return self.numbers.decode(self._heads(heads, belief, action)).amin(0)
+
+    def update_target(self) -> None:
+        """Let the target heads follow the value heads: after every optimiser step."""
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target_values.parameters()), list(self.values.parameters()), self.target_rate)
+
+    def _heads(self, heads: nn.Module, belief: Tensor, action: Tensor) -> Tensor:
+        joint = torch.cat([belief, self._unit(action)], -1)
+        return torch.stack([head(joint) for head in heads])  # type: ignore[attr-defined]
+
+    def _unit(self, action: Tensor) -> Tensor:
+        """Actions in half widths around the middle of the bounds."""
+        return (2 * action - (self.high + self.low)) / (self.high - self.low)
+
+    def _noisy(self, action: Tensor, noise: Tensor) -> Tensor:
+        spread = self.policy_std * 0.5 * (self.high - self.low)
+        return torch.clamp(action + spread * noise, self.low, self.high)
+
+    # How it is learned.
+
+    def loss(self, sequences: TensorDictBase) -> dict[str, Tensor]:
+        """What to minimise: the sum of the entries whose names start with ``loss_``; the others are for the eye.
+
+        Args:
+            sequences: ``(B, T)``, with ``observation``, ``action``, ``("next", "reward")``, ``("next", "terminated")``;
+                with ``("next", "observation")`` all ``T`` transitions count, without it the last has no successor.
+
+        Raises:
+            ValueError: a key is missing, or the sequences hold no transition.
+        """
+        observations, actions, rewards, ended = _sequences(sequences)
+        num_steps = actions.shape[1]
+        with torch.no_grad():
+            next_latents = self.encode(observations[:, 1:])
+            next_actions = self.act(next_latents)
+            noise = torch.randn_like(next_actions).clamp(-2, 2)
+            after = self.value(next_latents, self._noisy(next_actions, noise), target=True)
+            targets = rewards + self.discount * (1 - ended) * after
+        z = [self.encode(observations[:, 0])]
+        for t in range(num_steps):
+            z.append(self.imagine(z[-1], actions[:, t]))
+        latents = torch.stack(z, 1)  # (B, T + 1, latent)
+        weights = self.step_weight ** torch.arange(num_steps + 1, dtype=latents.dtype, device=latents.device)
+
+        def mean(of_steps: Tensor) -> Tensor:
+            """Over the batch, a step ahead counting less and less."""
+            shares = weights[: of_steps.shape[1]]
+            return (of_steps.mean(0) * shares).sum() / num_steps
+
+        joint = torch.cat([latents[:, :-1], self._unit(actions)], -1)
+        value_logits = torch.stack([head(joint) for head in self.values])
+        errors = self.numbers.loss(value_logits, targets.expand(len(self.values), *targets.shape)).mean(0)
+        losses = {
+            "loss_consistency": 20.0 * mean((latents[:, 1:] - next_latents).square().mean(-1)),
+            "loss_reward": 0.1 * mean(self.numbers.loss(self.reward(joint), rewards)),
+            "loss_value": 0.1 * mean(errors),
+            "loss_policy": mean(self._policy_loss(latents.detach())),
+        }
+        if self.continuation is not None:
+            logits = self.continuation(latents[:, 1:]).squeeze(-1)
+            losses["loss_continuation"] = mean(
+                nn.functional.binary_cross_entropy_with_logits(logits, 1 - ended, reduction="none")
+            )
+        return losses | {"value": targets.mean(), "reward": rewards.mean()}
+
+    def _policy_loss(self, latents: Tensor) -> Tensor:
+        """Minus the value of the policy's actions, in units of itself; the value heads take no gradient from it."""
+        fixed = {name: value.detach() for name, value in self.values.named_parameters()}
+        actions = self.act(latents)
+        joint = torch.cat([latents, self._unit(self._noisy(actions, torch.randn_like(actions)))], -1)
+        logits = functional_call(_Each(self.values), {f"heads.{name}": value for name, value in fixed.items()}, joint)
+        values = self.numbers.decode(logits).mean(0)
+        return -values / values.detach().abs().mean().clamp(min=1.0)
+
+
+def symmetric_log(x: Tensor) -> Tensor:
+    return x
