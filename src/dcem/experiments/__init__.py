@@ -58,6 +58,9 @@ EXPERIMENTS = {
     "gallery": Experiment(
         "dcem.experiments.gallery", "films of the systems of dcem.control under model-predictive control"
     ),
+    "planet": Experiment(
+        "dcem.experiments.planet", "plan through a learned latent model on cheetah.run and walker.walk (ICML 2020, 5.3)"
+    ),
     "mismatch": Experiment(
         "dcem.experiments.mismatch",
         "objective mismatch: dynamics fitted by likelihood against dynamics learned through the controller",

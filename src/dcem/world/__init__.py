@@ -1,12 +1,14 @@
 """Learned models to plan through: what they have to offer, a recurrent state-space model, replay."""
 
 from dcem.world.base import Belief, WorldModel
+from dcem.world.latent_model import LatentModel
 from dcem.world.rssm import RSSM, RSSMBelief
 from dcem.world.sequences import Sequences
 
 __all__ = [
     "RSSM",
     "Belief",
+    "LatentModel",
     "RSSMBelief",
     "Sequences",
     "WorldModel",

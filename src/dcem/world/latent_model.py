@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from dcem._check import check_count, check_fraction, check_positive
-from dcem.world.two_hot import TwoHot
-
-if TYPE_CHECKING:
-    from tensordict import TensorDictBase
+from dcem.world.base import WorldModel
+from dcem.world.two_hot import TwoHot, symlog
 
 
-class LatentModel(nn.Module):
+class LatentModel(WorldModel):
     """Plan from observations through a learned latent, a few steps ahead, with a learned value beyond.
 
     An encoder turns an observation into a latent ``z``; dynamics, reward, two value heads and a policy live on ``z``.
@@ -78,11 +76,8 @@ class LatentModel(nn.Module):
         step_weight: float = 0.5,
         target_rate: float = 0.01,
     ) -> None:
-        super().__init__()
-        counts = {
-            "observation_size": observation_size, "action_size": action_size, "latent_size": latent_size,
-            "group_size": group_size, "hidden": hidden, "num_values": num_values,
-        }  # fmt: skip
+        super().__init__(observation_size, action_size)
+        counts = {"latent_size": latent_size, "group_size": group_size, "hidden": hidden, "num_values": num_values}
         for name, count in counts.items():
             check_count(name, count)
         if latent_size % group_size:
@@ -94,8 +89,8 @@ class LatentModel(nn.Module):
         for name, share in {"step_weight": step_weight, "target_rate": target_rate}.items():
             check_fraction(name, share)
             check_positive(name, share)
-        self.observation_size, self.action_size, self.latent_size = observation_size, action_size, latent_size
-        self.discount, self.terminates, self.policy_std = discount, terminates, policy_std
+        self.latent_size, self.discount, self.terminates = latent_size, discount, terminates
+        self.policy_std = policy_std
         self.step_weight, self.target_rate = step_weight, target_rate
         low, high = (torch.as_tensor(side, dtype=torch.float32).expand(action_size).clone() for side in bounds)
         if not (low.isfinite().all() and high.isfinite().all() and (low < high).all()):
@@ -116,26 +111,15 @@ class LatentModel(nn.Module):
 
     # The world as a planner sees it.
 
-    def initial(self, batch_shape: Sequence[int] = ()) -> Tensor:
-        """The belief before the first observation: ``(*batch, latent_size)``."""
+    def initial(self, batch_shape: tuple[int, ...] = ()) -> Tensor:
         return self.low.new_zeros(*batch_shape, self.latent_size)
 
     def observe(self, belief: Tensor, action: Tensor, observation: Tensor) -> Tensor:
-        """The belief after an observation ``(*batch, O)``; what came before does not matter to this model.
-
-        Raises:
-            ValueError: the observation is of another size, or has a number that is not finite.
-        """
-        if observation.shape[-1:] != (self.observation_size,):
-            raise ValueError(
-                f"observation: expected (*batch, {self.observation_size}), got shape {tuple(observation.shape)}"
-            )
-        if observation.device.type == "cpu" and not torch.compiler.is_compiling() and not observation.isfinite().all():
-            raise ValueError(f"observation: expected finite numbers, got {observation}")
+        """The latent of the observation: what came before does not matter to this model."""
+        self.check(belief, action, observation)
         return self.encode(observation)
 
     def imagine(self, belief: Tensor, action: Tensor) -> Tensor:
-        """The belief after an action ``(*batch, A)``."""
         z: Tensor = self.dynamics(torch.cat([belief, self._unit(action)], -1))
         return z
 
@@ -147,11 +131,13 @@ class LatentModel(nn.Module):
         """Minus the value of going on with the policy, ``(*batch,)``."""
         return -self.value(belief, self.act(belief))
 
-    def continues(self, belief: Tensor) -> Tensor:
-        """The probability that the episode goes on, ``(*batch,)``; 1 where episodes do not end by themselves."""
-        if self.continuation is None:
-            return torch.ones_like(belief[..., 0])
-        return torch.sigmoid(self.continuation(belief)).squeeze(-1)
+    @property
+    def continues(self) -> Callable[[Tensor], Tensor]:
+        """``continues(belief) -> (*batch,)``, the probability that the episode goes on: if the model ``terminates``."""
+        head = self.continuation
+        if head is None:
+            raise AttributeError("continues: expected a model built with terminates=True")
+        return lambda belief: torch.sigmoid(head(belief)).squeeze(-1)
 
     def propose(self, belief: Tensor, horizon: int, num: int) -> Tensor:
         """What the policy would do, with noise, in ``num`` ways: ``(*batch, num, horizon, A)``; the first without."""
@@ -168,7 +154,7 @@ class LatentModel(nn.Module):
 
     def encode(self, observation: Tensor) -> Tensor:
         """The latent of an observation, ``(*batch, latent_size)``."""
-        z: Tensor = self.encoder(symmetric_log(observation))
+        z: Tensor = self.encoder(symlog(observation))
         return z
 
     def act(self, belief: Tensor) -> Tensor:
@@ -183,7 +169,8 @@ class LatentModel(nn.Module):
     def update_target(self) -> None:
         """Let the target heads follow the value heads: after every optimiser step."""
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.target_values.parameters()), list(self.values.parameters()), self.target_rate)
+            for target, now in zip(self.target_values.parameters(), self.values.parameters(), strict=True):
+                target.lerp_(now, self.target_rate)
 
     def _heads(self, heads: nn.Module, belief: Tensor, action: Tensor) -> Tensor:
         joint = torch.cat([belief, self._unit(action)], -1)
@@ -199,24 +186,23 @@ class LatentModel(nn.Module):
 
     # How it is learned.
 
-    def loss(self, sequences: TensorDictBase) -> dict[str, Tensor]:
-        """What to minimise: the sum of the entries whose names start with ``loss_``; the others are for the eye.
-
-        Args:
-            sequences: ``(B, T)``, with ``observation``, ``action``, ``("next", "reward")``, ``("next", "terminated")``;
-                with ``("next", "observation")`` all ``T`` transitions count, without it the last has no successor.
-
-        Raises:
-            ValueError: a key is missing, or the sequences hold no transition.
+    def loss(self, sequences: Any) -> dict[str, Tensor]:
+        """Consistency, reward, value, policy and, where episodes end, continuation; with ``("next", "observation")``
+        all ``T`` transitions count, without it the last has no successor.
         """
-        observations, actions, rewards, ended = _sequences(sequences)
+        seen, actions, rewards, ended, after = self.read(sequences)
+        if after is None:
+            observations = seen
+            actions, rewards, ended = actions[:, :-1], rewards[:, :-1], ended[:, :-1]
+        else:
+            observations = torch.cat([seen, after[:, -1:]], 1)
         num_steps = actions.shape[1]
         with torch.no_grad():
             next_latents = self.encode(observations[:, 1:])
             next_actions = self.act(next_latents)
             noise = torch.randn_like(next_actions).clamp(-2, 2)
-            after = self.value(next_latents, self._noisy(next_actions, noise), target=True)
-            targets = rewards + self.discount * (1 - ended) * after
+            beyond = self.value(next_latents, self._noisy(next_actions, noise), target=True)
+            targets = rewards + self.discount * (1 - ended) * beyond
         z = [self.encode(observations[:, 0])]
         for t in range(num_steps):
             z.append(self.imagine(z[-1], actions[:, t]))
@@ -246,13 +232,36 @@ class LatentModel(nn.Module):
 
     def _policy_loss(self, latents: Tensor) -> Tensor:
         """Minus the value of the policy's actions, in units of itself; the value heads take no gradient from it."""
-        fixed = {name: value.detach() for name, value in self.values.named_parameters()}
         actions = self.act(latents)
         joint = torch.cat([latents, self._unit(self._noisy(actions, torch.randn_like(actions)))], -1)
-        logits = functional_call(_Each(self.values), {f"heads.{name}": value for name, value in fixed.items()}, joint)
-        values = self.numbers.decode(logits).mean(0)
+        logits = []
+        for head in self.values:
+            fixed = {name: parameter.detach() for name, parameter in head.named_parameters()}
+            logits.append(functional_call(head, fixed, joint))
+        values = self.numbers.decode(torch.stack(logits)).mean(0)
         return -values / values.detach().abs().mean().clamp(min=1.0)
 
 
-def symmetric_log(x: Tensor) -> Tensor:
-    return x
+class _GroupSoftmax(nn.Module):
+    """A softmax over each group of numbers: the latent stays on a product of simplices and cannot blow up."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], -1, self.size).softmax(-1).reshape(x.shape)
+
+
+def _network(
+    size: int, hidden: int, out: int, last: Sequence[nn.Module] = (), *, depth: int = 2, zero: bool = False
+) -> nn.Sequential:
+    """Linear layers, each hidden one followed by a LayerNorm and a SiLU; ``zero`` lets the outputs start at 0."""
+    layers: list[nn.Module] = []
+    for width in [size, *[hidden] * (depth - 1)]:
+        layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.SiLU()]
+    output = nn.Linear(hidden, out)
+    if zero:
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
+    return nn.Sequential(*layers, output, *last)

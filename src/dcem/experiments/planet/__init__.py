@@ -1,0 +1,20 @@
+"""Controllers that plan through a learned model on cheetah.run and walker.walk (ICML 2020, section 5.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dcem.experiments.planet.settings import GROUPS, Config, check
+from dcem.experiments.planet.training import learn
+from dcem.experiments.run import Run
+
+__all__ = ["GROUPS", "Config", "check", "main"]
+
+
+def main(config: Config, run: Run) -> dict[str, Any]:
+    """Learn the model; returns what its controller reaches."""
+    learn(config, run)
+    last = run.records()[-1]
+    metrics = {name: last[name] for name in ("env_steps", "return", "return_eval")}
+    run.finish(**metrics)
+    return metrics

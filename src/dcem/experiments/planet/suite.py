@@ -1,0 +1,66 @@
+"""Several episodes of a control-suite task at once, from seeds."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ACTION_REPEAT = {"cheetah.run": 4, "walker.walk": 2}
+"""As in the paper; an episode is 1000 simulator steps."""
+
+
+class Stepped(NamedTuple):
+    """What one decision in each environment led to."""
+
+    observation: Tensor  # (E, O)
+    reward: Tensor  # (E,), the sum over the repeats
+    done: bool  # the time limit: the same in all
+
+
+class Suite:
+    """``num_envs`` environments of one task in lock-step; an episode is a function of its seeds and the actions."""
+
+    def __init__(self, task: str, num_envs: int, action_repeat: int) -> None:
+        os.environ.setdefault("MUJOCO_GL", "disabled")
+        from dm_control import suite  # type: ignore[import-untyped]
+
+        domain, _, name = task.partition(".")
+        self.envs = [suite.load(domain, name, task_kwargs={"random": 0}) for _ in range(num_envs)]
+        self.num_envs, self.action_repeat = num_envs, action_repeat
+        spec = self.envs[0].action_spec()
+        self.low = torch.tensor(spec.minimum, dtype=torch.float32)
+        self.high = torch.tensor(spec.maximum, dtype=torch.float32)
+        self.observation_size = self.reset(0).shape[-1]
+        self.action_size = len(self.low)
+
+    def reset(self, seed: int) -> Tensor:
+        """Start an episode in each environment; the first observations, ``(E, O)``."""
+        seeds = np.random.SeedSequence(seed).generate_state(self.num_envs)
+        observations = []
+        for env, own in zip(self.envs, seeds, strict=True):
+            env.task.random.seed(own)
+            observations.append(_flat(env.reset().observation))
+        return torch.stack(observations)
+
+    def step(self, actions: Tensor) -> Stepped:
+        """Apply actions ``(E, A)``, each repeated."""
+        observations, rewards, done = [], [], False
+        for env, action in zip(self.envs, actions.double().numpy(), strict=True):
+            reward = 0.0
+            for _ in range(self.action_repeat):
+                step = env.step(action)
+                reward += step.reward
+                if step.last():
+                    done = True
+                    break
+            observations.append(_flat(step.observation))
+            rewards.append(reward)
+        return Stepped(torch.stack(observations), torch.tensor(rewards, dtype=torch.float32), done)
+
+
+def _flat(observation: dict[str, np.ndarray]) -> Tensor:
+    return torch.as_tensor(np.concatenate([np.ravel(part) for part in observation.values()]), dtype=torch.float32)
