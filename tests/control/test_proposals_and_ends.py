@@ -223,3 +223,12 @@ def test_a_reference_is_tracked_without_a_clock_in_the_state():
     mpc = MPC(lambda x, u: x + u, cost, 5, 1, (-1.0, 1.0), dcem.CEM(400, 40, dcem.LML(0.1)), num_iterations=25)
     plan = mpc(torch.zeros(2, 1), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(plan.states[:, :5, 0], reference.expand(2, 5), atol=0.02, rtol=0)
+
+
+def test_a_plan_with_random_proposals_is_replayed_from_its_generator():
+    def propose(state, horizon, num, generator=None):
+        return torch.randn(*state.shape[:-1], num, horizon, 1, generator=generator)
+
+    mpc = MPC(lambda x, u: x + u, lambda x, u: (x - 1).square().sum(-1), 3, 1, proposals=propose)
+    plans = [mpc(torch.zeros(2, 1), generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(plans[0].actions, plans[1].actions)

@@ -15,7 +15,7 @@ from dcem.bounds import Bounds, BoundsLike
 from dcem.control.plan import Plan
 from dcem.control.problem import Problem
 from dcem.control.risk import Mean
-from dcem.control.rollout import Dynamics, batch_of
+from dcem.control.rollout import Dynamics, batch_of, takes
 from dcem.gradients import GradientMode, Implicit, Unroll
 from dcem.minimize import NoiseSource, minimize
 from dcem.solution import Solution
@@ -59,6 +59,7 @@ class MPC(nn.Module):
         proposals: ``(state, horizon, num) -> (*batch, num, horizon, *a)``: action sequences from outside, of a policy
             or a library of motions, that take part in every selection beside the samples. They are constants: no
             gradient flows into them. With a decoder, its ``encode`` turns them into latents.
+            A function with a keyword ``generator`` is given the plan's.
         num_proposals: how many of them to ask for.
         action_rate_cost: weight of ``Σ_t |u_t - u_{t-1}|²``, a number or a tensor that broadcasts to ``a``; the action
             before the first is that of the warm start's plan, if there is one.
@@ -232,7 +233,7 @@ class MPC(nn.Module):
             bounds=self.bounds if self.decoder is None else self.latent_bounds,
             generator=generator,
             noise=self.noise if noise is None else noise,
-            proposals=self._proposed(state, proposals, batch),
+            proposals=self._proposed(state, proposals, batch, generator),
             record=record or self.answer != "mean",
         )
         actions = self._actions(self._chosen(solution, len(batch)).unsqueeze(len(batch)), box)
@@ -283,7 +284,9 @@ class MPC(nn.Module):
             )
         return actions if box is None else box.clip(actions)
 
-    def _proposed(self, state: Any, given: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
+    def _proposed(
+        self, state: Any, given: Tensor | None, batch: tuple[int, ...], generator: torch.Generator | None
+    ) -> Tensor | None:
         """The candidates from outside, ``(*batch, M, *latent)``, as constants."""
         if given is None and self.proposals is None:
             return None
@@ -291,7 +294,8 @@ class MPC(nn.Module):
             actions: Any = given
             if actions is None:
                 assert self.proposals is not None
-                actions = self.proposals(state, self.horizon, self.num_proposals)
+                drawn_by = {"generator": generator} if takes(self.proposals, "generator", 3) else {}
+                actions = self.proposals(state, self.horizon, self.num_proposals, **drawn_by)
             expected = (*batch, "M" if given is not None else self.num_proposals, *self._actions_shape)
             shape = tuple(actions.shape) if isinstance(actions, Tensor) else ()
             if len(shape) != len(expected) or any(w not in ("M", g) for w, g in zip(expected, shape, strict=True)):

@@ -89,13 +89,18 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
 
 def knows_time(fn: Callable[..., Any]) -> bool:
     """Whether a model's function takes, beside state and action, a keyword ``t``, the step of the plan."""
+    return takes(fn, "t", 2)
+
+
+def takes(fn: Callable[..., Any], name: str, after: int) -> bool:
+    """Whether ``fn`` has a parameter ``name``, which is none of its first ``after``."""
     fn = fn.forward if isinstance(fn, nn.Module) else fn
     code = getattr(getattr(fn, "__func__", fn), "__code__", None)
     if code is not None and not hasattr(fn, "__wrapped__"):  # a plain function says it at once
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        return "t" in names[3 if hasattr(fn, "__func__") else 2 :]
+        return name in names[after + hasattr(fn, "__func__") :]
     try:
-        return "t" in list(inspect.signature(fn).parameters)[2:]
+        return name in list(inspect.signature(fn).parameters)[after:]
     except (TypeError, ValueError):  # a builtin without a signature
         return False
 

@@ -139,12 +139,12 @@ class LatentModel(WorldModel):
             raise AttributeError("continues: expected a model built with terminates=True")
         return lambda belief: torch.sigmoid(head(belief)).squeeze(-1)
 
-    def propose(self, belief: Tensor, horizon: int, num: int) -> Tensor:
+    def propose(self, belief: Tensor, horizon: int, num: int, generator: torch.Generator | None = None) -> Tensor:
         """What the policy would do, with noise, in ``num`` ways: ``(*batch, num, horizon, A)``; the first without."""
         z = belief.unsqueeze(-2).expand(*belief.shape[:-1], num, self.latent_size)
         actions = []
         for t in range(horizon):
-            noise = torch.randn(*z.shape[:-1], self.action_size, dtype=z.dtype, device=z.device)
+            noise = torch.randn(*z.shape[:-1], self.action_size, dtype=z.dtype, device=z.device, generator=generator)
             noise[..., 0, :] = 0.0
             actions.append(self._noisy(self.act(z), noise))
             z = self.imagine(z, actions[-1]) if t + 1 < horizon else z
