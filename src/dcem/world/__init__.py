@@ -2,6 +2,7 @@
 
 from dcem.world.base import Belief, WorldModel
 from dcem.world.latent_model import LatentModel
+from dcem.world.replay import load_replay, replay, save_replay
 from dcem.world.rssm import RSSM, RSSMBelief
 from dcem.world.sequences import Sequences
 
@@ -12,4 +13,7 @@ __all__ = [
     "RSSMBelief",
     "Sequences",
     "WorldModel",
+    "load_replay",
+    "replay",
+    "save_replay",
 ]

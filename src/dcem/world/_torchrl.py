@@ -1,0 +1,42 @@
+"""TorchRL's replay buffer, returning sequences; imported where one is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torchrl.data import LazyMemmapStorage, ReplayBuffer, SliceSampler  # type: ignore[import-untyped]
+
+
+class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]
+    """A ``ReplayBuffer`` whose samples are ``(B, T)``, and which says what is missing where there is nothing to draw.
+
+    See :func:`dcem.world.replay`.
+    """
+
+    def __init__(
+        self, capacity: int, batch_size: int, length: int, axes: int, key: Any, generator: torch.Generator | None
+    ) -> None:
+        sampler = SliceSampler(
+            slice_len=length, traj_key=key, strict_length=True, cache_values=True, init_key=None, truncated_key=None
+        )
+        storage = LazyMemmapStorage(capacity, ndim=axes)
+        super().__init__(storage=storage, sampler=sampler, batch_size=batch_size * length)
+        self.length = length
+        if generator is not None:
+            self.set_rng(generator)
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        """TorchRL's, whose ``batch_size`` is the number of steps in all."""
+        what = f"replay: expected an episode of at least {self.length} steps to draw sequences from"
+        if not len(self):
+            raise ValueError(f"{what}, got an empty buffer")
+        try:
+            drawn = super().sample(*args, **kwargs)
+        except RuntimeError as error:
+            if "sufficient length" not in str(error):
+                raise
+            raise ValueError(f"{what}, got {len(self)} steps, none of an episode as long as that") from error
+        if isinstance(drawn, tuple):  # with return_info
+            return drawn[0].reshape(-1, self.length), *drawn[1:]
+        return drawn.reshape(-1, self.length)
