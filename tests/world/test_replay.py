@@ -53,14 +53,14 @@ def test_sequences_stay_in_their_episode_and_all_of_them_are_drawn() -> None:
     for number, steps in enumerate([9, 3, 9, 5, 4, 9]):
         buffer.extend(episode(number, steps))
     counts: dict[tuple[int, int], int] = {}
-    for _ in range(80):
+    for _ in range(150):
         sample = buffer.sample()
         assert sample.batch_size == (64, LENGTH)
         assert is_of_one_episode(sample)
         for number, start in sample["observation"][:, 0, :2].int().tolist():
             counts[number, start] = counts.get((number, start), 0) + 1
     assert set(counts) == {(n, t) for n in (0, 2, 5) for t in range(5)} | {(3, 0)}
-    expected = 64 * 80 / 4  # an episode; 3 and 4 are not long enough
+    expected = 64 * 150 / 4  # an episode; 3 and 4 are not long enough
     for (number, _), count in counts.items():
         assert abs(count / expected * (1 if number == 3 else 5) - 1) < 0.2
 
