@@ -120,11 +120,13 @@ class LatentModel(WorldModel):
         return self.encode(observation)
 
     def imagine(self, belief: Tensor, action: Tensor) -> Tensor:
+        self.check(belief, action)
         z: Tensor = self.dynamics(torch.cat([belief, self._unit(action)], -1))
         return z
 
     def cost(self, belief: Tensor, action: Tensor) -> Tensor:
         """Minus the predicted reward, ``(*batch,)``."""
+        self.check(belief, action)
         return -self.numbers.decode(self.reward(torch.cat([belief, self._unit(action)], -1)))
 
     def terminal_cost(self, belief: Tensor) -> Tensor:
