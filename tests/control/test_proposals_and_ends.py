@@ -1,4 +1,4 @@
-"""Proposals, discount, termination and time in a plan, against sums written out by hand."""
+"""Proposals, discount, termination, time, and decoders that know the state, against sums written out by hand."""
 
 import functools
 
@@ -232,3 +232,30 @@ def test_a_plan_with_random_proposals_is_replayed_from_its_generator():
     mpc = MPC(lambda x, u: x + u, lambda x, u: (x - 1).square().sum(-1), 3, 1, proposals=propose)
     plans = [mpc(torch.zeros(2, 1), generator=torch.Generator().manual_seed(0)) for _ in range(2)]
     assert torch.equal(plans[0].actions, plans[1].actions)
+
+
+class Around(nn.Module):
+    """Actions around what a state calls for."""
+
+    latent_shape = (1,)
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, z, *, state):
+        assert state.shape[:-1] == z.shape[:-1]
+        return (self.gain * -state + 0.1 * z).unsqueeze(-2).expand(*z.shape[:-1], 4, 1)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_a_decoder_may_know_the_state(batch):
+    mpc = MPC(
+        lambda x, u: x + u, lambda x, u: x.square().sum(-1), 4, 1, decoder=Around(), num_iterations=2,
+        solver=dcem.CEM(8, 2, dcem.LML(0.5)),
+    )  # fmt: skip
+    state = torch.randn(*batch, 1, generator=torch.Generator().manual_seed(0))
+    plan = mpc(state, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plan.actions, mpc.decoder(plan.solution.x, state=state))
+    plan.cost.sum().backward()
+    assert mpc.decoder.gain.grad != 0

@@ -48,7 +48,9 @@ class MPC(nn.Module):
         num_iterations: of the solver, a plan.
         gradient: how a plan is differentiated, :class:`dcem.Unroll` by default.
         decoder: plan over a latent ``z``: maps ``(*batch, N, *latent)`` to ``(*batch, N, horizon, *a)``. A learned one
-            makes long plans small; :class:`dcem.embedding.SplineDecoder` plans over knots.
+            makes long plans small; :class:`dcem.embedding.SplineDecoder` plans over knots. One with a keyword ``state``
+            is given the states that the plans start from, ``(*batch, N, *s)``: what is worth searching depends on
+            where one is.
         latent_shape: shape of ``z``; the decoder's own ``latent_shape`` by default.
         latent_bounds: bounds of ``z``.
         terminal_cost: ``(state) -> (...,)``, of the last state.
@@ -224,7 +226,7 @@ class MPC(nn.Module):
             raise ValueError("reset: expected None without a warm_start")
         problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self._actions_shape), like)
         solution = minimize(
-            lambda z: problem.costs(state, self._actions(z, box), previous, self.chunk_size),
+            lambda z: problem.costs(state, self._actions(z, box, state), previous, self.chunk_size),
             start(mean, self.init_std, len(self.latent_shape)),
             held_solver(self, self.solver),
             num_iterations=self.num_iterations if num_iterations is None else num_iterations,
@@ -236,7 +238,7 @@ class MPC(nn.Module):
             proposals=self._proposed(state, proposals, batch, generator),
             record=record or self.answer != "mean",
         )
-        actions = self._actions(self._chosen(solution, len(batch)).unsqueeze(len(batch)), box)
+        actions = self._actions(self._chosen(solution, len(batch)).unsqueeze(len(batch)), box, state)
         outcome = problem.outcome(state, actions, previous, to_the_end=True)
         actions = actions.squeeze(len(batch))
         lead = len(batch) + (self.num_particles > 1)
@@ -270,11 +272,20 @@ class MPC(nn.Module):
             len(self.action_shape),
         )
 
-    def _actions(self, z: Tensor, box: Bounds | None) -> Tensor:
+    def _actions(self, z: Tensor, box: Bounds | None, state: Any) -> Tensor:
         """The action sequences ``(*batch, N, horizon, *a)`` of candidates, inside the bounds."""
         if self.decoder is None:
             return z  # which the solver keeps inside
-        actions: Any = self.decoder(z)
+        seen = {}
+        if takes(self.decoder, "state", 1):
+            sample_dim = z.dim() - len(self.latent_shape) - 1
+
+            def for_each(leaf: Tensor) -> Tensor:
+                leaf = leaf.unsqueeze(sample_dim)
+                return leaf.expand(*leaf.shape[:sample_dim], z.shape[sample_dim], *leaf.shape[sample_dim + 1 :])
+
+            seen = {"state": map_tensors(for_each, state)}
+        actions: Any = self.decoder(z, **seen)
         expected = (*z.shape[: z.dim() - len(self.latent_shape)], *self._actions_shape)
         if not isinstance(actions, Tensor) or tuple(actions.shape) != expected:
             came = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
