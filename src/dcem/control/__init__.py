@@ -4,7 +4,7 @@ from dcem.control import systems
 from dcem.control.compiled import Compiled
 from dcem.control.mpc import MPC
 from dcem.control.mujoco_model import MujocoModel
-from dcem.control.plan import Plan
+from dcem.control.plan import Plan, WarmStart
 from dcem.control.risk import CVaR, Mean, WorstCase
 from dcem.control.rollout import rollout
 from dcem.control.run import Episodes, run
@@ -17,6 +17,7 @@ __all__ = [
     "Mean",
     "MujocoModel",
     "Plan",
+    "WarmStart",
     "WorstCase",
     "rollout",
     "run",

@@ -12,7 +12,7 @@ from dcem._check import as_shape, check_count, check_number
 from dcem._modules import held_solver, hold_solver, hold_start, start
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds, BoundsLike
-from dcem.control.plan import Plan
+from dcem.control.plan import Plan, WarmStart
 from dcem.control.problem import Problem
 from dcem.control.risk import Mean
 from dcem.control.rollout import Dynamics, batch_of, takes
@@ -190,7 +190,7 @@ class MPC(nn.Module):
         self,
         state: Any,
         *,
-        warm_start: Plan | None = None,
+        warm_start: Plan | WarmStart | None = None,
         reset: Tensor | None = None,
         num_iterations: int | None = None,
         gradient: GradientMode | None = None,
@@ -203,8 +203,9 @@ class MPC(nn.Module):
 
         Args:
             state: ``(*batch, *s)``, or a tree of such tensors.
-            warm_start: the plan of the step before, whose actions, shifted in time, are the first mean. With a
-                decoder that has no ``encode`` its latent is the first mean as it is.
+            warm_start: the plan of the step before, or its ``warm_start`` (the tensors alone), whose actions, shifted
+                in time, are the first mean. With a decoder that has no ``encode`` its latent is the first mean as it
+                is.
             reset: ``(*batch,)``, boolean: problems that start afresh in spite of ``warm_start``.
             num_iterations: instead of the module's own, for this plan.
             gradient: likewise.
@@ -336,8 +337,9 @@ class MPC(nn.Module):
 
     def _warm(self, plan: Any, reset: Any, fresh: Tensor) -> tuple[Tensor, Tensor]:
         """The first mean from the plan before, and the action that was applied: NaN where a problem starts afresh."""
-        if not isinstance(plan, Plan):
-            raise TypeError(f"warm_start: expected a dcem.control.Plan or None, got {type(plan).__name__}")
+        if not isinstance(plan, (Plan, WarmStart)):
+            raise TypeError(f"warm_start: expected a dcem.control.Plan, a WarmStart or None, got {type(plan).__name__}")
+        plan = plan.warm_start if isinstance(plan, Plan) else plan
         batch = fresh.shape[: fresh.dim() - len(self.latent_shape)]
         expected = (*batch, *self._actions_shape)
         if tuple(plan.actions.shape) != expected:
@@ -351,7 +353,7 @@ class MPC(nn.Module):
         applied = actions.select(len(batch), 0)
         encode = getattr(self.decoder, "encode", None)
         if self.decoder is not None and encode is None:
-            mean = plan.distribution.mean.detach().to(fresh)
+            mean = plan.mean.detach().to(fresh)
         else:
             steps = actions.unbind(len(batch))
             shifted = torch.stack([*steps[1:], steps[-1]], len(batch))

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dcem.distributions import Distribution
 from dcem.solution import Solution
+
+
+class WarmStart(NamedTuple):
+    """What a decision leaves to the next one, as plain tensors that can be stored, sent and stacked.
+
+    Attributes:
+        actions: the sequence that was planned, ``(*batch, H, *a)``. Its first action counts as the one applied: put
+            the true one there if another was.
+        mean: of the final distribution, ``(*batch, *latent)``; the same as the actions without a decoder.
+    """
+
+    actions: Tensor
+    mean: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,3 +47,8 @@ class Plan:
     distribution: Distribution
     status: Tensor
     solution: Solution
+
+    @property
+    def warm_start(self) -> WarmStart:
+        """What the next solve needs of this one, detached."""
+        return WarmStart(self.actions.detach(), self.distribution.mean.detach())

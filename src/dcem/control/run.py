@@ -64,7 +64,8 @@ def run(
 
     Args:
         policy: an :class:`MPC`, or any callable from the states ``(E, *s)`` of all environments to actions
-            ``(E, *a)``.
+            ``(E, *a)``. One with a method ``reset(where)`` is told where episodes begin, ``(E,)`` boolean, such as
+            :func:`dcem.rl.policy`.
         envs: a Gymnasium environment or vector environment, a dm_control ``Environment``, or a sequence of
             environments of one kind. Their action space must be a box; actions are clipped to it.
         state_of: ``(observation, env) -> state``, the model's state of one environment; the observation flattened to
@@ -175,6 +176,9 @@ class _Controller:
     def _decide(self, state: Any, reset: Tensor) -> tuple[Tensor, Tensor]:
         """The actions from here on, ``(E, H, *a)``, and whether the solve that they came of went well."""
         if not isinstance(self.policy, MPC):
+            forget = getattr(self.policy, "reset", None)
+            if forget is not None and reset.any():
+                forget(reset)
             action: Any = self.policy(state)
             if not isinstance(action, Tensor):
                 raise TypeError(f"policy: expected it to return a Tensor of actions, got {type(action).__name__}")

@@ -1,0 +1,226 @@
+"""A controller as a TorchRL policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from torch import Tensor, nn
+from torchrl.data import Bounded, TensorSpec, Unbounded
+from torchrl.envs import TensorDictPrimer
+from torchrl.modules import ProbabilisticActor
+
+from dcem._check import check_number
+from dcem._tree import leaves
+from dcem.control import MPC
+from dcem.distributions import WhiteNoise
+from dcem.rl.controller import Controller
+from dcem.rl.distribution import TruncatedNormal
+from dcem.rl.storage import ACTION, Primer, Storage, after
+
+PROPOSALS = ("next", "proposals")
+
+
+class Actor(ProbabilisticActor):  # type: ignore[misc]
+    """Put a controller where TorchRL has a policy: its losses then train the model, the cost, the decoder inside.
+
+    The action is drawn from a normal distribution around the planned one, cut off at the bounds. Everything that a
+    decision depends on is *stored*: it is read from the tensordict, and what the next decision needs is written under
+    ``"next"``. So any shuffled minibatch of stored steps gives the same distributions again, whatever the batch:
+
+    ==================== ============================================ =========================
+    key                  what                                         its successor
+    ==================== ============================================ =========================
+    ``observation``      what is seen                                 the environment's
+    ``belief``           before the observation, with a model         after it
+    ``previous_action``  that led here                                the action drawn
+    ``plan``             before; where the search starts              the new plan
+    ``latent``           with a decoder that has no ``encode``        the new latent
+    ``started``          False at an episode's start: no memory then  True
+    ==================== ============================================ =========================
+
+    An environment carries these if it has :meth:`make_tensordict_primer` as a transform, which collectors append with
+    ``auto_register_policy_transforms=True``. Without it an actor without a model plans every decision afresh, and one
+    with a model refuses, since it would forget. The search makes the same draws at every decision, and proposals are
+    stored too.
+
+    Args:
+        mpc: the controller. Its modules are trained; of a model whose methods it calls, give ``model`` too.
+        model: a world model (:class:`dcem.world.WorldModel`) whose belief is the state that ``mpc`` plans from; None:
+            the observation is.
+        std: of the action around the plan, in units of the action, above 0: a number or a tensor that broadcasts to
+            ``a``. An ``nn.Parameter`` is learned (of which the magnitude counts).
+        state_of: ``observation -> state``, without a model.
+        residual: a module ``state -> (*batch, *a)`` that is added to the planned action: what a small network
+            corrects.
+        seed: of the search's draws.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: ``std`` is 0, or of the wrong shape; in a call, the observation has the wrong shape or is not
+            finite, or what the actor has to remember is missing.
+
+    Example:
+        >>> import torch, dcem
+        >>> from tensordict import TensorDict
+        >>> from dcem.control.systems import Pendulum
+        >>> model = Pendulum(mass=torch.nn.Parameter(torch.tensor(1.3)))
+        >>> mpc = dcem.control.MPC(model, model.cost, 10, 1, model.bounds, dcem.CEM(32, 4), num_iterations=3)
+        >>> actor = Actor(mpc, std=0.2)
+        >>> step = actor(TensorDict(observation=torch.tensor([[-1.0, 0.0, 0.0]]), batch_size=[1]))
+        >>> step["action"].shape, step["action_log_prob"].shape, step["next", "plan"].shape
+        (torch.Size([1, 1]), torch.Size([1]), torch.Size([1, 10, 1]))
+        >>> actor.get_dist(step).log_prob(torch.zeros(1, 1)).sum().backward()
+        >>> model.mass.grad.shape
+        torch.Size([])
+
+    Source: Amos & Yarats, ICML 2020, section 5.3: PPO through the controller. Gradients go through one decision: a
+    stored belief or plan is a constant, though it was made with older weights.
+    """
+
+    def __init__(
+        self,
+        mpc: MPC,
+        model: nn.Module | None = None,
+        std: float | Tensor = 0.1,
+        state_of: Callable[[Tensor], Any] | None = None,
+        *,
+        residual: Callable[[Any], Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        planner = Planner(Controller(mpc, model, state_of, residual), std, seed)
+        super().__init__(
+            planner,
+            in_keys=["loc", "scale"],
+            out_keys=["action"],
+            spec=planner.action_spec(),
+            distribution_class=planner.distribution,
+            return_log_prob=True,
+            log_prob_key="action_log_prob",
+        )
+        self.out_keys = [*self.out_keys, after(ACTION)]
+
+    @dispatch(auto_batch_size=False)  # type: ignore[untyped-decorator]
+    def forward(
+        self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None, **kwargs: Any
+    ) -> TensorDictBase:
+        """Decide, and draw an action as TorchRL's exploration type says."""
+        out = super().forward(tensordict, tensordict_out, **kwargs)
+        return out.set(after(ACTION), out.get("action").detach())
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """The transform by which an environment carries what the actor has to remember."""
+        return Primer(self.planner.storage.specs)
+
+    def observer(self) -> Observer:
+        """The state that the controller plans from, for a critic to read: a module that writes it as ``"state"``.
+
+        With a model the critic is ``TensorDictSequential(actor.observer(), ValueOperator(net, in_keys=["state"]))``.
+        It reads the stored inputs, so that it finds at each next step what the actor will find there.
+        """
+        return Observer(self.planner)
+
+    @property
+    def planner(self) -> Planner:
+        """The deterministic part: from a tensordict to ``loc`` and ``scale``."""
+        return self.module[0]
+
+    @property
+    def controller(self) -> Controller:
+        """What decides."""
+        return self.planner.controller
+
+    @property
+    def std(self) -> Tensor:
+        """Of the action around the plan."""
+        return self.planner.std
+
+
+class Planner(TensorDictModuleBase):  # type: ignore[misc]
+    """The deterministic part of an :class:`Actor`: stored inputs in, planned action and successors out."""
+
+    def __init__(self, controller: Controller, std: float | Tensor, seed: int) -> None:
+        super().__init__()
+        mpc = controller.mpc
+        self.controller = controller
+        self.std: Tensor
+        self.noise: Tensor
+        _hold_std(self, std, mpc.action_shape)
+        generator = torch.Generator().manual_seed(seed)
+        source = WhiteNoise() if mpc.noise is None else mpc.noise
+        shape = (mpc.solver.num_samples, *mpc.latent_shape)
+        draws = [source(shape, dtype=torch.float32, generator=generator) for _ in range(mpc.num_iterations)]
+        self.register_buffer("noise", torch.stack(draws))
+        low, high = controller.bounds(self.noise)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+        self.storage = Storage(controller, self.noise)
+        self.in_keys = self.storage.in_keys
+        self.out_keys = ["loc", "scale", *map(after, self.storage.decided)]
+
+    @dispatch  # type: ignore[untyped-decorator]
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``loc``, ``scale``, and under ``"next"`` what the next decision needs."""
+        observation, memory = self.storage.read(tensordict, self.controller)
+        batch = tuple(tensordict.batch_size)
+        noise = self.noise.reshape(len(self.noise), *(1,) * len(batch), *self.noise.shape[1:])
+        noise = noise.expand(len(noise), *batch, *self.noise.shape[1:])
+        decision = self.controller(observation, memory, noise=noise, proposals=tensordict.get(PROPOSALS, None))
+        tensordict.set("loc", decision.action)
+        tensordict.set("scale", self.std.abs().to(decision.action).expand(decision.action.shape))
+        self.storage.write(tensordict, decision.memory)
+        if decision.proposals is not None:
+            tensordict.set(PROPOSALS, decision.proposals.detach())
+        return tensordict
+
+    def distribution(self, loc: Tensor, scale: Tensor) -> TruncatedNormal:
+        """Of the action around the planned one."""
+        return TruncatedNormal(loc, scale, self.low, self.high, len(self.controller.mpc.action_shape))
+
+    def action_spec(self) -> TensorSpec:
+        """What actions there are."""
+        shape = torch.Size(self.controller.mpc.action_shape)
+        if not bool((self.low.isfinite() & self.high.isfinite()).all()):
+            return Unbounded(shape)
+        return Bounded(self.low.clone(), self.high.clone(), shape)
+
+
+class Observer(TensorDictModuleBase):  # type: ignore[misc]
+    """The state that a controller plans from, ``(*batch, n)``, as a constant."""
+
+    def __init__(self, planner: Planner) -> None:
+        super().__init__()
+        self.controller, self.storage = planner.controller, planner.storage
+        beliefs = planner.controller.model is not None
+        self.in_keys = [key for key in self.storage.in_keys if beliefs and key not in self.storage.plan_keys]
+        self.in_keys = self.in_keys or self.storage.in_keys[:1]
+        self.out_keys = ["state"]
+
+    @dispatch  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``"state"``."""
+        state = self.controller.state(*self.storage.read(tensordict, self.controller))
+        batch_dims = tensordict.batch_dims
+        return tensordict.set("state", torch.cat([leaf.flatten(batch_dims) for leaf in leaves(state)], -1))
+
+
+def _hold_std(module: nn.Module, std: float | Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(std, Tensor):
+        check_number("std", std)
+    tensor = std if isinstance(std, Tensor) else torch.tensor(float(std))
+    value = tensor.detach().abs() if isinstance(std, nn.Parameter) else tensor
+    if not bool(((value > 0) & value.isfinite()).all()):
+        raise ValueError(f"std: expected finite numbers > 0, got {std}")
+    try:
+        tensor.expand(shape)
+    except RuntimeError:
+        came = tuple(tensor.shape)
+        raise ValueError(f"std: expected a shape that broadcasts to the action {shape}, got {came}") from None
+    if isinstance(std, nn.Parameter):
+        module.register_parameter("std", std)
+    else:
+        module.register_buffer("std", tensor)

@@ -1,0 +1,111 @@
+"""The distribution of actions around a planned one: normal, cut off at the bounds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+_SQRT_2 = math.sqrt(2.0)
+_LOG_SQRT_2_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class TruncatedNormal(Distribution):
+    """Explore around a planned action within the bounds: independent normal variables, given ``low <= x <= high``.
+
+    Unlike clipped draws its draws have a density, the one that :meth:`log_prob` gives, also where the planned action
+    lies on a bound. Its most likely value, the planned action, is its deterministic sample.
+
+    Args:
+        loc: the planned action, ``(*batch, *event)``, within the bounds.
+        scale: standard deviation before the cut, above 0, broadcasts to ``loc``.
+        low: lower bound, broadcasts to ``loc``; ``-inf`` for none.
+        high: upper bound, likewise.
+        event_dims: how many trailing axes are one action.
+
+    Example:
+        >>> import torch
+        >>> action = TruncatedNormal(torch.tensor([1.0]), torch.tensor([0.1]), torch.tensor(-1.0), torch.tensor(1.0))
+        >>> action.mode, bool(action.mean < 1), bool(action.sample((100,)).max() <= 1)
+        (tensor([1.]), True, True)
+
+    Source: Robert, "Simulation of truncated normal variables", 1995; sampled by inversion.
+    """
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, event_dims: int = 1) -> None:
+        self.loc, self.scale, self.low, self.high = torch.broadcast_tensors(loc, scale, low.to(loc), high.to(loc))
+        self.event_dims = event_dims
+        self._alpha, self._beta = (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+        self._below, self._above = (self._alpha / _SQRT_2).erf(), (self._beta / _SQRT_2).erf()  # in [-1, 0], [0, 1]
+        split = self.loc.dim() - event_dims
+        super().__init__(self.loc.shape[:split], self.loc.shape[split:], validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The box."""
+        return constraints.independent(constraints.interval(self.low, self.high), self.event_dims)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most likely action: the planned one."""
+        return self.loc
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """What TorchRL takes without exploration: the planned action, not the mean, which the bounds push inwards."""
+        return self.loc
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the variables as they are cut off."""
+        return self.loc + self.scale * (_density(self._alpha) - _density(self._beta)) / self._mass
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the variables as they are cut off."""
+        low, high = _density(self._alpha) / self._mass, _density(self._beta) / self._mass
+        curve = _times(self._alpha, low) - _times(self._beta, high)
+        return self.scale.square() * (1 + curve - (low - high).square())
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws ``(*sample_shape, *batch, *event)``, differentiable in ``loc`` and ``scale``."""
+        share = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
+        edge = 1 - torch.finfo(self.loc.dtype).eps
+        x = self.loc + self.scale * _SQRT_2 * torch.lerp(self._below, self._above, share).clamp(-edge, edge).erfinv()
+        return x + (torch.clamp(x, self.low, self.high) - x).detach()  # rounding may have left the box
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of actions ``(..., *event)``, summed over the event; ``-inf`` outside the bounds."""
+        standard = (value - self.loc) / self.scale
+        each = -0.5 * standard.square() - _LOG_SQRT_2_PI - self.scale.log() - self._mass.log()
+        inside = (value >= self.low) & (value <= self.high)
+        return self._summed(torch.where(inside, each, -torch.inf))
+
+    def entropy(self) -> Tensor:
+        """Of the action, in nats."""
+        low, high = _density(self._alpha) / self._mass, _density(self._beta) / self._mass
+        curve = _times(self._alpha, low) - _times(self._beta, high)
+        return self._summed(0.5 + _LOG_SQRT_2_PI + self.scale.log() + self._mass.log() + 0.5 * curve)
+
+    @property
+    def _mass(self) -> Tensor:
+        """How much of the normal distribution the box holds."""
+        return 0.5 * (self._above - self._below)
+
+    def _summed(self, each: Tensor) -> Tensor:
+        return each.flatten(each.dim() - self.event_dims).sum(-1) if self.event_dims else each
+
+
+def _density(x: Tensor) -> Tensor:
+    """Of the standard normal distribution."""
+    return (-0.5 * x.square() - _LOG_SQRT_2_PI).exp()
+
+
+def _times(x: Tensor, density: Tensor) -> Tensor:
+    """``x φ(x)``, 0 at infinity, in gradients too."""
+    return torch.where(x.isfinite(), x, 0.0) * density

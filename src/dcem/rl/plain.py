@@ -1,0 +1,98 @@
+"""A controller as a plain function from observations to actions, for loops that know nothing of tensordicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcem.control import MPC
+from dcem.rl.controller import Controller, Memory
+from dcem.solution import Status
+
+
+def policy(
+    mpc: MPC,
+    model: nn.Module | None = None,
+    *,
+    state_of: Callable[[Tensor], Any] | None = None,
+    residual: Callable[[Any], Tensor] | None = None,
+    seed: int | None = None,
+) -> Policy:
+    """Use a controller in any loop: a function from observation to action, with a ``reset`` for episodes that begin.
+
+    Args:
+        mpc: the controller.
+        model: a world model whose belief is the state that ``mpc`` plans from; None: the observation is.
+        state_of: ``observation -> state``, without a model.
+        residual: ``state -> (*batch, *a)``, added to the planned action.
+        seed: of the planner's draws; None: torch's global generator.
+
+    Returns:
+        A callable that takes an observation ``(*batch, o)``, one or a batch of environments, as an array or a tensor,
+        and returns the action ``(*batch, *a)`` of the same kind. It remembers its plan and its belief.
+        :func:`dcem.control.run` takes it, and resets it where episodes begin.
+
+    Raises:
+        TypeError: an argument is of the wrong type; in a call, the observation is.
+        ValueError: in a call, the observation has another shape than before, or is not finite.
+
+    Example:
+        >>> import dcem, gymnasium
+        >>> from dcem.control.systems import Pendulum
+        >>> model = Pendulum()
+        >>> act = policy(dcem.control.MPC(model, model.cost, 10, 1, model.bounds, dcem.CEM(32, 4), num_iterations=3))
+        >>> env = gymnasium.make("Pendulum-v1")
+        >>> observation, _ = env.reset(seed=0)
+        >>> for _ in range(3):
+        ...     observation, reward, *_ = env.step(act(observation))
+        >>> act.reset()
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return Policy(Controller(mpc, model, state_of, residual), generator)
+
+
+class Policy:
+    """What :func:`policy` returns."""
+
+    def __init__(self, controller: Controller, generator: torch.Generator | None) -> None:
+        self.controller, self.generator = controller, generator
+        self.memory: Memory | None = None
+        self.status: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, observation: Any) -> Any:
+        """The action for an observation, of which the policy then remembers what it needs.
+
+        A decision whose solve failed (:attr:`dcem.Status.NONFINITE`) is not remembered: the next one starts afresh.
+        """
+        seen = observation if isinstance(observation, Tensor) else _as_tensor(observation)
+        batch = tuple(seen.shape[:-1])
+        if self.memory is None:
+            self.memory = self.controller.blank(batch, seen)
+        if tuple(self.memory.started.shape) != batch:
+            raise ValueError(
+                f"observation: expected a batch {tuple(self.memory.started.shape)} as before, got {batch}; reset() "
+                "starts anew with another"
+            )
+        decision = self.controller(seen, self.memory, generator=self.generator)
+        failed = decision.status == Status.NONFINITE
+        self.memory, self.status = decision.memory._replace(started=~failed), decision.status
+        return decision.action if isinstance(observation, Tensor) else decision.action.cpu().numpy()
+
+    def reset(self, where: Tensor | None = None) -> None:
+        """Forget: an episode begins, in all environments or, ``(*batch,)`` boolean, in some."""
+        if where is None:
+            self.memory = None
+        elif self.memory is not None:
+            self.memory = self.memory._replace(started=self.memory.started & ~where.to(self.memory.started.device))
+
+
+def _as_tensor(observation: Any) -> Tensor:
+    """An array or a list as a float32 tensor."""
+    try:
+        return torch.as_tensor(observation, dtype=torch.float32)
+    except (TypeError, ValueError):
+        raise TypeError(f"observation: expected an array or a tensor, got {type(observation).__name__}") from None

@@ -1,0 +1,109 @@
+"""Where a controller's memory lies in a tensordict, and the transform by which an environment carries it."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Composite, TensorSpec, Unbounded
+from torchrl.envs import TensorDictPrimer
+
+from dcem._tree import leaves, map_tensors
+from dcem.control import WarmStart
+from dcem.rl.controller import Controller, Memory
+
+OBSERVATION, STARTED, ACTION, PLAN, LATENT, BELIEF = (
+    "observation", "started", "previous_action", "plan", "latent", "belief",
+)  # fmt: skip
+
+
+class Storage:
+    """Reads and writes the memory of a controller.
+
+    Args:
+        controller: whose memory it is.
+        like: a tensor of the dtype and on the device of what is stored.
+    """
+
+    def __init__(self, controller: Controller, like: Tensor) -> None:
+        blank = controller.blank((), like)
+        self.plan_keys: list[NestedKey] = [PLAN, LATENT] if controller.keeps_latent else [PLAN]
+        self.belief_keys: list[NestedKey] = [(BELIEF, str(i)) for i in range(len(leaves(blank.belief)))]
+        self.decided: list[NestedKey] = [STARTED, *self.plan_keys, *self.belief_keys]
+        """What a decision determines, without the action that is applied in the end."""
+        self.in_keys: list[NestedKey] = [OBSERVATION, ACTION, *self.decided]
+        tensors = dict(zip([ACTION, *self.decided], [blank.action, *self._tensors(blank)], strict=True))
+        self.specs = {
+            key: Unbounded(of.shape, device=of.device, dtype=of.dtype) for key, of in tensors.items() if key != STARTED
+        } | {STARTED: Binary(n=1, shape=(1,), dtype=torch.bool, device=like.device)}
+
+    def read(self, tensordict: TensorDictBase, controller: Controller) -> tuple[Tensor, Memory]:
+        """The observation and the memory that go into a decision."""
+        observation = tensordict.get(OBSERVATION, None)
+        if observation is None:
+            raise KeyError(f"{OBSERVATION}: expected this key, got {sorted(map(str, tensordict.keys(True, True)))}")
+        batch = tuple(tensordict.batch_size)
+        blank = controller.blank(batch, observation)
+        missing = [key for key in self.in_keys if tensordict.get(key, None) is None]
+        if missing and controller.model is not None:
+            raise ValueError(
+                f"{missing[0]}: expected this key in the tensordict, without which the model forgets what it has seen: "
+                "append actor.make_tensordict_primer() to the environment, or give a collector "
+                "auto_register_policy_transforms=True"
+            )
+        if missing:
+            return observation, blank
+        plan = [tensordict.get(key) for key in self.plan_keys]
+        belief = iter([tensordict.get(key) for key in self.belief_keys])
+        return observation, Memory(
+            map_tensors(lambda leaf: next(belief), blank.belief),
+            tensordict.get(ACTION),
+            WarmStart(plan[0], plan[-1]),
+            tensordict.get(STARTED).reshape(batch),
+        )
+
+    def write(self, tensordict: TensorDictBase, memory: Memory) -> None:
+        """Put what a decision determines under ``"next"``."""
+        for key, value in zip(self.decided, self._tensors(memory), strict=True):
+            before = tensordict.get(key, None)
+            tensordict.set(after(key), value if before is None else value.to(before.dtype))
+
+    def _tensors(self, memory: Memory) -> list[Tensor]:
+        return [memory.started.unsqueeze(-1), *memory.plan[: len(self.plan_keys)], *leaves(memory.belief)]
+
+
+class Primer(TensorDictPrimer):  # type: ignore[misc]
+    """Lets an environment carry what an actor has to remember: blank at each reset, its successor after each step.
+
+    What was applied counts as the previous action, whoever chose it. After a step that the actor did not decide it
+    starts afresh.
+    """
+
+    def __init__(self, specs: dict[NestedKey, TensorSpec]) -> None:
+        super().__init__(Composite(specs), expand_specs=True)
+        self.action_shape = specs[ACTION].shape
+
+    def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
+        """Also checks that the environment takes the actor's actions."""
+        batch_dims = len(self.parent.batch_size)
+        for key, spec in input_spec["full_action_spec"].items(True, True):
+            expected = tuple(self.action_shape)
+            if not spec.dtype.is_floating_point:
+                raise TypeError(f"{key}: expected an environment of continuous actions {expected}, got {spec}")
+            if tuple(spec.shape[batch_dims:]) != expected:
+                came = tuple(spec.shape[batch_dims:])
+                raise ValueError(f"{key}: expected an environment of actions of shape {expected}, got {came}")
+        return super().transform_input_spec(input_spec)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        decided = next_tensordict.get(STARTED, None) is not None
+        next_tensordict = super()._step(tensordict, next_tensordict)
+        if not decided:
+            next_tensordict.set(STARTED, torch.zeros_like(next_tensordict.get(STARTED)))
+        action = tensordict.get("action").detach()
+        return next_tensordict.set(ACTION, action.to(next_tensordict.get(ACTION).dtype))
+
+
+def after(key: NestedKey) -> tuple[str, ...]:
+    """Where the successor of a key lies."""
+    return ("next", key) if isinstance(key, str) else ("next", *key)
