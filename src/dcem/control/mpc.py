@@ -338,7 +338,7 @@ class MPC(nn.Module):
     def _warm(self, plan: Any, reset: Any, fresh: Tensor) -> tuple[Tensor, Tensor]:
         """The first mean from the plan before, and the action that was applied: NaN where a problem starts afresh."""
         if not isinstance(plan, (Plan, WarmStart)):
-            raise TypeError(f"warm_start: expected a dcem.control.Plan, a WarmStart or None, got {type(plan).__name__}")
+            raise TypeError(f"warm_start: expected a dcem.control.Plan or None, got {type(plan).__name__}")
         plan = plan.warm_start if isinstance(plan, Plan) else plan
         batch = fresh.shape[: fresh.dim() - len(self.latent_shape)]
         expected = (*batch, *self._actions_shape)

@@ -96,11 +96,11 @@ def _pytorch_mppi(task: Task, budget: Budget) -> Callable[[Tensor], Tensor]:
 
 def _torchrl(method: str, task: Task, budget: Budget) -> Callable[[Tensor], Tensor]:
     """TorchRL's planners on the model as one of its environments."""
-    from tensordict import TensorDict  # type: ignore[import-untyped]
-    from tensordict.nn import TensorDictModule  # type: ignore[import-untyped]
-    from torchrl.data import Bounded, Composite, Unbounded  # type: ignore[import-untyped]
-    from torchrl.envs import ModelBasedEnvBase  # type: ignore[import-untyped]
-    from torchrl.modules import CEMPlanner, MPPIPlanner  # type: ignore[import-untyped]
+    from tensordict import TensorDict
+    from tensordict.nn import TensorDictModule
+    from torchrl.data import Bounded, Composite, Unbounded
+    from torchrl.envs import ModelBasedEnvBase
+    from torchrl.modules import CEMPlanner, MPPIPlanner
 
     def step(state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         after = task.model(state, action)

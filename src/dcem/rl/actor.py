@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 from torchrl.data import Bounded, TensorSpec, Unbounded
@@ -19,7 +19,7 @@ from dcem.control import MPC
 from dcem.distributions import WhiteNoise
 from dcem.rl.controller import Controller
 from dcem.rl.distribution import TruncatedNormal
-from dcem.rl.storage import ACTION, Primer, Storage, after
+from dcem.rl.storage import ACTION, OBSERVATION, STARTED, Primer, Storage, after
 
 PROPOSALS = ("next", "proposals")
 
@@ -101,7 +101,7 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
             return_log_prob=True,
             log_prob_key="action_log_prob",
         )
-        self.out_keys = [*self.out_keys, after(ACTION)]
+        self.out_keys: list[NestedKey] = [*planner.out_keys, *self.module[-1].out_keys, after(ACTION)]
 
     @dispatch(auto_batch_size=False)  # type: ignore[untyped-decorator]
     def forward(
@@ -110,6 +110,19 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
         """Decide, and draw an action as TorchRL's exploration type says."""
         out = super().forward(tensordict, tensordict_out, **kwargs)
         return out.set(after(ACTION), out.get("action").detach())
+
+    def get_dist(
+        self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None, **kwargs: Any
+    ) -> TruncatedNormal:
+        """The distribution of the action, from the stored inputs, of which nothing is overwritten.
+
+        A planned action that equals the stored ``loc`` up to rounding is that one.
+        """
+        stored = tensordict.get("loc", None)
+        found = super().get_dist(tensordict.copy() if tensordict_out is None else tensordict, tensordict_out, **kwargs)
+        if stored is None or stored.shape != found.loc.shape:
+            return found
+        return self.planner.distribution(as_stored(found.loc, stored.to(found.loc), found.scale), found.scale)
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform by which an environment carries what the actor has to remember."""
@@ -164,8 +177,8 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
     @dispatch  # type: ignore[untyped-decorator]
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``loc``, ``scale``, and under ``"next"`` what the next decision needs."""
-        observation, memory = self.storage.read(tensordict, self.controller)
-        batch = tuple(tensordict.batch_size)
+        observation, memory = self.storage.read(tensordict, self.controller, self.noise)
+        batch = memory.started.shape
         noise = self.noise.reshape(len(self.noise), *(1,) * len(batch), *self.noise.shape[1:])
         noise = noise.expand(len(noise), *batch, *self.noise.shape[1:])
         decision = self.controller(observation, memory, noise=noise, proposals=tensordict.get(PROPOSALS, None))
@@ -189,23 +202,36 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
 
 
 class Observer(TensorDictModuleBase):  # type: ignore[misc]
-    """The state that a controller plans from, ``(*batch, n)``, as a constant."""
+    """The state that a controller plans from, ``(*batch, n)``, as a constant: it has no parameters of its own."""
 
     def __init__(self, planner: Planner) -> None:
         super().__init__()
-        self.controller, self.storage = planner.controller, planner.storage
-        beliefs = planner.controller.model is not None
-        self.in_keys = [key for key in self.storage.in_keys if beliefs and key not in self.storage.plan_keys]
-        self.in_keys = self.in_keys or self.storage.in_keys[:1]
+        self.__dict__["planner"] = planner
+        storage = planner.storage
+        read = [OBSERVATION, STARTED, ACTION, *storage.belief_keys]
+        self.in_keys = read if planner.controller.model is not None else [OBSERVATION]
         self.out_keys = ["state"]
 
     @dispatch  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``"state"``."""
-        state = self.controller.state(*self.storage.read(tensordict, self.controller))
-        batch_dims = tensordict.batch_dims
-        return tensordict.set("state", torch.cat([leaf.flatten(batch_dims) for leaf in leaves(state)], -1))
+        planner = self.__dict__["planner"]
+        memory = planner.storage.read(tensordict.select(*self.in_keys, strict=False), planner.controller, planner.noise)
+        state = leaves(planner.controller.state(*memory))
+        batch_dims = memory[1].started.dim()
+        return tensordict.set("state", torch.cat([leaf.flatten(batch_dims) for leaf in state], -1))
+
+
+def as_stored(loc: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
+    """A planned action, as it was stored where the two differ by rounding only; the gradient is that of ``loc``.
+
+    A search enlarges rounding, which depends on the size of a batch, some hundred times, and a small ``std`` enlarges
+    it again in the probability of an action: the probabilities of equal weights would not be equal.
+    """
+    tolerance = 1000 * torch.finfo(loc.dtype).eps * (stored.abs() + scale)
+    same = (loc.detach() - stored).abs() <= tolerance
+    return torch.where(same, stored + (loc - loc.detach()), loc)
 
 
 def _hold_std(module: nn.Module, std: float | Tensor, shape: tuple[int, ...]) -> None:

@@ -38,17 +38,13 @@ class TruncatedNormal(Distribution):
     has_rsample = True
 
     def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, event_dims: int = 1) -> None:
-        self.loc, self.scale, self.low, self.high = torch.broadcast_tensors(loc, scale, low.to(loc), high.to(loc))
+        of = torch.broadcast_tensors(loc, scale, low.to(loc), high.to(loc))  # type: ignore[no-untyped-call]
+        self.loc, self.scale, self.low, self.high = of
         self.event_dims = event_dims
         self._alpha, self._beta = (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
         self._below, self._above = (self._alpha / _SQRT_2).erf(), (self._beta / _SQRT_2).erf()  # in [-1, 0], [0, 1]
         split = self.loc.dim() - event_dims
         super().__init__(self.loc.shape[:split], self.loc.shape[split:], validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """The box."""
-        return constraints.independent(constraints.interval(self.low, self.high), self.event_dims)
 
     @property
     def mode(self) -> Tensor:
@@ -72,7 +68,7 @@ class TruncatedNormal(Distribution):
         curve = _times(self._alpha, low) - _times(self._beta, high)
         return self.scale.square() * (1 + curve - (low - high).square())
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         """Draws ``(*sample_shape, *batch, *event)``, differentiable in ``loc`` and ``scale``."""
         share = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
         edge = 1 - torch.finfo(self.loc.dtype).eps

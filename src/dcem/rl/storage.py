@@ -37,14 +37,16 @@ class Storage:
             key: Unbounded(of.shape, device=of.device, dtype=of.dtype) for key, of in tensors.items() if key != STARTED
         } | {STARTED: Binary(n=1, shape=(1,), dtype=torch.bool, device=like.device)}
 
-    def read(self, tensordict: TensorDictBase, controller: Controller) -> tuple[Tensor, Memory]:
-        """The observation and the memory that go into a decision."""
+    def read(self, tensordict: TensorDictBase, controller: Controller, like: Tensor) -> tuple[Tensor, Memory]:
+        """The observation ``(*batch, o)`` and the memory that go into a decision, in the dtype of ``like``."""
         observation = tensordict.get(OBSERVATION, None)
         if observation is None:
             raise KeyError(f"{OBSERVATION}: expected this key, got {sorted(map(str, tensordict.keys(True, True)))}")
-        batch = tuple(tensordict.batch_size)
-        blank = controller.blank(batch, observation)
-        missing = [key for key in self.in_keys if tensordict.get(key, None) is None]
+        observation = observation.to(like)
+        batch = tuple(observation.shape[:-1])
+        blank = controller.blank(batch, like)
+        keys = [ACTION, STARTED, *self.belief_keys]
+        missing = [key for key in keys if tensordict.get(key, None) is None]
         if missing and controller.model is not None:
             raise ValueError(
                 f"{missing[0]}: expected this key in the tensordict, without which the model forgets what it has seen: "
@@ -53,20 +55,19 @@ class Storage:
             )
         if missing:
             return observation, blank
-        plan = [tensordict.get(key) for key in self.plan_keys]
+        plan = [tensordict.get(key, of) for key, of in zip(self.plan_keys, blank.plan, strict=False)]
         belief = iter([tensordict.get(key) for key in self.belief_keys])
         return observation, Memory(
             map_tensors(lambda leaf: next(belief), blank.belief),
-            tensordict.get(ACTION),
-            WarmStart(plan[0], plan[-1]),
-            tensordict.get(STARTED).reshape(batch),
+            tensordict.get(ACTION).to(like),
+            WarmStart(plan[0].to(like), plan[-1].to(like)),
+            tensordict.get(STARTED).reshape(batch).bool(),
         )
 
     def write(self, tensordict: TensorDictBase, memory: Memory) -> None:
         """Put what a decision determines under ``"next"``."""
         for key, value in zip(self.decided, self._tensors(memory), strict=True):
-            before = tensordict.get(key, None)
-            tensordict.set(after(key), value if before is None else value.to(before.dtype))
+            tensordict.set(after(key), value)
 
     def _tensors(self, memory: Memory) -> list[Tensor]:
         return [memory.started.unsqueeze(-1), *memory.plan[: len(self.plan_keys)], *leaves(memory.belief)]

@@ -1,0 +1,80 @@
+"""The truncated normal against scipy's, in sampling, moments and gradients."""
+
+import pytest
+import torch
+
+from dcem.rl import TruncatedNormal
+
+stats = pytest.importorskip("scipy.stats")
+
+CASES = [(0.0, 0.3, -1.0, 1.0), (1.0, 0.1, -1.0, 1.0), (-2.0, 5.0, -2.0, 2.0), (0.5, 0.2, 0.0, float("inf")),
+         (3.0, 1.0, -float("inf"), float("inf"))]  # fmt: skip
+
+
+def both(loc: float, std: float, low: float, high: float) -> tuple[TruncatedNormal, object]:
+    of = [torch.tensor([value], dtype=torch.float64) for value in (loc, std, low, high)]
+    return TruncatedNormal(*of), stats.truncnorm((low - loc) / std, (high - loc) / std, loc, std)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_density_and_moments_are_those_of_scipy(case):
+    ours, theirs = both(*case)
+    x = torch.linspace(max(case[2], -6.0) + 0.01, min(case[3], 6.0) - 0.01, 7, dtype=torch.float64)
+    torch.testing.assert_close(ours.log_prob(x[:, None]), torch.from_numpy(theirs.logpdf(x.numpy())))
+    assert ours.mean.item() == pytest.approx(theirs.mean(), rel=1e-10, abs=1e-12)
+    assert ours.variance.item() == pytest.approx(theirs.var(), rel=1e-8)
+    grid = torch.linspace(max(case[2], -12.0), min(case[3], 12.0), 400001, dtype=torch.float64)
+    density = ours.log_prob(grid[:, None])
+    entropy = -torch.trapezoid(density.exp() * density, grid)
+    assert ours.entropy().item() == pytest.approx(entropy.item(), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_draws_are_of_that_density(case):
+    ours, theirs = both(*case)
+    drawn = ours.sample((4000,)).flatten()
+    assert bool(((drawn >= case[2]) & (drawn <= case[3])).all())
+    assert stats.kstest(drawn.numpy(), theirs.cdf).pvalue > 1e-4
+
+
+def test_no_mass_is_left_outside():
+    ours, _ = both(1.9, 0.3, -2.0, 2.0)
+    assert ours.log_prob(torch.tensor([2.1], dtype=torch.float64)) == -torch.inf
+    grid = torch.linspace(-2, 2, 20001, dtype=torch.float64)
+    assert torch.trapezoid(ours.log_prob(grid[:, None]).exp(), grid).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_gradients_are_those_of_finite_differences():
+    loc, std = (torch.tensor(values, dtype=torch.float64, requires_grad=True) for values in ([0.9, -0.2], [0.2, 0.5]))
+    low, high = torch.tensor(-1.0), torch.tensor(1.0)
+    value = torch.tensor([0.7, 0.1], dtype=torch.float64)
+
+    def functions(loc, std):
+        of = TruncatedNormal(loc, std, low, high)
+        torch.manual_seed(3)
+        return of.log_prob(value), of.entropy(), of.mean, of.rsample((2,))
+
+    assert torch.autograd.gradcheck(functions, (loc, std))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extremes_stay_finite(dtype):
+    low, high = torch.tensor(-1.0), torch.tensor(1.0)
+    for std in (1e-6, 1e-3, 1e3):
+        loc = torch.tensor([-1.0, 0.0, 1.0], dtype=dtype, requires_grad=True)
+        scale = torch.full((3,), std, dtype=dtype, requires_grad=True)
+        of = TruncatedNormal(loc, scale, low, high)
+        x = of.rsample((200,))
+        assert bool((x.abs() <= 1).all())
+        (of.log_prob(x).sum() + of.entropy()).backward()
+        assert bool(loc.grad.isfinite().all() and scale.grad.isfinite().all())
+
+
+def test_without_exploration_the_planned_action_is_taken_and_events_of_any_rank_count_as_one():
+    loc = torch.full((5, 2, 3), 1.0)
+    of = TruncatedNormal(loc, torch.tensor(0.1), torch.tensor(-1.0), torch.tensor(1.0), event_dims=2)
+    assert torch.equal(of.deterministic_sample, loc)
+    assert bool((of.mean < loc).all())
+    assert of.log_prob(of.sample()).shape == of.entropy().shape == (5,)
+    scalar = TruncatedNormal(torch.zeros(4), torch.tensor(0.1), torch.tensor(-1.0), torch.tensor(1.0), event_dims=0)
+    assert scalar.log_prob(scalar.sample()).shape == (4,)
