@@ -61,6 +61,9 @@ EXPERIMENTS = {
     "planet": Experiment(
         "dcem.experiments.planet", "plan through a learned latent model on cheetah.run and walker.walk (ICML 2020, 5.3)"
     ),
+    "planet-evaluate": Experiment(
+        "dcem.experiments.planet.evaluation", "fresh episodes of a controller that dcem planet has written"
+    ),
     "mismatch": Experiment(
         "dcem.experiments.mismatch",
         "objective mismatch: dynamics fitted by likelihood against dynamics learned through the controller",

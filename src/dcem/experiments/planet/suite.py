@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 ACTION_REPEAT = {"cheetah.run": 4, "walker.walk": 2}
-"""As in the paper; an episode is 1000 simulator steps."""
+"""As in the paper."""
+EPISODE_STEPS = 1000
+"""Simulator steps of an episode of either task."""
 
 
 class Stepped(NamedTuple):
@@ -24,13 +26,13 @@ class Stepped(NamedTuple):
 class Suite:
     """``num_envs`` environments of one task in lock-step; an episode is a function of its seeds and the actions."""
 
-    def __init__(self, task: str, num_envs: int, action_repeat: int) -> None:
+    def __init__(self, task: str, num_envs: int) -> None:
         os.environ.setdefault("MUJOCO_GL", "disabled")
         from dm_control import suite  # type: ignore[import-untyped]
 
         domain, _, name = task.partition(".")
         self.envs = [suite.load(domain, name, task_kwargs={"random": 0}) for _ in range(num_envs)]
-        self.num_envs, self.action_repeat = num_envs, action_repeat
+        self.num_envs, self.action_repeat = num_envs, ACTION_REPEAT[task]
         spec = self.envs[0].action_spec()
         self.low = torch.tensor(spec.minimum, dtype=torch.float32)
         self.high = torch.tensor(spec.maximum, dtype=torch.float32)

@@ -1,9 +1,10 @@
-"""Phase 1: learn a latent model from the episodes of a controller that plans through it."""
+"""Learn a latent model, and a decoder for the embedded controller, from the episodes that are planned with them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,35 +12,25 @@ from torch import Tensor, nn
 
 import dcem
 from dcem.control import MPC, Plan
+from dcem.experiments.planet.controllers import (
+    BeliefDecoder,
+    Controller,
+    embedded,
+    full_space,
+    load,
+    make_decoder,
+    make_model,
+    save,
+)
 from dcem.experiments.planet.replay import Replay
-from dcem.experiments.planet.settings import Config, Planner
-from dcem.experiments.planet.suite import ACTION_REPEAT, Suite
-from dcem.experiments.run import Run
+from dcem.experiments.planet.settings import Config
+from dcem.experiments.planet.suite import EPISODE_STEPS, Suite
+from dcem.experiments.run import CHECKPOINT, Run
 from dcem.world import LatentModel
 
 EVALUATION_SEED = 1_000_000
 """Rounds of evaluation start from seeds that no round of training has."""
-
-
-def make_model(config: Config, suite: Suite) -> LatentModel:
-    """The model at its start."""
-    return LatentModel(
-        suite.observation_size, suite.action_size, (suite.low, suite.high), latent_size=config.latent_size,
-        hidden=config.hidden, discount=config.discount,
-    )  # fmt: skip
-
-
-def full_space(model: LatentModel, settings: Planner) -> MPC:
-    """Plan over the actions themselves, with the vanilla selection."""
-    solver = dcem.CEM(
-        settings.num_samples, settings.num_elites, dcem.HardTopK(), init_std=settings.init_std,
-        min_std=settings.min_std, max_std=settings.max_std,
-    )  # fmt: skip
-    return MPC(
-        model.imagine, model.cost, settings.horizon, model.action_size, (model.low, model.high), solver,
-        num_iterations=settings.num_iterations, gradient=dcem.Detach(), terminal_cost=model.terminal_cost,
-        discount=model.discount, proposals=model.propose, num_proposals=settings.num_proposals,
-    )  # fmt: skip
+CONTROLLER = "controller.pt"
 
 
 class Episodes(NamedTuple):
@@ -63,13 +54,13 @@ def play(
     model: LatentModel | None,
     mpc: MPC | None,
     *,
-    explore: bool,
+    explore: float,
     between: Callable[[], None] | None = None,
 ) -> Episodes:
     """Play a round with a controller, or with random actions where there is none.
 
-    To ``explore`` is to apply a draw from the planner's last distribution instead of its mean. What is to happen
-    ``between`` decisions, learning, is called after each.
+    ``explore`` is the least std of the noise on the action, which is that of the planner's last distribution where it
+    plans over actions; 0 for none at all. What is to happen ``between`` decisions, learning, is called after each.
     """
     observation = suite.reset(seed)
     observations, actions, rewards, seconds = [observation], list[Tensor](), list[Tensor](), 0.0
@@ -80,11 +71,13 @@ def play(
         if model is None or mpc is None:
             action = suite.low + (suite.high - suite.low) * torch.rand(suite.num_envs, suite.action_size)
         else:
-            plan = mpc(model.encode(observation), warm_start=plan)
+            warm = plan if mpc.decoder is None else None
+            plan = mpc(model.encode(observation), warm_start=warm, gradient=dcem.Detach())
             action = plan.action
-            if explore:
-                assert isinstance(plan.distribution, dcem.Gaussian)
-                spread = plan.distribution.std[:, 0]
+            if explore > 0:
+                spread = torch.full_like(action, explore)
+                if mpc.decoder is None and isinstance(plan.distribution, dcem.Gaussian):
+                    spread = plan.distribution.std[:, 0].clamp(min=explore)
                 action = torch.clamp(action + spread * torch.randn_like(action), suite.low, suite.high)
         seconds += time.perf_counter() - started
         observation, reward, done = suite.step(action)
@@ -98,19 +91,30 @@ def play(
 
 
 class Learner:
-    """The optimiser's side of a model."""
+    """The optimisers of model and decoder, and what to do with a batch of sequences."""
 
-    def __init__(self, model: LatentModel, config: Config) -> None:
-        self.model, self.config = model, config
+    def __init__(self, config: Config, model: LatentModel, decoder: BeliefDecoder | None) -> None:
+        self.config, self.model = config, model
         encoder = list(model.encoder.parameters())
         own = {id(parameter) for parameter in [*encoder, *model.target_values.parameters()]}
         others = [parameter for parameter in model.parameters() if id(parameter) not in own]
-        groups: list[dict[str, Any]] = [{"params": encoder, "lr": config.encoder_lr}, {"params": others}]
         self.parameters = [*encoder, *others]
+        groups: list[dict[str, Any]] = [{"params": encoder, "lr": config.encoder_lr}, {"params": others}]
         self.optimizer = torch.optim.Adam(groups, lr=config.lr, foreach=True)
+        self.decoder = decoder
+        if decoder is not None:
+            self.mpc = embedded(model, decoder, config.embedding)
+            self.decoder_optimizer = torch.optim.Adam(decoder.parameters(), lr=config.embedding.lr, foreach=True)
 
-    def update(self, sequences: object) -> dict[str, Tensor]:
-        """One step down the model's loss."""
+    def tracked(self) -> dict[str, Any]:
+        """What a checkpoint has to hold."""
+        tracked = {"model": self.model, "optimizer": self.optimizer}
+        return tracked | (
+            {"decoder": self.decoder, "decoder_optimizer": self.decoder_optimizer} if self.decoder else {}
+        )
+
+    def update(self, sequences: Any) -> dict[str, Tensor]:
+        """One step down the model's loss, and one down the cost of the plans in the beliefs that it now has."""
         losses = self.model.loss(sequences)
         loss = torch.stack([value for name, value in losses.items() if name.startswith("loss_")]).sum()
         self.optimizer.zero_grad()
@@ -118,7 +122,24 @@ class Learner:
         nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip, foreach=True)
         self.optimizer.step()
         self.model.update_target()
-        return {name: value.detach() for name, value in losses.items()}
+        said = {name: value.detach() for name, value in losses.items()}
+        if self.decoder is not None:
+            said["plan_cost"] = self._embed(
+                sequences["observation"][: self.config.embedding.batch_size, 0], self.decoder
+            )
+        return said
+
+    def _embed(self, observations: Tensor, decoder: BeliefDecoder) -> Tensor:
+        """A step of the decoder down the cost of what DCEM finds with it, differentiated through the search."""
+        with torch.no_grad():
+            beliefs = self.model.encode(observations)
+        cost = self.mpc(beliefs).cost.mean()
+        parameters = list(decoder.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(cost, parameters), strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(parameters, self.config.grad_clip, foreach=True)
+        self.decoder_optimizer.step()
+        return cost.detach()
 
 
 class _Updates:
@@ -144,32 +165,49 @@ class _Updates:
         return means
 
 
-def learn(config: Config, run: Run) -> LatentModel:
-    """Alternate decisions and updates for `num_rounds`; a checkpoint after each round."""
-    suite = Suite(config.task, config.num_envs, ACTION_REPEAT[config.task])
-    model = make_model(config, suite)
-    learner = Learner(model, config)
-    mpc = full_space(model, config.planner)
-    decisions = 1000 // suite.action_repeat * config.num_envs  # a round
-    replay = Replay(decisions * config.num_rounds, config.window)
-    run.track(model=model, optimizer=learner.optimizer, replay=replay)
+def learn(config: Config, run: Run) -> Controller:
+    """Alternate decisions and updates for `num_rounds`, a checkpoint after each."""
+    suite = Suite(config.task, config.num_envs)
+    model, replay, env_steps = _start(config, suite)
+    decoder = make_decoder(config, model) if config.phase == "embed" else None
+    learner = Learner(config, model, decoder)
+    mpc = full_space(model, config.planner) if decoder is None else embedded(model, decoder, config.embedding)
+    run.track(replay=replay, **learner.tracked())
     updates = _Updates(learner, replay)
+    controller = Controller(config, model, decoder, env_steps)
     for step in run.steps(config.num_rounds, 1, config.task):
         started = time.perf_counter()
-        seeding = step <= config.seed_rounds
+        seeding = step <= config.seed_rounds and not config.start
         episodes = play(
-            suite, config.seed * 10_000 + step, None if seeding else model, mpc, explore=True,
+            suite, config.seed * 10_000 + step, None if seeding else model, mpc, explore=config.explore,
             between=None if seeding else updates.after_a_decision,
         )  # fmt: skip
         replay.extend(episodes.observations, episodes.actions, episodes.rewards)
+        controller = controller._replace(env_steps=env_steps + step * EPISODE_STEPS * config.num_envs)
         values = updates.means() | {
-            "env_steps": step * 1000 * config.num_envs,
+            "env_steps": controller.env_steps,
             "return": episodes.returns.mean().item(),
             "planning_s": episodes.planning_seconds,
             "round_s": time.perf_counter() - started,
         }
         if step % config.eval_every == 0 or step == config.num_rounds:
-            evaluation = play(suite, EVALUATION_SEED + step, model, mpc, explore=False)
+            evaluation = play(suite, EVALUATION_SEED + step, model, mpc, explore=0.0)
             values["return_eval"] = evaluation.returns.mean().item()
+            save(run.folder / CONTROLLER, controller)
         run.log(step, **values)
-    return model
+    return controller
+
+
+def _start(config: Config, suite: Suite) -> tuple[LatentModel, Replay, int]:
+    """Model, replay and the environment steps made: at the beginning, or taken over from the run `start`."""
+    model = make_model(config, suite)
+    decisions = EPISODE_STEPS // suite.action_repeat * config.num_envs * config.num_rounds
+    if not config.start:
+        return model, Replay(decisions, config.window), 0
+    folder = Path(config.start)
+    before, _ = load(folder / CONTROLLER, config.task)
+    state = torch.load(folder / CHECKPOINT, weights_only=True)["tracked"]
+    model.load_state_dict(state["model"])
+    replay = Replay(decisions + len(state["replay"]["data"]["episode"]), config.window)
+    replay.load_state_dict(state["replay"])
+    return model, replay, before.env_steps

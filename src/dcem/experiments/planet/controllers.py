@@ -1,0 +1,133 @@
+"""What plans: over the actions themselves, or over a latent that a learned decoder turns into actions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import dcem
+from dcem.control import MPC
+from dcem.experiments import ConfigError
+from dcem.experiments.planet.settings import Config, Embedding, Planner
+from dcem.experiments.planet.suite import Suite
+from dcem.world import LatentModel
+
+
+def make_model(config: Config, suite: Suite) -> LatentModel:
+    """The model at its start."""
+    return LatentModel(
+        suite.observation_size, suite.action_size, (suite.low, suite.high), latent_size=config.latent_size,
+        hidden=config.hidden, discount=config.discount,
+    )  # fmt: skip
+
+
+def full_space(model: LatentModel, settings: Planner) -> MPC:
+    """Plan over the actions themselves, with the vanilla selection."""
+    solver = dcem.CEM(
+        settings.num_samples, settings.num_elites, dcem.HardTopK(), init_std=settings.init_std,
+        min_std=settings.min_std, max_std=settings.max_std,
+    )  # fmt: skip
+    return MPC(
+        model.imagine, model.cost, settings.horizon, model.action_size, (model.low, model.high), solver,
+        num_iterations=settings.num_iterations, gradient=dcem.Detach(), terminal_cost=model.terminal_cost,
+        discount=model.discount, proposals=model.propose, num_proposals=settings.num_proposals,
+    )  # fmt: skip
+
+
+class BeliefDecoder(nn.Module):
+    """Plans worth considering in a belief: ``(*batch, N, latent) -> (*batch, N, horizon, action)``."""
+
+    def __init__(self, model: LatentModel, latent_size: int, horizon: int, hidden: int) -> None:
+        super().__init__()
+        self.latent_shape, self.event_shape = (latent_size,), (horizon, model.action_size)
+        self.register_buffer("low", model.low.clone())
+        self.register_buffer("high", model.high.clone())
+        self.layers = nn.Sequential(
+            nn.Linear(latent_size + model.latent_size, hidden), nn.LayerNorm(hidden), nn.SiLU(),
+            nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.SiLU(),
+            nn.Linear(hidden, horizon * model.action_size),
+        )  # fmt: skip
+
+    def forward(self, z: Tensor, *, state: Tensor) -> Tensor:
+        share: Tensor = torch.sigmoid(self.layers(torch.cat([z, state], -1)))
+        low, high = self.get_buffer("low"), self.get_buffer("high")
+        return low + (high - low) * share.reshape(*z.shape[:-1], *self.event_shape)
+
+
+def embedded(model: LatentModel, decoder: BeliefDecoder, settings: Embedding) -> MPC:
+    """Plan by DCEM over the latent of a decoder; every search starts from 0, which the belief gives its meaning."""
+    solver = dcem.CEM(
+        settings.num_samples, settings.num_elites, dcem.LML(settings.temperature), init_std=settings.init_std
+    )
+    return MPC(
+        model.imagine, model.cost, decoder.event_shape[0], model.action_size, (model.low, model.high), solver,
+        num_iterations=settings.num_iterations, decoder=decoder, latent_bounds=(-2.0, 2.0),
+        terminal_cost=model.terminal_cost, discount=model.discount,
+    )  # fmt: skip
+
+
+class Controller(NamedTuple):
+    """A model and what plans through it."""
+
+    config: Config
+    model: LatentModel
+    decoder: BeliefDecoder | None
+    env_steps: int
+
+    @property
+    def mpc(self) -> MPC:
+        """The embedded controller where there is a decoder, else the full-space one."""
+        if self.decoder is None:
+            return full_space(self.model, self.config.planner)
+        return embedded(self.model, self.decoder, self.config.embedding)
+
+
+def save(path: Path, controller: Controller) -> None:
+    """Write a controller in half precision, whole or not at all."""
+    modules = {"model": controller.model, "decoder": controller.decoder}
+    state = {
+        "config": {key: value for key, value in asdict(controller.config).items() if key != "defaults"},
+        "env_steps": controller.env_steps,
+        "weights": {
+            name: {key: tensor.half() for key, tensor in module.state_dict().items()}
+            for name, module in modules.items()
+            if module is not None
+        },
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def load(path: Path, task: str | None = None) -> tuple[Controller, Suite]:
+    """Read a controller, with environments of its task."""
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        plain = dict(state["config"])
+        config = Config(
+            **{**plain, "planner": Planner(**plain["planner"]), "embedding": Embedding(**plain["embedding"])}
+        )
+        weights, env_steps = state["weights"], state["env_steps"]
+    except FileNotFoundError:
+        raise ConfigError(f"checkpoint: expected a file that dcem planet has written; {path} is not there") from None
+    except Exception as error:
+        raise ConfigError(f"checkpoint: expected a file that dcem planet has written; {path}: {error}") from None
+    if task is not None and task != config.task:
+        raise ConfigError(f"checkpoint: expected one of the task {task}; {path} is of {config.task}")
+    suite = Suite(config.task, config.num_envs)
+    model = make_model(config, suite)
+    model.load_state_dict(weights["model"])
+    decoder = None
+    if "decoder" in weights:
+        decoder = make_decoder(config, model)
+        decoder.load_state_dict(weights["decoder"])
+    return Controller(config, model, decoder, env_steps), suite
+
+
+def make_decoder(config: Config, model: LatentModel) -> BeliefDecoder:
+    """The decoder at its start."""
+    return BeliefDecoder(model, config.embedding.latent_size, config.planner.horizon, config.hidden)

@@ -1,0 +1,80 @@
+"""`dcem planet-evaluate`: fresh episodes of a controller that `dcem planet` has written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcem.experiments.planet.controllers import load
+from dcem.experiments.planet.suite import Suite
+from dcem.experiments.planet.training import play
+from dcem.experiments.run import Run
+from dcem.experiments.training import require
+
+GROUPS: dict[str, dict[str, Any]] = {}
+TEST_SEED = 2_000_000
+"""Neither training nor its evaluations start from these."""
+
+
+@dataclass
+class Config:
+    """Settings of `dcem planet-evaluate`."""
+
+    checkpoint: str = "controller.pt"
+    """Written by `dcem planet`."""
+    num_episodes: int = 50
+    num_envs: int = 10
+    """Played side by side."""
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+
+
+def check(config: Config) -> None:
+    """Refuse settings that cannot be run."""
+    require(config.num_envs >= 1, "num_envs", "at least 1", config.num_envs)
+    even = config.num_episodes >= 1 and config.num_episodes % config.num_envs == 0
+    require(even, "num_episodes", f"a multiple of num_envs={config.num_envs}", config.num_episodes)
+    require(Path(config.checkpoint).is_file(), "checkpoint", "a file that dcem planet has written", config.checkpoint)
+
+
+class _Returns(list[float]):
+    """Of the episodes so far; part of a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"returns": list(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self[:] = state["returns"]
+
+
+def main(config: Config, run: Run) -> dict[str, Any]:
+    """Play; returns median, quartiles and the environment steps that the controller has learned from."""
+    controller, _ = load(Path(config.checkpoint))
+    suite, mpc, returns = Suite(controller.config.task, config.num_envs), controller.mpc, _Returns()
+    run.track(returns=returns)
+    for step in run.steps(config.num_episodes // config.num_envs, 1, "episodes"):
+        seed = TEST_SEED + 10_000 * config.seed + step
+        torch.manual_seed(seed)  # of the search
+        returns += play(suite, seed, controller.model, mpc, explore=0.0).returns.tolist()
+        run.log(step, mean=sum(returns) / len(returns))
+    quartiles = torch.tensor(returns).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    solver = mpc.solver
+    metrics = {
+        "task": controller.config.task,
+        "median": quartiles[1],
+        "quartiles": [quartiles[0], quartiles[2]],
+        "mean": math.fsum(returns) / len(returns),
+        "env_steps": controller.env_steps,
+        "trajectories": mpc.num_iterations * (solver.num_samples + (mpc.num_proposals if mpc.proposals else 0)),
+        "returns": list(returns),
+    }
+    run.say("  ".join(f"{key} {value}" for key, value in metrics.items() if key != "returns"))
+    run.finish(**metrics)
+    return metrics
