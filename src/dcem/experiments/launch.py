@@ -60,6 +60,8 @@ def launch(name: str, arguments: Sequence[str]) -> int:
         with Run(folder, plain, seed=settings.seed, device=device, command=command, resume=resumed) as run:
             try:
                 return module.main(settings, run)
+            except ConfigError as error:  # a file that is not what its setting says
+                raise SystemExit(f"{name}: {error}") from None
             except Interrupted:
                 run.say(f"continue with: dcem {name} resume={folder}")
                 raise

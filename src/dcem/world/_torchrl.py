@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torchrl.data import LazyMemmapStorage, ReplayBuffer, SliceSampler  # type: ignore[import-untyped]
+from torchrl.data import LazyMemmapStorage, ReplayBuffer, SliceSampler
 
 
 class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]

@@ -12,8 +12,13 @@ __all__ = ["GROUPS", "Config", "check", "main"]
 
 
 def main(config: Config, run: Run) -> dict[str, Any]:
-    """Learn the model; returns what its controller reaches."""
-    learn(config, run)
+    """Run a phase; returns what its controller reaches."""
+    if config.phase == "tune":
+        from dcem.experiments.planet.tuning import tune  # TorchRL's losses are imported where they are used
+
+        tune(config, run)
+    else:
+        learn(config, run)
     last = run.records()[-1]
     metrics = {name: last[name] for name in ("env_steps", "return", "return_eval")}
     run.finish(**metrics)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import dcem
 from dcem.control import MPC
 from dcem.experiments import ConfigError
-from dcem.experiments.planet.settings import Config, Embedding, Planner
+from dcem.experiments.planet.settings import Config, Embedding, Planner, Tuning
 from dcem.experiments.planet.suite import Suite
 from dcem.world import LatentModel
 
@@ -109,7 +109,12 @@ def load(path: Path, task: str | None = None) -> tuple[Controller, Suite]:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         plain = dict(state["config"])
         config = Config(
-            **{**plain, "planner": Planner(**plain["planner"]), "embedding": Embedding(**plain["embedding"])}
+            **{
+                **plain,
+                "planner": Planner(**plain["planner"]),
+                "embedding": Embedding(**plain["embedding"]),
+                "tuning": Tuning(**plain.get("tuning", {})),
+            }
         )
         weights, env_steps = state["weights"], state["env_steps"]
     except FileNotFoundError:
@@ -118,7 +123,7 @@ def load(path: Path, task: str | None = None) -> tuple[Controller, Suite]:
         raise ConfigError(f"checkpoint: expected a file that dcem planet has written; {path}: {error}") from None
     if task is not None and task != config.task:
         raise ConfigError(f"checkpoint: expected one of the task {task}; {path} is of {config.task}")
-    suite = Suite(config.task, config.num_envs)
+    suite = Suite(config.task, config.num_envs, config.episode_steps)
     model = make_model(config, suite)
     model.load_state_dict(weights["model"])
     decoder = None

@@ -57,7 +57,11 @@ class _Returns(list[float]):
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Play; returns median, quartiles and the environment steps that the controller has learned from."""
     controller, _ = load(Path(config.checkpoint))
-    suite, mpc, returns = Suite(controller.config.task, config.num_envs), controller.mpc, _Returns()
+    suite, mpc, returns = (
+        Suite(controller.config.task, config.num_envs, controller.config.episode_steps),
+        controller.mpc,
+        _Returns(),
+    )
     run.track(returns=returns)
     for step in run.steps(config.num_episodes // config.num_envs, 1, "episodes"):
         seed = TEST_SEED + 10_000 * config.seed + step

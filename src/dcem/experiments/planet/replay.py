@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict import TensorDict  # type: ignore[import-untyped]
+from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, ReplayBuffer, SliceSampler  # type: ignore[import-untyped]
+from torchrl.data import LazyTensorStorage, ReplayBuffer, SliceSampler
 
 
 class Replay:

@@ -40,6 +40,39 @@ class Embedding:
 
 
 @dataclass
+class Tuning:
+    """Proximal policy optimisation through the controller."""
+
+    parts: list[str] = field(default_factory=lambda: ["reward", "dynamics", "value", "decoder"])
+    """What is tuned, among `reward`, `dynamics`, `value` and `decoder`; the rest is frozen."""
+    lr: float = 1e-5
+    std: float = 0.1
+    """Of the action around the plan."""
+    learn_std: bool = False
+    rounds_per_step: int = 2
+    """Of episodes, for one PPO step."""
+    passes: int = 1
+    """Over the episodes of a step."""
+    share: float = 0.25
+    """Of their states, which are planned from again with a gradient."""
+    minibatch_size: int = 125
+    last: int = 2
+    """Iterations of the search that are differentiated."""
+    clip: float = 0.2
+    max_divergence: float = 0.05
+    """KL from the policy that played, beyond which a pass ends."""
+    grad_clip: float = 1.0
+    gae_lambda: float = 0.95
+    critic_lr: float = 1e-3
+    critic_updates: int = 200
+    critic_batch_size: int = 256
+    eval_rounds: int = 2
+
+
+PARTS = ("reward", "dynamics", "value", "decoder")
+
+
+@dataclass
 class Config:
     """Settings of `dcem planet`."""
 
@@ -47,15 +80,19 @@ class Config:
     task: str = "walker.walk"
     """`walker.walk` or `cheetah.run`."""
     phase: str = "model"
-    """`model` (full-space planning) or `embed` (embedded DCEM; its decoder is learned while the model goes on)."""
+    """`model` (full-space planning), `embed` (embedded DCEM; its decoder is learned while the model goes on), or `tune`
+    (proximal policy optimisation through the controller).
+    """
     start: str = ""
-    """The folder of a run of the same task whose model and replay to go on with."""
+    """To embed: the folder of a run of the same task, whose model and replay go on. To tune: a controller.pt."""
     num_rounds: int = 25
     """Of one episode in each environment."""
     seed_rounds: int = 1
     """With random actions, before anything is learned."""
     num_envs: int = 4
     """In lock-step, planned for in one batch."""
+    episode_steps: int = 1000
+    """Simulator steps of an episode, at most 1000, where the task ends it."""
     explore: float = 0.05
     """The least std of the noise on actions while learning."""
     updates_per_decision: float = 0.5
@@ -71,6 +108,7 @@ class Config:
     discount: float = 0.99
     planner: Planner = field(default_factory=Planner)
     embedding: Embedding = field(default_factory=Embedding)
+    tuning: Tuning = field(default_factory=Tuning)
     eval_every: int = 5
     """Rounds between evaluations, an episode in each environment without exploration."""
     seed: int = 0
@@ -88,8 +126,11 @@ GROUPS: dict[str, dict[str, Any]] = {
 
 def check(config: Config) -> None:
     """Refuse settings that cannot be run."""
-    require(config.phase in ("model", "embed"), "phase", "model or embed", config.phase)
+    require(config.phase in ("model", "embed", "tune"), "phase", "model, embed or tune", config.phase)
     require(config.task in ACTION_REPEAT, "task", f"one of {', '.join(ACTION_REPEAT)}", config.task)
+    repeat = ACTION_REPEAT[config.task]
+    whole = 2 * repeat <= config.episode_steps <= 1000 and config.episode_steps % repeat == 0
+    require(whole, "episode_steps", f"a multiple of the action repeat {repeat}, at most 1000", config.episode_steps)
     for key in ("num_rounds", "seed_rounds", "num_envs", "batch_size", "eval_every", "latent_size", "hidden"):
         require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
     require(config.window >= 2, "window", "at least 2 steps", config.window)
@@ -97,7 +138,26 @@ def check(config: Config) -> None:
         require(getattr(config, key) > 0, key, "a positive number", getattr(config, key))
     require(0 <= config.discount < 1, "discount", "a number in [0, 1)", config.discount)
     require(config.explore >= 0, "explore", "at least 0", config.explore)
-    require(config.phase == "model" or bool(config.start), "start", "the folder of a run to embed", config.start)
+    require(
+        config.phase == "model" or bool(config.start), "start", "a run to embed or a controller to tune", config.start
+    )
+    tuning = config.tuning
+    named = bool(tuning.parts) and set(tuning.parts) <= set(PARTS)
+    require(named, "tuning.parts", f"some of {', '.join(PARTS)}", tuning.parts)
+    for key in (
+        "rounds_per_step",
+        "passes",
+        "minibatch_size",
+        "last",
+        "critic_updates",
+        "critic_batch_size",
+        "eval_rounds",
+    ):
+        require(getattr(tuning, key) >= 1, f"tuning.{key}", "at least 1", getattr(tuning, key))
+    for key in ("lr", "std", "clip", "max_divergence", "grad_clip", "critic_lr"):
+        require(getattr(tuning, key) > 0, f"tuning.{key}", "a positive number", getattr(tuning, key))
+    require(0 < tuning.share <= 1, "tuning.share", "a share above 0, at most 1", tuning.share)
+    require(0 <= tuning.gae_lambda <= 1, "tuning.gae_lambda", "a number in [0, 1]", tuning.gae_lambda)
     planner, embedding = config.planner, config.embedding
     for key in ("latent_size", "num_samples", "num_iterations", "batch_size"):
         require(getattr(embedding, key) >= 1, f"embedding.{key}", "at least 1", getattr(embedding, key))

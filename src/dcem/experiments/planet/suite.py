@@ -11,8 +11,6 @@ from torch import Tensor
 
 ACTION_REPEAT = {"cheetah.run": 4, "walker.walk": 2}
 """As in the paper."""
-EPISODE_STEPS = 1000
-"""Simulator steps of an episode of either task."""
 
 
 class Stepped(NamedTuple):
@@ -26,13 +24,13 @@ class Stepped(NamedTuple):
 class Suite:
     """``num_envs`` environments of one task in lock-step; an episode is a function of its seeds and the actions."""
 
-    def __init__(self, task: str, num_envs: int) -> None:
+    def __init__(self, task: str, num_envs: int, episode_steps: int) -> None:
         os.environ.setdefault("MUJOCO_GL", "disabled")
         from dm_control import suite  # type: ignore[import-untyped]
 
         domain, _, name = task.partition(".")
         self.envs = [suite.load(domain, name, task_kwargs={"random": 0}) for _ in range(num_envs)]
-        self.num_envs, self.action_repeat = num_envs, ACTION_REPEAT[task]
+        self.num_envs, self.episode_steps, self.action_repeat = num_envs, episode_steps, ACTION_REPEAT[task]
         spec = self.envs[0].action_spec()
         self.low = torch.tensor(spec.minimum, dtype=torch.float32)
         self.high = torch.tensor(spec.maximum, dtype=torch.float32)
@@ -41,6 +39,7 @@ class Suite:
 
     def reset(self, seed: int) -> Tensor:
         """Start an episode in each environment; the first observations, ``(E, O)``."""
+        self.steps = 0
         seeds = np.random.SeedSequence(seed).generate_state(self.num_envs)
         observations = []
         for env, own in zip(self.envs, seeds, strict=True):
@@ -50,17 +49,16 @@ class Suite:
 
     def step(self, actions: Tensor) -> Stepped:
         """Apply actions ``(E, A)``, each repeated."""
-        observations, rewards, done = [], [], False
+        observations, rewards = [], []
         for env, action in zip(self.envs, actions.double().numpy(), strict=True):
             reward = 0.0
             for _ in range(self.action_repeat):
                 step = env.step(action)
                 reward += step.reward
-                if step.last():
-                    done = True
-                    break
             observations.append(_flat(step.observation))
             rewards.append(reward)
+        self.steps += self.action_repeat
+        done = self.steps >= self.episode_steps
         return Stepped(torch.stack(observations), torch.tensor(rewards, dtype=torch.float32), done)
 
 

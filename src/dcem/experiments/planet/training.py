@@ -24,7 +24,7 @@ from dcem.experiments.planet.controllers import (
 )
 from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Config
-from dcem.experiments.planet.suite import EPISODE_STEPS, Suite
+from dcem.experiments.planet.suite import Suite
 from dcem.experiments.run import CHECKPOINT, Run
 from dcem.world import LatentModel
 
@@ -167,7 +167,7 @@ class _Updates:
 
 def learn(config: Config, run: Run) -> Controller:
     """Alternate decisions and updates for `num_rounds`, a checkpoint after each."""
-    suite = Suite(config.task, config.num_envs)
+    suite = Suite(config.task, config.num_envs, config.episode_steps)
     model, replay, env_steps = _start(config, suite)
     decoder = make_decoder(config, model) if config.phase == "embed" else None
     learner = Learner(config, model, decoder)
@@ -183,7 +183,7 @@ def learn(config: Config, run: Run) -> Controller:
             between=None if seeding else updates.after_a_decision,
         )  # fmt: skip
         replay.extend(episodes.observations, episodes.actions, episodes.rewards)
-        controller = controller._replace(env_steps=env_steps + step * EPISODE_STEPS * config.num_envs)
+        controller = controller._replace(env_steps=env_steps + step * config.episode_steps * config.num_envs)
         values = updates.means() | {
             "env_steps": controller.env_steps,
             "return": episodes.returns.mean().item(),
@@ -201,7 +201,7 @@ def learn(config: Config, run: Run) -> Controller:
 def _start(config: Config, suite: Suite) -> tuple[LatentModel, Replay, int]:
     """Model, replay and the environment steps made: at the beginning, or taken over from the run `start`."""
     model = make_model(config, suite)
-    decisions = EPISODE_STEPS // suite.action_repeat * config.num_envs * config.num_rounds
+    decisions = config.episode_steps // suite.action_repeat * config.num_envs * config.num_rounds
     if not config.start:
         return model, Replay(decisions, config.window), 0
     folder = Path(config.start)

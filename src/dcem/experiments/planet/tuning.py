@@ -1,0 +1,165 @@
+"""Phase 3: the controller fine-tuned by proximal policy optimisation, differentiated through its plans."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictSequential
+from torch import Tensor, nn
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import ValueOperator
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value import GAE
+
+import dcem
+from dcem.experiments.planet.controllers import Controller, load, save
+from dcem.experiments.planet.settings import Config
+from dcem.experiments.planet.suite import Suite
+from dcem.experiments.planet.training import CONTROLLER, EVALUATION_SEED, play
+from dcem.experiments.run import Run
+from dcem.rl import Actor
+
+
+def parts(controller: Controller) -> dict[str, nn.Module]:
+    """What can be tuned, by name."""
+    model = controller.model
+    named: dict[str, nn.Module] = {"reward": model.reward, "dynamics": model.dynamics, "value": model.values}
+    return named if controller.decoder is None else named | {"decoder": controller.decoder}
+
+
+class Tuner:
+    """Actor, critic and their losses; beliefs are the encoder's, which stays as it is, so that they never go stale."""
+
+    def __init__(self, config: Config, controller: Controller) -> None:
+        self.config, self.settings = config, config.tuning
+        model, mpc = controller.model, controller.mpc
+        mpc.gradient = dcem.Truncate(self.settings.last)
+        std = torch.tensor(self.settings.std)
+        self.actor = Actor(mpc, std=nn.Parameter(std) if self.settings.learn_std else std, state_of=model.encode)
+        net = nn.Sequential(
+            nn.Linear(model.latent_size, 256), nn.LayerNorm(256), nn.SiLU(),
+            nn.Linear(256, 256), nn.LayerNorm(256), nn.SiLU(), nn.Linear(256, 1),
+        )  # fmt: skip
+        self.critic = TensorDictSequential(self.actor.observer(), ValueOperator(net, in_keys=["state"]))
+        tuned = parts(controller)
+        self.tuned: list[Tensor] = [parameter for name in self.settings.parts for parameter in tuned[name].parameters()]
+        frozen = {id(parameter) for parameter in self.tuned}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in frozen)
+        if self.settings.learn_std:
+            self.tuned.append(self.actor.std)
+        self.optimizer = torch.optim.Adam(self.tuned, lr=self.settings.lr)
+        self.critic_optimizer = torch.optim.Adam(net.parameters(), lr=self.settings.critic_lr)
+        self.loss = ClipPPOLoss(
+            self.actor, self.critic, clip_epsilon=self.settings.clip, entropy_bonus=False, normalize_advantage=True
+        )
+        self.advantage = GAE(
+            gamma=config.discount, lmbda=self.settings.gae_lambda, value_network=self.critic, deactivate_vmap=True
+        )
+        self.net, self.model, self.decoder = net, model, controller.decoder
+
+    def tracked(self) -> dict[str, Any]:
+        """What a checkpoint has to hold."""
+        tracked: dict[str, Any] = {
+            "model": self.model, "critic": self.net, "optimizer": self.optimizer,
+            "critic_optimizer": self.critic_optimizer, "actor": self.actor,
+        }  # fmt: skip
+        return tracked
+
+    @torch.no_grad()
+    def collect(self, suite: Suite, seed: int) -> TensorDictBase:
+        """An episode in each environment by the actor, ``(E, T)``."""
+        observation, done, steps = suite.reset(seed), False, []
+        while not done:
+            step = TensorDict({"observation": observation}, batch_size=[suite.num_envs])
+            with set_exploration_type(ExplorationType.RANDOM):
+                step = self.actor(step).select("observation", "action", "action_log_prob", "loc")
+            observation, reward, done = suite.step(step["action"])
+            ended = torch.zeros(suite.num_envs, 1, dtype=torch.bool)
+            step["next"] = TensorDict(
+                {
+                    "observation": observation,
+                    "reward": reward.unsqueeze(-1) * (1 - self.config.discount),  # values are then means of rewards
+                    "terminated": ended,
+                    "done": torch.full_like(ended, done),
+                },
+                batch_size=[suite.num_envs],
+            )
+            steps.append(step)
+        episodes: TensorDictBase = torch.stack(steps, 1)
+        return episodes
+
+    def fit_critic(self, data: TensorDictBase, num_updates: int) -> float:
+        """Regress the critic on the returns that the advantage estimator gives; returns the last error."""
+        error = torch.zeros(())
+        flat = data.reshape(-1)
+        for _ in range(num_updates):
+            batch = flat[torch.randint(len(flat), (self.settings.critic_batch_size,))]
+            error = (self.critic(batch)["state_value"] - batch["value_target"]).square().mean()
+            self.critic_optimizer.zero_grad()
+            error.backward()
+            self.critic_optimizer.step()
+        return float(error.detach())
+
+    def step(self, data: TensorDictBase) -> dict[str, float]:
+        """One PPO step on the episodes of ``(E, T)``: critic, advantages, then passes over a share of the states."""
+        settings = self.settings
+        for _ in range(2):  # the targets depend on the critic
+            with torch.no_grad():
+                self.advantage(data)
+            critic_error = self.fit_critic(data, settings.critic_updates)
+        with torch.no_grad():
+            self.advantage(data)
+        flat = data.reshape(-1)
+        flat = flat[torch.randperm(len(flat))[: max(1, round(settings.share * len(flat)))]]
+        divergence, made = 0.0, 0
+        for _ in range(settings.passes):
+            for batch in flat[torch.randperm(len(flat))].split(settings.minibatch_size):
+                losses = self.loss(batch)
+                divergence = float(losses["kl_approx"])
+                if divergence > settings.max_divergence:
+                    break
+                gradients = torch.autograd.grad(losses["loss_objective"], self.tuned, allow_unused=True)
+                for parameter, gradient in zip(self.tuned, gradients, strict=True):
+                    parameter.grad = gradient
+                nn.utils.clip_grad_norm_(self.tuned, settings.grad_clip)
+                self.optimizer.step()
+                made += 1
+        return {"critic_error": critic_error, "divergence": divergence, "updates": float(made)}
+
+
+def tune(config: Config, run: Run) -> Controller:
+    """PPO steps, a checkpoint after each; evaluated on the same episodes before and after."""
+    before, _ = load(Path(config.start), config.task)
+    suite = Suite(config.task, config.num_envs, config.episode_steps)
+    controller = before._replace(config=config)
+    tuner = Tuner(config, controller)
+    run.track(**tuner.tracked())
+
+    def evaluate() -> Tensor:
+        torch.manual_seed(EVALUATION_SEED)
+        mpc = tuner.actor.controller.mpc
+        rounds = range(config.tuning.eval_rounds)
+        return torch.cat([play(suite, EVALUATION_SEED + i, tuner.model, mpc, explore=0.0).returns for i in rounds])
+
+    if run.step == 0:
+        run.log(0, env_steps=before.env_steps, return_eval=evaluate().mean().item())
+    for step in run.steps(config.num_rounds, 1, config.task):
+        started, made = time.perf_counter(), config.tuning.rounds_per_step
+        seeds = [config.seed * 10_000 + made * step + i + 500_000 for i in range(made)]
+        data: TensorDictBase = torch.cat([tuner.collect(suite, seed) for seed in seeds])
+        values = tuner.step(data) | {
+            "env_steps": before.env_steps + step * made * config.episode_steps * config.num_envs,
+            "return": data["next", "reward"].sum().item() / len(data) / (1 - config.discount),
+            "round_s": time.perf_counter() - started,
+        }
+        if step % config.eval_every == 0 or step == config.num_rounds:
+            values["return_eval"] = evaluate().mean().item()
+            controller = controller._replace(env_steps=int(values["env_steps"]))
+            save(run.folder / CONTROLLER, controller)
+        run.log(step, **values)
+    return controller

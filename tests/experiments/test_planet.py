@@ -1,0 +1,156 @@
+"""`dcem planet`: its three phases, small, and what is made of their checkpoints."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("dm_control")
+
+from dcem.experiments import ConfigError
+from dcem.experiments.planet import Config, check, evaluation, main
+from dcem.experiments.planet.controllers import load
+from dcem.experiments.planet.replay import Replay
+from dcem.experiments.planet.settings import Embedding, Planner, Tuning
+from dcem.experiments.planet.suite import Suite
+from dcem.experiments.run import Interrupted, Run
+
+TINY = {
+    "task": "cheetah.run", "num_envs": 2, "episode_steps": 40, "batch_size": 4, "updates_per_decision": 0.2, "hidden": 16,
+    "latent_size": 16, "eval_every": 2, "planner": Planner(num_samples=8, num_elites=2, num_iterations=2, num_proposals=2),
+    "embedding": Embedding(num_samples=4, num_elites=2, num_iterations=2, batch_size=2),
+    "tuning": Tuning(rounds_per_step=1, critic_updates=2, minibatch_size=5, share=0.5, eval_rounds=1, lr=1e-3),
+}  # fmt: skip
+
+
+def run(folder, resume=False, **settings):
+    config = Config(**(TINY | settings))
+    check(config)
+    with Run(folder, {}, seed=config.seed, resume=resume, quiet=True, command="dcem planet") as started:
+        return main(config, started)
+
+
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planet")
+    run(folder / "model", num_rounds=2)
+    run(folder / "embed", num_rounds=1, phase="embed", start=str(folder / "model"))
+    run(folder / "tune", num_rounds=1, phase="tune", start=str(folder / "embed" / "controller.pt"))
+    return folder
+
+
+def weights(controller):
+    state = {f"model.{key}": tensor for key, tensor in controller.model.state_dict().items()}
+    return state | {f"decoder.{key}": tensor for key, tensor in controller.decoder.state_dict().items()}
+
+
+def test_each_phase_goes_on_where_the_one_before_has_ended(phases):
+    model, embedded, tuned = (load(phases / name / "controller.pt")[0] for name in ("model", "embed", "tune"))
+    assert [c.env_steps for c in (model, embedded, tuned)] == [160, 240, 320]
+    assert model.decoder is None
+    assert len(torch.load(phases / "embed" / "checkpoint.pt")["tracked"]["replay"]["data"]["episode"]) == 60
+    changed = {key for key, tensor in weights(tuned).items() if not torch.equal(tensor, weights(embedded)[key])}
+    assert {key.split(".")[1] for key in changed} >= {"reward", "dynamics", "layers"}
+    assert not any(key.startswith(("model.encoder", "model.policy", "model.target")) for key in changed)
+
+
+def test_only_the_parts_that_are_named_are_tuned(phases, tmp_path):
+    run(tmp_path, num_rounds=1, phase="tune", start=str(phases / "embed" / "controller.pt"),
+        tuning=Tuning(rounds_per_step=1, critic_updates=2, minibatch_size=5, eval_rounds=1, parts=["decoder"], lr=1e-3))  # fmt: skip
+    before, after = (weights(load(f / "controller.pt")[0]) for f in (phases / "embed", tmp_path))
+    changed = {key for key, tensor in after.items() if not torch.equal(tensor, before[key])}
+    assert changed
+    assert all(key.startswith("decoder.") for key in changed)
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(phases, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    from dcem.experiments.planet import training
+
+    play, rounds = training.play, []
+
+    def stopped(*args, **kwargs):
+        rounds.append(1)
+        if len(rounds) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return play(*args, **kwargs)
+
+    monkeypatch.setattr(training, "play", stopped)
+    with pytest.raises(Interrupted):
+        run(tmp_path, num_rounds=3, eval_every=3)
+    monkeypatch.undo()
+    run(tmp_path, num_rounds=3, eval_every=3, resume=True)
+    run(tmp_path / "whole", num_rounds=3, eval_every=3)
+    one, other = (torch.load(f / "checkpoint.pt")["tracked"] for f in (tmp_path, tmp_path / "whole"))
+    for name in ("model", "replay"):
+        first, second = (tracked[name].get("data", tracked[name]) for tracked in (one, other))
+        assert all(torch.equal(first[key], second[key]) for key in second)
+
+
+def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):
+    config = evaluation.Config(checkpoint=str(phases / "embed" / "controller.pt"), num_episodes=4, num_envs=2)
+    evaluation.check(config)
+    with Run(tmp_path, {}, seed=0, quiet=True, command="dcem planet-evaluate") as started:
+        metrics = evaluation.main(config, started)
+    assert metrics["trajectories"] == 8
+    assert len(metrics["returns"]) == 4
+    assert metrics["quartiles"][0] <= metrics["median"] <= metrics["quartiles"][1]
+    assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["env_steps"] == 240
+
+
+def test_an_episode_is_a_function_of_its_seed_and_actions():
+    one, other = Suite("walker.walk", 2, 20), Suite("walker.walk", 2, 20)
+    other.reset(7)
+    other.step(torch.ones(2, 6))
+    for suite in (one, other):
+        first = suite.reset(3)
+        assert not torch.equal(first[0], first[1])
+    actions = torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
+    a, b = one.step(actions), other.step(actions)
+    assert torch.equal(a.observation, b.observation)
+    assert torch.equal(a.reward, b.reward)
+    assert [one.step(actions).done for _ in range(9)] == [False] * 8 + [True]
+
+
+def test_replayed_windows_are_steps_of_one_episode_in_order():
+    replay = Replay(100, 3)
+    times = torch.arange(11.0).expand(2, 11) + torch.tensor([[0.0], [100.0]])
+    replay.extend(times.unsqueeze(-1), times[:, :-1].unsqueeze(-1), times[:, :-1])
+    (batch,) = replay.sample(64, 1)
+    seen = batch["observation"].squeeze(-1)
+    assert torch.equal(seen, seen[:, :1] + torch.arange(3.0))
+    assert torch.equal(batch["next", "observation"].squeeze(-1), seen + 1)
+    assert torch.equal(batch["next", "reward"].squeeze(-1), seen)
+    assert ((seen[:, -1] <= 9) | (seen[:, 0] >= 100)).all()
+    assert seen.unique().numel() == 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"task": "cheetah.walk"}, "task: expected one of"),
+        ({"phase": "all"}, "phase: expected model, embed or tune"),
+        ({"phase": "embed"}, "start: expected"),
+        ({"episode_steps": 1001}, "episode_steps: expected a multiple"),
+        ({"tuning": Tuning(parts=["encoder"])}, "tuning.parts: expected some of"),
+        ({"planner": Planner(num_elites=1000)}, "planner.num_elites: expected at most"),
+        ({"window": 1}, "window: expected at least 2"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        check(Config(**(TINY | settings)))
+
+
+def test_a_checkpoint_of_something_else_is_refused(phases, tmp_path):
+    with pytest.raises(ConfigError, match=r"checkpoint: expected one of the task walker\.walk"):
+        load(phases / "model" / "controller.pt", "walker.walk")
+    for name, content in {"other.pt": {"a": 1}, "checkpoint.pt": None}.items():
+        path = tmp_path / name
+        torch.save(content, path) if content else path.write_bytes(b"cut off")
+        with pytest.raises(ConfigError, match=f"checkpoint: expected a file that dcem planet has written; .*{name}"):
+            load(path)
+    with pytest.raises(ConfigError, match="is not there"):
+        load(tmp_path / "missing.pt")
