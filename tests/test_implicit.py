@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+import dcem
 from dcem import implicit
 
 F64 = torch.float64
@@ -273,6 +276,251 @@ def test_stationarity_tells_minima_from_the_rest() -> None:
     torch.testing.assert_close(where.step[2], torch.tensor(0.001, dtype=F64), rtol=1e-2, atol=0)
     large = torch.cat([points[:3], points[:3, :1].expand(3, 98)], dim=1)
     assert implicit.stationarity(wells, large, batch_dims=1).is_minimum(0.02).tolist() == [True, False, True]
+
+
+METHODS: tuple[implicit.Method, ...] = ("dense", "iterative")
+
+
+def of_condition(condition: float, size: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """A symmetric positive definite matrix whose eigenvectors are not the axes."""
+    torch.manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(size, size, dtype=F64))
+    return (q @ torch.diag(torch.logspace(0, -math.log10(condition), size, dtype=F64)) @ q.T).to(dtype)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_rounding_is_no_curvature(method: implicit.Method, dtype: torch.dtype) -> None:
+    """The smallest eigenvalue of these matrices is 0; the computed one is rounding, of either sign."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        q = torch.randn(4, 3, dtype=dtype)
+        matrix = q @ q.T
+
+        def objective(x: Tensor, target: Tensor, matrix: Tensor = matrix) -> Tensor:
+            return 0.5 * x @ matrix @ x - x @ target
+
+        at, target = torch.zeros(4, dtype=dtype), torch.zeros(4, dtype=dtype, requires_grad=True)
+        assert not implicit.stationarity(objective, at, target, method=method).is_minimum()
+        for symmetric in (True, False):
+            x = implicit.root(lambda x, t: matrix @ x - t, at, target, method=method, symmetric=symmetric)  # noqa: B023
+            assert torch.autograd.grad(x.sum(), target)[0].isnan().all()
+        x = implicit.argmin(objective, at, target, method=method)
+        assert torch.autograd.grad(x.sum(), target)[0].isnan().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_condition_is_supported_or_the_gradient_says_so(
+    method: implicit.Method, symmetric: bool, dtype: torch.dtype
+) -> None:
+    size, eps = 8, torch.finfo(dtype).eps
+    for exponent in range(1, 18):
+        condition = 10.0**exponent
+        matrix = of_condition(condition, size, dtype, exponent)
+        target = torch.zeros(size, dtype=dtype, requires_grad=True)
+
+        def residual(x: Tensor, matrix: Tensor = matrix, target: Tensor = target) -> Tensor:
+            return matrix @ x - target
+
+        x = implicit.root(residual, torch.zeros(size, dtype=dtype), method=method, symmetric=symmetric)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            (ours,) = torch.autograd.grad(x.sum(), target)
+        truth = torch.linalg.solve(matrix.double(), torch.ones(size, dtype=F64))
+        error = ((ours - truth).norm() / truth.norm()).item()
+        if condition * eps < 1e-4:
+            assert error < 0.01
+        assert error < 0.2 or math.isnan(error) or said
+        assert condition * eps < 1 or math.isnan(error)
+
+
+@pytest.mark.parametrize("size", [6, 80])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_problem_that_is_not_finite_fails_alone(method: implicit.Method, symmetric: bool, size: int) -> None:
+    for bad in (math.nan, math.inf, 1e30):  # the last overflows on the way
+        torch.manual_seed(2)
+        matrix = torch.randn(3, size, size) / size
+        matrix = matrix @ matrix.mT + torch.eye(size)
+
+        def gradient(matrix: Tensor) -> Tensor:
+            rhs = torch.zeros(3, size, requires_grad=True)
+            x = implicit.root(
+                lambda x: (matrix @ x.unsqueeze(-1)).squeeze(-1) - rhs,
+                torch.zeros(3, size),
+                batch_dims=1,
+                method=method,
+                symmetric=symmetric,
+            )
+            return torch.autograd.grad(x.sum(), rhs)[0]
+
+        good = gradient(matrix)
+        broken = matrix.clone()
+        broken[1, 0, 1] = broken[1, 1, 0] = bad
+        ours = gradient(broken)
+        assert torch.equal(ours[[0, 2]], good[[0, 2]])
+        assert bad == 1e30 or ours[1].isnan().all()
+
+        def objective(x: Tensor) -> Tensor:
+            return 0.5 * (x.unsqueeze(-2) @ broken @ x.unsqueeze(-1)).squeeze(-1).squeeze(-1)  # noqa: B023
+
+        where = implicit.stationarity(objective, torch.zeros(3, size), batch_dims=1, method=method)
+        assert where.is_minimum().tolist() == [True, False, True]
+
+
+def test_units_do_not_matter() -> None:
+    for scale in (1e-30, 1e30):
+        rhs = torch.zeros(3, requires_grad=True)
+        matrix = of_condition(100.0, 3, torch.float32)
+        x = implicit.root(lambda x: scale * (matrix @ x - rhs), torch.zeros(3))  # noqa: B023
+        (ours,) = torch.autograd.grad(x.sum(), rhs)
+        torch.testing.assert_close(ours, torch.linalg.solve(matrix, torch.ones(3)), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("double_root", [lambda x, a: x**2 - a, lambda x, a: 0 * x - a, lambda x, a: x * math.nan - a])
+def test_no_function_of_the_parameters_inside_transforms(double_root: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The value stays that of the solution and the derivative is NaN, as outside."""
+    zero = torch.zeros(3, dtype=F64)
+
+    def solved(a: Tensor) -> Tensor:
+        return implicit.root(double_root, zero, a, batch_dims=1)
+
+    def one(a: Tensor) -> Tensor:
+        return implicit.root(double_root, torch.zeros((), dtype=F64), a)
+
+    assert torch.equal(torch.func.vmap(one)(zero), zero)
+    assert torch.func.vmap(torch.func.grad(one))(zero).isnan().all()
+    value, tangent = torch.func.jvp(solved, (zero,), (torch.tensor([0.0, 1.0, 0.0], dtype=F64),))
+    assert torch.equal(value, zero)
+    assert tangent[1].isnan()
+    assert double_root(zero, zero).isnan().any() or tangent.isnan().tolist() == [False, True, False]
+    parameter = zero.clone().requires_grad_()
+    assert torch.autograd.grad(solved(parameter).sum(), parameter)[0].isnan().all()
+
+
+def solved_by_implicit(objective: Callable[[Tensor], Tensor], at: Tensor, **options: object) -> dcem.Solution:
+    """`at`, found by a solve."""
+    solver = dcem.GradientDescent(1e-12)
+    return dcem.minimize(objective, at, solver, num_iterations=1, gradient=dcem.Implicit(), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [3, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_behind_a_softmax_the_answer_does_not_move_along_what_is_flat(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(size, size, dtype=dtype).div(size).requires_grad_()
+    inputs, direction = torch.randn(4, size, dtype=dtype), torch.randn(size, dtype=dtype)
+
+    def model(weight: Tensor) -> Tensor:
+        return (inputs @ weight).softmax(-1)
+
+    def objective(z: Tensor) -> Tensor:
+        return 1 + size * (z.softmax(-1) - model(weight).unsqueeze(-2)).square().sum(-1)
+
+    solution = solved_by_implicit(objective, (inputs @ weight).detach() + 1)
+    assert (solution.status == dcem.Status.OK).all()
+    (ours,) = torch.autograd.grad((solution.x.softmax(-1) * direction).sum(), weight, retain_graph=True)
+    (truth,) = torch.autograd.grad((model(weight) * direction).sum(), weight)
+    torch.testing.assert_close(
+        ours, truth, rtol=1e-3 if dtype == torch.float32 else 1e-7, atol=1e-6 * truth.norm().item()
+    )
+    (along,) = torch.autograd.grad(solution.x.sum(), weight)
+    assert along.norm() < 1e-4 * truth.norm()
+
+
+@pytest.mark.parametrize("size", [4, 80])
+def test_the_minimum_norm_solution(size: int) -> None:
+    for seed in range(10 if size == 4 else 2):
+        torch.manual_seed(seed)
+        matrix = torch.randn(size - 1, size, dtype=F64)
+        if size > 4:
+            matrix = matrix / size + torch.eye(size - 1, size, dtype=F64)
+        theta = torch.randn(size - 1, dtype=F64, requires_grad=True)
+        inverse = torch.linalg.pinv(matrix)
+        solution = solved_by_implicit(lambda x: (x @ matrix.T - theta).square().sum(-1), inverse @ theta.detach())  # noqa: B023
+        assert solution.status == dcem.Status.OK
+        weight = torch.randn(size, dtype=F64)
+        (ours,) = torch.autograd.grad((weight * solution.x).sum(), theta)
+        torch.testing.assert_close(ours, inverse.T @ weight, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("objective", "stationary"),
+    [
+        (lambda x: (x.square().sum(-1) - 1).square(), [True, False, True, True]),  # a ring of minima, around a maximum
+        (lambda x: (x[..., 0].square() + x[..., 1] - 1).square(), [True, False, False, True]),  # a bent valley
+        (lambda x: x[..., 0] ** 4 + x[..., 1].square(), [False, False, False, False]),  # one minimum without curvature
+        (lambda x: x[..., 0].square() + x[..., 1] ** 3, [False, False, False, False]),
+        (lambda x: x[..., 0].square() + 1e-3 * x[..., 1], [False, False, False, False]),  # a slope along the valley
+        (lambda x: x[..., 0].square() - x[..., 1].square(), [False, False, False, False]),
+        (lambda x: x[..., 0].square() + 0 * x[..., 1], [False, True, False, True]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_minimum_may_go_on_but_must_be_one(
+    objective: Callable[[Tensor], Tensor], stationary: list[bool], dtype: torch.dtype
+) -> None:
+    points = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.6, 0.8], [0.0, 1.0]], dtype=dtype)
+    status = solved_by_implicit(objective, points).status
+    assert (status == dcem.Status.OK).tolist() == stationary
+    assert not implicit.stationarity(objective, points, batch_dims=1).is_minimum().any()
+
+
+def test_the_hessian_is_built_once() -> None:
+    calls = 0
+
+    def objective(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return (x - theta).square().sum(-1)
+
+    theta = torch.ones(3, requires_grad=True)
+    solution = solved_by_implicit(objective, torch.ones(3))
+    (gradient,) = torch.autograd.grad(solution.x.sum(), theta)
+    torch.testing.assert_close(gradient, torch.ones(3))
+    assert calls == 2  # the iteration, and the end
+
+
+def test_what_bounds_hold_is_not_flat() -> None:
+    theta = torch.tensor([1e-6, 1.0, 2.0], requires_grad=True)
+    scale = torch.tensor([1e-6, 1e-6, 1.0])  # curvature far below that of a unit
+    solution = solved_by_implicit(
+        lambda x: (scale * (x - theta).square()).sum(-1),
+        torch.tensor([1e-6, 0.5, 2.0]),
+        bounds=(None, torch.tensor([1.0, 0.5, 3.0])),
+    )
+    assert solution.status == dcem.Status.OK
+    (gradient,) = torch.autograd.grad(solution.x.sum(), theta)
+    torch.testing.assert_close(gradient, torch.tensor([1.0, 0.0, 1.0]))
+    held = solved_by_implicit(lambda x: (theta * x).sum(-1), torch.zeros(3), bounds=(0.0, 1.0))  # all, and no curvature
+    assert held.status == dcem.Status.OK
+    assert not torch.autograd.grad(held.x.sum(), theta)[0].any()
+
+
+def test_forward_mode() -> None:
+    a = torch.tensor([0.5, 2.0, 3.0], dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: cube_root(a, batch_dims=1), a, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda a: cube_root(a, batch_dims=1), a, check_fwd_over_rev=True)
+    at, first = a.detach() ** (1 / 3), a.detach() ** (-2 / 3) / 3
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(a.detach(), torch.ones_like(a))
+        for solved in (
+            implicit.root(lambda x: x**3 - dual, at, batch_dims=1),  # closed over
+            implicit.root(lambda x, a: x**3 - a, at, dual, batch_dims=1),
+            implicit.argmin(lambda x: x**4 / 4 - dual * x, at, batch_dims=1),
+        ):
+            value, tangent = forward_ad.unpack_dual(solved)
+            assert torch.equal(value, at)
+            torch.testing.assert_close(tangent, first)
+        with torch.no_grad():
+            x = implicit.root(lambda x: x**3 - dual, at, batch_dims=1)
+        torch.testing.assert_close(forward_ad.unpack_dual(x).tangent, first)
+        with pytest.raises(ValueError, match="method: expected 'dense' or 'auto' inside .* forward mode"):
+            implicit.root(lambda x: x**3 - dual, at, batch_dims=1, method="iterative")
+        plain = implicit.root(lambda x: x**3 - a, at, batch_dims=1, method="iterative")  # nothing of it is dual
+        torch.testing.assert_close(torch.autograd.grad(plain.sum(), a)[0], first)
 
 
 def test_nothing_to_differentiate() -> None:

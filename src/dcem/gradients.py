@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dcem import implicit
 from dcem._check import check_count, check_number
 from dcem._eager import is_eager
 from dcem._tree import detach
 from dcem.bounds import Bounds
+from dcem.implicit.minimum import attach_minimum
 from dcem.solvers.base import Objective, Step
 
 Iterate = Callable[[Any, Tensor], Step]
@@ -108,8 +108,11 @@ class Implicit(GradientMode):
 
     Costs no memory in the iterations, and does not depend on how ``x*`` was found. It needs an objective that is twice
     differentiable in ``x``, and a solve that has converged: a problem whose answer is farther than ``tolerance`` from
-    the stationary point next to it (by a Newton step), or whose Hessian is not positive definite, has the status
-    ``NOT_STATIONARY`` and a zero gradient. Coordinates held by a bound do not move with ``θ``.
+    the stationary point next to it (by a Newton step), or whose Hessian has negative curvature, has the status
+    ``NOT_STATIONARY`` and a zero gradient. Coordinates held by a bound do not move with ``θ``. Nor does the answer along
+    directions in which the objective is flat, such as what all inputs of a softmax have in common: of all minima next
+    to it, the nearest one counts. Flat is curvature below rounding, some ``1e-6`` of the largest in float32 and
+    ``1e-15`` in float64, with coordinates brought to the same curvature first.
 
     Args:
         tolerance: the largest Newton step, relative to ``1 + |x|``, that still counts as stationary.
@@ -148,14 +151,10 @@ class Implicit(GradientMode):
             held = bounds.active(x, slope, self.tolerance * size.reshape(size.shape + (1,) * event_dims))
 
         def free(y: Tensor) -> Tensor:
-            """The objective in the coordinates that no bound holds; a unit parabola in the others."""
-            values = objective(torch.where(held, x, y).unsqueeze(batch_dims)).squeeze(-1)
-            parabola = 0.5 * torch.where(held, y - x, 0.0).square()
-            return values + (parabola.flatten(batch_dims).sum(-1) if event_dims else parabola)
+            """The objective in the coordinates that no bound holds."""
+            return objective(torch.where(held, x, y).unsqueeze(batch_dims)).squeeze(-1)
 
-        where = implicit.stationarity(free, x, batch_dims=batch_dims)
-        stationary = where.is_minimum(self.tolerance, size)
-        answer = implicit.argmin(free, x, batch_dims=batch_dims)
+        answer, stationary = attach_minimum(free, x, batch_dims, self.tolerance * size, held)
         keep = stationary.reshape(stationary.shape + (1,) * event_dims)
         return torch.where(keep, answer, x), ~stationary
 

@@ -1,0 +1,195 @@
+"""The theorem for a minimum, where the equation is that the gradient is zero, and whether it is a minimum at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcem.implicit.dense import apply, rounding, smallest_eigenvalue
+from dcem.implicit.equation import Theorem, attach, check_arguments, check_returned
+from dcem.implicit.krylov import conjugate_gradient, generic, minimum_residual
+from dcem.implicit.system import Method, Options, System
+from dcem.implicit.transforms import by_newton, has_tangent, in_forward_mode
+
+
+class Stationarity(NamedTuple):
+    """How much of a minimum a point is, for each problem of a batch."""
+
+    gradient_norm: Tensor
+    """`‖∇f‖`."""
+    step: Tensor
+    """`‖H⁻¹ ∇f‖`, the length of Newton's step: about how far away the stationary point is; `inf` where `H` is
+    singular up to rounding (see `root`)."""
+    min_curvature: Tensor
+    """Smallest eigenvalue of the Hessian (an upper bound of it for large problems); positive at a strict
+    minimum, and not positive where `H` is singular up to rounding."""
+
+    def is_minimum(self, tolerance: float = 1e-2, scale: float | Tensor = 1.0) -> Tensor:
+        """Where Newton's step is at most `tolerance * scale` and the curvature positive."""
+        return (self.step <= tolerance * scale) & (self.min_curvature > 0)
+
+
+def argmin(
+    objective: Callable[..., Tensor],
+    solution: Tensor,
+    *params: Any,
+    batch_dims: int = 0,
+    method: Method = "auto",
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+) -> Tensor:
+    """Differentiate the minimiser of `objective(x, *params)` that some solver has found.
+
+    The gradient is `-(∇²_xx f)⁻¹ ∇²_xθ f`, exact where `solution` is stationary and the Hessian there
+    positive definite: it is `root` of the objective's gradient, whose other arguments these are.
+    `stationarity` measures how true that is.
+
+    Args:
+        objective: Maps `x` (shaped like `solution`) and `params` to one number a problem, `(*batch,)`.
+        solution: `(*batch, *event)`, floating point, where `objective` is smallest.
+        *params: Passed to `objective`. Naming a parameter here or closing over it is the same.
+        batch_dims: How many leading axes of `solution` count separate problems.
+        method: As in `root`; `"iterative"` is conjugate gradients here.
+        tolerance: As in `root`.
+        max_iterations: As in `root`.
+
+    Raises:
+        TypeError: `solution` is not a floating point tensor, or `objective` does not return a tensor.
+        ValueError: `objective` returns another shape, does not depend on `x`, or an option is out of its
+            range.
+
+    >>> centre = torch.tensor([1.0, 3.0], requires_grad=True)
+    >>> x = argmin(lambda x: ((x - 2 * centre) ** 2).sum(), torch.tensor([2.0, 6.0]))
+    >>> torch.autograd.grad(x.sum(), centre)[0]
+    tensor([2., 2.])
+    """
+    options = Options(batch_dims, method, True, tolerance, max_iterations)
+    check_arguments(solution, options)
+    return attach(_gradient_of(objective, batch_dims), solution, params, options)
+
+
+@torch.enable_grad()
+def stationarity(
+    objective: Callable[..., Tensor],
+    solution: Tensor,
+    *params: Any,
+    batch_dims: int = 0,
+    method: Method = "auto",
+) -> Stationarity:
+    """Measure how close `solution` is to a strict minimum, which is what `argmin`'s gradient rests on.
+
+    Arguments are those of `argmin`; every field of the result has the shape `(*batch,)` and is detached.
+
+    >>> where = stationarity(lambda x: (x**2 - 1) ** 2, torch.tensor([-1.0, 0.0, 1.1]), batch_dims=1)
+    >>> where.is_minimum()                     # a minimum, a maximum, a point on the slope
+    tensor([ True, False, False])
+    """
+    options = Options(batch_dims, method, True)
+    check_arguments(solution, options)
+    x = solution.detach().requires_grad_()
+    system = System(x, _gradient_of(objective, batch_dims)(x, *params), options)
+    gradient = system.flat(system.value.detach())
+    batch = solution.shape[:batch_dims]
+    if system.dense:
+        spectrum = system.spectrum
+        inverse, singular = spectrum.inverse(), spectrum.singular
+        step = apply(inverse, gradient).norm(dim=-1)
+        strict = (spectrum.values > 0).all(-1) & ~singular
+        # from the inverse where it exists: there the smallest is the largest, which rounding leaves alone
+        lowest = smallest_eigenvalue(torch.where(strict[:, None, None], -inverse, system.jacobian))
+        lowest = torch.where(strict, -1 / lowest, lowest)
+    else:
+        solved = system.krylov(gradient, conjugate_gradient)
+        # at the point itself the gradient shows no direction: another one meets negative curvature
+        explored = system.krylov(generic(gradient), conjugate_gradient)
+        step = solved.x.norm(dim=-1)
+        lowest = torch.minimum(solved.lowest, explored.lowest)
+        singular = solved.singular | explored.singular
+    step = torch.where(singular | ~step.isfinite(), math.inf, step)
+    lowest = torch.where(singular, lowest.clamp(max=0), lowest)
+    return Stationarity(gradient.norm(dim=-1).view(batch), step.view(batch), lowest.view(batch))
+
+
+@torch.enable_grad()
+def attach_minimum(
+    objective: Callable[[Tensor], Tensor], solution: Tensor, batch_dims: int, reach: Tensor, fixed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`solution` with `argmin`'s gradient, and where it is a minimum, `(*batch,)`: with one Hessian for both.
+
+    A minimum need not be strict here. It may go on in directions without curvature, as it does behind a softmax, which
+    is blind to what its inputs have in common: the answer does not move along them (the solution of least norm).
+
+    Args:
+        objective: As in `argmin`; blind to the coordinates that are `fixed`.
+        solution: `(*batch, *event)`.
+        batch_dims: As in `argmin`.
+        reach: `(*batch,)`: how far away the stationary point may be, by Newton's step.
+        fixed: Boolean, `(*batch, *event)`.
+    """
+    residual = _gradient_of(objective, batch_dims)
+    x = solution.detach().requires_grad_()
+    system = System(x, residual(x), Options(batch_dims, symmetric=True, minimum_norm=True))
+    gradient, reach = system.flat(system.value.detach()), reach.reshape(-1)
+    if system.dense:
+        spectrum = system.spectrum
+        step = apply(system.inverse[0], gradient)
+        ascends = (spectrum.values > 0) | ~spectrum.curved
+        is_minimum = ascends.all(-1) & (step.norm(dim=-1) <= reach)
+        num_flat = (~spectrum.curved).sum(-1) - system.flat(fixed).sum(-1)
+        if (is_minimum & (num_flat > 0)).any():
+            is_minimum &= _goes_on(residual, system, reach)
+    else:
+        solved = system.krylov(gradient, minimum_residual)
+        explored = system.krylov(generic(gradient), conjugate_gradient)
+        slope = solved.relative_residual * gradient.norm(dim=-1)  # what is left of it where there is no curvature
+        noise = rounding(system.size, x.dtype) * explored.highest * reach
+        is_minimum = (solved.x.norm(dim=-1) <= reach) & (~solved.singular | (slope <= noise))
+        is_minimum &= (explored.lowest > 0) | explored.singular
+    is_minimum &= gradient.isfinite().all(-1)
+    if in_forward_mode() and has_tangent(system.value):
+        answer = by_newton(residual, solution, system.options)
+    else:
+        answer = Theorem(residual, system).attach()
+    return answer, is_minimum.view(solution.shape[:batch_dims])
+
+
+def _goes_on(residual: Callable[[Tensor], Tensor], system: System, reach: Tensor) -> Tensor:
+    """Whether the point is one of many minima next to each other, or the bottom of a valley like that of `x⁴`.
+
+    Moved by `reach` along the directions without curvature, and back to the bottom across them (steps of Newton with
+    the curvature that there is, as in the reduction of Lyapunov & Schmidt), it must be stationary again.
+    """
+    flat = system.spectrum.flat
+    x = system.flat(system.x.detach()) + reach.unsqueeze(-1) * flat.sum(-1)
+    slope = torch.zeros_like(x)
+    for _ in range(8):
+        slope = system.flat(residual(x.reshape(system.x.shape).requires_grad_()).detach())
+        x = x - apply(system.inverse[0], slope)
+    left = apply(flat.mT, slope).norm(dim=-1)
+    return left <= 1e-4 * system.jacobian.abs().amax((-2, -1)) * reach
+
+
+def _gradient_of(objective: Callable[..., Tensor], batch_dims: int) -> Callable[..., Tensor]:
+    def gradient(x: Tensor, *params: Any) -> Tensor:
+        def total(x: Tensor) -> Tensor:
+            value = objective(x, *params)
+            what = f"one number a problem, {batch_dims=}"
+            check_returned("objective", value, tuple(x.shape[:batch_dims]), what)
+            return value.sum()
+
+        if torch._C._are_functorch_transforms_active():
+            return torch.func.grad(total)(x)
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.view_as(x).requires_grad_()  # which keeps a tangent
+            value = total(x)
+            if value.requires_grad:
+                (grad,) = torch.autograd.grad(value, x, create_graph=True, allow_unused=True)
+                if grad is not None:
+                    return grad
+        raise ValueError("objective: expected a function of x, got one that does not depend on x")
+
+    return gradient
