@@ -3,5 +3,6 @@
 from dcem.rl.actor import Actor
 from dcem.rl.distribution import TruncatedNormal
 from dcem.rl.plain import Policy, policy
+from dcem.rl.training import parameter_groups, parts, total_loss
 
-__all__ = ["Actor", "Policy", "TruncatedNormal", "policy"]
+__all__ = ["Actor", "Policy", "TruncatedNormal", "parameter_groups", "parts", "policy", "total_loss"]

@@ -12,6 +12,7 @@ from dcem._eager import is_eager
 from dcem._tree import map_tensors
 from dcem.bounds import Bounds
 from dcem.control import MPC, WarmStart
+from dcem.control.rollout import takes
 
 
 class Memory(NamedTuple):
@@ -127,8 +128,9 @@ class Controller(nn.Module):
         mpc = self.mpc
         state = self.state(observation, memory)
         if proposals is None and mpc.proposals is not None:
+            drawn_by = {"generator": generator} if takes(mpc.proposals, "generator", 3) else {}
             with torch.no_grad():
-                proposals = mpc.proposals(state, mpc.horizon, mpc.num_proposals)
+                proposals = mpc.proposals(state, mpc.horizon, mpc.num_proposals, **drawn_by)
         plan = mpc(
             state,
             warm_start=self._warm_start(memory),

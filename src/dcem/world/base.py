@@ -130,6 +130,10 @@ class WorldModel(nn.Module, ABC):
         """The same as :meth:`loss`, for whatever wraps modules: ``DistributedDataParallel``, ``functional_call``."""
         return self.loss(sequences)
 
+    def parts(self) -> dict[str, nn.Module]:
+        """What the model is made of, by name, for who trains some of it: its children, if it does not say otherwise."""
+        return dict(self.named_children())
+
     def check(self, belief: Belief, action: Tensor, observation: Tensor | None = None) -> None:
         """Raise where an action or an observation does not belong to a belief, or an observation is not finite."""
         batch_shape = leaves(belief)[0].shape[:-1]

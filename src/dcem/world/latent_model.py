@@ -136,10 +136,13 @@ class LatentModel(WorldModel):
     @property
     def continues(self) -> Callable[[Tensor], Tensor]:
         """``continues(belief) -> (*batch,)``, the probability that the episode goes on: if the model ``terminates``."""
-        head = self.continuation
-        if head is None:
+        if self.continuation is None:
             raise AttributeError("continues: expected a model built with terminates=True")
-        return lambda belief: torch.sigmoid(head(belief)).squeeze(-1)
+        return self._continues
+
+    def _continues(self, belief: Tensor) -> Tensor:
+        assert self.continuation is not None
+        return torch.sigmoid(self.continuation(belief)).squeeze(-1)
 
     def propose(self, belief: Tensor, horizon: int, num: int, generator: torch.Generator | None = None) -> Tensor:
         """What the policy would do, with noise, in ``num`` ways: ``(*batch, num, horizon, A)``; the first without."""
@@ -153,6 +156,12 @@ class LatentModel(WorldModel):
         return torch.stack(actions, -2)
 
     # Its parts.
+
+    def parts(self) -> dict[str, nn.Module]:
+        """By what they do: encoder, dynamics, reward, value, policy, and continuation where there is one."""
+        parts = {"encoder": self.encoder, "dynamics": self.dynamics, "reward": self.reward, "value": self.values}
+        parts["policy"] = self.policy
+        return parts if self.continuation is None else parts | {"continuation": self.continuation}
 
     def encode(self, observation: Tensor) -> Tensor:
         """The latent of an observation, ``(*batch, latent_size)``."""

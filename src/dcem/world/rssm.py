@@ -112,6 +112,16 @@ class RSSM(WorldModel):
         self.reward_net = mlp([size + action_size, *hidden_sizes, 1], nn.ReLU)
         self.continuation_net = mlp([size, *hidden_sizes, 1], nn.ReLU)
 
+    def parts(self) -> dict[str, nn.Module]:
+        """By what they do: dynamics (with the prior), encoder (the posterior), reward, observation, continuation."""
+        return {
+            "dynamics": nn.ModuleList([self.embed, self.cell, self.prior_net]),
+            "encoder": self.posterior_net,
+            "reward": self.reward_net,
+            "observation": self.observation_net,
+            "continuation": self.continuation_net,
+        }
+
     def initial(self, batch_shape: tuple[int, ...] = ()) -> RSSMBelief:
         """Zeros."""
         like = self.cell.bias_hh
