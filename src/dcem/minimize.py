@@ -139,13 +139,15 @@ def minimize(
     seen = _start_of(distribution)
     sample_dim = distribution.sample_dim
     failed = torch.zeros(batch_shape, dtype=torch.bool, device=distribution.mean.device)
+    flat: Tensor | None = ~failed  # in every iteration so far
     history: list[Iteration] = []
     for t in range(num_iterations):
         step = gradient.iterate(iterate, state, draw(t), num_iterations - t)
         state = step.state
         seen = _see(seen, step, sample_dim)
         if step.valid is not None:
-            failed = failed | ~step.valid
+            failed = failed | (~step.valid if step.flat is None else ~step.valid & ~step.flat)
+        flat = None if flat is None or step.flat is None else flat & step.flat
         if record or callback is not None:
             iteration = Iteration.of(step)
             if record:
@@ -156,7 +158,10 @@ def minimize(
     x, not_stationary = gradient.finish(evaluate, state.distribution.mean, event_dims, box)
     best = _best_of(seen, sample_dim)
     best_x, best_value = best.samples[0].squeeze(sample_dim), best.values[0].squeeze(-1)
-    status = torch.where(solver.is_collapsed(state), int(Status.COLLAPSED), int(Status.OK))
+    status = torch.full_like(failed, int(Status.OK), dtype=torch.int64)
+    if flat is not None:
+        status = torch.where(flat, int(Status.FLAT), status)
+    status = torch.where(solver.is_collapsed(state), int(Status.COLLAPSED), status)
     if not_stationary is not None:
         status = torch.where(not_stationary, int(Status.NOT_STATIONARY), status)
     status = torch.where(failed, int(Status.NONFINITE), status)

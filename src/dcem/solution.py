@@ -16,7 +16,9 @@ class Status(IntEnum):
     """How a problem ended; ``solution.status == Status.OK`` is a mask over the batch.
 
     Attributes:
-        OK: the solve went as it should.
+        OK: the solve went as it should. That includes one that has converged so far that its values differ by no more
+            than their rounding (their spread is at most ``32 eps max|v|``): from then on there is nothing to select
+            by, and the distribution stays as it is.
         COLLAPSED: the std reached its floor in every dimension: further iterations change nothing. Raise ``min_std``,
             ``init_std`` or the temperature if that came too early.
         NONFINITE: in at least one iteration fewer than ``num_elites`` values were finite; the distribution was kept as
@@ -29,6 +31,7 @@ class Status(IntEnum):
     COLLAPSED = 1
     NONFINITE = 2
     NOT_STATIONARY = 3
+    FLAT = 4
 
 
 class Iteration(NamedTuple):

@@ -9,6 +9,7 @@
  */
 #ifndef REAL
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -36,6 +37,7 @@
 #define CLAMP 200.0f /* beyond it every weight is 0 or 1 to the last digit, and nu still has digits */
 #define SPREAD 30
 #define SMALLEST 1.2e-38
+#define EPSILON FLT_EPSILON
 #include "kernels.c"
 
 #undef REAL
@@ -52,6 +54,7 @@
 #undef CLAMP
 #undef SPREAD
 #undef SMALLEST
+#undef EPSILON
 #define REAL double
 #define INT int64_t
 #define SUFFIX _f64
@@ -66,6 +69,7 @@
 #define CLAMP 1500.0
 #define SPREAD 30
 #define SMALLEST 2.3e-308
+#define EPSILON DBL_EPSILON
 #define DOUBLE
 #include "kernels.c"
 
@@ -246,7 +250,8 @@ FAST void NAME(dcem_lml_backward)(
 
 /* v (rows, n), X (rows, n, d) -> w (rows, n), mu and sigma (rows, d); scores s_i = (x_i - center) / tau of the
  * standardised values x = -(v - mean v) unit are kept in s, for the backward pass. Failed samples weigh nothing; a row
- * with fewer finite values than k has valid = 0 and the weights of equal values. Returns how many rows are not valid. */
+ * with fewer finite values than k, or whose values differ by no more than their rounding (see dcem.solvers.scores), has
+ * valid = 0 and the weights of equal values. Returns how many rows are not valid. */
 FAST int64_t NAME(dcem_refit_forward)(
     const REAL *v, const REAL *X, int64_t rows, int64_t n, int64_t d, double k, double tau, int64_t standardize, REAL low,
     REAL high, REAL *w, REAL *mu, REAL *sigma, REAL *s, REAL *nu, REAL *unit, REAL *valid, REAL *scratch) {
@@ -255,12 +260,14 @@ FAST int64_t NAME(dcem_refit_forward)(
         REAL *x = scratch, center;
         int64_t m = 0;
         double sum = 0, squares = 0, first = 0; /* about the first value, so that equal values have no variance */
+        double bottom = INFINITY, top = -INFINITY;
         for (int64_t i = 0; i < n; i++)
             if (v[i] - v[i] == 0) {
                 if (m++ == 0) first = v[i];
                 sum += v[i] - first;
+                bottom = v[i] < bottom ? v[i] : bottom, top = v[i] > top ? v[i] : top;
             }
-        valid[row] = m >= k;
+        valid[row] = m >= k && top - bottom > 32 * (double)EPSILON * (top > -bottom ? top : -bottom);
         if (!valid[row]) invalid++, m = n;
         double mean = first + sum / m;
         if (standardize) {

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dcem._eager import all_true
 from dcem.distributions import Distribution, Gaussian
 from dcem.solvers.scores import scores_of
 
@@ -24,8 +25,10 @@ class Step(NamedTuple):
         samples: the candidates evaluated, ``(*batch, N, *event)``.
         values: the objective at them, ``(*batch, N)``.
         weights: how much each candidate counted, ``(*batch, N)``.
-        valid: per problem, whether the iteration succeeded, ``(*batch,)``; None where it always does. Where it did
-            not, the loop keeps the previous state and reports ``Status.NONFINITE``.
+        valid: per problem, whether the iteration succeeded, ``(*batch,)``; None where all did. Where it did not, the
+            loop keeps the previous state.
+        flat: which of these problems had enough finite values, but equal ones up to rounding, ``(*batch,)``; None
+            where none did. The others have failed, and the loop reports ``Status.NONFINITE``.
     """
 
     state: Any
@@ -33,6 +36,7 @@ class Step(NamedTuple):
     values: Tensor
     weights: Tensor
     valid: Tensor | None
+    flat: Tensor | None = None
 
 
 class Solver(ABC):
@@ -102,7 +106,15 @@ class SamplingSolver(Solver):
         values = objective(samples)
         distribution, weights, valid = self.refit(state.distribution, samples, values)
         after = self.advance(state, distribution, samples, values)._replace(proposals=state.proposals)
-        return Step(after, samples, values, weights, valid)
+        flat = None
+        if valid is not None and not all_true(valid):
+            flat = ~valid & (values.isfinite().sum(-1) >= self.num_required)
+        return Step(after, samples, values, weights, valid, flat)
+
+    @property
+    def num_required(self) -> float:
+        """How many finite values an iteration needs to select from."""
+        return 1
 
     def sample(self, state: SamplingState, noise: Tensor) -> Tensor:
         """Candidates ``X_i ~ g_φ``, ``(*batch, N, *event)``."""
@@ -111,13 +123,15 @@ class SamplingSolver(Solver):
     def refit(
         self, distribution: Distribution, samples: Tensor, values: Tensor
     ) -> tuple[Distribution, Tensor, Tensor | None]:
-        """The next distribution, the weights, and which problems had enough finite values."""
+        """The next distribution, the weights, and which problems are valid, as :meth:`weigh` says."""
         weights, valid = self.weigh(values)
         return self.fit(distribution, samples, weights), weights, valid
 
     @abstractmethod
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn values ``(*batch, N)`` into weights of that shape, and say which problems had enough finite ones."""
+        """Turn values ``(*batch, N)`` into weights of that shape, and say which problems have enough finite values that
+        are not all equal, ``(*batch,)``, as :func:`scores_of` does; None where all have.
+        """
 
     @abstractmethod
     def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:

@@ -115,8 +115,12 @@ class CEM(SamplingSolver):
         samples = state.distribution.rsample(noise)
         return samples if state.elites is None else torch.cat([samples, state.elites], state.distribution.sample_dim)
 
+    @property
+    def num_required(self) -> float:
+        return self.num_elites
+
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        scores, valid = scores_of(values, self.num_elites, standardize=self.standardize)
+        scores, valid = scores_of(values, self.num_required, standardize=self.standardize)
         weights: Any = self.selection(scores, self.num_elites)
         if not isinstance(weights, Tensor) or weights.shape != scores.shape:
             came = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__

@@ -55,7 +55,7 @@ class MPPI(SamplingSolver):
         check_fraction("smoothing", self.smoothing, below_one=True)
 
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        scores, valid = scores_of(values, 1, standardize=self.standardize)
+        scores, valid = scores_of(values, self.num_required, standardize=self.standardize)
         temperature = self.temperature
         if isinstance(temperature, Tensor):
             temperature = temperature.to(scores)

@@ -7,39 +7,71 @@ from torch import Tensor
 
 from dcem._eager import all_true
 
+ROUNDING = 32
+"""Values whose spread is at most so many times ``eps * max|v|`` differ by the rounding of their computation."""
+
 
 def scores_of(values: Tensor, num_required: float, *, standardize: bool) -> tuple[Tensor, Tensor | None]:
     """Turn values into scores, ``-v`` or its standardised form ``-(v - mean) / std`` (over the finite values).
 
+    A problem says something about its candidates where enough of its values are finite, and where these differ by more
+    than their rounding, ``max v - min v > ROUNDING * eps * max|v|``. Otherwise its scores are all 0, without a
+    gradient, and the caller keeps its distribution as it is.
+
     Args:
         values: ``(*batch, N)``; what is not finite is a failed sample.
-        num_required: a problem with fewer finite values than this is not valid.
+        num_required: with fewer finite values than this there is nothing to select from.
         standardize: whether to bring the scores of each problem to mean 0 and std 1.
 
     Returns:
         scores: ``(*batch, N)``, ``-inf`` at failed samples; all zero for a problem that is not valid.
-        valid: ``(*batch,)``, boolean; None where every value is known to be finite.
+        valid: ``(*batch,)``, boolean, which problems say something; None where all of them are known to.
     """
+    with torch.no_grad():
+        low, high = values.aminmax(dim=-1, keepdim=True)
+        half = _half_of_spread(low, high)
+        valid = _tells_apart(low, high, half)  # false where anything is not finite, too
+    if all_true(valid):
+        return (_standardized(values, low, half) if standardize else -values), None
     finite = values.isfinite()
-    if all_true(finite):
-        return (_standardized(values, -1.0) if standardize else -values), None
     count = finite.sum(-1, keepdim=True)
-    valid = count >= num_required
-    with torch.no_grad():  # fill the gaps with the mean of the rest, which leaves that mean as it is
-        center = torch.where(finite, values, 0).sum(-1, keepdim=True) / count.clamp(min=1)
-    filled = torch.where(finite, values, center)
-    # ... but makes the std smaller than that of the finite values by sqrt(count / N).
-    factor = -(count / values.shape[-1]).to(values.dtype).sqrt()
-    scores = _standardized(filled, factor) if standardize else -filled
-    scores = scores.masked_fill(~finite, -torch.inf)
+    with torch.no_grad():
+        low = torch.where(finite, values, torch.inf).amin(-1, keepdim=True)
+        high = torch.where(finite, values, -torch.inf).amax(-1, keepdim=True)
+        half = _half_of_spread(low, high)
+        valid = (count >= num_required) & _tells_apart(low, high, half)
+        low, half = torch.where(valid, low, 0.0), torch.where(valid, half, 0.0)
+    usable = finite & valid
+    filled = torch.where(usable, values, low)
+    scores = _standardized(filled, low, half, usable, count) if standardize else -filled
+    scores = torch.where(finite, scores, -torch.inf)
     return torch.where(valid, scores, 0.0), valid.squeeze(-1)
 
 
-def _standardized(values: Tensor, factor: float | Tensor) -> Tensor:
-    """``factor * (v - mean) / std`` along the last axis, for any scale of the values; 0 where all are equal."""
+def _half_of_spread(low: Tensor, high: Tensor) -> Tensor:
+    """Half of it, which does not overflow where the whole would."""
+    return torch.add(0.5 * high, low, alpha=-0.5)
+
+
+def _tells_apart(low: Tensor, high: Tensor, half: Tensor) -> Tensor:
+    floor = 0.5 * ROUNDING * torch.finfo(low.dtype).eps
+    return half > floor * torch.maximum(high, -low)
+
+
+def _standardized(
+    values: Tensor, low: Tensor, half: Tensor, usable: Tensor | None = None, count: Tensor | None = None
+) -> Tensor:
+    """``-(v - mean) / std`` over the usable values, for any scale of them; 0 where all are equal."""
+    info = torch.finfo(values.dtype)
     with torch.no_grad():  # the result does not depend on the unit that the range is measured in
-        low, high = values.aminmax(dim=-1, keepdim=True)
-        spread = high - low
-        unit = torch.where(spread >= torch.finfo(values.dtype).tiny, spread.reciprocal(), 0.0)
-    scaled = (values - low) * unit
-    return factor * torch.nn.functional.layer_norm(scaled, scaled.shape[-1:], eps=torch.finfo(values.dtype).tiny ** 0.5)
+        unit = torch.where(half >= info.tiny, half.reciprocal(), 0.0)
+        origin = -0.5 * low
+    scaled = torch.add(origin, values, alpha=0.5) * unit
+    if usable is None or count is None:
+        return -torch.nn.functional.layer_norm(scaled, scaled.shape[-1:], eps=info.tiny**0.5)
+    with torch.no_grad():  # fill the gaps with the mean of the rest, which leaves that mean as it is
+        center = torch.where(usable, scaled, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
+    scaled = torch.where(usable, scaled, center)
+    # ... but makes the std smaller than that of the usable values by sqrt(count / N).
+    factor = (count / values.shape[-1]).to(values.dtype).sqrt()
+    return -factor * torch.nn.functional.layer_norm(scaled, scaled.shape[-1:], eps=info.tiny**0.5)
