@@ -1,0 +1,154 @@
+"""Values that differ by no more than their rounding carry no information: no selection is made of them, no gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+
+T = 20
+SOFT = [dcem.LML(0.1), dcem.ConstrainedSoftmax(0.1), dcem.ConstrainedSparsemax(0.1)]
+MODES = [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(T - 1)]
+OFFSETS = [(1.0, torch.float32), (1e4, torch.float32), (1e5, torch.float32), (1e8, torch.float64)]
+
+
+def solve(offset: float, dtype: torch.dtype, solver: dcem.Solver, mode: dcem.GradientMode, seed: int, iterations=T):
+    theta = torch.ones(2, dtype=dtype, requires_grad=True)
+    noise = torch.randn(T, 100, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    solution = dcem.minimize(
+        lambda x: offset + (x - theta).square().sum(-1), torch.zeros(2, dtype=dtype), solver, noise=noise[:iterations],
+        num_iterations=iterations, gradient=mode, record=True,
+    )  # fmt: skip
+    return solution, torch.autograd.grad(solution.x.sum(), theta)[0].double()
+
+
+def num_informed(solution: dcem.Solution) -> int:
+    spreads = [
+        (v.max() - v.min()) / v.abs().max() for v in (step.values.detach().double() for step in solution.history)
+    ]
+    return sum(bool(s > 32 * torch.finfo(solution.x.dtype).eps) for s in spreads)
+
+
+@pytest.mark.parametrize(
+    ("selection", "mode"), [(s, m) for s in SOFT for m in MODES if s is SOFT[0] or m is MODES[0]], ids=repr
+)
+@pytest.mark.parametrize(("offset", "dtype"), OFFSETS)
+def test_a_converged_solve_has_the_gradient_of_its_informed_iterations(offset, dtype, selection, mode):
+    """That of the same solve in float64, without the offset, up to where the rounding of the offset takes over."""
+    solver = dcem.CEM(selection=selection, init_std=3.0)
+    errors = []
+    for seed in range(3):
+        solution, gradient = solve(offset, dtype, solver, mode, seed)
+        informed = num_informed(solution)
+        assert 2 <= informed < T
+        assert solution.status == dcem.Status.OK
+        exact = dcem.Unroll() if mode == dcem.Checkpoint() else mode
+        if isinstance(mode, dcem.Truncate):
+            exact = dcem.Truncate(informed - 1)
+        _, expected = solve(0.0, torch.float64, solver, exact, seed, informed)
+        errors.append((gradient - expected).abs().max().item())
+    # Rounding enters at most as one part in 32 of what selects. A sparse selection has jumps in its derivative.
+    assert sorted(errors)[1] < (0.15 if isinstance(selection, dcem.ConstrainedSparsemax) else 1 / 32), errors
+
+
+def test_the_example_of_an_offset_of_one():
+    theta = torch.ones(2, requires_grad=True)
+    solution = dcem.minimize(
+        lambda x: 1 + (x - theta).square().sum(-1), torch.zeros(2), dcem.CEM(selection=dcem.LML(0.1), init_std=3.0),
+        num_iterations=20, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    torch.testing.assert_close(torch.autograd.grad(solution.x.sum(), theta)[0], torch.ones(2), atol=1e-4, rtol=0)
+    assert solution.status == dcem.Status.OK
+
+
+@pytest.mark.parametrize(("offset", "dtype"), OFFSETS)
+def test_mppi_stays_where_its_values_stop_to_differ(offset, dtype):
+    init = torch.ones(2, dtype=dtype)  # the minimum, with a spread below the rounding of the offset
+    solver = dcem.MPPI(50, 1e-9, init_std=1e-2 * (offset * torch.finfo(dtype).eps) ** 0.5)
+    theta = init.clone().requires_grad_()
+    solution = dcem.minimize(lambda x: offset + (x - theta).square().sum(-1), init, solver)
+    assert solution.status == dcem.Status.FLAT
+    assert torch.equal(solution.x, init)
+    assert torch.equal(torch.autograd.grad(solution.x.sum(), theta)[0], torch.zeros(2, dtype=dtype))
+
+
+@pytest.mark.parametrize(("offset", "dtype"), OFFSETS)
+def test_an_energy_model_learns_from_its_informed_iterations(offset, dtype):
+    center = torch.zeros(1, dtype=dtype, requires_grad=True)
+    model = dcem.energy.EnergyModel(
+        lambda x, y: offset + (y - center - x.unsqueeze(-2)).square().sum(-1), 1,
+        dcem.CEM(selection=dcem.LML(0.1), init_std=3.0), num_iterations=T,
+    )  # fmt: skip
+    x = torch.tensor([[0.5], [-0.5]], dtype=dtype)
+    y = model(x, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(y.sum(), center)
+    torch.testing.assert_close(gradient, torch.full((1,), 2.0, dtype=dtype), atol=0.1, rtol=0)
+
+
+def equal(x: Tensor) -> Tensor:
+    return torch.full(x.shape[:-1], 3.0)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [*(dcem.CEM(selection=s) for s in (*SOFT, dcem.HardTopK())), dcem.CEM(standardize=False), dcem.CEM(smoothing=0.5),
+     dcem.CEM(keep_elites=0.3), dcem.MPPI(), dcem.MPPI(standardize=True)],
+    ids=repr,
+)  # fmt: skip
+@pytest.mark.parametrize("full", [False, True])
+def test_equal_values_leave_the_distribution_as_it_is(solver, full):
+    """Also where there is room on one side only, into which clipped samples would pull."""
+    init = dcem.FullGaussian(torch.zeros(2), torch.eye(2)) if full else dcem.Gaussian(torch.zeros(2), 1.0)
+    solution = dcem.minimize(equal, init, solver, bounds=(-0.1, 1.0))
+    assert solution.status == dcem.Status.FLAT
+    assert torch.equal(solution.x, torch.zeros(2))
+    assert torch.equal(solution.distribution.std, torch.ones(2))
+
+
+def test_a_converged_a_flat_and_a_failed_problem_are_told_apart():
+    """And each is as it would be alone."""
+    offsets = torch.tensor([1.0, 1.0, torch.nan, 1.0]).unsqueeze(-1)
+    scales = torch.tensor([1.0, 0.0, 1.0, 1.0]).unsqueeze(-1)
+    noise = torch.randn(T, 4, 100, 2, generator=torch.Generator().manual_seed(0))
+
+    def answer(rows: list[int], iterations: int = T) -> dcem.Solution:
+        return dcem.minimize(
+            lambda x: offsets[rows] + scales[rows] * (x - 1).square().sum(-1), torch.zeros(len(rows), 2),
+            noise=noise[:iterations, rows], num_iterations=iterations, solver=dcem.CEM(selection=dcem.LML(0.1)),
+        )  # fmt: skip
+
+    together = answer([0, 1, 2, 3])
+    status = dcem.Status
+    assert together.status.tolist() == [status.OK, status.FLAT, status.NONFINITE, status.OK]
+    for i in range(4):
+        alone = answer([i])
+        assert torch.equal(alone.x[0], together.x[i])
+        assert alone.status[0] == together.status[i]
+    assert torch.equal(together.x[1:3], torch.zeros(2, 2))
+
+
+def test_a_solve_that_finds_differences_later_is_not_flat():
+    """A plateau keeps the search wide until a candidate falls off it."""
+    calls = []
+
+    def plateau(x: Tensor) -> Tensor:
+        calls.append(1)
+        return equal(x) if len(calls) < 4 else x.square().sum(-1)
+
+    solution = dcem.minimize(plateau, torch.ones(2), dcem.CEM(200, 20), record=True)
+    assert solution.status == dcem.Status.OK
+    assert all(torch.equal(step.distribution.std, torch.ones(2)) for step in solution.history[:3])
+    assert (solution.x.abs() < 0.3).all()
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_finite_values_of_any_size_are_told_apart(standardize):
+    """A range that overflows, with a failed sample or without, selects like any other."""
+    for failed in (False, True):
+        values = 1e38 * torch.linspace(-3, 3, 100)
+        values[7] = torch.nan if failed else values[7]
+        solver = dcem.CEM(selection=dcem.HardTopK(), standardize=standardize)
+        weights, valid = solver.weigh(values)
+        assert valid is None or valid
+        assert weights[:10].sum() == 10 - failed
+        assert weights.sum() == 10
