@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("dm_control")
 
 from dcem.experiments import ConfigError
-from dcem.experiments.planet import Config, check, evaluation, main
+from dcem.experiments.planet import Config, check, evaluation, main, study
 from dcem.experiments.planet.controllers import load
 from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Embedding, Planner, Tuning
@@ -98,6 +98,29 @@ def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):
     assert len(metrics["returns"]) == 4
     assert metrics["quartiles"][0] <= metrics["median"] <= metrics["quartiles"][1]
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["env_steps"] == 240
+
+
+def test_the_study_draws_what_runs_and_evaluations_have_left(phases, tmp_path):
+    for name in ("model", "embed", "tune"):
+        (phases / name / "config.yaml").write_text(f"task: cheetah.run\nphase: {name}\n")
+    for name in ("embed", "tune"):
+        config = evaluation.Config(checkpoint=str(phases / name / "controller.pt"), num_episodes=4, num_envs=2)
+        with Run(tmp_path / name, {}, seed=0, quiet=True, command="dcem planet-evaluate") as started:
+            evaluation.main(config, started)
+    runs, evaluations = ([str(f / name) for name in ("embed", "tune")] for f in (phases, tmp_path))
+    settings = study.Config(runs=[str(phases / "model"), *runs], evaluations=evaluations)
+    study.check(settings)
+    with Run(tmp_path / "study", {}, seed=0, quiet=True, command="dcem planet-study") as started:
+        study.main(settings, started)
+    assert {path.name for path in (tmp_path / "study").glob("*.png")} == {
+        "learning-cheetah.run.png",
+        "returns-cheetah.run.png",
+    }
+    played = [
+        json.loads((tmp_path / name / "summary.json").read_text())["metrics"]["returns"] for name in ("embed", "tune")
+    ]
+    gain = sum(after - before for before, after in zip(*played, strict=True)) / 4
+    assert f"fine-tuning gained {gain:.1f} ±" in (tmp_path / "study" / "table.md").read_text()
 
 
 def test_an_episode_is_a_function_of_its_seed_and_actions():

@@ -64,6 +64,10 @@ EXPERIMENTS = {
     "planet-evaluate": Experiment(
         "dcem.experiments.planet.evaluation", "fresh episodes of a controller that dcem planet has written"
     ),
+    "planet-study": Experiment(
+        "dcem.experiments.planet.study",
+        "learning curves of dcem planet, and returns of fresh episodes beside each other",
+    ),
     "mismatch": Experiment(
         "dcem.experiments.mismatch",
         "objective mismatch: dynamics fitted by likelihood against dynamics learned through the controller",

@@ -75,6 +75,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         "median": quartiles[1],
         "quartiles": [quartiles[0], quartiles[2]],
         "mean": math.fsum(returns) / len(returns),
+        "phase": controller.config.phase,
         "env_steps": controller.env_steps,
         "trajectories": mpc.num_iterations * (solver.num_samples + (mpc.num_proposals if mpc.proposals else 0)),
         "returns": list(returns),

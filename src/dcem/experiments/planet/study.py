@@ -1,0 +1,177 @@
+"""`dcem planet-study`: learning curves of `dcem planet`, and what fresh episodes of its controllers return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+
+from dcem.experiments import ConfigError
+from dcem.experiments.run import METRICS, SUMMARY, Run
+from dcem.experiments.training import require
+from dcem.plotting import COLOURS
+from dcem.plotting.figures import _student
+
+GROUPS: dict[str, dict[str, Any]] = {}
+PHASES = {"model": "full space", "embed": "embedded", "tune": "embedded, fine-tuned"}
+
+
+@dataclass
+class Config:
+    """Settings of `dcem planet-study`."""
+
+    runs: list[str] = field(default_factory=list)
+    """Folders of `dcem planet`, finished or not."""
+    evaluations: list[str] = field(default_factory=list)
+    """Folders of `dcem planet-evaluate`, of the same number of episodes from the same seeds."""
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+
+
+class Evaluation(NamedTuple):
+    """Fresh episodes of one controller."""
+
+    task: str
+    phase: str
+    env_steps: int
+    trajectories: int
+    returns: list[float]
+
+    @property
+    def label(self) -> str:
+        """A line under a box."""
+        return f"{PHASES[self.phase]}\n{self.trajectories} trajectories\n{self.env_steps // 1000}k steps"
+
+
+def check(config: Config) -> None:
+    """Refuse settings that cannot be run."""
+    require(bool(config.runs or config.evaluations), "runs", "folders of dcem planet", config.runs)
+    for key, folders in {"runs": config.runs, "evaluations": config.evaluations}.items():
+        wanted = METRICS if key == "runs" else SUMMARY
+        for folder in folders:
+            require((Path(folder) / wanted).is_file(), key, f"folders with a {wanted}", folder)
+
+
+def main(config: Config, run: Run) -> dict[str, Any]:
+    """Draw, and write the table; returns the medians."""
+    curves: dict[str, list[Curve]] = {}
+    for folder in map(Path, config.runs):
+        curve = load_curve(folder)
+        curves.setdefault(curve.task, []).append(curve)
+    evaluations: dict[str, list[Evaluation]] = {}
+    for folder in map(Path, config.evaluations):
+        evaluation = load_evaluation(folder)
+        evaluations.setdefault(evaluation.task, []).append(evaluation)
+    for task, of_task in curves.items():
+        run.figure(f"learning-{task}", draw_curves(task, of_task))
+    for task, evaluated in evaluations.items():
+        run.figure(f"returns-{task}", draw_returns(task, evaluated))
+    text = table([evaluation for of_task in evaluations.values() for evaluation in of_task])
+    (run.folder / "table.md").write_text(text, "utf-8")
+    run.say(text)
+    metrics = {
+        task: {evaluation.label.replace("\n", ", "): quartiles(evaluation.returns)[1] for evaluation in evaluated}
+        for task, evaluated in evaluations.items()
+    }
+    run.finish(**metrics)
+    return metrics
+
+
+class Curve(NamedTuple):
+    """The records of one run."""
+
+    task: str
+    phase: str
+    name: str
+    records: list[dict[str, float]]
+
+
+def load_curve(folder: Path) -> Curve:
+    """What a run has logged so far."""
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    records = [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
+    return Curve(config.task, config.phase, folder.name, records)
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """What fresh episodes returned."""
+    metrics = json.loads((folder / SUMMARY).read_text("utf-8"))["metrics"]
+    try:
+        return Evaluation(*(metrics[key] for key in Evaluation._fields))
+    except KeyError as error:
+        raise ConfigError(f"evaluations: expected folders of dcem planet-evaluate; {folder} lacks {error}") from None
+
+
+def draw_curves(task: str, curves: Sequence[Curve]) -> Figure:
+    """Returns against environment steps: while learning (thin), and without exploration (points)."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axis = figure.subplots()
+    labelled: set[str] = set()
+    for curve in curves:
+        colour = COLOURS[list(PHASES).index(curve.phase)]
+        label = None if curve.phase in labelled else PHASES[curve.phase]
+        labelled.add(curve.phase)
+        played = [(r["env_steps"], r["return"]) for r in curve.records if "return" in r]
+        evaluated = [(r["env_steps"], r["return_eval"]) for r in curve.records if "return_eval" in r]
+        if played:
+            axis.plot(*zip(*played, strict=True), color=colour, linewidth=0.8, alpha=0.6)
+        if evaluated:
+            axis.plot(*zip(*evaluated, strict=True), "o-", color=colour, markersize=4, label=label)
+    axis.set(xlabel="environment steps", ylabel="return of an episode", title=task, ylim=(0, 1000))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+    axis.legend(loc="lower right")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def draw_returns(task: str, evaluations: Sequence[Evaluation]) -> Figure:
+    """A box a controller: quartiles, whiskers to 1.5 times their distance, every other episode a point."""
+    figure = Figure(figsize=(1.6 + 1.7 * len(evaluations), 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.boxplot([e.returns for e in evaluations], tick_labels=[e.label for e in evaluations], widths=0.5)
+    axis.set(ylabel="return of an episode", title=f"{task}, {len(evaluations[0].returns)} episodes each")
+    axis.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def quartiles(returns: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    low, median, high = torch.tensor(returns).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    return low, median, high
+
+
+def table(evaluations: Sequence[Evaluation]) -> str:
+    """In Markdown."""
+    rows = [
+        "| task | controller | trajectories a decision | environment steps | median | quartiles | mean | episodes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for of in evaluations:
+        low, median, high = quartiles(of.returns)
+        rows.append(
+            f"| {of.task} | {PHASES[of.phase]} | {of.trajectories} | {of.env_steps:,} | {median:.0f} | "
+            f"{low:.0f} to {high:.0f} | {sum(of.returns) / len(of.returns):.0f} | {len(of.returns)} |"
+        )
+    rows += _paired(evaluations)
+    return "\n".join(rows) + "\n"
+
+
+def _paired(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What tuning gained on the same episodes, with a 95 % interval."""
+    lines: list[str] = []
+    before: dict[str, Evaluation] = {of.task: of for of in evaluations if of.phase == "embed"}
+    for of in evaluations:
+        if of.phase != "tune" or of.task not in before:
+            continue
+        gains = torch.tensor(of.returns) - torch.tensor(before[of.task].returns)
+        half = _student(len(gains) - 1) * gains.std().item() / len(gains) ** 0.5
+        lines.append(f"\n{of.task}: fine-tuning gained {gains.mean():.1f} ± {half:.1f} on the same episodes.")
+    return lines
