@@ -1,8 +1,8 @@
 """Learned models to plan through: what they have to offer, a recurrent state-space model, replay."""
 
 from dcem.world.base import Belief, WorldModel
+from dcem.world.buffers import load_replay, replay, save_replay
 from dcem.world.latent_model import LatentModel
-from dcem.world.replay import load_replay, replay, save_replay
 from dcem.world.rssm import RSSM, RSSMBelief
 from dcem.world.sequences import Sequences
 

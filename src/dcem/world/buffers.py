@@ -52,8 +52,9 @@ def replay(
         ValueError: an argument is out of its range; in ``sample()``, no episode has as many steps as a sequence.
 
     Example:
-        >>> import torch
+        >>> import logging, torch, torchrl
         >>> from tensordict import TensorDict
+        >>> logging.getLogger("torchrl").setLevel("WARNING")  # it announces the storages that it makes
         >>> buffer = replay(capacity=1000, batch_size=4, length=5)
         >>> steps = TensorDict({"observation": torch.randn(20, 3), "episode": torch.zeros(20, dtype=torch.long)}, (20,))
         >>> indices = buffer.extend(steps)
