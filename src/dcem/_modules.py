@@ -43,6 +43,15 @@ def held_solver(module: nn.Module, solver: Solver) -> Solver:
 
 def hold_start(module: nn.Module, name: str, value: float | Tensor | None, shape: tuple[int, ...], what: str) -> None:
     """Keep a number or tensor that broadcasts to ``shape`` as a buffer, a parameter as a parameter."""
+    tensor = start_tensor(name, value, shape, what)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)
+
+
+def start_tensor(name: str, value: float | Tensor | None, shape: tuple[int, ...], what: str) -> Tensor | None:
+    """A number or tensor that broadcasts to ``shape``, as a tensor."""
     tensor = value if value is None or isinstance(value, Tensor) else torch.tensor(float(value))
     if tensor is not None:
         try:
@@ -51,10 +60,7 @@ def hold_start(module: nn.Module, name: str, value: float | Tensor | None, shape
             raise ValueError(
                 f"{name}: expected a number or a tensor that broadcasts to {what} {shape}, got {tuple(tensor.shape)}"
             ) from None
-    if isinstance(tensor, nn.Parameter):
-        module.register_parameter(name, tensor)
-    else:
-        module.register_buffer(name, tensor)
+    return tensor
 
 
 def start(mean: Tensor, std: Tensor | None, event_dims: int) -> Distribution | Tensor:

@@ -1,4 +1,4 @@
-"""Map a function over the tensors of nested states (dataclasses, tuples, lists, dicts) of one structure."""
+"""States as nested trees of tensors (dataclasses, tuples, lists, dicts): map over them, list them, compare them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,18 +8,21 @@ from torch import Tensor
 
 
 def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Apply ``fn`` to each tensor of ``tree`` and its counterparts in ``others``; the rest is kept as it is."""
+    """Apply ``fn`` to each tensor of ``tree`` and its counterparts in ``others``; the rest is kept as it is.
+
+    Containers are built anew, so that a tree that is mapped shares none with the one that it came of.
+    """
     if isinstance(tree, Tensor):
         return fn(tree, *others)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        fields = [field.name for field in dataclasses.fields(tree)]
-        return dataclasses.replace(
-            tree,
-            **{
-                name: map_tensors(fn, getattr(tree, name), *(getattr(other, name) for other in others))
-                for name in fields
-            },
-        )
+        # Copied field by field: ``__init__`` need not take every field, and what it computes is there already.
+        new = object.__new__(type(tree))
+        for name, value in getattr(tree, "__dict__", {}).items():
+            object.__setattr__(new, name, value)
+        for field in dataclasses.fields(tree):
+            leaf = map_tensors(fn, getattr(tree, field.name), *(getattr(other, field.name) for other in others))
+            object.__setattr__(new, field.name, leaf)
+        return new
     if isinstance(tree, tuple):
         children = [map_tensors(fn, *leaves) for leaves in zip(tree, *others, strict=True)]
         return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
@@ -28,6 +31,11 @@ def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
     if isinstance(tree, dict):
         return {key: map_tensors(fn, leaf, *(other[key] for other in others)) for key, leaf in tree.items()}
     return tree
+
+
+def copied(tree: Any) -> Any:
+    """The same tensors in containers of its own."""
+    return map_tensors(_itself, tree)
 
 
 def detach(tree: Any) -> Any:
@@ -45,3 +53,55 @@ def leaves(tree: Any) -> list[Tensor]:
 
     map_tensors(note, tree)
     return found
+
+
+def difference(tree: Any, other: Any, where: str = "") -> str | None:
+    """Where the state ``other`` is not built like ``tree``: other containers, shapes, or a leaf that is no tensor and
+    not the same. None where nothing is; otherwise how a sentence goes on after "expected a state of".
+    """
+    at = f" at {where}" if where else ""
+    if isinstance(tree, Tensor):
+        if not isinstance(other, Tensor):
+            return f"shape {tuple(tree.shape)}{at}, got {type(other).__name__}"
+        return None if tree.shape == other.shape else f"shape {tuple(tree.shape)}{at}, got {tuple(other.shape)}"
+    parts = _parts(tree)
+    if parts is None:
+        if tree is other or _equal(tree, other):
+            return None
+        return (
+            f"the structure of the state, {tree!r}{at}, got {other!r}: what is no tensor stays as it is; let what "
+            "changes or differs between problems be a tensor with their batch axes"
+        )
+    others = _parts(other)
+    if others is None or parts.keys() != others.keys() or not isinstance(other, _kind(tree)):
+        came = f"a {type(other).__name__} of {', '.join(others) or 'nothing'}" if others is not None else repr(other)
+        return f"the structure of the state, a {type(tree).__name__} of {', '.join(parts) or 'nothing'}{at}, got {came}"
+    return next((found for key in parts if (found := difference(parts[key], others[key], where + key))), None)
+
+
+def _itself(leaf: Tensor) -> Tensor:
+    return leaf
+
+
+def _parts(tree: Any) -> dict[str, Any] | None:
+    """What a container holds, by the way to get there; None of a leaf."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return {f".{field.name}": getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    if isinstance(tree, (tuple, list)):
+        return {f"[{i}]": part for i, part in enumerate(tree)}
+    if isinstance(tree, dict):
+        return {f"[{key!r}]": part for key, part in tree.items()}
+    return None
+
+
+def _kind(tree: Any) -> type:
+    """What a container has to be, to be read like ``tree``: a dict for a dict, the very class of a dataclass."""
+    return next((kind for kind in (dict, list) if isinstance(tree, kind)), type(tree))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two leaves that are no tensors are the same; arrays, which do not say it in one word, are not."""
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except (ValueError, TypeError, RuntimeError):
+        return False

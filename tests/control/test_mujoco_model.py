@@ -182,9 +182,10 @@ def test_a_planner_takes_divergence_as_failure() -> None:
         *(4, 1),
         solver=dcem.CEM(50, 5, dcem.HardTopK()),
         gradient=dcem.Detach(),
-        init_std=3e6,
+        init_std=2e4,
     )
-    plan = mpc(torch.zeros(2), generator=torch.Generator().manual_seed(0))
+    plan = mpc(torch.zeros(2), generator=torch.Generator().manual_seed(0), record=True)
+    assert not plan.solution.history[0].values.isfinite().all()  # of which the last state alone has diverged, mostly
     assert plan.status == dcem.Status.OK
     assert plan.cost.isfinite()
     assert plan.states.isfinite().all()
@@ -282,3 +283,103 @@ def test_bounds_and_shapes() -> None:
     assert [bound.tolist() for bound in model.bounds] == [[-2.0], [2.0]]
     unlimited = MujocoModel(mujoco.MjModel.from_xml_string(UNSTABLE))
     assert [bound.tolist() for bound in unlimited.bounds] == [[-torch.inf], [torch.inf]]
+
+
+def test_sensors_of_a_state_that_mujoco_sets_back_are_a_failure() -> None:
+    """A speed beyond 1e10 makes MuJoCo start anew and read its sensors at rest: 0 is not what the state has."""
+    xml = UNSTABLE.replace(' stiffness="1e6"', "").replace(
+        "</mujoco>", '<sensor><jointvel name="speed" joint="x"/></sensor></mujoco>'
+    )
+    model = MujocoModel(mujoco.MjModel.from_xml_string(xml), sensors=("speed",))
+    without = MujocoModel(model.model)
+    mass = float(model.model.body_mass[1])
+    start, actions = torch.tensor([0.0, 0.995e10, 0.0]), torch.tensor([[[0.0]], [[9e9 * min(mass, 1.0)]]])
+    for states in (model.rollout(start, actions), without.rollout(start[:2], actions)):
+        assert states[0].isfinite().all()
+        assert states[1, 0].isfinite().all()
+        assert states[1, 1, 1:].isnan().all()
+    torch.testing.assert_close(model.rollout(start, actions)[0, 1], torch.tensor([0.995e8, 0.995e10, 0.995e10]))
+
+
+def test_sensors_are_read_of_the_present_state() -> None:
+    model = pendulum(sensors=("tip", "speed"))
+    data = mujoco.MjData(model.model)
+    data.qvel[:] = 2.0
+    mujoco.mj_step(model.model, data)
+    assert data.sensordata[3] == pytest.approx(2.0, abs=1e-12)  # MuJoCo's own are those before the step
+    state = model.state_of(data)
+    torch.testing.assert_close(state, model.rollout(state, torch.zeros(1, 1))[0])
+    assert state[5] == data.qvel[0] != data.sensordata[3]
+
+
+@pytest.mark.parametrize("name", ["xfrc_applied", "qfrc_applied", "mocap_pos", "mocap_quat", "eq_active"])
+def test_inputs_that_a_rollout_lacks_are_refused(name: str) -> None:
+    xml = PENDULUM.replace("<worldbody>", '<worldbody><body name="hand" mocap="true" pos="1 2 3"/>').replace(
+        "<actuator>", '<equality><joint joint1="hinge" active="false"/></equality><actuator>'
+    )
+    model = MujocoModel(mujoco.MjModel.from_xml_string(xml))
+    data = mujoco.MjData(model.model)
+    model.state_of(data)
+    getattr(data, name).flat[1 if name == "mocap_quat" else 0] += 1
+    with pytest.raises(ValueError, match=f"source: expected {name} as the model has it"):
+        model.state_of(data)
+
+
+def test_wrappers_that_change_actions_are_refused() -> None:
+    from dm_control.suite.wrappers import action_scale
+
+    env = suite.load("cartpole", "swingup")
+    with pytest.raises(ValueError, match=r"source: expected an environment whose actions are the model's controls"):
+        MujocoModel(action_scale.Wrapper(env, minimum=-2.0, maximum=2.0))
+    same = action_scale.Wrapper(env, minimum=-1.0, maximum=1.0)
+    assert MujocoModel(same).action_shape == MujocoModel(env).action_shape
+
+
+def test_gymnasiums_wrappers_that_change_actions_are_refused() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+
+    class Env(gymnasium.Env):
+        def __init__(self) -> None:
+            self.model = mujoco.MjModel.from_xml_string(PENDULUM)
+            self.data, self.frame_skip = mujoco.MjData(self.model), 2
+            self.action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,))
+            self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    class Half(gymnasium.ActionWrapper):
+        def action(self, action):
+            return action / 2
+
+    assert MujocoModel(gymnasium.wrappers.TimeLimit(Env(), 5)).frame_skip == 2
+    assert MujocoModel(gymnasium.wrappers.ClipAction(Env())).frame_skip == 2
+    rescaled = gymnasium.wrappers.RescaleAction(Env(), np.float32(-1), np.float32(1))
+    for wrapped in (Half(Env()), rescaled, gymnasium.wrappers.TimeLimit(Half(Env()), 5)):
+        with pytest.raises(ValueError, match=r"source: expected an environment whose actions .*, which changes them"):
+            MujocoModel(wrapped)
+        MujocoModel(wrapped.unwrapped)
+
+
+def test_an_environment_that_compiles_anew_is_followed() -> None:
+    heavy = PENDULUM.replace('mass="1"', 'mass="4"')
+    physics = SimpleNamespace(model=mujoco.MjModel.from_xml_string(PENDULUM))
+    model = MujocoModel(physics)
+    copied = copy.deepcopy(model)
+    state, actions = torch.tensor([0.3, 0.0]), torch.ones(5, 1)
+    light = model.rollout(state, actions)
+    physics.model = mujoco.MjModel.from_xml_string(heavy)
+    expected = MujocoModel(mujoco.MjModel.from_xml_string(heavy)).rollout(state, actions)
+    assert torch.equal(model.rollout(state, actions), expected)
+    assert not torch.equal(light, expected)
+    assert torch.equal(copied.rollout(state, actions), light)
+
+
+def test_what_others_are_derived_of_refuses_to_be_set() -> None:
+    model = pendulum(frame_skip=3)
+    for name in ("frame_skip", "sensors", "num_carried", "num_threads", "state_shape", "dt", "bounds", "model"):
+        with pytest.raises(AttributeError):
+            setattr(model, name, getattr(model, name))
+    with pytest.raises(
+        AttributeError, match="frame_skip: expected to stay as constructed, 5 needs another MujocoModel"
+    ):
+        model.frame_skip = 5
+    model.model.opt.timestep = 0.01
+    assert model.dt == pytest.approx(0.03)

@@ -128,6 +128,20 @@ class TestSpline:
         truth = scipy.CubicSpline(range(5), z, bc_type="natural")(torch.linspace(0, 4, 33))
         torch.testing.assert_close(x, torch.as_tensor(truth), atol=1e-5, rtol=1e-5)
 
+    @pytest.mark.parametrize("how", ["double", "to", "moved", "latent"])
+    def test_matrices_have_the_digits_of_their_dtype(self, how):
+        scipy = pytest.importorskip("scipy.interpolate")
+        z = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        decoder = SplineDecoder(5, 33, degree=3)
+        if how == "moved":
+            decoder = torch.nn.Sequential(decoder).half().to("cpu").double()[0]
+        elif how != "latent":  # a latent of more digits than the module
+            decoder = decoder.double() if how == "double" else decoder.to(torch.float64)
+        truth = scipy.CubicSpline(range(5), z, bc_type="natural")(torch.linspace(0, 4, 33, dtype=torch.float64))
+        torch.testing.assert_close(decoder(z), torch.from_numpy(truth), rtol=0, atol=1e-14)
+        torch.testing.assert_close(decoder.encode(decoder(z)), z, rtol=0, atol=1e-13)
+        assert decoder.basis.dtype == decoder.low.dtype
+
     def test_encodes_the_nearest_spline(self):
         decoder = SplineDecoder(3, 8).double()
         x = torch.randn(8, dtype=torch.float64)

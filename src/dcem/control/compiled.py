@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
@@ -53,7 +54,9 @@ class Compiled(nn.Module):
     def rollout(self, state: Any, actions: Tensor) -> Any:
         """The states ``(*batch, H + 1, *s)`` of actions ``(*batch, H, *a)``."""
         if self._compiled is None:
-            self._compiled = torch.compile(_rollout)
+            # How often a function is compiled anew is counted, and limited, by its code: each instance has its own.
+            own = types.FunctionType(_rollout.__code__.replace(), globals(), f"rollout_of_{id(self)}")
+            self._compiled = torch.compile(own)
         return self._compiled(self.dynamics, state, actions, len(batch_of(state, self.state_dims)))
 
     def __getstate__(self) -> dict[str, Any]:

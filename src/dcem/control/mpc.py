@@ -8,20 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcem._check import as_shape, check_count, check_number
-from dcem._modules import held_solver, hold_solver, hold_start, start
+from dcem._check import Fixed, as_shape
+from dcem._eager import all_true
+from dcem._modules import held_solver, hold_solver, hold_start, start, start_tensor
 from dcem._tree import leaves, map_tensors
+from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
+from dcem.control.initial import proposed, warm
 from dcem.control.plan import Plan, WarmStart
 from dcem.control.problem import Problem
-from dcem.control.risk import Mean
 from dcem.control.rollout import Dynamics, batch_of, takes
+from dcem.control.settings import START, checked
+from dcem.control.settings import latent_shape as latent_shape_of
 from dcem.gradients import GradientMode, Implicit, Unroll
 from dcem.minimize import NoiseSource, minimize
-from dcem.solution import Solution
+from dcem.solution import Solution, Status
 from dcem.solvers import CEM, Solver
-
-ANSWERS = ("mean", "best", "last")
 
 
 class MPC(nn.Module):
@@ -88,8 +90,13 @@ class MPC(nn.Module):
         ValueError: an argument is out of its range or of the wrong shape; in a call, dynamics, cost, decoder or warm
             start have the wrong shape, or what :func:`dcem.minimize` raises.
 
-    A candidate whose states or cost are not finite is a failed sample and never chosen. The warm start is a constant:
-    gradients do not flow from one solve into the one before.
+    A candidate with an action, a cost or a state ``x_1 ... x_H`` that is not finite is a failed sample and never
+    chosen, whatever the cost looks at. If that holds for the plan itself (the mean of good candidates need not be one),
+    its cost is NaN and its status ``NONFINITE``. The warm start is a constant: gradients do not flow from one solve
+    into the one before, and a problem in which it is not finite starts afresh.
+
+    Settings may be changed at any time, and hold from the next plan on; ``horizon``, ``action_shape`` and
+    ``latent_shape`` may not.
 
     Example:
         >>> import torch, dcem
@@ -107,6 +114,10 @@ class MPC(nn.Module):
     Source: Amos & Yarats, ICML 2020, section 4.3; warm start and smooth candidates as in Pinneri et al., "Sample-
     efficient cross-entropy method for real-time planning", 2020.
     """
+
+    horizon = Fixed[int]()
+    action_shape = Fixed[tuple[int, ...]]()
+    latent_shape = Fixed[tuple[int, ...]]()
 
     def __init__(
         self,
@@ -140,51 +151,47 @@ class MPC(nn.Module):
         state_dims: Any = 1,
     ) -> None:
         super().__init__()
-        callables: dict[str, Any] = {"dynamics": dynamics, "cost": cost}
-        optional: dict[str, Any] = {
-            "decoder": decoder, "terminal_cost": terminal_cost, "constraint": constraint, "risk": risk, "noise": noise,
-            "continues": continues, "proposals": proposals,
-        }  # fmt: skip
-        callables |= {name: fn for name, fn in optional.items() if fn is not None}
-        for name, fn in callables.items():
-            if not callable(fn):
-                raise TypeError(f"{name}: expected a callable, got {fn!r}")
-        counts = {
-            "horizon": horizon, "num_iterations": num_iterations, "num_particles": num_particles,
-            "num_proposals": num_proposals,
-        }  # fmt: skip
-        for name, count in counts.items():
-            check_count(name, count)
-        if chunk_size is not None:
-            check_count("chunk_size", chunk_size)
-        check_number("constraint_weight", constraint_weight)
-        check_number("discount", discount)
-        if not 0 < discount <= 1:
-            raise ValueError(f"discount: expected a number in (0, 1], got {discount}")
-        if answer not in ANSWERS:
-            raise ValueError(f"answer: expected one of {', '.join(ANSWERS)}, got {answer!r}")
+        self.horizon, self.action_shape = horizon, as_shape("action_shape", action_shape)
+        self.latent_shape = latent_shape_of(decoder, latent_shape, self.actions_shape)
         self.dynamics, self.cost, self.decoder = dynamics, cost, decoder
         self.terminal_cost, self.constraint, self.constraint_weight = terminal_cost, constraint, constraint_weight
         self.discount, self.continues = discount, continues
         self.proposals, self.num_proposals = proposals, num_proposals
-        self.risk = Mean() if risk is None else risk
-        self.horizon, self.action_shape = horizon, as_shape("action_shape", action_shape)
+        self.risk: Callable[[Tensor], Tensor] = risk  # type: ignore[assignment]  # None becomes the mean
         self.bounds, self.latent_bounds = bounds, latent_bounds
         self.solver, self.num_iterations = CEM() if solver is None else solver, num_iterations
         self.gradient = Unroll() if gradient is None else gradient
         self.num_particles, self.noise, self.answer = num_particles, noise, answer
         self.chunk_size, self.state_dims = chunk_size, state_dims
-        self.latent_shape = self._latent_shape(latent_shape)
         self.init_mean: Tensor
         self.init_std: Tensor | None
         self.action_rate_cost: Tensor
-        what = "(horizon, *a)" if decoder is None else "the latent"
-        hold_start(self, "init_mean", init_mean, self.latent_shape, what)
-        hold_start(self, "init_std", init_std, self.latent_shape, what)
-        hold_start(self, "action_rate_cost", action_rate_cost, self.action_shape, "the action")
+        for name, value in {"init_mean": init_mean, "init_std": init_std, "action_rate_cost": action_rate_cost}.items():
+            tensor = start_tensor(name, value, *self._start_shape(name))
+            hold_start(self, name, checked(self, name, tensor), *self._start_shape(name))
         hold_solver(self, self.solver)
-        self._charges_rate = isinstance(action_rate_cost, Tensor) or action_rate_cost != 0
-        Bounds.check(bounds, torch.Size(self._actions_shape), torch.zeros(()))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in START and (name in self._buffers or name in self._parameters):
+            value = start_tensor(name, value, *self._start_shape(name))
+        super().__setattr__(name, checked(self, name, value))
+
+    @property
+    def actions_shape(self) -> tuple[int, ...]:
+        """``(horizon, *a)``, the shape of a plan's actions."""
+        return (self.horizon, *self.action_shape)
+
+    def extra_repr(self) -> str:
+        """What is planned, and how."""
+        shown = {name: getattr(self, name) for name in ("horizon", "action_shape", "bounds", "solver")}
+        shown |= {name: getattr(self, name) for name in ("num_iterations", "gradient", "answer")}
+        if self.num_particles > 1:
+            shown |= {"num_particles": self.num_particles, "risk": self.risk}
+        functions = ("dynamics", "cost", "terminal_cost", "constraint", "continues", "proposals", "decoder", "noise")
+        shown |= {name: fn for name in functions if (fn := self.__dict__.get(name)) is not None}
+        return ",\n".join(
+            f"{name}={getattr(value, '__qualname__', None) or repr(value)}" for name, value in shown.items()
+        )
 
     def forward(
         self,
@@ -219,13 +226,13 @@ class MPC(nn.Module):
         if self.answer != "mean" and isinstance(gradient, Implicit) and torch.is_grad_enabled():
             raise ValueError(f"answer: Implicit differentiates the mean, not a sample; got answer={self.answer!r}")
         like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), torch.empty(()))
-        mean = self.init_mean.to(like).expand(*batch, *self.latent_shape)
+        mean = self.init_mean.to(like).expand((*batch, *self.latent_shape))
         previous = None
         if warm_start is not None:
-            mean, previous = self._warm(warm_start, reset, mean)
+            mean, previous = warm(warm_start, reset, mean, batch, self.actions_shape, self.decoder)
         elif reset is not None:
             raise ValueError("reset: expected None without a warm_start")
-        problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self._actions_shape), like)
+        problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self.actions_shape), like)
         solution = minimize(
             lambda z: problem.costs(state, self._actions(z, box, state), previous, self.chunk_size),
             start(mean, self.init_std, len(self.latent_shape)),
@@ -240,23 +247,21 @@ class MPC(nn.Module):
             record=record or self.answer != "mean",
         )
         actions = self._actions(self._chosen(solution, len(batch)).unsqueeze(len(batch)), box, state)
-        outcome = problem.outcome(state, actions, previous, to_the_end=True)
-        actions = actions.squeeze(len(batch))
+        outcome = problem.outcome(state, actions, previous)
+        # Copied: what a model or a decoder returned it may fill again in the next plan.
+        actions, cost = actions.squeeze(len(batch)).clone(), outcome.cost.squeeze(-1).clone()
         lead = len(batch) + (self.num_particles > 1)
+        states = map_tensors(lambda leaf: leaf.squeeze(lead + 1).clone(), outcome.path.between(0, None, lead))
         return Plan(
             action=actions.select(len(batch), 0),
             actions=actions,
-            states=map_tensors(lambda leaf: leaf.squeeze(lead + 1), outcome.path.between(0, None, lead)),
-            cost=outcome.cost.squeeze(-1),
+            states=states,
+            cost=cost,
             violation=outcome.violation.squeeze(-1),
             distribution=solution.distribution,
-            status=solution.status,
+            status=torch.where(cost.isfinite(), solution.status, int(Status.NONFINITE)),
             solution=solution,
         )
-
-    @property
-    def _actions_shape(self) -> tuple[int, ...]:
-        return (self.horizon, *self.action_shape)
 
     def _problem(self) -> Problem:
         return Problem(
@@ -265,7 +270,7 @@ class MPC(nn.Module):
             self.terminal_cost,
             self.discount,
             self.continues,
-            self.action_rate_cost if self._charges_rate else None,
+            self.action_rate_cost if self._charges_rate() else None,
             self.constraint,
             self.constraint_weight,
             self.num_particles,
@@ -286,8 +291,11 @@ class MPC(nn.Module):
                 return leaf.expand(*leaf.shape[:sample_dim], z.shape[sample_dim], *leaf.shape[sample_dim + 1 :])
 
             seen = {"state": map_tensors(for_each, state)}
+        noted = Versions(z, seen)
         actions: Any = self.decoder(z, **seen)
-        expected = (*z.shape[: z.dim() - len(self.latent_shape)], *self._actions_shape)
+        if noted.changed():
+            raise ValueError("decoder: expected to leave its latents as they are, got them changed in place")
+        expected = (*z.shape[: z.dim() - len(self.latent_shape)], *self.actions_shape)
         if not isinstance(actions, Tensor) or tuple(actions.shape) != expected:
             came = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
             raise ValueError(
@@ -302,26 +310,14 @@ class MPC(nn.Module):
         """The candidates from outside, ``(*batch, M, *latent)``, as constants."""
         if given is None and self.proposals is None:
             return None
-        with torch.no_grad():
-            actions: Any = given
-            if actions is None:
-                assert self.proposals is not None
-                drawn_by = {"generator": generator} if takes(self.proposals, "generator", 3) else {}
+        actions: Any = given
+        if actions is None:
+            assert self.proposals is not None
+            drawn_by = {"generator": generator} if takes(self.proposals, "generator", 3) else {}
+            with torch.no_grad():
                 actions = self.proposals(state, self.horizon, self.num_proposals, **drawn_by)
-            expected = (*batch, "M" if given is not None else self.num_proposals, *self._actions_shape)
-            shape = tuple(actions.shape) if isinstance(actions, Tensor) else ()
-            if len(shape) != len(expected) or any(w not in ("M", g) for w, g in zip(expected, shape, strict=True)):
-                came = shape if isinstance(actions, Tensor) else type(actions).__name__
-                raise ValueError(
-                    f"proposals: expected actions (*batch, num, horizon, *a) = ({', '.join(map(str, expected))}), "
-                    f"got {came}"
-                )
-            if self.decoder is not None:
-                encode = getattr(self.decoder, "encode", None)
-                if encode is None:
-                    raise ValueError(f"proposals: expected a decoder with a method encode, got {self.decoder!r}")
-                actions = encode(actions)
-        return actions.detach()
+        number = "M" if given is not None else self.num_proposals
+        return proposed(actions, (*batch, number, *self.actions_shape), self.decoder)
 
     def _chosen(self, solution: Solution, sample_dim: int) -> Tensor:
         """The answer: ``(*batch, *latent)``; the mean where no candidate was finite."""
@@ -332,59 +328,16 @@ class MPC(nn.Module):
         values = torch.cat([iteration.values.detach() for iteration in iterations], -1)
         lowest, index = values.nan_to_num(torch.inf, torch.inf, torch.inf).min(-1, keepdim=True)
         axes = (1,) * len(self.latent_shape)
-        sample = torch.take_along_dim(samples, index.reshape(*index.shape, *axes), sample_dim).squeeze(sample_dim)
-        return torch.where(lowest.squeeze(-1).isfinite().reshape(*lowest.shape[:-1], *axes), sample, solution.x)
+        sample = torch.take_along_dim(samples, index.reshape((*index.shape, *axes)), sample_dim).squeeze(sample_dim)
+        return torch.where(lowest.squeeze(-1).isfinite().reshape((*lowest.shape[:-1], *axes)), sample, solution.x)
 
-    def _warm(self, plan: Any, reset: Any, fresh: Tensor) -> tuple[Tensor, Tensor]:
-        """The first mean from the plan before, and the action that was applied: NaN where a problem starts afresh."""
-        if not isinstance(plan, (Plan, WarmStart)):
-            raise TypeError(f"warm_start: expected a dcem.control.Plan or None, got {type(plan).__name__}")
-        plan = plan.warm_start if isinstance(plan, Plan) else plan
-        batch = fresh.shape[: fresh.dim() - len(self.latent_shape)]
-        expected = (*batch, *self._actions_shape)
-        if tuple(plan.actions.shape) != expected:
-            raise ValueError(
-                f"warm_start: expected a plan with actions (*batch, horizon, *a) = {tuple(expected)}, "
-                f"got {tuple(plan.actions.shape)}"
-            )
-        if plan.actions.device != fresh.device:
-            raise ValueError(f"warm_start: expected a plan on {fresh.device} like the state, got {plan.actions.device}")
-        actions = plan.actions.detach().to(fresh)
-        applied = actions.select(len(batch), 0)
-        encode = getattr(self.decoder, "encode", None)
-        if self.decoder is not None and encode is None:
-            mean = plan.mean.detach().to(fresh)
-        else:
-            steps = actions.unbind(len(batch))
-            shifted = torch.stack([*steps[1:], steps[-1]], len(batch))
-            mean = shifted if encode is None else encode(shifted)
-        if mean.shape != fresh.shape:
-            raise ValueError(f"warm_start: expected a plan over {tuple(fresh.shape)}, got {tuple(mean.shape)}")
-        if reset is None:
-            return mean, applied
-        if not isinstance(reset, Tensor) or reset.dtype != torch.bool or reset.shape != batch:
-            came = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else type(reset).__name__
-            raise ValueError(f"reset: expected a boolean tensor of the batch {tuple(batch)}, got {came}")
-        reset = reset.to(fresh.device)
+    def _start_shape(self, name: str) -> tuple[tuple[int, ...], str]:
+        """What a tensor of the start, or the weights of the action rate, broadcast to."""
+        if name == "action_rate_cost":
+            return self.action_shape, "the action"
+        return self.latent_shape, "(horizon, *a)" if self.decoder is None else "the latent"
 
-        def where_reset(new: Tensor, old: Tensor | float) -> Tensor:
-            return torch.where(reset.reshape(*batch, *(1,) * (new.dim() - len(batch))), old, new)
-
-        return where_reset(mean, fresh), where_reset(applied, torch.nan)
-
-    def _latent_shape(self, given: int | Sequence[int] | None) -> tuple[int, ...]:
-        if self.decoder is None:
-            if given is not None:
-                raise ValueError(f"latent_shape: expected None without a decoder, got {given}")
-            return self._actions_shape
-        of_decoder = getattr(self.decoder, "latent_shape", None)
-        shape = of_decoder if given is None else given
-        if shape is None:
-            raise ValueError("latent_shape: expected the shape of the decoder's latent, which it does not say itself")
-        event = getattr(self.decoder, "event_shape", None)
-        if event is not None and tuple(event) != self._actions_shape:
-            raise ValueError(
-                f"decoder: expected one that gives (horizon, *a) = {self._actions_shape}, got one that gives "
-                f"{tuple(event)}"
-            )
-        return as_shape("latent_shape", shape)
+    def _charges_rate(self) -> bool:
+        """Whether the action rate costs anything, now; True where that cannot be known at once."""
+        weight = self.action_rate_cost
+        return weight.requires_grad or not all_true(weight == 0)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dcem._check import check_count
+from dcem._check import Fixed, check_count
+from dcem.control.mujoco_pool import Pool
+from dcem.control.mujoco_source import check_actions, check_inputs, current_model, data_of, own_frame_skip, sensor_range
 
 if TYPE_CHECKING:
     import numpy as np
 
-_LARGEST_CONTROL = 1e10  # mjMAXVAL: what MuJoCo calls a bad control
+_LARGEST = 1e10  # mjMAXVAL: beyond it MuJoCo calls a position, a speed or a control bad
 
 
 class MujocoModel:
@@ -29,7 +32,8 @@ class MujocoModel:
 
     Args:
         source: a ``mujoco.MjModel``, a dm_control ``Environment`` or ``Physics``, or a Gymnasium MuJoCo environment.
-            The model is shared with it, not copied.
+            The model is shared with it, not copied: where an environment compiles another one, as those of
+            ``dm_control.composer`` do at each reset, that one is used from then on.
         frame_skip: simulation steps for which an action is held; by default the environment's own, else 1.
         sensors: names of sensors of the model whose readings are part of the state. Where a model lacks one (the
             position of a site, a body's velocity), add it to its ``mujoco.MjSpec`` and compile.
@@ -38,6 +42,7 @@ class MujocoModel:
         num_threads: threads to simulate on; by default as many as torch uses.
 
     Attributes:
+        model: the ``mujoco.MjModel`` that is simulated.
         state_shape: ``(state,)``.
         action_shape: ``(nu,)``.
         bounds: ``(low, high)`` of the actions, each ``(nu,)``; infinite where an actuator has no limit.
@@ -45,10 +50,13 @@ class MujocoModel:
 
     Raises:
         TypeError: ``source`` is none of these.
-        ValueError: a sensor that the model does not have; a state or action of the wrong size.
+        ValueError: a sensor that the model does not have; an environment whose actions are not the model's controls,
+            such as one in a wrapper that scales them; a state or action of the wrong size; an environment's data with
+            inputs that a rollout does not have (:meth:`state_of`).
 
     A simulation that diverges (MuJoCo's warnings of bad positions, velocities, accelerations or controls) has the state
-    NaN from there on, so that a planner takes it as failed.
+    NaN from there on, so that a planner takes it as failed. Several threads may use one model, in turn, and so may a
+    process that was forked.
 
     Example:
         >>> import mujoco, torch
@@ -66,6 +74,14 @@ class MujocoModel:
     Source: Todorov, Erez & Tassa, "MuJoCo: a physics engine for model-based control", 2012.
     """
 
+    frame_skip = Fixed[int]()
+    sensors = Fixed[tuple[str, ...]]()
+    num_carried = Fixed[int]()
+    num_threads = Fixed[int]()
+    num_physical = Fixed[int]()
+    state_shape = Fixed[tuple[int]]()
+    action_shape = Fixed[tuple[int]]()
+
     def __init__(
         self,
         source: Any,
@@ -77,9 +93,10 @@ class MujocoModel:
     ) -> None:
         import mujoco  # type: ignore[import-untyped]
 
-        model, own_frame_skip = _model_of(source)
-        self.model = model
-        self.frame_skip = own_frame_skip if frame_skip is None else frame_skip
+        model = current_model(source)
+        check_actions(source, model)
+        self._source = source
+        self.frame_skip = own_frame_skip(source) if frame_skip is None else frame_skip
         self.num_threads = torch.get_num_threads() if num_threads is None else num_threads
         check_count("frame_skip", self.frame_skip)
         check_count("num_threads", self.num_threads)
@@ -91,17 +108,29 @@ class MujocoModel:
                 f"source: expected a model whose state is (qpos, qvel, act), {self.num_physical} numbers; this one has "
                 f"{simulated - 1}, of plugins or delays"
             )
-        self._readings = [i for name in self.sensors for i in _sensor(model, name)]
-        self.state_shape = (self.num_physical + len(self._readings) + num_carried,)
+        self.state_shape = (self.num_physical + len(self._readings(model)) + num_carried,)
         self.action_shape = (model.nu,)
-        self.dt = model.opt.timestep * self.frame_skip
+        self._pools: dict[int, Pool] = {}  # by process
+
+    @property
+    def model(self) -> Any:
+        """The ``mujoco.MjModel`` that is simulated: the one that the source has now."""
+        return current_model(self._source)
+
+    @property
+    def dt(self) -> float:
+        """Seconds that an action is held for."""
+        return float(self.model.opt.timestep * self.frame_skip)
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest action, each ``(nu,)``; infinite where an actuator has no limit."""
+        model = self.model
         limits = torch.tensor(model.actuator_ctrlrange, dtype=torch.get_default_dtype())
         limited = torch.tensor(model.actuator_ctrllimited, dtype=torch.bool)
         unlimited = torch.tensor([-torch.inf, torch.inf]).to(limits)
         low, high = torch.where(limited[:, None], limits, unlimited).unbind(-1)
-        self.bounds = (low, high)
-        self._pool: Any = None
-        self._data: list[Any] = []
+        return low, high
 
     def __call__(self, state: Tensor, action: Tensor) -> Tensor:
         """The next state: ``(*batch, s)`` and ``(*batch, nu)`` to ``(*batch, s)``."""
@@ -117,8 +146,9 @@ class MujocoModel:
             raise ValueError(f"actions: expected (*batch, H, {self.action_shape[0]}), got {tuple(actions.shape)}")
         batch = torch.broadcast_shapes(state.shape[:-1], actions.shape[:-2])  # type: ignore[no-untyped-call]
         horizon = actions.shape[-2]
-        flat = state.expand(*batch, -1).reshape(-1, *self.state_shape)
-        sequences = actions.expand(*batch, -1, -1).reshape(-1, horizon, *self.action_shape)
+        num = math.prod(batch)
+        flat = state.expand(*batch, -1).reshape(num, *self.state_shape)
+        sequences = actions.expand(*batch, -1, -1).reshape(num, horizon, *self.action_shape)
         states: Tensor = _Simulation.apply(flat, sequences, self)  # type: ignore[no-untyped-call]
         if self.num_carried:
             carried = flat[:, None, -self.num_carried :].expand(-1, horizon + 1, -1)
@@ -129,16 +159,30 @@ class MujocoModel:
         """The state that an environment, a dm_control ``Physics`` or an ``MjData`` is in, ``(s,)``.
 
         Args:
-            source: what to read.
+            source: what to read. Sensors are read of its present state, which MuJoCo itself does only in its next step.
             carried: the ``num_carried`` last numbers.
+
+        Raises:
+            ValueError: ``carried`` has another length; or the data has poses of mocap bodies, switched equality
+                constraints or applied forces (``xfrc_applied``, ``qfrc_applied``) other than the model's own, which a
+                rollout would leave out.
         """
+        import mujoco
         import numpy as np
 
-        source = getattr(source, "unwrapped", source)
-        source = getattr(source, "physics", source)
-        data = getattr(source, "data", source)
-        readings = np.asarray(data.sensordata)[self._readings]
-        state = np.concatenate([data.qpos, data.qvel, data.act, readings, np.asarray(carried, dtype=float).reshape(-1)])
+        data = data_of(source)
+        model = getattr(data, "model", None)  # of an environment beside the one that the model was made of
+        model = self.model if model is None else model
+        check_inputs(model, data)
+        indices = self._readings(model)
+        parts = [data.qpos, data.qvel, data.act]
+        if indices:
+            now = mujoco.MjData(model)  # that of the source stays as it is
+            now.time, now.qpos, now.qvel, now.act, now.ctrl = data.time, data.qpos, data.qvel, data.act, data.ctrl
+            now.qacc_warmstart = data.qacc_warmstart
+            mujoco.mj_forward(model, now)
+            parts.append(np.asarray(now.sensordata)[indices])
+        state = np.concatenate([*parts, np.asarray(carried, dtype=float).reshape(-1)])
         if state.shape != self.state_shape:
             raise ValueError(f"carried: expected {self.num_carried} numbers, got {carried!r}")
         return torch.tensor(state, dtype=torch.get_default_dtype())
@@ -147,46 +191,47 @@ class MujocoModel:
         """Physical states ``(B, p)`` and actions ``(B, H, nu)`` to states and sensors ``(B, H + 1, p + r)``."""
         import numpy as np
 
-        horizon, dt = actions.shape[1], self.model.opt.timestep
+        model = self.model
+        indices = self._readings(model)
+        if len(state) == 0:
+            return np.zeros((0, actions.shape[1] + 1, self.num_physical + len(indices)))
+        (horizon, skip), dt = (actions.shape[1], self.frame_skip), model.opt.timestep
         initial = np.concatenate([np.full((len(state), 1), dt), state], axis=1)  # the first number is the time
-        control = np.repeat(actions, self.frame_skip, axis=1)
-        usable = np.isfinite(initial).all(1) & (np.abs(control) < _LARGEST_CONTROL).all((1, 2))
-        initial[~usable, 1:], control[~usable] = self._rest(), 0.0
-        if self._readings:  # a sensor is read at the start of a step: one more step, to read the last state's
-            control = np.concatenate([control, control[:, -1:]], axis=1)
-        with _quiet():
-            trajectory, readings = self._simulator().rollout(self.model, self._data, initial, control)
+        control = np.repeat(actions, skip, axis=1)
+        if indices:  # a sensor is read at the start of a step: one more step, to read the last state's
+            last = control[:, -1:] if horizon else np.zeros((len(state), 1, model.nu))
+            control = np.concatenate([control, last], axis=1)
+        usable = np.isfinite(initial).all(1) & (np.abs(control) < _LARGEST).all((1, 2))
+        initial[~usable, 1:], control[~usable] = self._rest(model), 0.0
+        if control.shape[1] == 0:
+            return state[:, None]
+        pool = self._pools.setdefault(os.getpid(), Pool(self.num_threads))
+        trajectory, readings = pool.rollout(model, initial, control)
         # A simulation that diverges is set back to time 0, or stopped: its clock, started at dt, is never right again.
-        steps = horizon * self.frame_skip
-        on_time = np.abs(trajectory[:, :steps, 0] - dt * np.arange(2, steps + 2)) < 0.5 * dt
-        going = (on_time & usable[:, None])[:, self.frame_skip - 1 :: self.frame_skip]
-        states = trajectory[:, self.frame_skip - 1 : steps : self.frame_skip, 1:]
-        states = np.where(going[..., None], states, np.nan)
-        states = np.concatenate([state[:, None], states], axis=1)
-        if not self._readings:
+        on_time = np.abs(trajectory[:, :, 0] - dt * np.arange(2, control.shape[1] + 2)) < 0.5 * dt
+        on_time &= usable[:, None]
+        states = trajectory[:, skip - 1 : horizon * skip : skip, 1:]
+        going = on_time[:, skip - 1 : horizon * skip : skip] & (np.abs(states) < _LARGEST).all(-1)
+        states = np.concatenate([state[:, None], np.where(going[..., None], states, np.nan)], axis=1)
+        if not indices:
             return states
-        going = np.concatenate([usable[:, None], going], axis=1)
-        readings = readings[:, : steps + 1 : self.frame_skip, self._readings]
-        return np.concatenate([states, np.where(going[..., None], readings, np.nan)], axis=-1)
+        # A step that is set back reads its sensors once more, of the model at rest.
+        readings = np.where(on_time[:, ::skip, None], readings[:, ::skip, indices], np.nan)
+        return np.concatenate([states, readings], axis=-1)
 
-    def _rest(self) -> np.ndarray[Any, Any]:
+    def _readings(self, model: Any) -> list[int]:
+        """Where in ``sensordata`` the readings of the sensors are."""
+        return [i for name in self.sensors for i in sensor_range(model, name)]
+
+    def _rest(self, model: Any) -> np.ndarray[Any, Any]:
         """A physical state that is certain to be possible."""
         import numpy as np
 
-        return np.concatenate([self.model.qpos0, np.zeros(self.model.nv + self.model.na)])
-
-    def _simulator(self) -> Any:
-        """The pool of threads, started when it is first needed and kept."""
-        import mujoco
-        from mujoco.rollout import Rollout  # type: ignore[import-untyped]
-
-        if self._pool is None:
-            self._pool = Rollout(nthread=self.num_threads if self.num_threads > 1 else 0)
-            self._data = [mujoco.MjData(self.model) for _ in range(self.num_threads)]
-        return self._pool
+        return np.concatenate([model.qpos0, np.zeros(model.nv + model.na)])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None, "_data": []}  # threads are neither copied nor pickled
+        # Threads are neither copied nor pickled, and of an environment the model is enough.
+        return {**self.__dict__, "_pools": {}, "_source": self.model}
 
 
 class _Simulation(torch.autograd.Function):
@@ -206,47 +251,3 @@ class _Simulation(torch.autograd.Function):
             "and a loss on plan.action or plan.actions, which reaches the cost through the weights of the samples; to "
             "differentiate dynamics, plan with differentiable ones (dcem.control.systems, or a learned model)"
         )
-
-
-def _model_of(source: Any) -> tuple[Any, int]:
-    """The ``MjModel`` of a source, and for how many of its steps the source holds an action."""
-    import mujoco
-
-    source = getattr(source, "unwrapped", source)  # of Gymnasium's wrappers
-    if isinstance(source, mujoco.MjModel):
-        return source, 1
-    if hasattr(source, "control_timestep") and hasattr(source, "physics"):
-        physics = source.physics
-        return physics.model.ptr, round(source.control_timestep() / physics.timestep())
-    model: Any = getattr(source, "model", None)
-    model = getattr(model, "ptr", model)
-    if not isinstance(model, mujoco.MjModel):
-        raise TypeError(
-            "source: expected a mujoco.MjModel, a dm_control Environment or Physics, or a Gymnasium MuJoCo "
-            f"environment; got {type(source).__name__}"
-        )
-    return model, getattr(source, "frame_skip", 1)
-
-
-def _sensor(model: Any, name: str) -> range:
-    """Where in ``sensordata`` the readings of a sensor are."""
-    names = [model.sensor(i).name for i in range(model.nsensor)]
-    if name not in names:
-        raise ValueError(
-            f"sensors: expected some of {', '.join(names) or 'none, as the model has no sensor'}; got {name!r}"
-        )
-    start = int(model.sensor(name).adr[0])
-    return range(start, start + int(model.sensor(name).dim[0]))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """MuJoCo reports every candidate that diverges on the terminal and in a file; its NaN states say it already."""
-    import mujoco
-
-    before = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda message: None)
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(before)

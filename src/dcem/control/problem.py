@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dcem._tree import map_tensors
+from dcem._eager import is_eager
+from dcem._tree import leaves, map_tensors
+from dcem._unchanged import Versions
 from dcem.control.rollout import Dynamics, Path, follow, knows_time
 
 
 class Outcome(NamedTuple):
     """What came of ``n`` action sequences: total costs and worst violations ``(*batch, n)``; the path,
-    of states ``([P,] *batch, n, *s)``, as far as it was needed.
+    of states ``([P,] *batch, n, *s)``.
     """
 
     cost: Tensor
@@ -28,6 +31,9 @@ class Outcome(NamedTuple):
 class Problem:
     """Total cost ``Σ_t γ^t Π_{s<=t} p(x_s) C(x_t, u_t) + γ^H Π_{s<=H} p(x_s) C_T(x_H) + ...`` of action sequences;
     the fields are :class:`MPC`'s arguments.
+
+    What cannot be followed to its end costs NaN: a sequence with an action, a cost or a state ``x_1 ... x_H`` that is
+    not finite, as long as the episode goes on, whether or not the cost looks at it.
     """
 
     dynamics: Dynamics
@@ -62,8 +68,8 @@ class Problem:
             [checkpoint(chunk_costs, c, use_reentrant=False) if again else chunk_costs(c) for c in chunks], -1
         )
 
-    def outcome(self, state: Any, actions: Tensor, previous: Tensor | None, *, to_the_end: bool = False) -> Outcome:
-        """Follow ``n`` sequences and add up what they cost; ``to_the_end`` also where the last state costs nothing."""
+    def outcome(self, state: Any, actions: Tensor, previous: Tensor | None) -> Outcome:
+        """Follow ``n`` sequences and add up what they cost."""
         batch_dims = actions.dim() - self.action_dims - 2
         num = actions.shape[batch_dims]
         lead = (*actions.shape[:batch_dims], num)  # (*batch, n)
@@ -74,21 +80,20 @@ class Problem:
         if particles:
             followed = controls.unsqueeze(1).expand(horizon, *particles, *lead, *action)
 
-        def spread(leaf: Tensor) -> Tensor:
-            return leaf.unsqueeze(batch_dims).expand(*particles, *lead, *leaf.shape[batch_dims:])
+        def spread(leaf: Tensor) -> Tensor:  # cloned: whatever the dynamics do, the caller's state stays as it is
+            return leaf.unsqueeze(batch_dims).expand(*particles, *lead, *leaf.shape[batch_dims:]).clone()
 
-        # The last state may diverge unnoticed where it costs nothing: then it must not enter the gradient either.
-        needs_last = to_the_end or self.terminal_cost is not None or self.constraint is not None
-        steps = followed if needs_last else followed[:-1]
-        path = follow(self.dynamics, map_tensors(spread, state), steps, len(particles) + len(lead))
+        start = map_tensors(spread, state)
+        path = follow(self.dynamics, start, followed, len(particles) + len(lead))
         shape = (*particles, *lead)
+        states, last = path.between(0, horizon), path.last()
         time = {"t": torch.arange(horizon, device=controls.device)} if knows_time(self.cost) else {}
-        costs = _shaped("cost", self.cost(path.between(0, horizon), followed, **time), (horizon, *shape))
-        weights = self._weights(path, horizon, shape, costs, needs_last)
+        costs = _floating("cost", _asked("cost", self.cost, states, followed, **time), (horizon, *shape))
+        weights = self._weights(path, horizon, shape, costs)
         total = _charged(costs, None if weights is None else weights[:horizon]).sum(0)
         if self.terminal_cost is not None:
-            last = _shaped("terminal_cost", self.terminal_cost(path.last()), shape)
-            total = total + _charged(last, None if weights is None else weights[horizon])
+            at_end = _floating("terminal_cost", _asked("terminal_cost", self.terminal_cost, last), shape)
+            total = total + _charged(at_end, None if weights is None else weights[horizon])
         violation = total.new_zeros(lead)
         if self.constraint is not None:
             excess = self._excess(path.between(1, None), (horizon, *shape))  # (H, [P,] *batch, n, m)
@@ -96,31 +101,43 @@ class Problem:
                 excess = _charged(excess, weights[1:].unsqueeze(-1))
             total = total + self.constraint_weight * excess.sum((0, -1))
             violation = excess.amax((0, 1, -1) if particles else (0, -1))
+        if not (_all_finite(states) and _all_finite(last) and _all_finite(controls)):
+            total = torch.where(self._failed(start, path, controls, weights, len(shape)), torch.nan, total)
         if particles:
-            total = _shaped("risk", self.risk(total), lead)
+            total = _floating("risk", self.risk(total), lead)
         if self.action_rate_cost is not None:
             total = total + self._rate(controls, previous)
         return Outcome(total, violation, path)
 
-    def _weights(
-        self, path: Path, horizon: int, shape: tuple[int, ...], like: Tensor, needs_last: bool
-    ) -> Tensor | None:
-        """``γ^t Π_{s<=t} p(x_s)``, how much step ``t`` counts: ``(H + 1, [P,] *batch, n)``, or ``H`` of them where
-        nothing asks for the last; None where all count fully.
+    @torch.no_grad()
+    def _failed(self, start: Any, path: Path, controls: Tensor, weights: Tensor | None, dims: int) -> Tensor:
+        """Which sequences meet, before their episode ends, what is not finite: ``([P,] *batch, n)``.
+
+        A number of the state that was not finite to begin with, such as a deadline at infinity, may stay so.
         """
+        lost: Any = ~controls.isfinite().flatten(dims - (self.num_particles > 1) + 1).all(-1).all(0)
+        for before, after in zip(leaves(start), leaves(path.between(1, None)), strict=True):
+            new = ~after.isfinite() & before.isfinite()
+            new = new.flatten(dims + 1).any(-1) if new.dim() > dims + 1 else new
+            lost = lost | (new if weights is None else new & (weights[1:] != 0)).any(0)
+        return lost
+
+    def _weights(self, path: Path, horizon: int, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+        """``γ^t Π_{s<=t} p(x_s)``, how much step ``t`` counts: ``(H + 1, [P,] *batch, n)``; None where all do."""
         if self.continues is None and self.discount == 1:
             return None
-        num = horizon + needs_last
-        weights = like.new_tensor([self.discount**t for t in range(num)]).reshape(num, *(1,) * len(shape))
-        if self.continues is None or num == 1:
-            return weights.expand(num, *shape)
-        alive = _shaped("continues", self.continues(path.between(1, num)), (num - 1, *shape))
+        weights = like.new_tensor([self.discount**t for t in range(horizon + 1)])
+        weights = weights.reshape(horizon + 1, *(1,) * len(shape))
+        if self.continues is None:
+            return weights.expand(horizon + 1, *shape)
+        alive = _asked("continues", self.continues, path.between(1, None))
+        alive = _shaped("continues", alive, (horizon, *shape))
         return weights * torch.cat([torch.ones_like(alive[:1]), alive.cumprod(0)])
 
     def _excess(self, states: Any, shape: tuple[int, ...]) -> Tensor:
         """``max(g, 0)``, with an axis for the constraints."""
         assert self.constraint is not None
-        value: Any = self.constraint(states)
+        value = _asked("constraint", self.constraint, states)
         if not isinstance(value, Tensor) or tuple(value.shape[: len(shape)]) != shape or value.dim() > len(shape) + 1:
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"constraint: expected values (...,) = {shape} or (..., m), got {came}")
@@ -141,6 +158,29 @@ class Problem:
 def _charged(costs: Tensor, weights: Tensor | None) -> Tensor:
     """Costs as far as they count: after the end of an episode nothing does, whatever it would cost."""
     return costs if weights is None else torch.where(weights != 0, costs, 0.0) * weights
+
+
+def _all_finite(tree: Any) -> bool:
+    """Whether every number of a tree is finite, where that can be known at little cost; otherwise False."""
+    return is_eager() and all(
+        not leaf.is_floating_point() or (leaf.is_cpu and math.isfinite(leaf.detach().sum())) for leaf in leaves(tree)
+    )
+
+
+def _asked(name: str, fn: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """What a function of the user's says, which is to leave what it is given as it is."""
+    noted = Versions(*given)
+    value = fn(*given, **options)
+    if noted.changed():
+        raise ValueError(f"{name}: expected to leave states and actions as they are, got them changed in place")
+    return value
+
+
+def _floating(name: str, values: Any, expected: tuple[int, ...]) -> Tensor:
+    values = _shaped(name, values, expected)
+    if not values.is_floating_point():
+        raise TypeError(f"{name}: expected floating-point values, got {values.dtype}")
+    return values
 
 
 def _shaped(name: str, values: Any, expected: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcem._tree import leaves, map_tensors
+from dcem._tree import copied, difference, map_tensors
+from dcem._unchanged import Versions
 
 Dynamics = Callable[..., Any]
 
@@ -22,7 +23,8 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
         dynamics: ``f(state, action) -> next_state``; a callable or module. One with a method
             ``rollout(state, actions) -> states`` is asked for the whole sequence at once (as a simulator likes it).
             One with a keyword ``t`` is told the number of the step, from 0.
-        state: ``x_0``, a tensor ``(*batch, *s)`` or a tree (dicts, tuples, dataclasses) of such tensors.
+        state: ``x_0``, a tensor ``(*batch, *s)`` or a tree (dicts, tuples, dataclasses) of such tensors. What is no
+            tensor in it stays as it is.
         actions: ``(*batch, H, *a)``, the batch of the states.
         state_dims: how many trailing axes of ``state`` are one state: an int, or a tree like ``state`` of ints.
         action_dims: how many trailing axes of ``actions`` are one action.
@@ -31,7 +33,9 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
         ``x_0 ... x_H``: ``(*batch, H + 1, *s)``, or a tree of these.
 
     Raises:
-        ValueError: the batches of state and actions differ, or the dynamics return a state of another shape.
+        ValueError: the batches of state and actions differ; the dynamics return a state of another structure or shape,
+            with another value of what is no tensor, or change a state or an action in place; a model's own ``rollout``
+            returns something else than ``H + 1`` states, ``x_0`` first.
 
     Example:
         >>> import torch
@@ -70,21 +74,49 @@ class Path:
 
     def last(self) -> Any:
         """The last of them."""
-        return map_tensors(lambda leaf: leaf[-1], self.piece) if self.steps is None else self.steps[-1]
+        return map_tensors(lambda leaf: leaf[-1], self.piece) if self.steps is None else copied(self.steps[-1])
 
 
 def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Path:
     """Follow actions with time as the first axis, ``(H, *batch, *a)``."""
     whole = getattr(dynamics, "rollout", None)
-    if whole is not None:
-        states = whole(state, actions.movedim(0, batch_dims))
-        return Path(piece=map_tensors(lambda leaf: leaf.movedim(batch_dims, 0), states))
-    timed = knows_time(dynamics)
-    states = [state]
-    for t, action in enumerate(actions.unbind(0)):
-        after = dynamics(states[-1], action, t=t) if timed else dynamics(states[-1], action)
-        states.append(_checked(after, state))
-    return Path(states)
+    noted = Versions(state, actions)
+    if whole is not None and len(actions):
+        path = Path(piece=_asked(whole, state, actions, batch_dims))
+    else:
+        timed = knows_time(dynamics)
+        shape = state.shape if isinstance(state, Tensor) else None  # the common case, which costs nothing
+        states = [copied(state)]
+        for t, action in enumerate(actions.unbind(0)):
+            given = copied(states[-1]) if shape is None else states[-1]  # a dict may be filled in and given back
+            after = dynamics(given, action, t=t) if timed else dynamics(given, action)
+            if shape is None or not isinstance(after, Tensor) or after.shape != shape:
+                if (found := difference(states[-1], after)) is not None:
+                    raise ValueError(f"dynamics: expected a next state of {found}")
+                after = copied(after)
+            states.append(after)
+            noted.note(after)
+        path = Path(states)
+    if noted.changed():
+        raise ValueError(
+            "dynamics: expected a new tensor for each state, and states and actions left as they are; got one of them "
+            "changed in place, or its memory filled again: return a copy"
+        )
+    return path
+
+
+def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: int) -> Any:
+    """The states of a model that rolls out by itself, with time as the first axis."""
+    states = whole(copied(state), actions.movedim(0, batch_dims))
+
+    def repeated(leaf: Tensor) -> Tensor:
+        shape = (*leaf.shape[:batch_dims], len(actions) + 1, *leaf.shape[batch_dims:])
+        return leaf.unsqueeze(batch_dims).expand(shape)
+
+    found = difference(map_tensors(repeated, state), states)
+    if found is not None:
+        raise ValueError(f"dynamics: expected its rollout to return x_0 ... x_H, states of {found}")
+    return map_tensors(lambda leaf: leaf.movedim(batch_dims, 0), states)
 
 
 def knows_time(fn: Callable[..., Any]) -> bool:
@@ -135,21 +167,3 @@ def batch_of(state: Any, state_dims: Any) -> tuple[int, ...]:
             f"state: expected tensors that share their batch axes, got shapes {listed} with state_dims={state_dims}"
         )
     return shapes[0][0]
-
-
-def _checked(after: Any, before: Any) -> Any:
-    """The next state, of the same structure and shapes as the one before."""
-
-    def same(old: Tensor, new: object) -> Tensor:
-        if not isinstance(new, Tensor) or new.shape != old.shape:
-            came = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise ValueError(f"dynamics: expected a next state of shape {tuple(old.shape)}, got {came}")
-        return new
-
-    try:
-        return map_tensors(same, before, after)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"dynamics: expected a next state of the structure of the state, {len(leaves(before))} tensors in a "
-            f"{type(before).__name__}, got a {type(after).__name__} ({error})"
-        ) from None

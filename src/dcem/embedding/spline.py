@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from dcem._check import as_shape
 from dcem.bounds import BoundsLike
 from dcem.embedding.decoder import Decoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SplineDecoder(Decoder):
@@ -56,11 +60,15 @@ class SplineDecoder(Decoder):
             raise ValueError(f"degree: expected 1 or 3, got {degree}")
         super().__init__((num_knots, *action), event_shape, bounds=bounds)
         basis = _basis(num_knots, horizon, degree)
-        self.register_buffer("basis", basis.to(self.low), persistent=False)
-        self.register_buffer("inverse", torch.linalg.pinv(basis).to(self.low), persistent=False)
+        self._exact = {
+            "basis": basis,
+            "inverse": torch.linalg.pinv(basis),
+        }  # in double precision, whatever the module's
+        for name, matrix in self._exact.items():
+            self.register_buffer(name, matrix.to(self.low), persistent=False)
 
     def decode(self, z: Tensor) -> Tensor:
-        x = self._along_time(self.basis, z)
+        x = self._along_time("basis", z)
         return x if self.is_open else torch.clamp(x, self.low.to(x), self.high.to(x))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -68,11 +76,21 @@ class SplineDecoder(Decoder):
         dims = len(self.event_shape)
         if x.dim() < dims or tuple(x.shape[x.dim() - dims :]) != self.event_shape:
             raise ValueError(f"x: expected (..., *event) with event {self.event_shape}, got {tuple(x.shape)}")
-        return self._along_time(self.inverse, x)
+        return self._along_time("inverse", x)
 
-    def _along_time(self, matrix: Tensor, sequence: Tensor) -> Tensor:
+    def _along_time(self, name: str, sequence: Tensor) -> Tensor:
+        matrix: Tensor = getattr(self, name)
+        if matrix.dtype != sequence.dtype:
+            matrix = self._exact[name].to(sequence)
         time = -len(self.event_shape)
-        return torch.nn.functional.linear(sequence.movedim(time, -1), matrix.to(sequence)).movedim(-1, time)
+        return torch.nn.functional.linear(sequence.movedim(time, -1), matrix).movedim(-1, time)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the module: its matrices are rounded anew, so that none is wider than its digits."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, matrix in self._exact.items():
+            setattr(self, name, matrix.to(getattr(self, name)))
+        return self
 
 
 def _basis(num_knots: int, horizon: int, degree: int) -> Tensor:

@@ -1,0 +1,88 @@
+"""The settings of a controller, checked whenever one is set: at construction and afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dcem._check import as_shape, check_count, check_number, check_std
+from dcem._eager import is_eager
+from dcem.bounds import Bounds
+from dcem.control.risk import Mean
+from dcem.gradients import GradientMode
+from dcem.solvers import Solver
+
+START = ("init_mean", "init_std", "action_rate_cost")
+ANSWERS = ("mean", "best", "last")
+FUNCTIONS = ("dynamics", "cost")
+OPTIONAL_FUNCTIONS = ("decoder", "terminal_cost", "constraint", "noise", "continues", "proposals")
+COUNTS = ("horizon", "num_iterations", "num_particles", "num_proposals")
+
+
+def checked(mpc: Any, name: str, value: Any) -> Any:
+    """What the attribute ``name`` of ``mpc`` becomes when it is set to ``value``."""
+    if name in FUNCTIONS or (name in OPTIONAL_FUNCTIONS and value is not None):
+        if not callable(value):
+            raise TypeError(f"{name}: expected a callable, got {value!r}")
+        if name == "decoder" and "latent_shape" in mpc.__dict__:
+            latent_shape(value, mpc.latent_shape, mpc.actions_shape)
+    elif name == "decoder" and "latent_shape" in mpc.__dict__:
+        latent_shape(None, mpc.latent_shape, mpc.actions_shape)
+    elif name == "risk":
+        value = Mean() if value is None else value
+        if not callable(value):
+            raise TypeError(f"risk: expected a callable, got {value!r}")
+    elif name in COUNTS or (name == "chunk_size" and value is not None):
+        check_count(name, value)
+    elif name in START:
+        if name != "init_mean" and value is not None and is_eager() and value.is_cpu and not (value >= 0).all():
+            raise ValueError(f"{name}: expected numbers >= 0, got {value.tolist()}")
+        if name == "init_mean" and value is None:
+            raise TypeError("init_mean: expected a number or a tensor, got None")
+    elif name == "constraint_weight":
+        check_number(name, value)
+        check_std(name, value)
+    elif name == "discount":
+        check_number(name, value)
+        if not 0 < value <= 1:
+            raise ValueError(f"discount: expected a number in (0, 1], got {value}")
+    elif name == "answer":
+        if value not in ANSWERS:
+            raise ValueError(f"answer: expected one of {', '.join(ANSWERS)}, got {value!r}")
+    elif name == "gradient":
+        if not isinstance(value, GradientMode):
+            raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {value!r}")
+    elif name == "solver":
+        if not isinstance(value, Solver):
+            raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {value!r}")
+    elif name == "bounds":
+        Bounds.check(value, torch.Size(mpc.actions_shape), torch.zeros(()))
+    elif name == "latent_bounds":
+        if value is not None and mpc.decoder is None:
+            raise ValueError(f"latent_bounds: expected None without a decoder, got {value!r}")
+        Bounds.check(value, torch.Size(mpc.latent_shape), torch.zeros(()))
+    return value
+
+
+def latent_shape(decoder: Any, given: Any, actions_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what is searched: that of the decoder's latent, or of the actions where there is none."""
+    if decoder is None:
+        if given is not None and given != actions_shape:
+            raise ValueError(f"latent_shape: expected None without a decoder, got {given}")
+        return actions_shape
+    if not callable(decoder):
+        raise TypeError(f"decoder: expected a callable, got {decoder!r}")
+    of_decoder = getattr(decoder, "latent_shape", None)
+    shape = of_decoder if given is None else given
+    if shape is None:
+        raise ValueError("latent_shape: expected the shape of the decoder's latent, which it does not say itself")
+    shape = as_shape("latent_shape", shape)
+    if of_decoder is not None and as_shape("latent_shape", of_decoder) != shape:
+        raise ValueError(f"latent_shape: expected that of the decoder, {tuple(of_decoder)}, got {shape}")
+    event = getattr(decoder, "event_shape", None)
+    if event is not None and tuple(event) != actions_shape:
+        raise ValueError(
+            f"decoder: expected one that gives (horizon, *a) = {actions_shape}, got one that gives {tuple(event)}"
+        )
+    return shape
