@@ -31,7 +31,7 @@ def slide(**options) -> MujocoModel:
 def run_script(script: str) -> None:
     """A crash or a hang must not take the tests along."""
     code = f"import os, threading, torch, mujoco\nfrom dcem.control.mujoco_model import MujocoModel\nSLIDE = '''{SLIDE}'''\n"
-    done = subprocess.run([sys.executable, "-c", code + script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code + script], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
 
 
