@@ -1,12 +1,16 @@
-"""Checks of hyperparameters that several public classes share."""
+"""Checks of hyperparameters that several public classes share. They return the plain value of what they were given."""
 
 from __future__ import annotations
 
+import contextlib
+import numbers
 import operator
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
 from torch import Tensor
+
+from dcem._eager import is_eager
+
 
 T = TypeVar("T")
 
@@ -31,32 +35,60 @@ class Fixed(Generic[T]):
         instance.__dict__[self.name] = value
 
 
-def check_number(name: str, value: object) -> None:
-    """A plain number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def check_number(name: str, value: object) -> float:
+    """A plain number, also one of NumPy's: as an int or a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-def check_count(name: str, value: int) -> None:
+def check_int(name: str, value: SupportsIndex) -> int:
+    """A whole number, of Python, NumPy or torch, but no boolean."""
+    if not _is_boolean(value):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name}: expected an int, got {value!r}")
+
+
+def check_count(name: str, value: SupportsIndex) -> int:
     """A whole number of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+    count = check_int(name, value)
+    if count < 1:
+        raise ValueError(f"{name}: expected at least 1, got {count}")
+    return count
+
+
+def is_true(value: object) -> bool:
+    """Whether this is the true of Python, NumPy or torch; any other thing is not."""
+    return _is_boolean(value) and bool(value)
+
+
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False, of Python, NumPy or torch."""
+    if not _is_boolean(value):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
 
 
 def check_fraction(name: str, value: float | Tensor, *, below_one: bool = False) -> None:
-    """A number in ``[0, 1]``, or in ``[0, 1)``; tensors are taken as they are."""
+    """A number in ``[0, 1]``, or in ``[0, 1)``; or a tensor of such numbers."""
+    expected = f"in [0, 1{')' if below_one else ']'}"
     if isinstance(value, Tensor):
+        _check_all(name, value, ((value >= 0) & (value < 1 if below_one else value <= 1)), expected)
         return
     check_number(name, value)
     if not 0 <= value <= 1 or (below_one and value == 1):
-        raise ValueError(f"{name}: expected a number in [0, 1{')' if below_one else ']'}, got {value}")
+        raise ValueError(f"{name}: expected a number {expected}, got {value}")
 
 
 def check_std(name: str, value: float | Tensor) -> None:
-    """A finite number of at least zero; tensors are taken as they are."""
+    """A finite number of at least zero; or a tensor of such numbers."""
     if isinstance(value, Tensor):
+        _check_all(name, value, (value >= 0) & value.isfinite(), ">= 0 and finite")
         return
     check_number(name, value)
     if not 0 <= value < float("inf"):
@@ -64,21 +96,31 @@ def check_std(name: str, value: float | Tensor) -> None:
 
 
 def check_positive(name: str, value: float | Tensor) -> None:
-    """A finite number above zero; tensors are taken as they are."""
+    """A finite number above zero; or a tensor of such numbers."""
     if isinstance(value, Tensor):
+        _check_all(name, value, (value > 0) & value.isfinite(), "> 0 and finite")
         return
     check_number(name, value)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a finite number > 0, got {value}")
 
 
-def as_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+def _check_all(name: str, value: Tensor, holds: Tensor, expected: str) -> None:
+    """Tensors are looked at where that costs no wait and where they hold numbers."""
+    if is_eager() and holds.device.type == "cpu" and not holds.all():
+        raise ValueError(f"{name}: expected numbers {expected}, got {value.detach()}")
+
+
+def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     """A shape as a tuple; an int is a shape of one axis."""
     try:
-        sizes = tuple(operator.index(size) for size in ((shape,) if isinstance(shape, int) else shape))
+        given = tuple(shape)
     except TypeError:
+        given = (shape,)
+    if any(_is_boolean(size) or not hasattr(size, "__index__") for size in given):
         remedy = f"; its shape is {tuple(of)}" if isinstance(of := getattr(shape, "shape", None), tuple) else ""
-        raise TypeError(f"{name}: expected an int or a sequence of ints, got {shape!r}{remedy}") from None
+        raise TypeError(f"{name}: expected an int or a sequence of ints, got {shape!r}{remedy}")
+    sizes = tuple(check_int(name, size) for size in given)
     if any(size < 1 for size in sizes):
         raise ValueError(f"{name}: expected positive sizes, got {sizes}")
     return sizes

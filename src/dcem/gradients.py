@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dcem._check import check_count, check_number
+from dcem._check import check_count, check_flag, check_number
 from dcem._eager import is_eager
 from dcem._tree import detach
 from dcem.bounds import Bounds
@@ -85,7 +85,7 @@ class Truncate(GradientMode):
     last: int = 3
 
     def __post_init__(self) -> None:
-        check_count("last", self.last)
+        object.__setattr__(self, "last", check_count("last", self.last))
 
     def keeps_init(self, num_iterations: int) -> bool:
         return num_iterations <= self.last
@@ -179,6 +179,7 @@ class Prune(GradientMode):
 
     def __post_init__(self) -> None:
         check_number("keep", self.keep)
+        check_flag("unbiased", self.unbiased)
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep: expected a number in (0, 1], got {self.keep}")
 

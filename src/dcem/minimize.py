@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcem._check import check_count
+from dcem._check import check_count, check_flag, check_int, is_true
 from dcem._eager import all_true, is_eager
 from dcem._evaluate import checked
 from dcem._tree import leaves, map_tensors
@@ -61,7 +61,8 @@ def minimize(
         proposals: candidates from outside, ``(*batch, M, *event)``, that are evaluated and selected among in every
             iteration, beside the ``N`` samples: the guesses of a policy, or known good answers. Inside the bounds they
             are clipped like samples; one that is not finite counts as the initial mean.
-        callback: called after each iteration with its :class:`dcem.Iteration`; return True to stop.
+        callback: called after each iteration with its :class:`dcem.Iteration`; return True (of Python, NumPy or torch) to
+            stop.
         record: keep every :class:`dcem.Iteration` in ``solution.history``.
 
     Returns:
@@ -84,7 +85,9 @@ def minimize(
 
     Source: Amos & Yarats, "The Differentiable Cross-Entropy Method", ICML 2020, algorithm 1.
     """
-    _check_arguments(objective, solver, gradient, num_iterations, generator, callback)
+    num_iterations = check_count("num_iterations", num_iterations)
+    record = check_flag("record", record)
+    _check_arguments(objective, solver, gradient, generator, callback)
     distribution, dtype = _initial_distribution(init, solver, event_dims)
     device = distribution.mean.device.type
     if torch.is_autocast_enabled(device):  # for the objective alone: the solve keeps its precision
@@ -152,7 +155,7 @@ def minimize(
             iteration = Iteration.of(step)
             if record:
                 history.append(iteration)
-            if callback is not None and callback(iteration) is True:
+            if callback is not None and is_true(callback(iteration)):
                 break
 
     x, not_stationary = gradient.finish(evaluate, state.distribution.mean, event_dims, box)
@@ -254,7 +257,7 @@ def _keep_where(valid: Tensor, new: Any, old: Any) -> Any:
 
 
 def _check_arguments(
-    objective: object, solver: object, gradient: object, num_iterations: int, generator: object, callback: object
+    objective: object, solver: object, gradient: object, generator: object, callback: object
 ) -> None:
     if not callable(objective):
         raise TypeError(f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {objective!r}")
@@ -262,7 +265,6 @@ def _check_arguments(
         raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
     if not isinstance(gradient, GradientMode):
         raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {gradient!r}")
-    check_count("num_iterations", num_iterations)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: expected a torch.Generator or None, got {generator!r}")
     if callback is not None and not callable(callback):
@@ -276,7 +278,8 @@ def _initial_distribution(
     if isinstance(init, Tensor):
         if not init.is_floating_point():
             raise TypeError(f"init: expected a floating-point tensor, got {init.dtype}")
-        if type(event_dims) is not int or not 0 <= event_dims <= init.dim():
+        event_dims = check_int("event_dims", event_dims)
+        if not 0 <= event_dims <= init.dim():
             raise ValueError(
                 f"event_dims: expected an int from 0 to {init.dim()} for init of shape {tuple(init.shape)}, "
                 f"got {event_dims!r}"

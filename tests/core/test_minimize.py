@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -192,3 +193,82 @@ def test_everything_public_is_there():
     assert callable(dcem.control.MPC)
     with pytest.raises(AttributeError, match="module 'dcem' has no attribute 'contrl'"):
         dcem.contrl  # noqa: B018
+
+
+@pytest.mark.parametrize("stop", [True, np.True_, np.bool_(1), torch.tensor(True), torch.tensor([True])], ids=repr)
+def test_the_callback_stops_with_any_true(stop):
+    seen = []
+    dcem.minimize(sphere, ZEROS, callback=lambda iteration: (seen.append(iteration), stop)[1])
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("go_on", [None, False, np.False_, torch.tensor(False), 1, 0.5, "yes", torch.ones(3)], ids=repr)
+def test_the_callback_goes_on_with_anything_else(go_on):
+    seen = []
+    dcem.minimize(sphere, ZEROS, num_iterations=3, callback=lambda iteration: (seen.append(iteration), go_on)[1])
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8, torch.tensor], ids=lambda i: i.__name__)
+def test_integers_of_any_library_are_integers(integer):
+    solver = dcem.CEM(integer(20), integer(5).item(), dcem.HardTopK())
+    solution = dcem.minimize(sphere, ZEROS, solver, num_iterations=integer(2), event_dims=integer(1), record=True)
+    assert solution.history[1].samples.shape == (2, 20, 3)
+    assert (dcem.Truncate(integer(2)), dcem.MPPI(integer(5)).num_samples) == (dcem.Truncate(2), 5)
+    model = dcem.energy.EnergyModel(lambda x, y: sphere(y), integer(2), solver)
+    assert (model.event_shape, dcem.energy.MLPEnergy(integer(1), [integer(2)]).event_shape) == ((2,), (2,))
+
+
+def test_numbers_of_numpy_are_numbers():
+    for number in (np.float32(5), np.float64(5), np.int64(5)):
+        assert dcem.CEM(20, number).num_elites == 5
+    assert isinstance(dcem.CEM(20, np.int64(5), dcem.HardTopK()).num_elites, int)
+    assert dcem.minimize(sphere, ZEROS, dcem.CEM(20, np.float32(5), min_std=np.float32(0.1))).x.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [True, np.True_, 2.0, np.float32(2), "2", None, torch.tensor(2.0), torch.tensor(True)], ids=repr
+)
+def test_what_is_no_integer_is_refused(wrong):
+    for make, name in [
+        (lambda: dcem.CEM(wrong), "num_samples"), (lambda: dcem.MPPI(wrong), "num_samples"),
+        (lambda: dcem.Truncate(wrong), "last"), (lambda: dcem.minimize(sphere, ZEROS, num_iterations=wrong), "num_iterations"),
+        (lambda: dcem.minimize(sphere, ZEROS, event_dims=wrong), "event_dims"),
+    ]:  # fmt: skip
+        with pytest.raises(TypeError, match=f"^{name}: expected an int, got"):
+            make()
+
+
+def test_flags_are_true_or_false():
+    for make, name in [
+        (lambda: dcem.minimize(sphere, ZEROS, record="a"), "record"), (lambda: dcem.CEM(standardize="a"), "standardize"),
+        (lambda: dcem.MPPI(standardize=1), "standardize"), (lambda: dcem.Prune(unbiased=None), "unbiased"),
+    ]:  # fmt: skip
+        with pytest.raises(TypeError, match=f"^{name}: expected True or False, got"):
+            make()
+
+
+def of(value: float) -> Tensor:
+    return torch.tensor([value], requires_grad=True)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (dcem.MPPI, "temperature"), (lambda temperature: dcem.CEM(selection=dcem.LML(temperature)), "temperature"),
+        (lambda temperature: dcem.CEM(selection=dcem.ConstrainedSoftmax(temperature)), "temperature"),
+        (dcem.GradientDescent, "lr"), (dcem.GradientDescent, "momentum"), (dcem.MPPI, "smoothing"), (dcem.CEM, "smoothing"),
+        (dcem.CEM, "init_std"), (dcem.MPPI, "init_std"),
+    ],
+)  # fmt: skip
+def test_tensors_out_of_range_are_refused_whenever_they_became_so(make, name, value):
+    with pytest.raises(ValueError, match=f"^{name}: expected .*got|^init: expected .*got"):
+        dcem.minimize(sphere, ZEROS, make(**{name: of(value)}))
+    learned = of(0.5)
+    solver = make(**{name: learned})
+    dcem.minimize(sphere, ZEROS, solver)
+    with torch.no_grad():
+        learned.fill_(value)
+    with pytest.raises(ValueError, match=f"^{name}: expected .*got|^init: expected .*got"):
+        dcem.minimize(sphere, ZEROS, solver)

@@ -437,3 +437,36 @@ def test_hyperparameters_of_the_wrong_type_are_named():
         dcem.CEM(10.5)
     with pytest.raises(TypeError, match="^selection: expected a callable"):
         dcem.CEM(selection="lml")
+
+
+@pytest.mark.parametrize("cost", [torch.nan, torch.inf, 1e37, 3e38])
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("value", [1e-6, 1.0, 1e6])
+def test_a_learned_temperature_of_mppi_has_a_gradient_whatever_one_sample_costs(cost, standardize, value):
+    """The derivative of the others alone: a sample without weight has no part in it."""
+    noise = torch.randn(2, 20, 2, generator=torch.Generator().manual_seed(0))
+
+    def gradient(cost: float | None) -> Tensor:
+        temperature = torch.tensor(value, requires_grad=True)
+
+        def objective(x: Tensor) -> Tensor:
+            values = x.square().sum(-1)
+            return values if cost is None else torch.cat([values[:-1], torch.full((1,), cost)])
+
+        rows = noise[:1] if cost is not None else noise[:1, :-1]
+        solution = dcem.minimize(
+            objective, torch.ones(2), dcem.MPPI(rows.shape[1], temperature, standardize=standardize), noise=rows,
+            num_iterations=1,
+        )  # fmt: skip
+        return torch.autograd.grad(solution.x.sum(), temperature)[0]
+
+    if standardize and cost in (1e37, 3e38):  # a part of the mean and the std
+        assert gradient(cost).isfinite()
+    else:
+        torch.testing.assert_close(gradient(cost), gradient(None), rtol=1e-4, atol=0)
+
+
+def test_mppi_where_every_cost_overflows_its_temperature():
+    solution = dcem.minimize(lambda x: 1e37 + 1e36 * x.square().sum(-1), torch.ones(2), dcem.MPPI(50, 1e-6))
+    assert solution.x.isfinite().all()
+    assert solution.status == dcem.Status.OK

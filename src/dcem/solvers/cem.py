@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dcem import _native
-from dcem._check import check_count, check_fraction, check_number, check_std
+from dcem._check import check_count, check_flag, check_fraction, check_number, check_positive, check_std
 from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML
 from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
@@ -73,8 +73,11 @@ class CEM(SamplingSolver):
     population_decay: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_count("num_samples", self.num_samples)
-        check_number("num_elites", self.num_elites)
+        plain = {"num_samples": check_count("num_samples", self.num_samples)}
+        plain |= {name: check_number(name, getattr(self, name)) for name in ("num_elites", "min_std", "keep_elites")}
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        check_flag("standardize", self.standardize)
         if not 0 < self.num_elites <= self.num_samples:
             raise ValueError(
                 f"num_elites: expected 0 < num_elites <= num_samples={self.num_samples}, got {self.num_elites}"
@@ -83,14 +86,12 @@ class CEM(SamplingSolver):
         if not callable(selection) or isinstance(selection, type):
             raise TypeError(f"selection: expected a callable (scores, k) -> weights, got {selection!r}")
         check_std("init_std", self.init_std)
-        check_number("min_std", self.min_std)
         check_std("min_std", self.min_std)
         if self.max_std is not None:
             check_number("max_std", self.max_std)
         if self.max_std is not None and not self.max_std >= self.min_std:
             raise ValueError(f"max_std: expected at least min_std={self.min_std}, got {self.max_std}")
         check_fraction("smoothing", self.smoothing, below_one=True)
-        check_number("keep_elites", self.keep_elites)
         check_fraction("keep_elites", self.keep_elites)
         check_number("population_decay", self.population_decay)
         if not self.population_decay >= 1:
@@ -100,6 +101,10 @@ class CEM(SamplingSolver):
             )
 
     def init(self, distribution: Distribution) -> SamplingState:
+        check_fraction("smoothing", self.smoothing, below_one=True)
+        temperature = getattr(self.selection, "temperature", 1.0)
+        if isinstance(temperature, Tensor):
+            check_positive("temperature", temperature)
         return SamplingState(distribution.clamp_std(self.min_std, self.max_std), 0, None)
 
     def population(self, iteration: int) -> int:

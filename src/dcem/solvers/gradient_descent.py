@@ -62,6 +62,7 @@ class GradientDescent(Solver):
         check_fraction("momentum", self.momentum, below_one=True)
 
     def init(self, distribution: Distribution) -> GradientDescentState:
+        self.__post_init__()  # tensors may have been learned since
         return GradientDescentState(distribution, 0, torch.zeros_like(distribution.mean))
 
     def step(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dcem._check import check_count, check_fraction, check_positive, check_std
+from dcem._check import check_count, check_flag, check_fraction, check_positive, check_std
 from dcem.distributions import Distribution
-from dcem.solvers.base import SamplingSolver, scores_of
+from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +50,32 @@ class MPPI(SamplingSolver):
     smoothing: float | Tensor = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_count("num_samples", self.num_samples)
-        check_positive("temperature", self.temperature)
+        object.__setattr__(self, "num_samples", check_count("num_samples", self.num_samples))
+        check_flag("standardize", self.standardize)
         check_std("init_std", self.init_std)
+        self._check_tensors()
+
+    def _check_tensors(self) -> None:
+        check_positive("temperature", self.temperature)
         check_fraction("smoothing", self.smoothing, below_one=True)
+
+    def init(self, distribution: Distribution) -> SamplingState:
+        self._check_tensors()  # which may have been learned since
+        return super().init(distribution)
 
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         scores, valid = scores_of(values, self.num_required, standardize=self.standardize)
         temperature = self.temperature
-        if isinstance(temperature, Tensor):
-            temperature = temperature.to(scores)
-            temperature = temperature.unsqueeze(-1) if 0 < temperature.dim() < scores.dim() else temperature
-        return torch.softmax(scores / temperature, dim=-1), valid
+        gap = scores - scores.detach().amax(-1, keepdim=True)
+        if not isinstance(temperature, Tensor):
+            return torch.softmax(gap / temperature, dim=-1), valid
+        temperature = temperature.to(scores)
+        temperature = temperature.unsqueeze(-1) if 0 < temperature.dim() < scores.dim() else temperature
+        # What is so far behind, or failed, has no weight; nor may it have a part in the temperature's derivative, which
+        # is in proportion to the gap: 0 * inf.
+        weightless = gap < math.log(torch.finfo(gap.dtype).tiny) * temperature
+        logits = torch.where(weightless, 0.0, gap) / temperature
+        return torch.softmax(logits.masked_fill(weightless, -torch.inf), dim=-1), valid
 
     def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:
         mean = distribution.weighted_mean(samples, weights)
