@@ -61,8 +61,8 @@ def minimize(
         proposals: candidates from outside, ``(*batch, M, *event)``, that are evaluated and selected among in every
             iteration, beside the ``N`` samples: the guesses of a policy, or known good answers. Inside the bounds they
             are clipped like samples; one that is not finite counts as the initial mean.
-        callback: called after each iteration with its :class:`dcem.Iteration`; return True (of Python, NumPy or torch) to
-            stop.
+        callback: called after each iteration with its :class:`dcem.Iteration`; return True (Python's, NumPy's or
+            torch's) to stop.
         record: keep every :class:`dcem.Iteration` in ``solution.history``.
 
     Returns:
