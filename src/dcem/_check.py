@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dcem._eager import is_eager
 
-
 T = TypeVar("T")
 
 

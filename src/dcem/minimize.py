@@ -256,9 +256,7 @@ def _keep_where(valid: Tensor, new: Any, old: Any) -> Any:
     return map_tensors(choose, new, old)
 
 
-def _check_arguments(
-    objective: object, solver: object, gradient: object, generator: object, callback: object
-) -> None:
+def _check_arguments(objective: object, solver: object, gradient: object, generator: object, callback: object) -> None:
     if not callable(objective):
         raise TypeError(f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {objective!r}")
     if not isinstance(solver, Solver):
