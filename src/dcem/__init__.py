@@ -26,6 +26,7 @@ from dcem.solvers import CEM, MPPI, GradientDescent, SamplingSolver, Solver, Ste
 
 if TYPE_CHECKING:
     from dcem import control, embedding, energy, world
+    from dcem.diagnosis import diagnose
     from dcem.embedding import embed
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "constrained_softmax",
     "constrained_sparsemax",
     "control",
+    "diagnose",
     "embed",
     "embedding",
     "energy",
@@ -70,10 +72,14 @@ __all__ = [
 ]
 
 
+_WHERE = {"diagnose": "diagnosis", "embed": "embedding"}
+"""Functions that are imported where they are first used."""
+
+
 def __getattr__(name: str) -> Any:
     """Import applications where they are first used: a third of what importing this package would take."""
     if name in ("control", "embedding", "energy", "world"):
         return import_module(f"dcem.{name}")
-    if name == "embed":
-        return import_module("dcem.embedding").embed
+    if name in _WHERE:
+        return getattr(import_module(f"dcem.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'dcem' has no attribute {name!r}")

@@ -1,0 +1,332 @@
+"""A doctor for a solve: can its gradient be trusted, and are temperature, spread and number of iterations right?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcem._check import check_count
+from dcem.bounds import BoundsLike
+from dcem.distributions import Distribution
+from dcem.gradients import Detach, GradientMode, Unroll
+from dcem.minimize import NoiseSource, minimize
+from dcem.solution import Solution, Status
+from dcem.solvers import CEM, Solver
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_DEFAULT_SOLVER = CEM()
+_DEFAULT_GRADIENT = Unroll()
+STEPS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Of the finite differences, in units of the parameters; the pair that agrees best counts."""
+
+
+class Row(NamedTuple):
+    """One iteration, averaged over the problems.
+
+    Attributes:
+        best: the lowest value so far.
+        std: of the samples, averaged over their coordinates.
+        effective_elites: how many samples share the weight.
+        failed: the fraction of samples whose value is not finite.
+        gradient_norm: of the answer with respect to the mean after this iteration; NaN where none is asked for.
+    """
+
+    best: float
+    std: float
+    effective_elites: float
+    failed: float
+    gradient_norm: float
+
+
+class Comparison(NamedTuple):
+    """A derivative of the answer along a random direction: as the gradient mode gives it, and by finite differences.
+
+    Attributes:
+        given: by the gradient mode.
+        expected: by central differences with the same noise.
+        uncertainty: of ``expected``, by how much two step sizes differ.
+    """
+
+    given: float
+    expected: float
+    uncertainty: float
+
+    @property
+    def error(self) -> float:
+        """Relative to the larger of the two, without what the finite differences leave open; 0 where both vanish."""
+        scale = max(abs(self.given), abs(self.expected))
+        return max(0.0, abs(self.given - self.expected) - self.uncertainty) / scale if scale > 0 else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What :func:`diagnose` found; ``print`` it, or draw its :meth:`figure`.
+
+    Attributes:
+        rows: a :class:`Row` an iteration.
+        comparison: the gradient against finite differences; None where there is no gradient.
+        travelled: how far the answer lies from the start, in stds of the start, the farthest coordinate.
+        spread: how far answers of different noise lie apart (their std), in stds of the start, the widest coordinate.
+        status: of each problem, ``(*batch,)``.
+        advice: sentences that name a setting and what to do with it; none where nothing is wrong.
+        solution: of the first seed.
+    """
+
+    rows: list[Row]
+    comparison: Comparison | None
+    travelled: float
+    spread: float
+    status: Tensor
+    advice: list[str]
+    solution: Solution
+
+    def __str__(self) -> str:
+        lines = ["iteration   best value          std  effective elites  failed  gradient norm"]
+        for t, row in enumerate(self.rows, 1):
+            lines.append(
+                f"{t:9d} {row.best:12.4g} {row.std:12.3g} {row.effective_elites:17.1f} {row.failed:7.0%} "
+                f"{row.gradient_norm:14.3g}"
+            )
+        if self.comparison is not None:
+            lines.append(
+                f"gradient {self.comparison.given:.4g}, by finite differences {self.comparison.expected:.4g} "
+                f"± {self.comparison.uncertainty:.1g}"
+            )
+        lines.append(
+            f"the answer lies {self.travelled:.2g} stds from the start; over seeds it varies by {self.spread:.2g}"
+        )
+        return "\n".join([*lines, *(self.advice or ["nothing to change"])])
+
+    def figure(self) -> Figure:
+        """Best value, std, effective elites and gradient norm by iteration; needs ``dcem[experiments]``."""
+        from dcem.plotting.diagnosis import draw
+
+        return draw(self)
+
+
+def diagnose(
+    objective: Callable[[Tensor], Tensor],
+    init: Distribution | Tensor,
+    solver: Solver = _DEFAULT_SOLVER,
+    *,
+    num_iterations: int = 10,
+    gradient: GradientMode = _DEFAULT_GRADIENT,
+    event_dims: int = 1,
+    bounds: BoundsLike | None = None,
+    noise: NoiseSource | None = None,
+    parameters: Iterable[Tensor] | None = None,
+    num_seeds: int = 5,
+    seed: int = 0,
+) -> Diagnosis:
+    """Find out whether a solve is set up well: watch it, repeat it with other noise, and check its gradient.
+
+    Args:
+        objective: as in :func:`dcem.minimize`; evaluated some ``20 + num_seeds`` solves' worth.
+        init: likewise.
+        solver: likewise.
+        num_iterations: likewise.
+        gradient: likewise.
+        event_dims: likewise.
+        bounds: likewise.
+        noise: a source of noise, likewise.
+        parameters: the tensors whose gradient to check; None for all leaves that the answer depends on. They are moved
+            a little and put back.
+        num_seeds: how many solves to compare, at least 2.
+        seed: of the first.
+
+    Returns:
+        What was found, with sentences that say which setting to change.
+
+    Raises:
+        TypeError: as :func:`dcem.minimize`.
+        ValueError: likewise, or ``num_seeds`` is below 2.
+
+    Example:
+        >>> import torch, dcem
+        >>> theta = torch.tensor([30.0, -2.0], requires_grad=True)
+        >>> found = dcem.diagnose(lambda x: (x - theta).square().sum(-1), torch.zeros(2), num_iterations=5)
+        >>> any("init_std" in sentence for sentence in found.advice)  # the minimum is 30 stds away
+        True
+
+    Source: the softness of the selection, Amos & Yarats, ICML 2020, section 3; central differences.
+    """
+    check_count("num_seeds", num_seeds)
+    if num_seeds < 2:
+        raise ValueError(f"num_seeds: expected at least 2, got {num_seeds}")
+
+    def solve(seed: int, mode: GradientMode, *, record: bool = False) -> Solution:
+        device = init.device if isinstance(init, Tensor) else init.mean.device
+        return minimize(
+            objective, init, solver, num_iterations=num_iterations, gradient=mode, event_dims=event_dims, bounds=bounds,
+            noise=noise, generator=torch.Generator(device).manual_seed(seed), record=record,
+        )  # fmt: skip
+
+    refused = None
+    try:
+        with torch.enable_grad():
+            solution = solve(seed, gradient, record=True)
+    except ValueError as error:  # a gradient that cannot be given: everything else can still be looked at
+        if "gradient" not in str(error):
+            raise
+        refused, solution = str(error), solve(seed, Detach(), record=True)
+    start = solver.distribution(init, event_dims) if isinstance(init, Tensor) else init
+    scale = _std_of(start)
+    with torch.no_grad():
+        others = [solve(seed + i, Detach()).x for i in range(1, num_seeds)]
+        answers = torch.stack([solution.x.detach(), *others])
+        spread = float((answers.std(0) / scale).max())
+        travelled = float(((solution.x - start.mean).abs() / scale).max())
+    comparison, norms = None, [float("nan")] * len(solution.history)
+    if solution.x.requires_grad:
+        weights = _direction(solution.x)
+        leaves = list(parameters) if parameters is not None else _leaves(solution.x)
+        try:
+            norms = _gradient_norms(solution, weights)
+            if leaves:
+                comparison = _compare(lambda: solve(seed, Detach()).x, solution.x, weights, leaves)
+        except RuntimeError as error:  # of a hard selection, when it is asked
+            if "no gradient" not in str(error):
+                raise
+            refused = str(error)
+    rows = _rows(solution, norms)
+    advice = _advice(rows, comparison, travelled, spread, solution, solver, refused)
+    return Diagnosis(rows, comparison, travelled, spread, solution.status, advice, solution)
+
+
+def _std_of(distribution: Distribution) -> Tensor:
+    std: Any = getattr(distribution, "std", None)
+    return torch.ones_like(distribution.mean) if std is None else std.detach().clamp(min=1e-12)
+
+
+def _direction(x: Tensor) -> Tensor:
+    """A fixed direction of length one, in which no symmetry of a problem hides."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x)
+    return direction / direction.norm()
+
+
+def _leaves(x: Tensor) -> list[Tensor]:
+    """The tensors that ``x`` depends on and that ask for a gradient."""
+    found: dict[int, Tensor] = {}
+    seen, waiting = set[Any](), [x.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        waiting += [parent for parent, _ in node.next_functions]
+    return list(found.values())
+
+
+def _gradient_norms(solution: Solution, weights: Tensor) -> list[float]:
+    means = [iteration.distribution.mean for iteration in solution.history]
+    asked = [mean for mean in means if mean.requires_grad]
+    gradients = iter(
+        torch.autograd.grad((solution.x * weights).sum(), asked, retain_graph=True, allow_unused=True) if asked else ()
+    )
+    norms = []
+    for mean in means:
+        of_mean = next(gradients) if mean.requires_grad else None
+        norms.append(float("nan") if of_mean is None else float(of_mean.norm()))
+    return norms
+
+
+def _compare(solve: Callable[[], Tensor], x: Tensor, weights: Tensor, leaves: list[Tensor]) -> Comparison:
+    gradients = torch.autograd.grad((x * weights).sum(), leaves, retain_graph=True, allow_unused=True)
+    directions = [_direction(leaf) for leaf in leaves]
+    given = 0.0
+    for gradient, direction in zip(gradients, directions, strict=True):
+        given += 0.0 if gradient is None else float((gradient * direction).sum())  # type: ignore[redundant-expr]
+    size = max(1e-3, max(float(leaf.detach().abs().max()) for leaf in leaves))
+
+    def moved(step: float) -> float:
+        """The answer, summed in double precision, with the parameters moved along the direction."""
+        before = [leaf.detach().clone() for leaf in leaves]
+        try:
+            with torch.no_grad():
+                for leaf, direction in zip(leaves, directions, strict=True):
+                    leaf.add_(direction, alpha=step)
+                return float((solve().double() * weights).sum())
+        finally:
+            with torch.no_grad():
+                for leaf, value in zip(leaves, before, strict=True):
+                    leaf.copy_(value)
+
+    estimates = [(moved(size * step) - moved(-size * step)) / (2 * size * step) for step in STEPS]
+    gaps = [abs(one - other) for one, other in pairwise(estimates)]
+    best = min(range(len(gaps)), key=gaps.__getitem__)
+    return Comparison(given, (estimates[best] + estimates[best + 1]) / 2, gaps[best])
+
+
+def _rows(solution: Solution, norms: list[float]) -> list[Row]:
+    rows, best = [], torch.full_like(solution.best_value, torch.inf)
+    for iteration, norm in zip(solution.history, norms, strict=True):
+        values = iteration.values.detach()
+        best = torch.minimum(best, values.nan_to_num(torch.inf, torch.inf, torch.inf).amin(-1))
+        std = _std_of(iteration.distribution).mean()
+        failed = 1 - values.isfinite().double().mean()
+        rows.append(Row(float(best.mean()), float(std), float(iteration.effective_elites.mean()), float(failed), norm))
+    return rows
+
+
+def _advice(
+    rows: list[Row],
+    comparison: Comparison | None,
+    travelled: float,
+    spread: float,
+    solution: Solution,
+    solver: Solver,
+    refused: str | None,
+) -> list[str]:
+    advice: list[str] = []
+    wanted = getattr(solver, "num_elites", None)
+    first, last = rows[0], rows[-1]
+    if refused is not None:
+        advice.append(f"there is no gradient: {refused}")
+    if (solution.status == Status.NONFINITE).any():
+        advice.append("objective: too few values were finite in some iteration; look at the samples of its history")
+    elif max(row.failed for row in rows) > 0.1:
+        advice.append(
+            f"objective: up to {max(row.failed for row in rows):.0%} of the samples failed; tighten bounds or init_std"
+        )
+    if travelled > 3:
+        advice.append(f"init_std: the answer lies {travelled:.2g} stds from the start; raise init_std, or move init")
+    if wanted is not None and first.effective_elites > 3 * wanted:
+        advice.append(
+            f"temperature: {first.effective_elites:.0f} samples share the weight where num_elites asks for {wanted:g}; "
+            "lower the temperature of the selection to select more sharply"
+        )
+    if last.std > 0.3 * first.std and last.best < first.best:
+        advice.append(
+            f"num_iterations: the std is still {last.std:.2g} ({first.std:.2g} after the first); iterate longer, or "
+            "lower the temperature or num_elites"
+        )
+    settled = next((t for t, row in enumerate(rows, 1) if row.std < 1e-4 * first.std), len(rows))
+    if settled < 0.7 * len(rows):
+        advice.append(f"num_iterations: nothing moves after iteration {settled} of {len(rows)}; fewer are enough")
+    if spread > 0.1:
+        advice.append(
+            f"num_samples: answers of different noise lie {spread:.2g} stds of the start apart: there are several "
+            "basins, or too few samples; raise num_samples or num_elites"
+        )
+    if comparison is not None and comparison.error > 0.05:
+        advice.append(
+            f"gradient: it is {comparison.given:.3g} along a random direction where finite differences give "
+            f"{comparison.expected:.3g}; with Unroll() or Checkpoint() they agree unless the objective itself is not "
+            "differentiable there"
+        )
+    elif comparison is not None and comparison.uncertainty > 0.5 * abs(comparison.expected):
+        advice.append(
+            "gradient: finite differences of several step sizes do not agree: the answer jumps with the parameters; "
+            "raise the temperature, or use float64"
+        )
+    return advice

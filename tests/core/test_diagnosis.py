@@ -1,0 +1,91 @@
+"""The doctor names what is wrong, and nothing where nothing is."""
+
+import pytest
+import torch
+
+import dcem
+
+GOOD = dcem.CEM(200, 20, dcem.LML(0.1), init_std=2.0)
+
+
+def target(*numbers, dtype=torch.float64):
+    return torch.tensor(numbers, dtype=dtype, requires_grad=True)
+
+
+def test_a_good_solve_is_left_alone_and_its_gradient_confirmed():
+    theta = target(1.0, -1.0)
+    found = dcem.diagnose(
+        lambda x: (x - theta).square().sum(-1), torch.zeros(2, dtype=torch.float64), GOOD, num_iterations=8
+    )
+    assert found.advice == []
+    assert found.comparison.error < 1e-3
+    assert found.comparison.expected == pytest.approx(found.comparison.given, rel=1e-2)
+    assert len(found.rows) == 8
+    assert found.rows[-1].std < 0.1 * found.rows[0].std
+    assert all(row.gradient_norm > 0 for row in found.rows)
+    assert "nothing to change" in str(found)
+    torch.testing.assert_close(theta.detach(), torch.tensor([1.0, -1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Checkpoint()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_is_right_in_full_modes(mode, dtype):
+    theta = target(0.5, -0.5, dtype=dtype)
+    found = dcem.diagnose(
+        lambda x: (x - theta).square().sum(-1), torch.zeros(3, 2, dtype=dtype), GOOD, num_iterations=4, gradient=mode, parameters=[theta]
+    )  # fmt: skip
+    assert found.comparison.error < 0.02
+    assert not any(sentence.startswith("gradient") for sentence in found.advice)
+
+
+def test_a_gradient_that_is_wrong_is_called_wrong():
+    theta = target(1.0, -1.0)
+
+    def objective(x):  # half of what theta does is hidden
+        return (x - 0.5 * theta - 0.5 * theta.detach()).square().sum(-1)
+
+    found = dcem.diagnose(objective, torch.zeros(2, dtype=torch.float64), GOOD)
+    assert found.comparison.error == pytest.approx(0.5, abs=0.05)
+    assert any(sentence.startswith("gradient: it is") for sentence in found.advice)
+
+
+@pytest.mark.parametrize(
+    ("solver", "iterations", "says"),
+    [
+        (dcem.CEM(200, 20, dcem.LML(0.1), init_std=0.05), 8, "init_std: the answer lies"),
+        (dcem.CEM(200, 5, dcem.LML(3.0), init_std=2.0), 8, "temperature: "),
+        (GOOD, 2, "num_iterations: the std is still"),
+        (GOOD, 60, "num_iterations: nothing moves after"),
+        (dcem.CEM(4, 2, dcem.HardTopK(), init_std=2.0), 8, "num_samples: answers of different noise"),
+    ],
+)
+def test_the_setting_at_fault_is_named(solver, iterations, says):
+    goal = torch.tensor([1.5, -1.5])
+    found = dcem.diagnose(lambda x: (x - goal).square().sum(-1), torch.zeros(2), solver, num_iterations=iterations)
+    assert any(sentence.startswith(says) for sentence in found.advice), found.advice
+    assert found.comparison is None
+    assert says in str(found)
+
+
+def test_failing_samples_and_a_hard_selection_are_named():
+    theta = target(1.0, -1.0)
+
+    def fails(x):
+        return torch.where(x[..., 0] > 0, torch.nan, (x - theta).square().sum(-1))
+
+    found = dcem.diagnose(fails, torch.zeros(2, dtype=torch.float64), GOOD)
+    assert any(sentence.startswith("objective: up to") for sentence in found.advice)
+    hard = dcem.CEM(100, 10, dcem.HardTopK())
+    found = dcem.diagnose(lambda x: (x - theta).square().sum(-1), torch.zeros(2, dtype=torch.float64), hard)
+    assert any(sentence.startswith("there is no gradient") for sentence in found.advice)
+    with pytest.raises(ValueError, match="num_seeds: expected at least 2"):
+        dcem.diagnose(lambda x: x.sum(-1), torch.zeros(2), num_seeds=1)
+    with pytest.raises(ValueError, match="objective: expected values"):
+        dcem.diagnose(lambda x: x, torch.zeros(2))
+
+
+def test_a_diagnosis_is_drawn():
+    pytest.importorskip("matplotlib")
+    theta = target(1.0, -1.0)
+    found = dcem.diagnose(lambda x: (x - theta).square().sum(-1), torch.zeros(2, dtype=torch.float64), GOOD)
+    assert len(found.figure().axes) == 4
