@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,23 +12,34 @@ from torch import Tensor
 from dcem._eager import is_eager
 
 BoundsLike = tuple[float | Tensor | None, float | Tensor | None]
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """A box ``low <= x <= high``; each side is None (open), a number, or a tensor that broadcasts to the event."""
+    """A box ``low <= x <= high``; each side is None (open), a number, or a tensor that broadcasts to the event.
+
+    Sides are rounded towards the inside: to the nearest number inside the box that ``dtype`` has. What is clipped in a
+    wider dtype and rounded to ``dtype`` later stays inside.
+    """
 
     low: float | Tensor | None = None
     high: float | Tensor | None = None
+    dtype: torch.dtype = torch.float64
 
     @classmethod
-    def check(cls, bounds: BoundsLike | None, event_shape: torch.Size, like: Tensor) -> Bounds | None:
-        """Validate ``bounds`` for events of ``event_shape`` and bring tensors to the dtype and device of ``like``."""
+    def check(
+        cls, bounds: BoundsLike | None, event_shape: torch.Size, like: Tensor, dtype: torch.dtype | None = None
+    ) -> Bounds | None:
+        """Validate ``bounds`` for events of ``event_shape`` and bring tensors to the dtype and device of ``like``.
+
+        ``dtype`` is what candidates are rounded to before the objective sees them, where that is not ``like``'s.
+        """
         if bounds is None:
             return None
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:  # type: ignore[redundant-expr]
             raise TypeError(f"bounds: expected a pair (low, high) or None, got {bounds!r}")
-        low, high = (_side(f"bounds[{i}]", side, event_shape, like) for i, side in enumerate(bounds))
+        low, high = (_side(f"bounds[{i}]", side, event_shape) for i, side in enumerate(bounds))
         if low is None and high is None:
             return None
         if low is not None and high is not None and is_eager():
@@ -34,12 +47,26 @@ class Bounds:
             if wrong.device.type == "cpu" and wrong.any():
                 raise ValueError(f"bounds: expected low <= high, got low={low}, high={high}")
         if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch.clamp takes numbers or tensors, not both
-            low, high = (None if side is None else torch.as_tensor(side).to(like) for side in (low, high))
-        return cls(low, high)
+            low, high = (
+                torch.tensor(side, dtype=torch.float64, device=like.device) if isinstance(side, (int, float)) else side
+                for side in (low, high)
+            )
+        box = cls(low, high, torch.float64)._rounded(like.dtype if dtype is None else dtype)
+        sides = (side.to(like) if isinstance(side, Tensor) else side for side in (box.low, box.high))
+        return cls(*sides, box.dtype)
 
     def clip(self, x: Tensor) -> Tensor:
         """The nearest point of the box to each candidate in ``x``, ``(..., *event)``."""
-        return torch.clamp(x, self.low, self.high)  # type: ignore[arg-type]
+        box = self._rounded(x.dtype) if x.dtype in _HALF and x.dtype != self.dtype else self
+        return torch.clamp(x, box.low, box.high)  # type: ignore[arg-type]
+
+    def contains(self, x: Tensor) -> Tensor:
+        """Which numbers of ``x`` lie inside, or are a bound as their dtype rounds it: boolean, like ``x``."""
+        return (self.clip(x) - x).abs() <= torch.finfo(x.dtype).eps * x.abs()
+
+    def half_width(self) -> float | Tensor | None:
+        """Half of ``high - low``, infinite where a dimension is open; None where one side is open altogether."""
+        return None if self.low is None or self.high is None else self.high / 2 - self.low / 2
 
     def active(self, x: Tensor, gradient: Tensor, slack: Tensor) -> Tensor:
         """Which coordinates of ``x`` lie within ``slack`` of a side that descent pushes them to: boolean."""
@@ -50,8 +77,42 @@ class Bounds:
             held = held | ((x >= self.high - slack) & (gradient < 0))
         return held
 
+    def _rounded(self, dtype: torch.dtype) -> Bounds:
+        """The box with sides that are numbers of ``dtype``."""
+        low = None if self.low is None else _round(self.low, dtype, _UP)
+        high = None if self.high is None else _round(self.high, dtype, _DOWN)
+        # Where the dtype has no number inside, as for low = high = 0.3, the one below has to do.
+        if isinstance(low, Tensor) and isinstance(high, Tensor):
+            low = torch.minimum(low, high)
+        elif low is not None and high is not None:
+            low = min(low, high)
+        return Bounds(low, high, dtype)
 
-def _side(name: str, side: float | Tensor | None, event_shape: torch.Size, like: Tensor) -> float | Tensor | None:
+
+_UP, _DOWN = (math.ceil, torch.ceil), (math.floor, torch.floor)
+
+
+def _round(side: float | Tensor, dtype: torch.dtype, towards: Any) -> float | Tensor:
+    """The number of ``dtype`` next to ``side``, above or below: a multiple of the unit in its last place."""
+    info, (of_number, of_tensor) = torch.finfo(dtype), towards
+    smallest = info.smallest_normal * info.eps
+    if not isinstance(side, Tensor):
+        if math.isinf(side) or dtype == torch.float64:
+            return side
+        unit = max(math.ldexp(info.eps, math.frexp(side)[1] - 1), smallest)
+        return min(max(of_number(side / unit) * unit, info.min), info.max)
+    if side.dtype == dtype:
+        return side
+    exact = side.detach().double()
+    mantissa = exact.frexp().mantissa.where(exact != 0, 1.0)  # in [1/2, 1)
+    units = (info.eps / 2 * (exact / mantissa)).clamp(min=smallest)
+    rounded = torch.where(exact.isinf(), exact, (of_tensor(exact / units) * units).clamp(info.min, info.max))
+    if side.requires_grad:  # rounding has the derivative of the identity
+        rounded = torch.where(exact.isinf(), exact, rounded + (side - side.detach()))
+    return rounded.to(dtype)
+
+
+def _side(name: str, side: float | Tensor | None, event_shape: torch.Size) -> float | Tensor | None:
     if side is None or (isinstance(side, (int, float)) and not isinstance(side, bool)):
         if side is not None and side != side:
             raise ValueError(f"{name}: expected a number, got NaN")
@@ -68,4 +129,4 @@ def _side(name: str, side: float | Tensor | None, event_shape: torch.Size, like:
         )
     if is_eager() and side.device.type == "cpu" and side.isnan().any():
         raise ValueError(f"{name}: expected numbers, got NaN in {side}")
-    return side.to(like)
+    return side

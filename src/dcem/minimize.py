@@ -15,6 +15,7 @@ from dcem._evaluate import checked
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution, Gaussian, WhiteNoise
+from dcem.distributions.noise import check_noise_source
 from dcem.gradients import GradientMode, Unroll
 from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, SamplingSolver, Solver, Step
@@ -102,9 +103,9 @@ def minimize(
         distribution.event_shape,
         distribution.batch_shape,
     )
-    box = Bounds.check(bounds, event_shape, distribution.mean)
+    box = Bounds.check(bounds, event_shape, distribution.mean, dtype)
     noise_shape = (*batch_shape, solver.num_samples, *event_shape)
-    draw = _noise_source(noise, (num_iterations, *noise_shape), distribution.mean, generator)
+    draw = _noise_source(noise, (num_iterations, *noise_shape), event_shape, distribution.mean, generator)
 
     clip = _unbounded if box is None else box.clip
     if box is not None:
@@ -308,6 +309,7 @@ def _single(x: Tensor) -> Tensor:
 def _noise_source(
     noise: Tensor | NoiseSource | None,
     shape: tuple[int, ...],
+    event_shape: torch.Size,
     like: Tensor,
     generator: torch.Generator | None,
 ) -> Callable[[int], Tensor]:
@@ -324,6 +326,7 @@ def _noise_source(
     if noise is not None and not callable(noise):
         raise TypeError(f"noise: expected a Tensor, a noise source or None, got {noise!r}")
     source = WhiteNoise() if noise is None else noise
+    check_noise_source(source, event_shape)
 
     def draw(t: int) -> Tensor:
         drawn: Any = source(shape[1:], dtype=like.dtype, device=like.device, generator=generator)

@@ -74,7 +74,9 @@ class MPC(nn.Module):
             ``P``: for stochastic dynamics, or an ensemble with a member a particle.
         risk: what the costs of the particles count as: :class:`Mean`, :class:`WorstCase`, :class:`CVaR`, or any
             callable ``(P, ...) -> (...)``.
-        noise: a source of candidates' noise, such as ``ColoredNoise(dim=-2)`` for smooth sequences of vectors.
+        noise: a source of candidates' noise, such as ``ColoredNoise(dim=-2)`` for sequences that vary smoothly. Its
+            ``dim`` is the axis of time among those of ``(horizon, *a)``: ``-2`` for actions that are vectors, ``-1``
+            for numbers (an ``action_shape`` of ``()``); with a decoder an axis of the latent.
         init_mean: where the first search starts: a number, or a tensor that broadcasts to ``(horizon, *a)`` (to
             ``latent`` with a decoder).
         init_std: how wide every search starts, likewise; None for the solver's ``init_std``. Choose it about as

@@ -10,6 +10,7 @@ from dcem._check import as_shape, check_count, check_number, check_std
 from dcem._eager import is_eager
 from dcem.bounds import Bounds
 from dcem.control.risk import Mean
+from dcem.distributions.noise import check_noise_source
 from dcem.gradients import GradientMode
 from dcem.solvers import Solver
 
@@ -27,6 +28,8 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
             raise TypeError(f"{name}: expected a callable, got {value!r}")
         if name == "decoder" and "latent_shape" in mpc.__dict__:
             latent_shape(value, mpc.latent_shape, mpc.actions_shape)
+        if name == "noise":
+            check_noise_source(value, mpc.latent_shape)
     elif name == "decoder" and "latent_shape" in mpc.__dict__:
         latent_shape(None, mpc.latent_shape, mpc.actions_shape)
     elif name == "risk":

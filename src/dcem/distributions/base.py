@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,7 +41,7 @@ class Distribution(ABC):
         """Return the member of the family that maximises the weighted likelihood ``Σ_i w_i log g_φ(X_i)``.
 
         Args:
-            samples: candidates, ``(*batch, N, *event)``.
+            samples: candidates as they were drawn, ``(*batch, N, *event)``; what bounds clipped them to is not seen.
             weights: ``(*batch, N)``, in ``[0, 1]``, summing to one over the samples.
         """
 
@@ -59,11 +60,24 @@ class Distribution(ABC):
         """The (negative) axis of a sample tensor that counts the samples."""
         return -1 - self.event_dims
 
+    def flat(self, samples: Tensor) -> Tensor:
+        """Samples with their event as one axis, ``(*batch, N, D)``."""
+        return samples.flatten(self.sample_dim + 1) if self.event_dims else samples.unsqueeze(-1)
+
     def weighted_mean(self, samples: Tensor, weights: Tensor) -> Tensor:
-        """``Σ_i w_i X_i`` for weights ``(*batch, N)`` and samples ``(*batch, N, *event)``, as one matrix product."""
-        flat = samples.flatten(self.sample_dim + 1) if self.event_dims else samples.unsqueeze(-1)
-        product = torch.matmul(weights.unsqueeze(-2), flat).squeeze(-2)
-        return product.reshape(self.mean.shape)
+        """``Σ_i w_i X_i`` for weights ``(*batch, N)`` that sum to one and samples ``(*batch, N, *event)``."""
+        return self.weighted_deviations(samples, weights)[0]
+
+    def weighted_deviations(self, samples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted mean ``m``, ``(*batch, *event)``, and the deviations from it ``X_i - m``, ``(*batch, N, D)``.
+
+        Both are taken from deviations from the present mean: in ``X_i - m`` the rounding of ``m`` would not cancel,
+        and is large where the samples have drawn close to each other far from zero.
+        """
+        center = self.mean.detach()
+        deviations = self.flat(samples - center.unsqueeze(self.sample_dim))
+        shift = torch.matmul(weights.unsqueeze(-2), deviations)
+        return center + shift.reshape(center.shape), deviations - shift
 
     def interpolate(self, other: Self, amount: float | Tensor) -> Self:
         """Move the parameters by ``amount`` (0 to 1) of the way towards those of ``other``."""
@@ -74,10 +88,20 @@ class Distribution(ABC):
         """Keep the spread within ``[low, high]``; a family without a std returns itself."""
         return self
 
+    def stretch(self, start: Self, clip: Callable[[Tensor], Tensor]) -> Self:
+        """Widen along the way that the mean has come from ``start``, as far as ``clip`` lets it come.
+
+        For families whose spread is a matter of direction; the others return themselves.
+        """
+        return self
+
     def is_collapsed(self, min_std: float) -> Tensor:
         """Per problem, whether the spread has shrunk to ``min_std`` in every dimension: ``(*batch,)``, boolean."""
         return torch.zeros(self.batch_shape, dtype=torch.bool, device=self.mean.device)
 
     def clip(self, bounds: Bounds) -> Self:
-        """Bring the mean inside ``bounds``; a family that lives inside them returns itself."""
+        """Bring the mean inside ``bounds``, and the std to half their width at most.
+
+        Of samples with a larger std, most would be at the bounds. A family that lives inside them returns itself.
+        """
         return self

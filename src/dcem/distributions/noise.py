@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dcem._check import check_number
+
 
 @dataclass(frozen=True)
 class WhiteNoise:
-    """Draw independent standard normal numbers: ``noise(shape, ...) -> Tensor``."""
+    """Draw independent standard normal numbers, ``noise(shape, ...) -> Tensor``.
+
+    This is what every noise source looks like: a callable that :func:`dcem.minimize` asks each iteration for draws of
+    ``shape`` ``(*batch, N, *event)``. One that has a method ``check_event(event_shape)`` is asked before the solve
+    whether it can serve such events.
+    """
 
     def __call__(
         self,
@@ -31,12 +41,13 @@ class ColoredNoise:
     one another.
 
     Args:
-        exponent: ``β``; 0 is white, 1 pink, 2 brown noise.
-        dim: the axis along which the draws are correlated, negative so as to count from the event's end: for events
-            ``(horizon, action)`` time is ``-2``.
+        exponent: ``β``, finite and at least 0; 0 is white, 1 pink, 2 brown noise.
+        dim: the axis of the event along which the draws are correlated, negative so as to count from its end: time is
+            ``-2`` for events ``(horizon, action)``, and ``-1`` for events ``(horizon,)``.
 
     Raises:
-        ValueError: ``exponent`` is negative, or ``dim`` is not negative.
+        TypeError: ``exponent`` is not a number, or ``dim`` not an int.
+        ValueError: ``exponent`` is out of its range, ``dim`` is not negative; when called, the event has no such axis.
 
     Example:
         >>> import torch, dcem
@@ -53,10 +64,21 @@ class ColoredNoise:
     dim: int = -1
 
     def __post_init__(self) -> None:
-        if not self.exponent >= 0:
-            raise ValueError(f"exponent: expected a number >= 0, got {self.exponent}")
+        check_number("exponent", self.exponent)
+        if not 0 <= self.exponent < math.inf:
+            raise ValueError(f"exponent: expected a finite number >= 0, got {self.exponent}")
+        if isinstance(self.dim, bool) or not isinstance(self.dim, int):
+            raise TypeError(f"dim: expected an int, got {self.dim!r}")
         if self.dim >= 0:
             raise ValueError(f"dim: expected a negative axis (counted from the event's end), got {self.dim}")
+
+    def check_event(self, event_shape: Sequence[int]) -> None:
+        """Raise where events of this shape have no axis ``dim``: candidates would be correlated with each other."""
+        if -self.dim > len(event_shape):
+            raise ValueError(
+                f"dim: expected at least {-len(event_shape)}, an axis of the event, for events of shape "
+                f"{tuple(event_shape)}, got {self.dim}"
+            )
 
     def __call__(
         self,
@@ -66,16 +88,22 @@ class ColoredNoise:
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        if -self.dim > len(shape):
-            raise ValueError(f"dim: expected at least -{len(shape)} for noise of shape {tuple(shape)}, got {self.dim}")
+        self.check_event(shape)
         white = torch.randn(shape, dtype=dtype, device=device, generator=generator)
         length = shape[self.dim]
-        frequency = torch.fft.rfftfreq(length, dtype=white.dtype, device=device)
-        # The constant component has the power of the slowest oscillation; amplitudes are scaled to unit variance.
-        frequency[0] = 1.0 / length
+        # In units of the slowest oscillation, whose power the constant component has as well: no amplitude overflows.
+        frequency = torch.arange(length // 2 + 1, dtype=torch.float64).clamp(min=1)
         amplitude = frequency ** (-self.exponent / 2)
         both_sides = torch.ones_like(amplitude)
         both_sides[1 : (length + 1) // 2] = 2.0
-        amplitude = amplitude / ((both_sides * amplitude.square()).sum() / length).sqrt()
-        spectrum = torch.fft.rfft(white.movedim(self.dim, -1)) * amplitude
-        return torch.fft.irfft(spectrum, n=length).movedim(-1, self.dim)
+        amplitude = amplitude / ((both_sides * amplitude.square()).sum() / length).sqrt()  # unit variance
+        wide = white.float() if white.dtype in (torch.bfloat16, torch.float16) else white  # which Fourier has none for
+        spectrum = torch.fft.rfft(wide.movedim(self.dim, -1)) * amplitude.to(wide)
+        return torch.fft.irfft(spectrum, n=length).movedim(-1, self.dim).to(white.dtype)
+
+
+def check_noise_source(source: Any, event_shape: Sequence[int]) -> None:
+    """Let a noise source that knows about events refuse those of this shape."""
+    check = getattr(source, "check_event", None)
+    if check is not None:
+        check(event_shape)

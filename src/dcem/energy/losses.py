@@ -133,7 +133,7 @@ def check_targets(model: EnergyModel, x: Tensor, y: Tensor) -> None:
     if model.bounds is None or model.decoder is not None:
         return
     box = Bounds.check(model.bounds, torch.Size(model.event_shape), y)
-    if box is not None and (box.clip(y) != y).any():
+    if box is not None and not box.contains(y).all():
         low, high = (side.tolist() if isinstance(side, Tensor) else side for side in model.bounds)
         raise ValueError(
             f"y: expected targets inside the model's bounds ({low}, {high}), "

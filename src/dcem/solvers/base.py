@@ -99,13 +99,14 @@ class SamplingSolver(Solver):
         return SamplingState(distribution, 0, None)
 
     def step(self, objective: Objective, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
-        samples = self.sample(state, noise)
+        drawn = self.sample(state, noise)
         if state.proposals is not None:
-            samples = torch.cat([samples, state.proposals], state.distribution.sample_dim)
-        samples = clip(samples)
+            drawn = torch.cat([drawn, clip(state.proposals)], state.distribution.sample_dim)
+        samples = clip(drawn)
         values = objective(samples)
-        distribution, weights, valid = self.refit(state.distribution, samples, values)
-        after = self.advance(state, distribution, samples, values)._replace(proposals=state.proposals)
+        # Refitted to what was drawn: clipped samples pull the mean inwards and the std to zero, whatever their values.
+        distribution, weights, valid = self.refit(state.distribution, drawn, values)
+        after = self.advance(state, distribution, drawn, values)._replace(proposals=state.proposals)
         flat = None
         if valid is not None and not all_true(valid):
             flat = ~valid & (values.isfinite().sum(-1) >= self.num_required)

@@ -14,7 +14,7 @@ from dcem import _native
 from dcem._check import check_count, check_flag, check_fraction, check_number, check_positive, check_std
 from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML
-from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
+from dcem.solvers.base import Objective, SamplingSolver, SamplingState, Step, scores_of
 from dcem.solvers.refit import refit
 from dcem.solvers.refuse import refuse_gradient
 
@@ -42,7 +42,8 @@ class CEM(SamplingSolver):
         min_std: floor of the sampling std, at least 0; a problem that reaches it everywhere is ``COLLAPSED``.
         max_std: ceiling of the sampling std, or None.
         smoothing: how much of the previous mean and std to keep, in ``[0, 1)``.
-        keep_elites: fraction of the elites, in ``[0, 1]``, that take the place of fresh samples in the next iteration.
+        keep_elites: fraction of the elites, in ``[0, 1]``, that take the place of fresh samples in the next iteration:
+            above 0 at least one, and never all of an iteration's candidates.
         population_decay: ``γ >= 1`` of iCEM: iteration ``t`` evaluates ``max(N γ^-t, 2 k)`` candidates.
 
     Raises:
@@ -93,6 +94,8 @@ class CEM(SamplingSolver):
             raise ValueError(f"max_std: expected at least min_std={self.min_std}, got {self.max_std}")
         check_fraction("smoothing", self.smoothing, below_one=True)
         check_fraction("keep_elites", self.keep_elites)
+        if self.keep_elites > 0 and self.num_samples == 1:
+            raise ValueError(f"keep_elites: expected 0 where num_samples is 1, got {self.keep_elites}")
         check_number("population_decay", self.population_decay)
         if not self.population_decay >= 1:
             raise ValueError(
@@ -111,6 +114,16 @@ class CEM(SamplingSolver):
         """How many candidates iteration ``iteration`` (from 0) evaluates."""
         decayed = int(self.num_samples * self.population_decay**-iteration)
         return min(self.num_samples, max(decayed, math.ceil(2 * self.num_elites)))
+
+    def step(self, objective: Objective, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
+        step = super().step(objective, state, noise, clip)
+        fitted: Distribution = step.state.distribution
+        stretched = fitted.stretch(state.distribution, clip)
+        if stretched is fitted:
+            return step
+        return step._replace(
+            state=step.state._replace(distribution=stretched.clamp_std(self.min_std, self.max_std))
+        )
 
     def sample(self, state: SamplingState, noise: Tensor) -> Tensor:
         num_kept = 0 if state.elites is None else state.elites.shape[state.distribution.sample_dim]
@@ -182,10 +195,10 @@ class CEM(SamplingSolver):
         return state.distribution.is_collapsed(self.min_std)
 
     def _elites(self, state: SamplingState, samples: Tensor, values: Tensor) -> Tensor | None:
-        num_kept = round(self.keep_elites * self.num_elites)
+        wanted = max(1, round(self.keep_elites * self.num_elites)) if self.keep_elites > 0 else 0
+        num_kept = min(wanted, self.population(state.iteration + 1) - 1)
         if num_kept == 0:
             return None
-        num_kept = min(num_kept, self.population(state.iteration + 1) - 1)
         ranked = values.detach().nan_to_num(torch.inf, torch.inf, torch.inf)
         best = ranked.topk(num_kept, largest=False).indices
         best = best.reshape(best.shape + (1,) * state.distribution.event_dims)
