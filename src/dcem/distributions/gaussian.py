@@ -174,6 +174,12 @@ class FullGaussian(Distribution):
         covariance = deviations.mT @ (weights.unsqueeze(-1) * deviations)
         return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance))
 
+    def interpolate(self, other: Self, amount: float | Tensor) -> Self:
+        # Of the covariances, not of their factors: those of two directions have less variance half-way than either.
+        mean = self.mean + amount * (other.mean - self.mean)
+        covariance = self.covariance + amount * (other.covariance - self.covariance)
+        return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance))
+
     def stretch(self, start: Self, clip: Callable[[Tensor], Tensor]) -> Self:
         step = (clip(self.mean) - start.mean).reshape(*self.scale_tril.shape[:-1], 1)
         widened = _cholesky(self.covariance + step @ step.mT)

@@ -1,0 +1,233 @@
+"""Candidates and answers inside a box: to the last digit, without a pull towards its middle, and on its edge."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+from dcem.bounds import Bounds
+
+NARROW = [torch.float16, torch.bfloat16, torch.float32]
+
+
+def below(value: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` that is at most `value`."""
+    exact = torch.tensor(value, dtype=torch.float64)
+    number = exact.to(dtype)
+    return torch.nextafter(number, torch.tensor(-math.inf, dtype=dtype)).item() if number > exact else number.item()
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_sides_are_rounded_towards_the_inside(dtype, generator):
+    values = torch.randn(40, generator=generator, dtype=torch.float64).pow(9)
+    values = [*values.tolist(), 0.0, 0.3, -0.1, 1.0, -4.0, 6e-8, 1e-50, -1e-50, 65504.0]
+    for value in values:
+        for side in (value, torch.tensor([value], dtype=torch.float64)):
+            like, event = torch.zeros(1), torch.Size([1])
+            high = Bounds.check((None, side), event, like, dtype).high
+            low = Bounds.check((side, None), event, like, dtype).low
+            assert float(high) == below(value, dtype)
+            assert float(low) == -below(-value, dtype)
+
+
+def test_a_side_beyond_the_largest_number_stays_finite_and_an_open_one_open():
+    box = Bounds.check((-1e6, torch.tensor([1e6, math.inf])), torch.Size([2]), torch.zeros(2), torch.float16)
+    assert box.low.tolist() == [-65504, -65504]
+    assert box.high.tolist() == [65504, math.inf]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        (-0.1, 0.3),
+        (torch.tensor([-0.1, -math.inf]), torch.tensor([0.3, 0.7])),
+        (torch.tensor([-0.1, -0.7], dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64)),
+        (None, 0.3),
+        (torch.tensor(-0.1), None),
+        (-0.1, torch.tensor([0.3, 0.7])),
+    ],
+)
+@pytest.mark.parametrize(
+    "solver", [dcem.CEM(20, 4, init_std=2.0), dcem.MPPI(20, init_std=2.0), dcem.GradientDescent(3.0)]
+)
+def test_candidates_and_answers_are_inside_in_every_dtype(solver, bounds, dtype):
+    low = -math.inf if bounds[0] is None else torch.as_tensor(bounds[0], dtype=torch.float64)
+    high = math.inf if bounds[1] is None else torch.as_tensor(bounds[1], dtype=torch.float64)
+
+    def objective(x: Tensor) -> Tensor:
+        assert x.dtype == dtype
+        assert (x.double() >= low).all()
+        assert (x.double() <= high).all()
+        return (x - (5 if bounds[1] is not None else -5)).square().sum(-1)
+
+    generator = torch.Generator().manual_seed(0)
+    solution = dcem.minimize(
+        objective, torch.zeros(2, dtype=dtype), solver, bounds=bounds, generator=generator, num_iterations=3
+    )
+    for x in (solution.x, solution.best_x):
+        assert x.dtype == dtype
+        assert (x.double() >= low).all()
+        assert (x.double() <= high).all()
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_actions_of_a_controller_are_inside_in_every_dtype(dtype):
+    def cost(state, action):
+        assert (action.double() <= 0.3).all()
+        return (action - 1).square().sum(-1)
+
+    class Wide(torch.nn.Module):
+        latent_shape = (2,)
+
+        def forward(self, z):  # from a layer under autocast, say
+            return (z.float().exp() * 5).unsqueeze(-1).to(torch.bfloat16)
+
+    for decoder in (None, Wide()):
+        mpc = dcem.control.MPC(
+            lambda x, u: x, cost, 2, 1, bounds=(-0.3, 0.3), solver=dcem.CEM(20, 4), decoder=decoder, num_iterations=2
+        )
+        plan = mpc(torch.zeros(3, 1, dtype=dtype), generator=torch.Generator().manual_seed(0))
+        assert (plan.actions.double() <= 0.3).all()
+        assert (plan.action.double() > 0.15).all()
+
+
+def test_a_fixed_coordinate_that_the_dtype_does_not_have():
+    for dtype in NARROW:
+        x = dcem.minimize(lambda x: x.square().sum(-1), torch.zeros(2, dtype=dtype), bounds=(0.3, 0.3)).x
+        assert (x.double() - 0.3).abs().max() <= 0.3 * torch.finfo(dtype).eps
+
+
+def test_targets_on_a_bound_are_inside_it_as_their_dtype_rounds_it():
+    model = dcem.energy.EnergyModel(lambda x, y: y.square().sum(-1), 1, dcem.CEM(20, 4), bounds=(0.0, 0.3))
+    x = torch.zeros(2, 1)
+    dcem.energy.contrastive_loss(model, x, torch.tensor([[0.0], [0.3]]))
+    with pytest.raises(ValueError, match="^y: expected targets inside"):
+        dcem.energy.contrastive_loss(model, x, torch.tensor([[0.0], [0.3001]]))
+
+
+def test_gradients_of_bounds_survive_their_rounding():
+    high = torch.tensor([0.3, math.inf], dtype=torch.float64, requires_grad=True)
+    x = dcem.minimize(lambda x: (x - 1).square().sum(-1), torch.zeros(2), bounds=(None, high), num_iterations=20).x
+    assert torch.autograd.grad(x[0], high)[0].tolist() == [1, 0]
+
+
+def test_bounds_of_another_dtype_inside_transforms():
+    noise = torch.randn(4, 30, 2, generator=torch.Generator().manual_seed(0))
+    lows = torch.tensor([[0.1, 0.5], [-1.0, -0.3]], dtype=torch.float64)
+
+    def answer(low: Tensor) -> Tensor:
+        return dcem.minimize(
+            lambda x: x.square().sum(-1), torch.ones(2), dcem.CEM(30, 5), bounds=(low, 2.0), num_iterations=4, noise=noise
+        ).x
+
+    torch.testing.assert_close(torch.func.vmap(answer)(lows), torch.stack([answer(low) for low in lows]))
+
+
+SELECTIONS = [dcem.LML(1e6), dcem.ConstrainedSoftmax(1e6)]
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("selection", SELECTIONS, ids=repr)
+def test_values_that_say_nothing_do_not_pull_the_mean_into_the_box(selection, full, generator):
+    """Nearly even weights, whatever the values: with one-sided room, the mean of clipped samples would be 0.43."""
+    init = dcem.FullGaussian(torch.zeros(1), torch.ones(1, 1)) if full else dcem.Gaussian(torch.zeros(1), 1.0)
+    noise = torch.randn(1, 10_000, 1, generator=generator)
+    noise = torch.cat([noise, -noise], 1)  # of mean 0
+    for bounds in ((-0.1, 2.0), (torch.tensor([-0.1]), None), (None, 0.1)):
+        solution = dcem.minimize(
+            lambda x: (x - 0.5).square().sum(-1), init, dcem.CEM(20_000, 10_000, selection), num_iterations=1,
+            bounds=bounds, noise=noise,
+        )  # fmt: skip
+        assert solution.x.abs() < 0.01
+        assert (solution.distribution.std - 1).abs() < 0.02  # 0.40 of clipped samples
+
+
+@pytest.mark.parametrize("num_dims", [1, 10])
+@pytest.mark.parametrize("selection", [dcem.HardTopK(), dcem.LML(0.1), dcem.LML(1.0)], ids=repr)
+@pytest.mark.parametrize("std", [0.5, 3.0])
+def test_minima_on_a_bound_and_inside_are_found(selection, num_dims, std):
+    """On the bound by slope, beyond it, exactly on it, and inside; with a std that exceeds the box, too."""
+    init = dcem.Gaussian(torch.zeros(8, num_dims), std)
+    for objective, minimum, precision in (
+        (lambda x: x.sum(-1), -1.0, 1e-2),
+        (lambda x: (x - 1.5).square().sum(-1), 1.0, 1e-2),
+        (lambda x: (x - 1.0).square().sum(-1), 1.0, 2e-2),
+        (lambda x: (x - 0.3).square().sum(-1), 0.3, 2e-2),
+    ):
+        solution = dcem.minimize(
+            objective, init, dcem.CEM(200, 30, selection), num_iterations=30, bounds=(-1.0, 1.0),
+            generator=torch.Generator().manual_seed(0), gradient=dcem.Detach(),
+        )  # fmt: skip
+        assert (solution.x - minimum).abs().mean() < precision
+
+
+def test_a_minimum_on_a_bound_is_met_exactly():
+    """The mean of clipped samples only approaches it."""
+    solution = dcem.minimize(
+        lambda x: (x - 1.5).square().sum(-1), torch.zeros(16, 2), dcem.CEM(100, 10, dcem.LML(1.0), init_std=0.5),
+        num_iterations=20, bounds=(None, torch.tensor([0.25, 1.0])), generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert torch.equal(solution.x, torch.tensor([0.25, 1.0]).expand(16, 2))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("solver", [dcem.CEM(40, 10, dcem.LML(0.5), smoothing=0.3), dcem.MPPI(40, 0.5)], ids=repr)
+def test_gradients_with_bounds_are_those_of_finite_differences(solver, full, generator):
+    """One coordinate ends on a bound, one inside, one has an open side; samples of all three are clipped."""
+    noise = torch.randn(3, 40, 3, dtype=torch.float64, generator=generator)
+    inf = math.inf
+    low = torch.tensor([-0.2, -inf, -1.0], dtype=torch.float64)
+    high = torch.tensor([0.6, 0.05, inf], dtype=torch.float64)
+
+    def answer(theta: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        init = dcem.FullGaussian(mean, (torch.diag(std) + 0.1).tril()) if full else dcem.Gaussian(mean, std)
+        return dcem.minimize(
+            lambda x: (x - theta).square().sum(-1) + x.prod(-1), init, solver, num_iterations=3, noise=noise,
+            bounds=(low, high),
+        ).x  # fmt: skip
+
+    inputs = [
+        torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        for values in ([0.1, 0.9, 0.4], [0.1, -0.2, 0.3], [0.25, 0.5, 0.8])
+    ]
+    assert answer(*inputs)[1] == 0.05
+    assert torch.autograd.gradcheck(answer, inputs)
+
+
+def test_the_std_is_at_most_half_the_box_where_there_is_one():
+    low, high = torch.tensor([-1.0, -math.inf, 0.2]), torch.tensor([2.0, 1.0, 0.2])
+    for init in (dcem.Gaussian(torch.zeros(3), 9.0), dcem.FullGaussian(torch.zeros(3), 9 * torch.eye(3))):
+        for bounds, expected in (((low, high), [1.5, 9.0, 1e-6]), ((None, high), [9.0] * 3), ((-1.0, 1.0), [1.0] * 3)):
+            solution = dcem.minimize(
+                lambda x: x.square().sum(-1), init, dcem.MPPI(20), num_iterations=1, bounds=bounds
+            )
+            torch.testing.assert_close(solution.distribution.std, torch.tensor(expected), atol=1e-6, rtol=1e-6)
+
+
+def test_kept_elites_are_kept_as_they_were_drawn():
+    """A kept elite outside the box counts as outside again, and is the same candidate."""
+    solution = dcem.minimize(
+        lambda x: (x - 2).square().sum(-1), torch.zeros(1), dcem.CEM(50, 10, dcem.HardTopK(), keep_elites=0.5),
+        num_iterations=2, bounds=(None, 0.5), generator=torch.Generator().manual_seed(0), record=True,
+    )  # fmt: skip
+    assert (solution.history[1].samples[-5:] == 0.5).all()
+    assert solution.x == 0.5
+
+
+@pytest.mark.parametrize(("num_elites", "keep"), [(1, 0.5), (2.5, 0.1), (0.5, 0.3), (3, 1.0)])
+def test_keeping_elites_keeps_at_least_one(num_elites, keep):
+    solver = dcem.CEM(10, num_elites, dcem.LML(0.1), keep_elites=keep)
+    history = dcem.minimize(
+        lambda x: x.square().sum(-1), torch.ones(2), solver, num_iterations=3, record=True,
+        generator=torch.Generator().manual_seed(0),
+    ).history  # fmt: skip
+    num_kept = max(1, round(keep * num_elites))
+    for before, after in zip(history, history[1:], strict=False):
+        assert len(after.samples) == 10
+        best = before.samples[before.values.argsort()[:num_kept]]
+        assert torch.equal(after.samples[-num_kept:], best)
+    with pytest.raises(ValueError, match="^keep_elites: expected 0 where num_samples is 1"):
+        dcem.CEM(1, 1, keep_elites=0.5)
