@@ -52,8 +52,8 @@ class Bounds:
                 for side in (low, high)
             )
         box = cls(low, high, torch.float64)._rounded(like.dtype if dtype is None else dtype)
-        sides = (side.to(like) if isinstance(side, Tensor) else side for side in (box.low, box.high))
-        return cls(*sides, box.dtype)
+        low, high = (side.to(like) if isinstance(side, Tensor) else side for side in (box.low, box.high))
+        return cls(low, high, box.dtype)
 
     def clip(self, x: Tensor) -> Tensor:
         """The nearest point of the box to each candidate in ``x``, ``(..., *event)``."""

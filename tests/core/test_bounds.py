@@ -1,6 +1,7 @@
 """Candidates and answers inside a box: to the last digit, without a pull towards its middle, and on its edge."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -120,7 +121,12 @@ def test_bounds_of_another_dtype_inside_transforms():
 
     def answer(low: Tensor) -> Tensor:
         return dcem.minimize(
-            lambda x: x.square().sum(-1), torch.ones(2), dcem.CEM(30, 5), bounds=(low, 2.0), num_iterations=4, noise=noise
+            lambda x: x.square().sum(-1),
+            torch.ones(2),
+            dcem.CEM(30, 5),
+            bounds=(low, 2.0),
+            num_iterations=4,
+            noise=noise,
         ).x
 
     torch.testing.assert_close(torch.func.vmap(answer)(lows), torch.stack([answer(low) for low in lows]))
@@ -201,9 +207,7 @@ def test_the_std_is_at_most_half_the_box_where_there_is_one():
     low, high = torch.tensor([-1.0, -math.inf, 0.2]), torch.tensor([2.0, 1.0, 0.2])
     for init in (dcem.Gaussian(torch.zeros(3), 9.0), dcem.FullGaussian(torch.zeros(3), 9 * torch.eye(3))):
         for bounds, expected in (((low, high), [1.5, 9.0, 1e-6]), ((None, high), [9.0] * 3), ((-1.0, 1.0), [1.0] * 3)):
-            solution = dcem.minimize(
-                lambda x: x.square().sum(-1), init, dcem.MPPI(20), num_iterations=1, bounds=bounds
-            )
+            solution = dcem.minimize(lambda x: x.square().sum(-1), init, dcem.MPPI(20), num_iterations=1, bounds=bounds)
             torch.testing.assert_close(solution.distribution.std, torch.tensor(expected), atol=1e-6, rtol=1e-6)
 
 
@@ -225,7 +229,7 @@ def test_keeping_elites_keeps_at_least_one(num_elites, keep):
         generator=torch.Generator().manual_seed(0),
     ).history  # fmt: skip
     num_kept = max(1, round(keep * num_elites))
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in pairwise(history):
         assert len(after.samples) == 10
         best = before.samples[before.values.argsort()[:num_kept]]
         assert torch.equal(after.samples[-num_kept:], best)

@@ -239,8 +239,6 @@ def test_full_gaussian_without_spread_is_one_that_a_solver_can_start_from(min_st
     assert (solution.x[1] - 1).abs() < 1e-3
 
 
-
-
 @pytest.mark.parametrize("length", [1, 2, 15, 64])
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5, 40.0, 1e3, 1e6])
 def test_coloured_noise_has_unit_variance_everywhere(length, exponent, generator):

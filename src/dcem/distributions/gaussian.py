@@ -96,7 +96,7 @@ class Gaussian(Distribution):
 
     def clip(self, bounds: Bounds) -> Self:
         widest = bounds.half_width()
-        std = self.std if widest is None else self.std.clamp(max=widest)  # type: ignore[arg-type]
+        std = self.std if widest is None else self.std.clamp(max=widest)
         return dataclasses.replace(self, mean=bounds.clip(self.mean), std=std)
 
 
@@ -206,7 +206,7 @@ class FullGaussian(Distribution):
         widest = bounds.half_width()
         if isinstance(widest, Tensor):
             widest = widest.expand(self.event_shape).reshape(-1, 1)
-        return clipped if widest is None else clipped._rescale(lambda std: std.clamp(max=widest))  # type: ignore[arg-type]
+        return clipped if widest is None else clipped._rescale(lambda std: std.clamp(max=widest))
 
 
 def _cholesky(covariance: Tensor) -> Tensor:

@@ -121,9 +121,7 @@ class CEM(SamplingSolver):
         stretched = fitted.stretch(state.distribution, clip)
         if stretched is fitted:
             return step
-        return step._replace(
-            state=step.state._replace(distribution=stretched.clamp_std(self.min_std, self.max_std))
-        )
+        return step._replace(state=step.state._replace(distribution=stretched.clamp_std(self.min_std, self.max_std)))
 
     def sample(self, state: SamplingState, noise: Tensor) -> Tensor:
         num_kept = 0 if state.elites is None else state.elites.shape[state.distribution.sample_dim]
