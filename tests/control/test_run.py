@@ -222,6 +222,213 @@ def test_an_environment_that_raises_ends_the_run() -> None:
     assert all(env.closed for env in envs)
 
 
+class Breaks(Slide):
+    """Fails to begin a second episode."""
+
+    def reset(self, **options):
+        if hasattr(self, "x"):
+            raise RuntimeError("stuck")
+        return super().reset(**options)
+
+
+def test_an_error_after_an_episode_does_not_lose_it() -> None:
+    with pytest.warns(RuntimeWarning, match="stuck"):
+        episodes = run(back, Breaks(3), seed=0, record=True, num_steps=9)
+    assert episodes.lengths.tolist() == [3]
+    assert episodes.finished.tolist() == [True]
+    assert episodes.rewards.shape == (3, 1)
+    torch.testing.assert_close(episodes.returns, episodes.rewards.sum(0))
+    once = run(back, Breaks(3), seed=0)  # does not begin one that nobody asked for
+    assert (once.lengths.tolist(), once.finished.tolist(), once.error) == ([3], [True], None)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_episode_that_ends_in_the_step_of_an_error_counts(first: bool) -> None:
+    envs = [Slide(3), Slide(5, fails_at=3)]
+    with pytest.warns(RuntimeWarning, match="burnt out"):
+        episodes = run(back, envs if first else envs[::-1], seed=0, record=True)
+    # What comes after the one that failed is not stepped any more.
+    assert sorted(episodes.lengths.tolist()) == [2, 3] if first else [2, 2]
+    assert sorted(episodes.finished.tolist()) == [False, first]
+    assert episodes.mask.sum(0).tolist() == ([3, 2] if first else [2, 2])
+    torch.testing.assert_close(episodes.returns, (episodes.rewards * episodes.mask).sum(0))
+
+
+def test_an_environment_whose_episode_is_over_rests() -> None:
+    env = Slide(2, fails_at=3)
+    episodes = run(back, [env, Slide(5)], seed=0, record=True)
+    assert len(env.applied) == 2
+    assert episodes.error is None
+    assert episodes.lengths.tolist() == [2, 5]
+    assert episodes.mask.tolist() == [[True, True]] * 2 + [[False, True]] * 3
+
+
+def positions(lengths, **options):
+    """Every position, by a plain loop: starts, and where each action leads; an action is half the way back."""
+    episodes = []
+    for i, length in enumerate(lengths):
+        env = Slide(length)
+        x, _ = env.reset(seed=i)
+        for _ in range(options.get("episodes", 1)):
+            path = [float(x[0])]
+            for _ in range(length):
+                path.append(path[-1] - 0.5 * path[-1])
+            episodes.append(path)
+            x, _ = env.reset()
+    return episodes
+
+
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP", "DISABLED", None])
+@pytest.mark.parametrize("num_steps", [None, 9])
+def test_rows_and_final_states_of_every_way_to_start_anew(mode: str | None, num_steps: int | None) -> None:
+    lengths = (2, 3)
+    if mode is None:
+        envs = [Slide(n) for n in lengths]
+    else:
+        autoreset = gymnasium.vector.AutoresetMode[mode]
+        envs = gymnasium.vector.SyncVectorEnv([lambda n=n: Slide(n) for n in lengths], autoreset_mode=autoreset)
+    episodes = run(back, envs, seed=0, num_steps=num_steps, record=True)
+    expected = positions(lengths, episodes=1 if num_steps is None else 5)
+    finished = [[p for p in expected if len(p) == n + 1] for n in lengths]
+    seen = 0
+    for i in range(2):
+        rows = episodes.mask[:, i].nonzero().squeeze(-1)
+        path = episodes.states[rows, i, 0]
+        lengths_i = episodes.lengths[episodes.environments == i].tolist()
+        assert sum(lengths_i) == len(rows)
+        finals = episodes.final_states[episodes.environments == i]
+        torch.testing.assert_close(episodes.rewards[rows, i].sum(), episodes.returns[episodes.environments == i].sum())
+        for length, final, truth in zip(lengths_i, finals, finished[i], strict=False):
+            torch.testing.assert_close(path[:length], torch.tensor(truth[:length]))
+            torch.testing.assert_close(final.item(), truth[length], rtol=1e-5, atol=1e-6)
+            path, seen = path[length:], seen + 1
+    assert seen == len(episodes.lengths)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_are_clipped_in_the_dtype_of_the_space(dtype) -> None:
+    env = Slide(2)
+    env.action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,), dtype)
+    asserting = env.step
+
+    def step(action):
+        assert action.dtype == dtype
+        assert env.action_space.contains(action)
+        return asserting(action.astype(np.float64))
+
+    env.step = step
+    run(lambda state: torch.tensor([[0.1]]), env)
+    run(lambda state: torch.tensor([[-7.0]], dtype=torch.float64), env)
+    assert env.applied == [float(dtype(0.1))] * 2 + [-float(dtype(0.1))] * 2
+
+
+def test_whole_numbers_are_rounded_to() -> None:
+    class Clicks(Slide):
+        def step(self, action):
+            assert action.dtype == np.int64
+            return super().step(action.astype(np.float64))
+
+    env = Clicks(1)
+    env.action_space = gymnasium.spaces.Box(-3, 3, (1,), np.int64)
+    for value in (1.9, -1.6, 0.4, 7.0):
+        run(lambda state, value=value: torch.tensor([[value]]), env)
+    assert env.applied == [2, -2, 0, 3]
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+def test_what_was_applied_is_what_the_next_plan_starts_from(beyond: bool) -> None:
+    def fails(call) -> None:
+        if call.number == 1 and not beyond:
+            call.plan.status[:] = dcem.Status.NONFINITE
+
+    mpc, env = Watched(fails), Slide(3, high=0.25 if beyond else 1.0)
+    mpc.bounds = (-1.0, 1.0)
+    if beyond:
+        mpc.cost = lambda x, u: (x + u - 3.0).square().sum(-1)
+    run(mpc, env, seed=0)
+    for call, applied in zip(mpc.calls[1:], env.applied, strict=False):
+        assert call.warm_start.actions[0, 0, 0].item() == pytest.approx(applied)
+    assert env.applied[0] == 0.25 if beyond else env.applied[1] != pytest.approx(mpc.calls[1].plan.action.item())
+
+
+def test_rewards_that_are_not_finite_end_the_run_and_are_named() -> None:
+    class Unknown(Slide):
+        def step(self, action):
+            observation, reward, *rest = super().step(action)
+            return (observation, np.nan if self.t == 2 else reward, *rest)
+
+    for envs in (Unknown(), gymnasium.vector.SyncVectorEnv([Unknown])):
+        with pytest.warns(RuntimeWarning, match="expected a finite reward of environment 0, got nan"):
+            episodes = run(back, envs, seed=0)
+        assert episodes.lengths.tolist() == [1]
+
+
+def test_states_that_do_not_fit_together_are_named() -> None:
+    def named(observation, env):
+        return {"x": torch.tensor(observation), "length": env.length}
+
+    with pytest.raises(
+        ValueError, match=r"state_of: expected states of the structure of the state, 3 at \['length'\], got 4"
+    ):
+        run(lambda state: -state["x"], [Slide(3), Slide(4)], state_of=named)
+    run(lambda state: -state["x"], [Slide(3), Slide(3)], state_of=named)
+
+
+def test_environments_of_composer_are_seeded_and_followed() -> None:
+    composer = pytest.importorskip("dm_control.composer")
+    mjcf = pytest.importorskip("dm_control.mjcf")
+
+    class Arm(composer.Entity):
+        def _build(self) -> None:
+            self._root = mjcf.RootElement(model="arm")
+            self.body = self._root.worldbody.add("body", name="link")
+            self.body.add("joint", name="hinge", type="hinge", axis=[0, 1, 0])
+            self.link = self.body.add("geom", type="sphere", size=[0.1], pos=[0, 0, -0.5], mass=1.0)
+            self._root.actuator.add("motor", name="motor", joint="hinge", ctrlrange=[-1, 1], ctrllimited=True)
+
+        @property
+        def mjcf_model(self):
+            return self._root
+
+    class Lift(composer.Task):
+        def __init__(self) -> None:
+            self.arm = Arm()
+            self.set_timesteps(0.02, 0.01)
+
+        @property
+        def root_entity(self):
+            return self.arm
+
+        def initialize_episode_mjcf(self, random_state) -> None:
+            self.arm.link.mass = random_state.uniform(0.5, 5.0)
+
+        def get_reward(self, physics):
+            return 1.0
+
+    env = composer.Environment(Lift(), time_limit=0.1)
+    model = MujocoModel(env, sensors=())
+    seen = []
+
+    def state_of(_, env):
+        seen.append(model.state_of(env))
+        return seen[-1]
+
+    def push(state):
+        predicted.append(model.rollout(state, torch.ones(1, 1, 1))[0, 1])
+        masses.append(float(env.physics.model.body_mass.max()))
+        return torch.ones(1, 1)
+
+    predicted, masses = [], []
+    for seed in (0, 1, 0):
+        predicted.clear()
+        seen.clear()
+        episodes = run(push, env, state_of=state_of, seed=seed)
+        assert episodes.lengths.item() > 4
+        torch.testing.assert_close(torch.stack(predicted), torch.stack(seen[1:]), rtol=1e-5, atol=1e-6)
+    third = len(masses) // 3
+    assert masses[:third] == masses[-third:] != masses[third:-third]
+
+
 def test_a_task_of_dm_control_with_its_own_physics_as_the_model() -> None:
     def load() -> object:
         return suite.load(
@@ -279,3 +486,9 @@ def test_wrong_arguments_are_named() -> None:
         run(back, gymnasium.make("CartPole-v1"))
     with pytest.raises(ValueError, match=r"num_steps: expected at least 1, got 0"):
         run(back, Slide(), num_steps=0)
+    silent = Slide()
+    silent.render_mode = None
+    with pytest.raises(ValueError, match=r"video: expected an environment that renders, made with render_mode"):
+        run(back, silent, video="never.gif")
+    with pytest.raises(TypeError, match=r"envs: expected environments of one kind, got DmControl, Gymnasium"):
+        run(back, [Slide(), suite.load("cartpole", "swingup")])

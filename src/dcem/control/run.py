@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dcem._check import check_count
-from dcem._tree import leaves, map_tensors
+from dcem._tree import difference, leaves, map_tensors
 from dcem.control.mpc import MPC
 from dcem.control.plan import Plan
 from dcem.control.plants import Plant, PlantStep, plant_of
@@ -35,6 +35,10 @@ class Episodes:
         states: with ``record=True`` the states that were decided in, ``(T, E, *s)`` or a tree of these; else None.
         actions: with ``record=True`` the actions that were applied, ``(T, E, *a)``; else None.
         rewards: with ``record=True``, ``(T, E)``; else None.
+        mask: with ``record=True``, ``(T, E)``, boolean: which of these rows are a decision of an episode. The others
+            are of environments whose episodes are over, or which started anew in this step; else None.
+        final_states: with ``record=True`` the state that each episode ended in, or was left in, ``(n, *s)`` or a tree
+            of these; else None.
         error: what an environment raised, which ended the run; else None.
     """
 
@@ -47,6 +51,8 @@ class Episodes:
     states: Any
     actions: Tensor | None
     rewards: Tensor | None
+    mask: Tensor | None
+    final_states: Any
     error: Exception | None
 
 
@@ -67,26 +73,32 @@ def run(
             ``(E, *a)``. One with a method ``reset(where)`` is told where episodes begin, ``(E,)`` boolean, such as
             :func:`dcem.rl.policy`.
         envs: a Gymnasium environment or vector environment, a dm_control ``Environment``, or a sequence of
-            environments of one kind. Their action space must be a box; actions are clipped to it.
+            environments of one kind. Their action space must be a box; actions are brought to its dtype (whole numbers
+            are rounded to) and clipped to it.
         state_of: ``(observation, env) -> state``, the model's state of one environment; the observation flattened to
             a float32 vector by default, and ``lambda _, env: model.state_of(env)`` for a :class:`MujocoModel`. Of a
-            vector environment ``env`` is the single environment where it can be reached, else the whole.
+            vector environment ``env`` is the single environment where it can be reached, else the whole; with
+            ``AutoresetMode.SAME_STEP`` it has started anew already when the state that an episode ended in is asked.
         num_steps: decisions in each environment, one episode after the other; None for one episode each.
         seed: of the controller and, ``seed + i``, of environment ``i``.
-        record: keep states, actions and rewards.
+        record: keep states, actions and rewards, and the states that episodes ended in.
         video: where to write a GIF of the first environment, which must be able to render (Gymnasium's with
             ``render_mode="rgb_array"``).
 
     Returns:
-        Returns, lengths and times. If an environment raises, the run ends with a ``RuntimeWarning``, what there is is
-        returned with the ``error``, and the environments are closed.
+        Returns, lengths and times. If an environment raises, or its reward is not finite, the run ends with a
+        ``RuntimeWarning``, what there is is returned with the ``error``, and the environments are closed. Of the step
+        in which that happened counts only what ended an episode. With ``num_steps=None`` an environment rests when its
+        episode is over (one of a vector environment goes on, uncounted).
 
     Raises:
-        TypeError: ``envs`` is not an environment, or its actions are not a box.
-        ValueError: environments of different action shapes, or a policy with actions of the wrong shape.
+        TypeError: ``envs`` is not an environment, its actions are not a box, or they are of different kinds.
+        ValueError: environments of different action shapes, states of different structure or shape, a policy with
+            actions of the wrong shape, or a video of what cannot be rendered.
 
     An action that is not finite, or that of a solve with the status ``NONFINITE``, is replaced by the next action of
-    the last good plan of the episode (zero beyond its end), and counted.
+    the last good plan of the episode (zero beyond its end), and counted. What was applied, after this and after the
+    clipping, is what the next plan starts from and what changes of the action are charged against.
 
     Example:
         >>> import gymnasium, torch
@@ -97,49 +109,59 @@ def run(
     """
     if num_steps is not None:
         check_count("num_steps", num_steps)
-    plant = plant_of(envs)
-    state_of = _flattened if state_of is None else state_of
+    once = num_steps is None
+    plant = plant_of(envs, _flattened if state_of is None else state_of, once=once)
+    if video is not None and not plant.can_render():
+        raise ValueError('video: expected an environment that renders, made with render_mode="rgb_array"')
     controller = _Controller(policy, plant, seed)
-    log = _Log(plant.num_envs, once=num_steps is None)
+    log = _Log(plant.num_envs, once)
     seconds: list[float] = []
-    states: list[Any] = []
-    applied: list[Tensor] = []
-    rewards: list[Tensor] = []
+    rows: list[_Row] = []
     frames: list[Any] = []
     fresh = torch.ones(plant.num_envs, dtype=torch.bool)
     error = None
-    observations = plant.reset(seed)
-    while not log.is_complete and (num_steps is None or len(seconds) < num_steps):
-        if video is not None and (num_steps is not None or not log.ended[0]):
+    states = plant.reset(seed)
+    while error is None and not log.is_complete and (num_steps is None or len(seconds) < num_steps):
+        if video is not None and not (once and log.ended[0]):
             frames.append(plant.render())
-        state = _stacked([state_of(o, e) for o, e in zip(observations, plant.envs, strict=True)])
+        state = _stacked(states)
         started = time.perf_counter()
         action = controller(state, fresh)
         seconds.append(time.perf_counter() - started)
-        try:
-            step = plant.step(action.numpy())
-        except Exception as caught:
-            warnings.warn(f"an environment raised {caught!r}: the run ends early", RuntimeWarning, stacklevel=2)
-            error = caught
-            plant.close()
-            break
-        if record:
-            states.append(state)
-            applied.append(action)
-            rewards.append(torch.as_tensor(step.rewards, dtype=torch.float32))
+        step = plant.step(action.numpy(), log.active, keep_finals=record)
+        error = step.error
+        if record and (error is None or any(step.counts)):
+            rewards, mask = torch.as_tensor(step.rewards, dtype=torch.float32), torch.as_tensor(step.counts)
+            rows.append(_Row(state, action, rewards, mask & torch.tensor(log.active)))
         log.add(step)
-        observations, fresh = step.observations, torch.as_tensor(step.fresh)
+        states, fresh = step.states, torch.as_tensor(step.fresh)
+    if error is not None:
+        warnings.warn(f"an environment raised {error!r}: the run ends early", RuntimeWarning, stacklevel=2)
+        plant.close()
     if video is not None:
         _save(video, frames, plant.dt)
+    (returns, lengths, environments, finished), finals = log.episodes(states)
+    recorded = _Row(*zip(*rows, strict=True)) if rows else None
     return Episodes(
-        *log.episodes(),
+        *(returns, lengths, environments, finished),
         solve_times=torch.tensor(seconds, dtype=torch.float64),
         num_replaced=controller.num_replaced,
-        states=_stacked(states) if states else None,
-        actions=torch.stack(applied) if applied else None,
-        rewards=torch.stack(rewards) if rewards else None,
+        states=_stacked(list(recorded.state)) if recorded else None,
+        actions=torch.stack(recorded.action) if recorded else None,
+        rewards=torch.stack(recorded.reward) if recorded else None,
+        mask=torch.stack(recorded.mask) if recorded else None,
+        final_states=_stacked(finals) if recorded and finals else None,
         error=error,
     )
+
+
+class _Row(NamedTuple):
+    """What is recorded of a step."""
+
+    state: Any
+    action: Any
+    reward: Any
+    mask: Any
 
 
 class _Controller:
@@ -149,10 +171,11 @@ class _Controller:
         if not callable(policy):
             raise TypeError(f"policy: expected an MPC or a callable state -> action, got {policy!r}")
         self.policy, self.seed, self.num_replaced = policy, seed, 0
-        self.low, self.high = plant.low, plant.high
-        self.shape = (plant.num_envs, *plant.low.shape)
+        self.space = plant.space
+        self.shape = (plant.num_envs, *plant.space.low.shape)
         self.generator: torch.Generator | None = None
         self.plan: Plan | None = None
+        self.applied: Tensor | None = None
         self.failed = torch.zeros(plant.num_envs, dtype=torch.bool)
         self.ahead: Tensor | None = None  # (E, H, *a): the last good plans from here on
 
@@ -171,7 +194,8 @@ class _Controller:
             left[:, :-1] = self.ahead[:, 1:]
             left[fresh] = 0.0
         self.ahead = torch.where(good.reshape(-1, *(1,) * len(self.shape)), actions, left)
-        return self.ahead[:, 0].clamp(self.low, self.high)
+        self.applied = torch.from_numpy(self.space.applied(self.ahead[:, 0].numpy())).to(actions.dtype)
+        return self.applied
 
     def _decide(self, state: Any, reset: Tensor) -> tuple[Tensor, Tensor]:
         """The actions from here on, ``(E, H, *a)``, and whether the solve that they came of went well."""
@@ -186,8 +210,14 @@ class _Controller:
         device = leaves(state)[0].device
         if self.generator is None and self.seed is not None:
             self.generator = torch.Generator(device).manual_seed(self.seed)
-        warm = None if self.plan is None else reset.to(device)
-        self.plan = self.policy(state, warm_start=self.plan, reset=warm, generator=self.generator)
+        warm: Any = self.plan
+        if self.plan is not None and self.applied is not None:
+            first = self.applied.to(self.plan.action)
+            if not torch.equal(first, self.plan.action):
+                actions = torch.cat([first.unsqueeze(1), self.plan.actions[:, 1:]], 1)
+                warm = self.plan.warm_start._replace(actions=actions)
+        where = None if warm is None else reset.to(device)
+        self.plan = self.policy(state, warm_start=warm, reset=where, generator=self.generator)
         return _plain(self.plan.actions), self.plan.status.cpu() != Status.NONFINITE
 
 
@@ -197,27 +227,34 @@ class _Log:
     def __init__(self, num_envs: int, once: bool) -> None:
         self.once, self.ended = once, [False] * num_envs
         self.under_way = [(0.0, 0)] * num_envs
-        self.rows: list[tuple[int, float, int, bool]] = []
+        self.rows: list[tuple[int, float, int, bool, Any]] = []
+
+    @property
+    def active(self) -> list[bool]:
+        """Which environments are in an episode that counts."""
+        return [not (self.once and ended) for ended in self.ended]
 
     @property
     def is_complete(self) -> bool:
         return self.once and all(self.ended)
 
     def add(self, step: PlantStep) -> None:
-        for i, (total, length) in enumerate(self.under_way):
-            if not step.counts[i] or (self.once and self.ended[i]):
+        for i, active in enumerate(self.active):
+            if not (active and step.counts[i]):
                 continue
+            total, length = self.under_way[i]
             self.under_way[i] = (total + float(step.rewards[i]), length + 1)
             if step.done[i]:
-                self.rows.append((i, *self.under_way[i], True))
+                self.rows.append((i, *self.under_way[i], True, map_tensors(Tensor.clone, step.finals[i])))
                 self.under_way[i], self.ended[i] = (0.0, 0), True
 
-    def episodes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns, lengths, environments and whether they finished."""
-        cut = [(i, *sums, False) for i, sums in enumerate(self.under_way) if sums[1]]
+    def episodes(self, states: list[Any]) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Any]]:
+        """Returns, lengths, environments, whether they finished, and the states that they ended or were left in."""
+        cut = [(i, *sums, False, states[i]) for i, sums in enumerate(self.under_way) if sums[1]]
         rows = sorted([*self.rows, *cut], key=lambda row: row[0])  # stable: in the order in which they ended
-        environments, returns, lengths, finished = zip(*rows, strict=True) if rows else ((), (), (), ())
-        return torch.tensor(returns), torch.tensor(lengths), torch.tensor(environments), torch.tensor(finished)
+        environments, returns, lengths, finished, finals = zip(*rows, strict=True) if rows else ((),) * 5
+        numbers = torch.tensor(returns), torch.tensor(lengths), torch.tensor(environments), torch.tensor(finished)
+        return numbers, list(finals)
 
 
 def _flattened(observation: Any, env: Any) -> Tensor:
@@ -230,11 +267,16 @@ def _flattened(observation: Any, env: Any) -> Tensor:
 
 
 def _stacked(states: list[Any]) -> Any:
+    for state in states[1:]:
+        if (found := difference(states[0], state)) is not None:
+            raise ValueError(f"state_of: expected states of {found}")
     return map_tensors(lambda *of_each: torch.stack(of_each), states[0], *states[1:])
 
 
 def _plain(action: Tensor) -> Tensor:
-    return action.detach().cpu().float()
+    """A plain tensor of at least single precision, without losing any."""
+    action = action.detach().cpu()
+    return action if action.dtype in (torch.float32, torch.float64) else action.float()
 
 
 def _save(path: str | Path, frames: list[Any], dt: float) -> None:
