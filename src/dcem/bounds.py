@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from numbers import Real
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dcem._eager import is_eager
 
-BoundsLike = tuple[float | Tensor | None, float | Tensor | None]
+
+class BoxLike(Protocol):
+    """What has a ``low`` and a ``high``, such as ``gymnasium.spaces.Box``."""
+
+    @property
+    def low(self) -> Any: ...
+    @property
+    def high(self) -> Any: ...
+
+
+BoundsLike = Sequence[Any] | BoxLike
+"""``(low, high)``, each None, a number, a tensor, an array or a list of numbers; or a box that has them."""
+
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -37,7 +51,9 @@ class Bounds:
         """
         if bounds is None:
             return None
-        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:  # type: ignore[redundant-expr]
+        if not isinstance(bounds, (tuple, list)) and hasattr(bounds, "low") and hasattr(bounds, "high"):
+            bounds = (bounds.low, bounds.high)
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
             raise TypeError(f"bounds: expected a pair (low, high) or None, got {bounds!r}")
         low, high = (_side(f"bounds[{i}]", side, event_shape) for i, side in enumerate(bounds))
         if low is None and high is None:
@@ -112,11 +128,18 @@ def _round(side: float | Tensor, dtype: torch.dtype, towards: Any) -> float | Te
     return rounded.to(dtype)
 
 
-def _side(name: str, side: float | Tensor | None, event_shape: torch.Size) -> float | Tensor | None:
-    if side is None or (isinstance(side, (int, float)) and not isinstance(side, bool)):
-        if side is not None and side != side:
+def _side(name: str, side: Any, event_shape: torch.Size) -> float | Tensor | None:
+    if side is None:
+        return None
+    if isinstance(side, Real) and not isinstance(side, bool):  # also those of NumPy
+        if side != side:
             raise ValueError(f"{name}: expected a number, got NaN")
-        return side
+        return float(side)
+    if not isinstance(side, Tensor) and (hasattr(side, "__array__") or isinstance(side, (list, tuple))):
+        try:
+            side = torch.as_tensor(side, dtype=torch.float64)
+        except (TypeError, ValueError):  # of strings, or ragged
+            raise TypeError(f"{name}: expected numbers, got {side!r}") from None
     if not isinstance(side, Tensor):
         raise TypeError(f"{name}: expected None, a number or a Tensor, got {type(side).__name__}")
     try:

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -235,3 +236,62 @@ def test_keeping_elites_keeps_at_least_one(num_elites, keep):
         assert torch.equal(after.samples[-num_kept:], best)
     with pytest.raises(ValueError, match="^keep_elites: expected 0 where num_samples is 1"):
         dcem.CEM(1, 1, keep_elites=0.5)
+
+
+class Box:
+    low, high = np.array([-0.3, -1.0]), np.array([0.1, np.inf], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        (np.array([-0.3, -1.0]), [0.1, math.inf]),
+        [(-0.3, -1.0), np.array([0.1, np.inf])],
+        (torch.tensor([-0.3, -1.0], dtype=torch.float64), np.array([0.1, np.inf])),
+        Box(),
+    ],
+    ids=["array", "list", "mixed", "box"],
+)
+def test_sides_may_be_arrays_lists_and_those_of_a_box(bounds):
+    given = (torch.tensor([-0.3, -1.0], dtype=torch.float64), torch.tensor([0.1, math.inf], dtype=torch.float64))
+    mean = torch.zeros(3, 2)
+    answers = [
+        dcem.minimize(
+            lambda x: -x.sum(-1), mean, bounds=b, num_iterations=5, generator=torch.Generator().manual_seed(0)
+        ).x
+        for b in (bounds, given)
+    ]
+    torch.testing.assert_close(*answers)
+    assert (answers[0][:, 0] <= 0.1).all()
+    mpc = dcem.control.MPC(lambda s, u: s + u, lambda s, u: -u.sum(-1), 3, 2, bounds)
+    assert (mpc(torch.zeros(2)).actions[:, 0].double() <= 0.1).all()
+    decoder = dcem.embedding.MLPDecoder(2, 2, bounds=bounds)
+    torch.testing.assert_close(decoder.high, torch.tensor([0.1, math.inf]))
+
+
+@pytest.mark.parametrize("low", [np.float32(-0.25), np.float64(-0.25), np.array(-0.25), np.int64(-1)])
+def test_sides_may_be_numbers_of_numpy(low):
+    x = dcem.minimize(
+        lambda x: x.sum(-1), torch.zeros(2), bounds=(low, None), generator=torch.Generator().manual_seed(0)
+    ).x
+    torch.testing.assert_close(x, torch.full((2,), float(low)))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "message"),
+    [
+        (
+            (np.zeros(3), None),
+            ValueError,
+            r"bounds\[0\]: expected a shape that broadcasts to the event \(2,\), got \(3,\)",
+        ),
+        (([0.0, "x"], None), TypeError, r"bounds\[0\]: expected numbers, got"),
+        ((None, [math.nan, 1.0]), ValueError, r"bounds\[1\]: expected numbers, got NaN"),
+        ((np.array([1.0, 0.0]), [0.0, 0.0]), ValueError, "bounds: expected low <= high"),
+        (np.zeros((2, 2)), TypeError, r"bounds: expected a pair \(low, high\)"),
+        ((True, None), TypeError, r"bounds\[0\]: expected None, a number or a Tensor, got bool"),
+    ],
+)
+def test_sides_that_are_none_are_named(bounds, error, message):
+    with pytest.raises(error, match=message):
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), bounds=bounds)

@@ -45,7 +45,8 @@ class MPC(nn.Module):
             reference can be tracked without a clock in the state.
         horizon: ``H``, at least 1.
         action_shape: ``a``; an int is ``(int,)``.
-        bounds: ``(low, high)`` of the actions, each None, a number, or a tensor that broadcasts to ``(horizon, *a)``.
+        bounds: ``(low, high)`` of the actions, each None, a number, or a tensor, array or list that broadcasts to
+            ``(horizon, *a)``; or an environment's ``action_space`` itself.
         solver: :class:`dcem.CEM` (the default, ``CEM(100, 10, LML(1.0))``), :class:`dcem.MPPI`, ...
         num_iterations: of the solver, a plan.
         gradient: how a plan is differentiated, :class:`dcem.Unroll` by default.
