@@ -91,6 +91,115 @@ def test_corrected_contrastive_loss_estimates_the_likelihood(num_starts: int, ge
     assert loss.item() == pytest.approx(-likelihood.item(), abs=0.05)
 
 
+def corrected(model: EnergyModel, generator, x=None, **options) -> float:
+    """The corrected loss of targets at 1 for inputs of 0, minus what it estimates."""
+    x = torch.zeros(20, 1).double() if x is None else x
+    y = torch.ones(20, 1).double()
+    options = {"num_negatives": 10_000, "correction": True, "generator": generator, **options}
+    likelihood = log_likelihood(model.energy, x, y, low=-12, high=12, num_points=500).mean()
+    return contrastive_loss(model, x, y, **options).item() + likelihood.item()
+
+
+def test_the_density_is_that_of_the_draws(generator) -> None:
+    """With a solver replaced, started elsewhere, with fewer candidates an iteration, or without spread at the end."""
+    solver = dcem.CEM(1000, 200, dcem.LML(1.0), init_std=nn.Parameter(torch.tensor(0.5)), population_decay=1.3)
+    model = EnergyModel(quadratic, 1, solver, num_iterations=3).double()
+    replaced = {"solver_init_std": torch.tensor(3.0).double()}
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self) -> torch.Tensor:
+            return torch.tensor(corrected(self.model, generator))
+
+    named = {f"model.{name}": value for name, value in replaced.items()}
+    assert abs(torch.func.functional_call(Loss(), named, ()).item()) < 0.05
+    model.solver = dcem.CEM(1000, 200, dcem.LML(1.0), init_std=3.0)
+    assert abs(corrected(model, generator)) < 0.05
+    model.solver = dcem.MPPI(1000, 1.0, init_std=3.0)
+    assert abs(corrected(model, generator)) < 0.05
+    noise = torch.randn(3, 20, 1000, 1, generator=generator).double()
+    assert abs(corrected(model, generator, noise=noise)) < 0.05
+    collapsed = dcem.CEM(400, 1, dcem.HardTopK(), init_std=3.0, min_std=0.0)
+    model = EnergyModel(quadratic, 1, collapsed, num_iterations=8).double()
+    solution = model.solve(torch.zeros(20, 1).double(), generator=generator)
+    assert (solution.distribution.std == 0).all()
+    assert abs(corrected(model, generator)) < 0.2
+
+
+@pytest.mark.parametrize("num_starts", [1, 2])
+@pytest.mark.parametrize("correction", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_fails_is_left_out(correction: bool, num_starts: int, bad: float, generator) -> None:
+    weight, temperature = torch.ones(1, requires_grad=True), torch.ones((), requires_grad=True)
+
+    def energy(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        away = (y - weight * x.unsqueeze(-2)).square().sum(-1)
+        return torch.where(away < 4, away + (4 - away).sqrt(), bad)  # the derivative of the root is NaN beyond
+
+    model = EnergyModel(energy, 1, dcem.CEM(50, 10, init_std=2.0), num_iterations=3)
+    options = {"correction": correction, "num_starts": num_starts, "temperature": temperature}
+    x, y = torch.tensor([[0.0], [1.0], [0.0]]), torch.tensor([[0.5], [1.0], [7.0]])  # the third target fails
+    loss = contrastive_loss(model, x, y, generator=generator, **options)
+    assert loss.isfinite()
+    for gradient in torch.autograd.grad(loss, (weight, temperature)):
+        assert gradient.isfinite().all()
+        assert gradient.any()
+    noise = torch.randn(3, *([num_starts] if num_starts > 1 else []), 3, 50, 1, generator=generator)
+    both = [
+        contrastive_loss(model, x[:n], y[:n], noise=noise[..., :n, :, :], num_negatives=999, **options) for n in (2, 3)
+    ]
+    torch.testing.assert_close(both[0], both[1])
+    nothing = contrastive_loss(model, x[2:], y[2:], generator=generator, **options)
+    assert nothing.isnan()
+    assert torch.autograd.grad(nothing, weight, allow_unused=True)[0] in (None, 0)
+
+
+def test_sums_of_a_loss_are_single_precision_under_autocast(generator) -> None:
+    net = nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(1.0)
+
+    def energy(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return net(y).squeeze(-1)  # bfloat16, and exact for these
+
+    y = torch.zeros(3, 1)
+    model = EnergyModel(energy, 1, dcem.CEM(400, 40, init_std=torch.zeros(())), num_iterations=1, init_mean=4.0)
+    plain = contrastive_loss(model, y, y, num_negatives=333, generator=generator)
+    integral = log_likelihood(energy, y, y, low=-1.0, high=1.0, num_points=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = contrastive_loss(model, y, y, num_negatives=333, generator=generator)
+        torch.testing.assert_close(log_likelihood(energy, y, y, low=-1.0, high=1.0, num_points=64), integral)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, plain)
+    half = EnergyModel(lambda x, y: y.square().sum(-1), 1, dcem.GradientDescent(0.1), init_mean=1.0)
+    x = torch.zeros(3001, 1, dtype=torch.bfloat16)
+    y = torch.linspace(0, 1, 3001).bfloat16().unsqueeze(-1)
+    prediction = half(x)
+    assert prediction.dtype == torch.bfloat16
+    loss = end_to_end_loss(half, x, y, lambda a, b: (a - b).square().sum())
+    torch.testing.assert_close(loss, (prediction.float() - y.float()).square().sum())
+
+
+def test_likelihood_of_whole_numbers() -> None:
+    x, y = torch.zeros(3, 1), torch.tensor([[-1], [0], [1]])
+    ours = log_likelihood(quadratic, x, y, low=-1.5, high=1.25)
+    torch.testing.assert_close(ours, log_likelihood(quadratic, x, y.float(), low=-1.5, high=1.25))
+    assert log_likelihood(quadratic, x.double(), y, low=-1.5, high=1.25).dtype == torch.float64
+
+
+@pytest.mark.parametrize("bad", [0, -1.0, torch.tensor(-1.0), torch.tensor(0.0), math.nan, math.inf])
+def test_temperatures_and_rates_are_positive(bad) -> None:
+    model, x = EnergyModel(quadratic, 1, CEM), torch.zeros(2, 1)
+    with pytest.raises(ValueError, match="temperature: expected .* > 0, got"):
+        contrastive_loss(model, x, x, temperature=bad)
+    with pytest.raises(ValueError, match="inverse_temperature: expected .* > 0, got"):
+        log_likelihood(quadratic, x, x, low=-1, high=1, inverse_temperature=bad)
+    with pytest.raises(ValueError, match="lr: expected .* > 0, got"):
+        dcem.GradientDescent(bad)
+
+
 def test_contrastive_loss_finds_both_answers(generator) -> None:
     torch.manual_seed(0)
     energy = MLPEnergy(1, 1, (32, 32), nn.SiLU)
@@ -106,6 +215,11 @@ def test_contrastive_loss_finds_both_answers(generator) -> None:
     low = energy(torch.zeros(1), torch.tensor([[-1.0], [0.0], [1.0]]))
     assert low[1] > low[0] + 1
     assert low[1] > low[2] + 1
+
+
+class Elsewhere(dcem.CEM):
+    def sample(self, state, noise):
+        return super().sample(state, noise).abs()
 
 
 BOXED = EnergyModel(quadratic, 2, CEM, bounds=(torch.tensor([0.0, -1.0]), 1.0))
@@ -132,6 +246,28 @@ BOXED = EnergyModel(quadratic, 2, CEM, bounds=(torch.tensor([0.0, -1.0]), 1.0))
                 EnergyModel(quadratic, 2, dcem.GradientDescent()), torch.zeros(2), torch.ones(2), correction=True
             ),
             r"correction: expected a sampling solver",
+        ),
+        (
+            lambda: contrastive_loss(
+                EnergyModel(quadratic, 2, CEM), torch.zeros(2), torch.ones(2), correction=True, bounds=(-1, 1)
+            ),
+            r"correction: .* without bounds",
+        ),
+        (
+            lambda: contrastive_loss(
+                EnergyModel(quadratic, 2, CEM),
+                torch.zeros(2),
+                torch.ones(2),
+                correction=True,
+                noise=dcem.ColoredNoise(),
+            ),
+            r"correction: expected independent draws, got noise=ColoredNoise",
+        ),
+        (
+            lambda: contrastive_loss(
+                EnergyModel(quadratic, 2, Elsewhere(30, 6)), torch.zeros(2), torch.ones(2), correction=True
+            ),
+            r"correction: expected a solver that draws from its distribution, got Elsewhere",
         ),
         (lambda: EnergyModel(lambda x, y: y, 2, CEM)(torch.zeros(5, 2)), r"energy: expected values .* \(5, 30\)"),
         (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dcem._check import check_positive
 from dcem.energy.base import condition
 
 POINTS = {1: 512, 2: 64}
@@ -44,8 +45,8 @@ def log_likelihood(
         `(*batch,)`.
 
     Raises:
-        ValueError: `d` is neither 1 nor 2, `y` is outside the box, `low < high` does not hold, `num_points` is not
-        positive, or the energy returns another shape.
+        ValueError: `d` is neither 1 nor 2, `y` is outside the box, `low < high` does not hold, `num_points` or
+        `inverse_temperature` is not positive, or the energy returns another shape.
 
     Source: LeCun et al., "A Tutorial on Energy-Based Learning", 2006, section 2.2; the integral is the midpoint rule.
 
@@ -56,6 +57,9 @@ def log_likelihood(
     size = y.shape[-1] if y.ndim else 0
     if size not in POINTS:
         raise ValueError(f"y: expected (*batch, d) with d of 1 or 2, got {tuple(y.shape)}")
+    check_positive("inverse_temperature", inverse_temperature)
+    if not y.is_floating_point():
+        y = y.to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
     points = POINTS[size] if num_points is None else num_points
     if points < 1:
         raise ValueError(f"num_points: expected at least 1, got {points}")
@@ -78,5 +82,5 @@ def log_likelihood(
             f"energy: expected values (*batch, N) = {(*batch, len(grid) + 1)} for candidates "
             f"{tuple(everything.shape)}, got {tuple(values.shape)}"
         )
-    logits = -inverse_temperature * values
+    logits = -inverse_temperature * values.to(torch.promote_types(values.dtype, torch.float32))
     return logits[..., 0] - logits[..., 1:].logsumexp(-1) - math.fsum(width.log().tolist())

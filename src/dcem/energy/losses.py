@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcem._check import check_count, check_positive
+from dcem._evaluate import checked
 from dcem.bounds import Bounds
-from dcem.distributions import Gaussian
 from dcem.energy.model import EnergyModel
-from dcem.gradients import Detach
-from dcem.solution import Solution
-from dcem.solvers import SamplingSolver
+from dcem.energy.negatives import check_correction, log_density, mine
 
 
 def end_to_end_loss(
@@ -49,7 +48,7 @@ def end_to_end_loss(
     ValueError: y: expected targets inside the model's bounds (0, 1), got values from 7 to 7
     """
     check_targets(model, x, y)
-    return loss(model(x, **options), y)
+    return loss(at_least_single(model(x, **options)), at_least_single(y))
 
 
 def contrastive_loss(
@@ -80,17 +79,19 @@ def contrastive_loss(
         temperature: Divides the energies.
         correction: Weigh each candidate by its density under the solver's own Gaussians. The loss is then an estimate
         of the negative log-likelihood of `p(y|x) ∝ exp(-E/temperature)`, by importance sampling; without it the
-        energy also absorbs where the solver looks. It needs a sampling solver without bounds, decoder or kept elites.
+        energy also absorbs where the solver looks. It needs a sampling solver without bounds, decoder or kept elites,
+        and independent draws.
         generator: Source of randomness.
         **options: For the solve: `num_iterations`, `noise`, ...
 
     Returns:
         The mean over the batch of `-log softmax(-E/temperature)` at the target; with `correction`, of the estimated
-        `-log p(y|x)`.
+        `-log p(y|x)`. A candidate whose energy is not finite counts as improbable and gets no gradient; a problem whose
+        target has such an energy is left out of the mean, which is NaN where none is left.
 
     Raises:
-        ValueError: `y` has another shape or lies outside the model's bounds; a count is not positive; `correction`
-        with a model that cannot have it.
+        ValueError: `y` has another shape or lies outside the model's bounds; a count or `temperature` is not
+        positive; `correction` with a model or options that cannot have it.
 
     Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018; the correction:
     Ma & Collins, "Noise Contrastive Estimation and Negative Sampling for Conditional Models", EMNLP 2018; negatives
@@ -102,14 +103,14 @@ def contrastive_loss(
     torch.Size([])
     """
     check_targets(model, x, y)
-    for name, count in (("num_negatives", num_negatives), ("num_starts", num_starts)):
-        if count < 1:
-            raise ValueError(f"{name}: expected at least 1, got {count}")
+    check_count("num_negatives", num_negatives)
+    check_count("num_starts", num_starts)
+    check_positive("temperature", temperature)
     if correction:
-        _check_correction(model)
-    batch_dims = len(model.batch_shape(x))
+        check_correction(model, options)
+    batch_dims, event_dims = len(model.batch_shape(x)), len(model.event_shape)
     with torch.no_grad():
-        solution, candidates = _mine(model, x, num_starts, generator, options)
+        solution, candidates = mine(model, x, num_starts, generator, options)
         found = candidates.shape[batch_dims]
         if found > num_negatives:
             scores = torch.rand(candidates.shape[: batch_dims + 1], generator=generator, device=candidates.device)
@@ -118,11 +119,18 @@ def contrastive_loss(
             candidates = candidates.take_along_dim(chosen, batch_dims)
         negatives = model.decode(candidates)
     everything = torch.cat([y.unsqueeze(batch_dims), negatives], batch_dims)
-    logits = -model.objective(x)(everything) / temperature
-    if not correction:
-        return (logits.logsumexp(-1) - logits[..., 0]).mean()
-    weights = logits - _log_density(model, x, solution, everything, num_starts)
-    return (weights.logsumexp(-1) - logits[..., 0]).mean() - math.log(everything.shape[batch_dims])
+    energies = checked(model.objective(x), y.shape[:batch_dims], event_dims, everything.dtype)(everything)
+    energies = at_least_single(energies)
+    finite = energies.isfinite()
+    logits = torch.where(finite, -torch.where(finite, energies, 0.0) / temperature, -math.inf)
+    weights, offset = logits, 0.0
+    if correction:
+        density = log_density(model, x, solution, everything, num_starts)
+        weights = torch.where(finite, logits - density, -math.inf)
+        offset = math.log(everything.shape[batch_dims])
+    usable = finite[..., 0]
+    losses = torch.where(usable, weights.logsumexp(-1) - logits[..., 0] - offset, 0.0)
+    return losses.sum() / usable.sum()
 
 
 def check_targets(model: EnergyModel, x: Tensor, y: Tensor) -> None:
@@ -141,54 +149,6 @@ def check_targets(model: EnergyModel, x: Tensor, y: Tensor) -> None:
         )
 
 
-def _mine(
-    model: EnergyModel, x: Tensor, num_starts: int, generator: torch.Generator | None, options: dict[str, Any]
-) -> tuple[Solution, Tensor]:
-    """What the solver evaluated, `(*batch, M, *latent)`; the starts are a leading axis of the solve."""
-    batch_dims = len(model.batch_shape(x))
-    start = model.start(x)
-    init = None
-    if num_starts > 1:
-        x = x.expand(num_starts, *x.shape)
-        if not isinstance(model.solver, SamplingSolver):
-            if isinstance(start, Tensor):
-                start = model.solver.distribution(start, len(model.latent_shape))
-            shape = (*start.batch_shape, num_starts, *start.event_shape)
-            noise = torch.randn(shape, generator=generator, dtype=start.mean.dtype, device=start.mean.device)
-            init = start.rsample(noise).movedim(batch_dims, 0)
-    found = model.solve(x, init=init, generator=generator, **{**options, "record": True, "gradient": Detach()})
-    extra = 1 if num_starts > 1 else 0
-    samples = torch.cat([iteration.samples for iteration in found.history], batch_dims + extra)
-    if extra:
-        samples = samples.movedim(0, batch_dims).flatten(batch_dims, batch_dims + 1)
-    return found, samples
-
-
-def _check_correction(model: EnergyModel) -> None:
-    solver = model.solver
-    if model.decoder is not None or model.bounds is not None:
-        raise ValueError("correction: expected a model without bounds and decoder, whose candidates have a density")
-    if not isinstance(solver, SamplingSolver) or getattr(solver, "keep_elites", 0) > 0:
-        raise ValueError(f"correction: expected a sampling solver without kept elites, got {solver}")
-
-
-@torch.no_grad()
-def _log_density(model: EnergyModel, x: Tensor, solution: Solution, y: Tensor, num_starts: int) -> Tensor:
-    """The log-density, `(*batch, M)`, of the mixture of the Gaussians that the candidates were drawn from."""
-    start = model.start(x)
-    if isinstance(start, Tensor):
-        start = model.solver.distribution(start, len(model.latent_shape))
-    first = model.solver.init(start).distribution
-    drawn_from = [first, *(iteration.distribution for iteration in solution.history[:-1])]
-    counts = [iteration.values.shape[-1] for iteration in solution.history]
-    event_dims, terms = len(model.latent_shape), []
-    for distribution, count in zip(drawn_from, counts, strict=True):
-        if not isinstance(distribution, Gaussian):
-            raise ValueError(f"correction: expected a dcem.Gaussian to draw from, got {type(distribution).__name__}")
-        mean, std = (t.unsqueeze(-1 - event_dims) for t in (distribution.mean, distribution.std))
-        log_density = -0.5 * ((y - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
-        summed = log_density.flatten(-event_dims).sum(-1) if event_dims else log_density
-        if num_starts > 1 and distribution is not first:
-            summed = summed.logsumexp(0) - math.log(num_starts)
-        terms.append(summed + math.log(count / sum(counts)))
-    return torch.stack(terms).logsumexp(0)
+def at_least_single(x: Tensor) -> Tensor:
+    """Half precision as single: what is summed over a batch needs more digits than one number of it."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

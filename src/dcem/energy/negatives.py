@@ -1,0 +1,85 @@
+"""The candidates that a solver looked at, as negatives, and the density that they were drawn from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._modules import held_solver
+from dcem.distributions import Distribution, Gaussian, WhiteNoise
+from dcem.energy.model import EnergyModel
+from dcem.gradients import Detach
+from dcem.solution import Solution
+from dcem.solvers import CEM, SamplingSolver
+
+
+def mine(
+    model: EnergyModel, x: Tensor, num_starts: int, generator: torch.Generator | None, options: dict[str, Any]
+) -> tuple[Solution, Tensor]:
+    """What the solver evaluated, `(*batch, M, *latent)`; the starts are a leading axis of the solve."""
+    batch_dims, solver = len(model.batch_shape(x)), held_solver(model, model.solver)
+    start = model.start(x)
+    init = None
+    if num_starts > 1:
+        x = x.expand(num_starts, *x.shape)
+        if not isinstance(solver, SamplingSolver):
+            if isinstance(start, Tensor):
+                start = solver.distribution(start, len(model.latent_shape))
+            shape = (*start.batch_shape, num_starts, *start.event_shape)
+            noise = torch.randn(shape, generator=generator, dtype=start.mean.dtype, device=start.mean.device)
+            init = start.rsample(noise).movedim(batch_dims, 0)
+    found = model.solve(x, init=init, generator=generator, **{**options, "record": True, "gradient": Detach()})
+    extra = 1 if num_starts > 1 else 0
+    samples = torch.cat([iteration.samples for iteration in found.history], batch_dims + extra)
+    if extra:
+        samples = samples.movedim(0, batch_dims).flatten(batch_dims, batch_dims + 1)
+    return found, samples
+
+
+def check_correction(model: EnergyModel, options: dict[str, Any]) -> None:
+    """Check that the density of the candidates is known: that of the solver's distributions, and no other."""
+    solver, noise = held_solver(model, model.solver), options.get("noise")
+    if model.decoder is not None or model.bounds is not None or options.get("bounds") is not None:
+        raise ValueError("correction: expected a model without bounds and decoder, whose candidates have a density")
+    if not isinstance(solver, SamplingSolver) or getattr(solver, "keep_elites", 0) > 0:
+        raise ValueError(f"correction: expected a sampling solver without kept elites, got {solver}")
+    if type(solver).sample not in (SamplingSolver.sample, CEM.sample):
+        raise ValueError(f"correction: expected a solver that draws from its distribution, got {solver}")
+    if noise is not None and not isinstance(noise, (Tensor, WhiteNoise)):
+        raise ValueError(f"correction: expected independent draws, got noise={noise!r}")
+
+
+@torch.no_grad()
+def log_density(model: EnergyModel, x: Tensor, solution: Solution, y: Tensor, num_starts: int) -> Tensor:
+    """The log-density, `(*batch, M)`, of the mixture of the Gaussians that the candidates were drawn from."""
+    start, solver = model.start(x), held_solver(model, model.solver)
+    if isinstance(start, Tensor):
+        start = solver.distribution(start, len(model.latent_shape))
+    first = solver.init(start).distribution
+    drawn_from = [first, *(iteration.distribution for iteration in solution.history[:-1])]
+    counts = [iteration.values.shape[-1] for iteration in solution.history]
+    terms = []
+    for distribution, count in zip(drawn_from, counts, strict=True):
+        density = _of_gaussian(distribution, y)
+        if num_starts > 1 and distribution is not first:
+            density = density.logsumexp(0) - math.log(num_starts)
+        terms.append(density + math.log(count / sum(counts)))
+    return torch.stack(terms).logsumexp(0)
+
+
+def _of_gaussian(distribution: Distribution, y: Tensor) -> Tensor:
+    """The log-density of candidates `(*batch, M, *event)`, `(*batch, M)`: infinite at the mean of a collapsed one."""
+    if not isinstance(distribution, Gaussian):
+        raise ValueError(f"correction: expected a dcem.Gaussian to draw from, got {type(distribution).__name__}")
+    dim = distribution.sample_dim
+    away, std = y - distribution.mean.unsqueeze(dim), distribution.std.unsqueeze(dim)
+    density = torch.where(away == 0, 0.0, -0.5 * (away / std).square()) - std.log() - 0.5 * math.log(2 * math.pi)
+    density = torch.where((std == 0) & (away != 0), -math.inf, density)
+    if distribution.event_dims:
+        density = torch.where(
+            (density == -math.inf).flatten(dim + 1).any(-1), -math.inf, density.flatten(dim + 1).sum(-1)
+        )
+    return density
