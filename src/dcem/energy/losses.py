@@ -103,8 +103,7 @@ def contrastive_loss(
     torch.Size([])
     """
     check_targets(model, x, y)
-    check_count("num_negatives", num_negatives)
-    check_count("num_starts", num_starts)
+    num_negatives, num_starts = check_count("num_negatives", num_negatives), check_count("num_starts", num_starts)
     check_positive("temperature", temperature)
     if correction:
         check_correction(model, options)
