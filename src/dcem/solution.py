@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from dcem._data import Result, shown
 from dcem.distributions import Distribution
 from dcem.solvers.base import Step
 
@@ -60,9 +62,12 @@ class Iteration(NamedTuple):
         return cls(step.samples, step.values, step.weights, step.state.distribution, effective)
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution(Result):
     """The answer of :func:`dcem.minimize`.
+
+    It is data: ``solution.detach()`` cuts it from its graph, ``solution.to(device, dtype)`` moves it, ``copy.deepcopy``
+    copies its numbers, and ``torch.load(..., weights_only=True)`` reads what ``torch.save`` has written.
 
     Attributes:
         x: ``E[g_φ]``, ``(*batch, *event)``, differentiable as the gradient mode says.
@@ -79,3 +84,11 @@ class Solution:
     distribution: Distribution
     status: Tensor
     history: list[Iteration]
+
+    def __repr__(self) -> str:
+        """Shapes, ranges and statuses."""
+        history = {"history": f"{len(self.history)} iterations"} if self.history else {}
+        return shown("Solution", self.status, Status, x=self.x, best_value=self.best_value, **history)
+
+
+torch.serialization.add_safe_globals([Solution, Iteration, Status])

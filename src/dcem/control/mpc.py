@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import Fixed, as_shape
-from dcem._eager import all_true
+from dcem._eager import all_true, is_eager
 from dcem._modules import held_solver, hold_solver, hold_start, start, start_tensor
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
@@ -262,7 +262,7 @@ class MPC(nn.Module):
             cost=cost,
             violation=outcome.violation.squeeze(-1),
             distribution=solution.distribution,
-            status=torch.where(cost.isfinite(), solution.status, int(Status.NONFINITE)),
+            status=_judged(solution.status, cost),
             solution=solution,
         )
 
@@ -344,3 +344,11 @@ class MPC(nn.Module):
         """Whether the action rate costs anything, now; True where that cannot be known at once."""
         weight = self.action_rate_cost
         return weight.requires_grad or not all_true(weight == 0)
+
+
+def _judged(status: Tensor, cost: Tensor) -> Tensor:
+    """The status of the solve, in the same tensor if possible, or ``NONFINITE`` where the plan itself is not finite."""
+    failed = ~cost.isfinite()
+    if is_eager():
+        return status.masked_fill_(failed, int(Status.NONFINITE))
+    return torch.where(failed, int(Status.NONFINITE), status)

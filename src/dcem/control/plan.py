@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from dcem._data import Result, shown
 from dcem.distributions import Distribution
-from dcem.solution import Solution
+from dcem.solution import Solution, Status
 
 
 class WarmStart(NamedTuple):
@@ -24,9 +26,12 @@ class WarmStart(NamedTuple):
     mean: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(Result):
     """The answer of :class:`dcem.control.MPC`, and where its next solve may start.
+
+    It is data like a :class:`dcem.Solution`, with ``detach``, ``to``, copies and files. So is its ``warm_start``, which
+    is what a checkpoint of a closed loop needs.
 
     Attributes:
         action: the first action, ``(*batch, *a)``: the one to apply.
@@ -35,7 +40,8 @@ class Plan:
         cost: the cost of these very actions, evaluated again, ``(*batch,)``; differentiable.
         violation: by how much the soft constraint is violated at worst on the way, ``(*batch,)``; 0 without one.
         distribution: the final ``g_φ``, over the action sequence or over the decoder's latent.
-        status: a :class:`dcem.Status` a problem, ``(*batch,)``.
+        status: a :class:`dcem.Status` a problem, ``(*batch,)``: that of the solve; ``NONFINITE`` also where the plan
+            itself leads to what is not finite.
         solution: the whole :class:`dcem.Solution` of the solve (its ``x`` is a latent where there is a decoder).
     """
 
@@ -52,3 +58,10 @@ class Plan:
     def warm_start(self) -> WarmStart:
         """What the next solve needs of this one, detached."""
         return WarmStart(self.actions.detach(), self.distribution.mean.detach())
+
+    def __repr__(self) -> str:
+        """Shapes, ranges and statuses."""
+        return shown("Plan", self.status, Status, actions=self.actions, cost=self.cost, violation=self.violation)
+
+
+torch.serialization.add_safe_globals([Plan, WarmStart])
