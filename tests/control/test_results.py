@@ -47,9 +47,6 @@ def test_copies_hold_the_same_numbers(how):
         for mine, others in zip(leaves(result), leaves(other), strict=True):
             assert torch.equal(mine, others)
             assert mine.dtype == others.dtype
-        assert all(leaf.grad_fn is None for leaf in leaves(other)) or any(
-            leaf.grad_fn for leaf in leaves(result.to("cpu"))
-        )
 
 
 def test_what_is_detached_or_copied_has_no_graph():
@@ -93,4 +90,4 @@ def test_what_is_shown_tells_how_it_went():
     )
     assert repr(failed).endswith("status: 1 OK, 1 NONFINITE)")
     assert max(map(len, repr(plan).splitlines())) < 200
-    assert repr(plan.to("meta").detach().actions)
+    assert repr(plan.to("meta")).endswith("status: not known)")
