@@ -81,3 +81,10 @@ def test_nothing_to_simulate(batch, horizon) -> None:
     states = slide().rollout(torch.ones(*batch, 2), torch.zeros(*batch, horizon, 1))
     assert states.shape == (*batch, horizon + 1, 2)
     assert (states[..., 0, :] == 1).all()
+
+
+def test_without_mujoco_the_extra_is_named(monkeypatch) -> None:
+    model = mujoco.MjModel.from_xml_string(SLIDE)
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(ModuleNotFoundError, match=r"MujocoModel needs mujoco: pip install 'dcem\[control\]'"):
+        MujocoModel(model)

@@ -91,9 +91,9 @@ class MujocoModel:
         num_carried: int = 0,
         num_threads: int | None = None,
     ) -> None:
-        import mujoco  # type: ignore[import-untyped]
-
         model = current_model(source)
+        import mujoco  # type: ignore[import-untyped]  # after what says how to install it
+
         check_actions(source, model)
         self._source = source
         self.frame_skip = own_frame_skip(source) if frame_skip is None else frame_skip

@@ -8,7 +8,12 @@ from typing import Any
 
 def current_model(source: Any) -> Any:
     """The ``MjModel`` that a source has now."""
-    import mujoco  # type: ignore[import-untyped]
+    try:
+        import mujoco  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"MujocoModel needs {error.name}: pip install 'dcem[control]'", name=error.name
+        ) from None
 
     source = getattr(source, "unwrapped", source)  # of Gymnasium's wrappers
     if isinstance(source, mujoco.MjModel):
