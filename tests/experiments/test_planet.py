@@ -138,10 +138,10 @@ def test_an_episode_is_a_function_of_its_seed_and_actions():
 
 
 def test_replayed_windows_are_steps_of_one_episode_in_order():
-    replay = Replay(100, 3)
+    replay = Replay(100, 64, 3)
     times = torch.arange(11.0).expand(2, 11) + torch.tensor([[0.0], [100.0]])
     replay.extend(times.unsqueeze(-1), times[:, :-1].unsqueeze(-1), times[:, :-1])
-    (batch,) = replay.sample(64, 1)
+    batch = replay.sample()
     seen = batch["observation"].squeeze(-1)
     assert torch.equal(seen, seen[:, :1] + torch.arange(3.0))
     assert torch.equal(batch["next", "observation"].squeeze(-1), seen + 1)

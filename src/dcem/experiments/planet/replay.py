@@ -1,4 +1,4 @@
-"""What was seen, as TorchRL's replay buffer keeps it, in a form that goes into a checkpoint."""
+"""What was seen, in a form that goes into a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, ReplayBuffer, SliceSampler
+
+from dcem.world import replay
 
 
 class Replay:
     """Whole episodes in, windows of ``window`` steps out, drawn uniformly from torch's global generator."""
 
-    def __init__(self, capacity: int, window: int) -> None:
-        sampler = SliceSampler(slice_len=window, traj_key="episode", strict_length=True, cache_values=True)
-        self.buffer = ReplayBuffer(storage=LazyTensorStorage(capacity), sampler=sampler)
-        self.window, self.num_episodes = window, 0
+    def __init__(self, capacity: int, batch_size: int, window: int) -> None:
+        self.buffer = replay(capacity, batch_size, window)
+        self.num_episodes = 0
 
     def extend(self, observations: Tensor, actions: Tensor, rewards: Tensor) -> None:
         """Add episodes that ran to the time limit: ``(E, T + 1, O)``, ``(E, T, A)``, ``(E, T)``."""
@@ -38,10 +38,10 @@ class Replay:
         self.buffer.extend(data.reshape(-1))
         self.num_episodes += num
 
-    def sample(self, batch_size: int, num_batches: int) -> list[TensorDict]:
-        """Batches of windows, ``(batch_size, window)`` each."""
-        drawn: Any = self.buffer.sample(num_batches * batch_size * self.window)
-        return list(drawn.reshape(num_batches, batch_size, self.window).unbind(0))
+    def sample(self) -> TensorDict:
+        """A batch of windows, ``(batch_size, window)``."""
+        drawn: TensorDict = self.buffer.sample()
+        return drawn
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints: the data as they are."""

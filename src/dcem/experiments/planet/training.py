@@ -153,8 +153,8 @@ class _Updates:
         """Make the updates that are due."""
         self.due += self.config.updates_per_decision * self.config.num_envs
         num = int(self.due)
-        for batch in self.replay.sample(self.config.batch_size, num) if num else []:
-            for name, value in self.learner.update(batch).items():
+        for _ in range(num):
+            for name, value in self.learner.update(self.replay.sample()).items():
                 self.sums[name] = self.sums.get(name, torch.zeros(())) + value
         self.due, self.made = self.due - num, self.made + num
 
@@ -203,11 +203,11 @@ def _start(config: Config, suite: Suite) -> tuple[LatentModel, Replay, int]:
     model = make_model(config, suite)
     decisions = config.episode_steps // suite.action_repeat * config.num_envs * config.num_rounds
     if not config.start:
-        return model, Replay(decisions, config.window), 0
+        return model, Replay(decisions, config.batch_size, config.window), 0
     folder = Path(config.start)
     before, _ = load(folder / CONTROLLER, config.task)
     state = torch.load(folder / CHECKPOINT, weights_only=True)["tracked"]
     model.load_state_dict(state["model"])
-    replay = Replay(decisions + len(state["replay"]["data"]["episode"]), config.window)
+    replay = Replay(decisions + len(state["replay"]["data"]["episode"]), config.batch_size, config.window)
     replay.load_state_dict(state["replay"])
     return model, replay, before.env_steps

@@ -26,8 +26,7 @@ from dcem.rl import Actor
 
 def parts(controller: Controller) -> dict[str, nn.Module]:
     """What can be tuned, by name."""
-    model = controller.model
-    named: dict[str, nn.Module] = {"reward": model.reward, "dynamics": model.dynamics, "value": model.values}
+    named = controller.model.parts()
     return named if controller.decoder is None else named | {"decoder": controller.decoder}
 
 
@@ -47,9 +46,10 @@ class Tuner:
         self.critic = TensorDictSequential(self.actor.observer(), ValueOperator(net, in_keys=["state"]))
         tuned = parts(controller)
         self.tuned: list[Tensor] = [parameter for name in self.settings.parts for parameter in tuned[name].parameters()]
-        frozen = {id(parameter) for parameter in self.tuned}
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in frozen)
+        for module in tuned.values():
+            module.requires_grad_(False)
+        for parameter in self.tuned:
+            parameter.requires_grad_()
         if self.settings.learn_std:
             self.tuned.append(self.actor.std)
         self.optimizer = torch.optim.Adam(self.tuned, lr=self.settings.lr)
