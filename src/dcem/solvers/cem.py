@@ -74,7 +74,7 @@ class CEM(SamplingSolver):
     population_decay: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        plain = {"num_samples": check_count("num_samples", self.num_samples)}
+        plain: dict[str, float] = {"num_samples": check_count("num_samples", self.num_samples)}
         plain |= {name: check_number(name, getattr(self, name)) for name in ("num_elites", "min_std", "keep_elites")}
         for name, value in plain.items():
             object.__setattr__(self, name, value)

@@ -46,7 +46,8 @@ class Replay:
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints: the data as they are."""
         data: Any = self.buffer[:] if len(self.buffer) else TensorDict({}, batch_size=(0,))
-        return {"data": data.flatten_keys(".").to_dict(), "num_episodes": self.num_episodes}
+        plain = {key: value.clone().as_subclass(Tensor) for key, value in data.flatten_keys(".").items()}
+        return {"data": plain, "num_episodes": self.num_episodes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
