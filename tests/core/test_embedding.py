@@ -67,6 +67,18 @@ class TestDecoders:
             assert x.isfinite().all()
             assert gradient.isfinite().all()
 
+    @pytest.mark.parametrize("box", [*BOXES, "none"])
+    def test_the_same_inside_transforms(self, build, box):
+        """Where Python may not look at the bounds."""
+        decoder = build(bounds=BOXES.get(box)).double()
+        z = 3 * torch.randn(5, *decoder.latent_shape, dtype=torch.float64)
+        torch.testing.assert_close(torch.func.vmap(decoder)(z), decoder(z))
+        jacobians = [
+            torch.func.vmap(torch.func.jacrev(decoder))(z),
+            torch.stack([torch.autograd.functional.jacobian(decoder, row) for row in z]),
+        ]
+        torch.testing.assert_close(*jacobians)
+
     def test_bounds_move_with_the_module(self, build):
         decoder = build(bounds=(torch.tensor([-1.0, -2.0]), 0.5)).double()
         assert decoder(torch.randn(*decoder.latent_shape, dtype=torch.float64)).dtype == torch.float64
@@ -102,6 +114,94 @@ class TestDecoders:
         other.load_state_dict(decoder.state_dict())
         z = torch.randn(4, *decoder.latent_shape)
         torch.testing.assert_close(decoder(z), other(z))
+
+    @pytest.mark.parametrize("assign", [True, False])
+    def test_loads_which_sides_are_open(self, build, assign):
+        """Whatever the sides of the decoder that loads: closed, one-sided, open."""
+        whole = {
+            name: (torch.as_tensor(-inf if low is None else low), torch.as_tensor(inf if high is None else high))
+            for name, (low, high) in BOXES.items()
+        }
+        boxes = [tuple(side.expand(EVENT).clone() for side in box) for box in whole.values()]
+        boxes.append((torch.full(EVENT, -inf), torch.full(EVENT, inf)))
+        for saved in boxes:
+            decoder = build(bounds=saved)
+            z = (30 * torch.randn(8, *decoder.latent_shape)).requires_grad_()
+            for own in boxes:
+                other = build(bounds=own)
+                other.load_state_dict(copy.deepcopy(decoder.state_dict()), assign=assign)
+                x = other(z)
+                assert torch.equal(x, decoder(z))
+                assert ((x >= saved[0]) & (x <= saved[1])).all()
+                assert torch.autograd.grad(x.sum(), z)[0].isfinite().all()
+        called = torch.func.functional_call(decoder, {"low": boxes[0][0], "high": boxes[0][1]}, (z,))
+        assert ((called >= boxes[0][0]) & (called <= boxes[0][1])).all()
+
+    def test_bounds_have_the_digits_of_their_dtype(self, build):
+        double = torch.full((2,), 0.1, dtype=torch.float64)
+        for decoder in (build(bounds=(double, 0.3)), build(bounds=(0.1, 0.3)), build(bounds=(0.1, None))):
+            for copied in (copy.deepcopy(decoder).double(), torch.nn.Sequential(decoder).half().to(torch.float64)[0]):
+                z = -1e3 * torch.ones(*decoder.latent_shape, dtype=torch.float64)
+                z = torch.stack([z, -z])
+                assert copied(z).dtype == torch.float64
+                assert copied.low.unique().tolist() == [0.1]
+                assert (copied(z) >= 0.1).all()
+            saved = build(bounds=(0.1, 0.3)).state_dict()  # in single precision
+            other = build(bounds=(0.0, 1.0)).double()
+            other.load_state_dict(saved)  # as many digits as were saved
+            assert torch.equal(other.low, saved["low"].double())
+            same = build(bounds=(0.1, 1.0)).double()
+            same.load_state_dict(saved)
+            assert same.low.item() == 0.1
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_stays_inside(self, build, dtype):
+        decoder = build(bounds=(0.1, 0.3)).to(dtype)
+        z = (
+            torch.linspace(-1e3, 1e3, 64)
+            .reshape(-1, *[1] * len(decoder.latent_shape))
+            .expand(-1, *decoder.latent_shape)
+        )
+        x = decoder(z.to(dtype))
+        assert x.dtype == dtype
+        assert (x.double() >= 0.1).all()
+        assert (x.double() <= 0.3).all()
+        whole = build(bounds=(0.1, 0.3))
+        with torch.autocast("cpu", dtype):
+            assert whole(torch.randn(4, *whole.latent_shape)).dtype == (
+                torch.float32 if list(whole.parameters()) else dtype
+            )
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_the_largest_numbers_are_bounds_too(self, build, dtype):
+        most = torch.finfo(dtype).max
+        for low, high in (
+            (-most, most),
+            (None, most),
+            (-most, None),
+            (most / 2, most),
+            (most / 2, None),
+            (-most, -most),
+        ):
+            decoder = build().to(dtype)
+            decoder = build(
+                bounds=tuple(None if s is None else torch.tensor(s, dtype=torch.float64) for s in (low, high))
+            ).to(dtype)
+            for scale in (0.0, 1.0, 1e3, most / 4):
+                z = (scale * torch.randn(9, *decoder.latent_shape, dtype=dtype).clamp(-1, 1)).requires_grad_()
+                x = decoder(z)
+                assert x.isfinite().all()
+                assert low is None or (x >= low).all()
+                assert high is None or (x <= high).all()
+
+    def test_an_event_without_axes(self):
+        for low, high in BOXES["numbers"], BOXES["low"], (None, None):
+            decoder = MLPDecoder(2, (), (4,), bounds=(low, high))
+            assert decoder(torch.zeros(5, 2)).shape == (5,)
+            assert MLPDecoder((), (), (4,), bounds=(low, high))(torch.zeros(5)).shape == (5,)
+        for make in (lambda: RecurrentDecoder(2, ()), lambda: SplineDecoder(1, ())):
+            with pytest.raises(ValueError, match=r"event_shape: expected \(horizon, \*action\), got \(\)"):
+                make()
 
 
 class TestSpline:
@@ -305,6 +405,13 @@ class TestStep:
         after = (decoder.state_dict(), optimizer.state_dict())
         assert str(before) == str(after)
         torch.testing.assert_close(before[0], after[0], rtol=0, atol=0)
+
+    def test_the_mean_of_half_precision_values_is_single(self):
+        bits = torch.linspace(1, 2, 257)[:, None]  # more digits than bfloat16 has
+        step = step_of(
+            MLPDecoder(2, 3, (4,)), lambda x: (0 * x.sum(-1) + bits).bfloat16(), batch=(257,), gradient=dcem.Detach()
+        )
+        torch.testing.assert_close(step.loss, bits.bfloat16().float().mean(), rtol=1e-6, atol=0)
 
     def test_a_gradient_that_is_not_finite_is_refused(self):
         decoder = MLPDecoder(2, 3, (4,))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcem._mlp import check_widths
 from dcem.bounds import BoundsLike
-from dcem.embedding.decoder import Decoder
+from dcem.embedding.decoder import Decoder, as_sequence
 
 
 class RecurrentDecoder(Decoder):
@@ -50,7 +50,7 @@ class RecurrentDecoder(Decoder):
         *,
         bounds: BoundsLike | None = None,
     ) -> None:
-        super().__init__(latent_shape, event_shape, bounds=bounds)
+        super().__init__(latent_shape, as_sequence(event_shape), bounds=bounds)
         check_widths("hidden", [hidden])
         latent = math.prod(self.latent_shape)
         self.first = nn.Linear(latent, hidden)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dcem._check import as_shape
 from dcem.bounds import BoundsLike
-from dcem.embedding.decoder import Decoder
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from dcem.embedding.decoder import Decoder, as_sequence
 
 
 class SplineDecoder(Decoder):
@@ -41,8 +36,9 @@ class SplineDecoder(Decoder):
         >>> decoder = SplineDecoder(3, 5)
         >>> decoder(torch.tensor([0.0, 4.0, 2.0]))
         tensor([0., 2., 4., 3., 2.])
-        >>> decoder.encode(torch.tensor([0.0, 2.0, 4.0, 3.0, 2.0]))
-        tensor([0., 4., 2.])
+        >>> knots = decoder.encode(torch.tensor([0.0, 2.0, 4.0, 3.0, 2.0]))
+        >>> torch.allclose(knots, torch.tensor([0.0, 4.0, 2.0]), atol=1e-6)
+        True
 
     Source: de Boor, "A Practical Guide to Splines", 1978.
     """
@@ -53,23 +49,18 @@ class SplineDecoder(Decoder):
     def __init__(
         self, num_knots: int, event_shape: int | Sequence[int], *, degree: int = 1, bounds: BoundsLike | None = None
     ) -> None:
-        horizon, *action = as_shape("event_shape", event_shape)
+        horizon, *action = as_sequence(event_shape)
         if not 1 <= num_knots <= horizon:
             raise ValueError(f"num_knots: expected 1 to the horizon {horizon}, got {num_knots}")
         if degree not in (1, 3):
             raise ValueError(f"degree: expected 1 or 3, got {degree}")
         super().__init__((num_knots, *action), event_shape, bounds=bounds)
         basis = _basis(num_knots, horizon, degree)
-        self._exact = {
-            "basis": basis,
-            "inverse": torch.linalg.pinv(basis),
-        }  # in double precision, whatever the module's
-        for name, matrix in self._exact.items():
-            self.register_buffer(name, matrix.to(self.low), persistent=False)
+        self.register_exact("basis", basis, persistent=False)
+        self.register_exact("inverse", torch.linalg.pinv(basis), persistent=False)
 
     def decode(self, z: Tensor) -> Tensor:
-        x = self._along_time("basis", z)
-        return x if self.is_open else torch.clamp(x, self.low.to(x), self.high.to(x))
+        return self.clip(self._along_time("basis", z))
 
     def encode(self, x: Tensor) -> Tensor:
         """The knots ``(..., K, *action)`` whose spline is nearest to ``x`` ``(..., horizon, *action)``, in squares."""
@@ -84,13 +75,6 @@ class SplineDecoder(Decoder):
             matrix = self._exact[name].to(sequence)
         time = -len(self.event_shape)
         return torch.nn.functional.linear(sequence.movedim(time, -1), matrix).movedim(-1, time)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert the module: its matrices are rounded anew, so that none is wider than its digits."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, matrix in self._exact.items():
-            setattr(self, name, matrix.to(getattr(self, name)))
-        return self
 
 
 def _basis(num_knots: int, horizon: int, degree: int) -> Tensor:

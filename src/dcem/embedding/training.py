@@ -122,6 +122,7 @@ def decoder_step(
         sample_dim = solution.status.dim()
         z = solution.x.unsqueeze(sample_dim)
         values = of_z(z).squeeze(sample_dim)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))  # half precision cannot add up a batch
         finite = values.isfinite()
         loss = values[finite].mean()
     with torch.no_grad():
