@@ -1,10 +1,12 @@
 """What all tests share."""
 
 import contextlib
+import os
 import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # dm_control logs by absl, whose handler closes its stream when Hydra sets up logging, unless that is the process's own:
 # pytest's capture would be closed, and every test after it fail.
@@ -13,6 +15,12 @@ with contextlib.suppress(ImportError):
 
     absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
+# The same examples in every run, and no clock: neither a deadline nor "too slow".
+settings.register_profile(
+    "dcem", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("dcem")
+
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -20,6 +28,12 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device there is."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def backend() -> str:
+    """What `torch.compile` does with the graphs it captures: run them. Inductor's code for all of them takes minutes."""
+    return os.environ.get("DCEM_TEST_BACKEND", "aot_eager")
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ class TestDecoders:
 class TestSpline:
     @pytest.mark.parametrize("degree", [1, 3])
     @given(num_knots=st.integers(1, 12), more=st.integers(0, 30))
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_encode_inverts_decode(self, degree, num_knots, more):
         decoder = SplineDecoder(num_knots, (num_knots + more, 2), degree=degree).double()
         z = torch.randn(4, num_knots, 2, dtype=torch.float64)

@@ -175,16 +175,15 @@ def test_embed_is_the_objective_after_the_decoder():
 
 
 def test_importing_is_light():
-    """Only torch and the standard library, and under 50 ms on top of torch."""
-    code = (
-        "import torch, sys, time; before = set(sys.modules); start = time.process_time(); import dcem; "
-        "print(time.process_time() - start); "
-        "print(*{name.split('.')[0] for name in set(sys.modules) - before} - {'torch', 'dcem'} - sys.stdlib_module_names)"
-    )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    seconds = [float(run.stdout.splitlines()[0]) for run in runs]
-    assert runs[0].stdout.splitlines()[1].split() == []
-    assert min(seconds) < 0.05
+    """What it loads beside `import torch`: the standard library, the core, and none of torch's heavy parts."""
+    code = "import torch, sys; before = set(sys.modules); import dcem; print(*sorted(set(sys.modules) - before))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = run.stdout.split()
+    assert {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names <= {"dcem", "torch"}
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("dcem.")}
+    assert not rooms & {"control", "distributed", "energy", "experiments", "plotting", "rl", "world"}
+    heavy = ("torch._dynamo", "torch._inductor", "torch.distributed", "torch.testing", "torch.utils.tensorboard")
+    assert not [name for name in loaded if name.startswith(heavy)]
 
 
 def test_everything_public_is_there():

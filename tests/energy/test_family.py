@@ -149,7 +149,7 @@ class TestICNN(EnergyContract):
     def make(self) -> ConditionedEnergy:
         return ICNN(3, 4, (8, 7), strong_convexity=1.0)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         seed=st.integers(0, 2**31),
         lr=st.sampled_from([0.01, 1.0, 10.0, 100.0]),

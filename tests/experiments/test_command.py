@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from dcem.experiments import EXPERIMENTS, cli
+from dcem.experiments.run import Run
 
 # hydra 1.3 and tensorboard 2.21 on newer Pythons
 pytestmark = [
@@ -116,7 +117,23 @@ def state(folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
     return (folder / "metrics.jsonl").read_text(), checkpoint["tracked"]["model"]
 
 
-LONG = [*SMALL_DCEM, "setting=paper", "num_updates=300", "eval_every=7", "checkpoint_every=5", "repeats=3"]
+LONG = [*SMALL_DCEM, "setting=paper", "num_updates=21", "eval_every=7", "checkpoint_every=5", "repeats=3"]
+
+
+def signalled(run: Run, step: int, _log: Callable[..., None] = Run.log, **values: float) -> None:
+    """`Run.log` of a process that a signal hits in step 14: after that step's line, with a checkpoint of step 10."""
+    _log(run, step, **values)
+    if step == 14:
+        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_command import Run, cli, signalled
+Run.log = signalled
+cli.main(sys.argv[2:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -127,20 +144,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_resumes_to_the_same_result(number: int, whole: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_result(
+    number: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped = tmp_path / "stopped"
-    command = [sys.executable, "-m", "dcem.experiments.cli", "regression", *LONG, f"hydra.run.dir={stopped}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
-        deadline = time.monotonic() + 60
-        while not (stopped / "checkpoint.pt").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(number)
-        assert process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
-    assert torch.load(stopped / "checkpoint.pt", weights_only=True)["step"] < 300
-    if number == signal.SIGKILL:  # a line after the last checkpoint
-        with (stopped / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 299, "mse_2": 0.0}\n')
+    arguments = ["regression", *LONG, f"hydra.run.dir={stopped}"]
+    monkeypatch.setenv("SIGNAL", str(int(number)))
+    if number == signal.SIGKILL:  # needs a process to kill
+        command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), *arguments]
+        assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -number
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "log", signalled)
+            assert cli.main(arguments) == 128 + number
+    step = torch.load(stopped / "checkpoint.pt", weights_only=True)["step"]
+    assert step == (10 if number == signal.SIGKILL else 14)
+    assert json.loads((stopped / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 14
     assert cli.main(["regression", f"resume={stopped}"]) == 0
     (lines, weights), (other_lines, other_weights) = state(whole), state(stopped)
     assert lines == other_lines

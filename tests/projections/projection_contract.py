@@ -38,6 +38,7 @@ def hard_scores(n: int, k: float, dtype: torch.dtype, device: str) -> Iterator[t
 class SoftProjectionContract:
     projection: staticmethod[..., Tensor]
     module: type[torch.nn.Module]
+    backend: str | None = None  # that `test_compile` insists on
 
     def scores(self, *shape: int, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
@@ -260,13 +261,13 @@ class SoftProjectionContract:
     # compiled
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it traces
-    def test_compile(self, device: str) -> None:
+    def test_compile(self, device: str, backend: str) -> None:
         torch._dynamo.reset()
 
         def f(x: Tensor, tau: Tensor) -> Tensor:
             return self.projection(x, 4, temperature=tau)
 
-        compiled = torch.compile(f, fullgraph=True)
+        compiled = torch.compile(f, fullgraph=True, backend=self.backend or backend)
         tau = torch.tensor(0.7, device=device, requires_grad=True)
         easy = self.scores(6, 20, device=device, dtype=torch.float32)
         hard = torch.stack([easy[0], easy[1] * 1e4, easy[2] * 1e30, easy[3].round(), easy[4] * 0, easy[5] + 1e4])

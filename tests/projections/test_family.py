@@ -10,6 +10,7 @@ from dcem.projections.links import Sigmoid
 
 class TestLML(SoftProjectionContract):
     projection, module = staticmethod(p.lml), p.LML
+    backend = "inductor"
 
 
 class TestConstrainedSoftmax(SoftProjectionContract):

@@ -2,7 +2,6 @@
 
 import math
 
-import mpmath as mp
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from projection_reference import by_cvxpy, lml_exact, softmax_by_sorting, sparsemax_by_sorting
+from scipy.optimize import brentq
+from scipy.special import expit
 
 from dcem.projections import constrained_softmax, constrained_sparsemax, hard_topk, lml
 
@@ -88,7 +89,7 @@ def lml_rows() -> dict[str, tuple[list[float], float, float]]:
         "huge ties": ([1e30, 1e30, 1e30, -1e30], 2, 1.0),
         "masked": ([*normal[:6], -math.inf, -math.inf, *normal[6:]], 5, 0.5),
         "masked to k": ([*normal[:5], -math.inf, -math.inf], 5, 0.5),
-        "large": ([float(v) for v in rng.normal(size=200)], 20, 0.1),
+        "large": ([float(v) for v in rng.normal(size=60)], 6, 0.1),
     }
 
 
@@ -108,16 +109,10 @@ def test_lml_in_many_digits(case: str, dtype: torch.dtype) -> None:
 
 def test_lml_of_ten_thousand() -> None:
     x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    scores = x.double().numpy()
     for k in (100, 9_990):
-        w = lml(x, k)
-        with mp.workdps(30):
-            scores = [mp.mpf(v) for v in x.tolist()]
-            nu = mp.log(w[0].double().item()) - mp.log1p(-w[0].double().item()) - scores[0]
-            for _ in range(2):
-                y = [1 / (1 + mp.exp(-s - nu)) for s in scores]
-                nu -= (mp.fsum(y) - k) / mp.fsum(v * (1 - v) for v in y)
-            exact = [float(1 / (1 + mp.exp(-s - nu))) for s in scores]
-        np.testing.assert_allclose(w.numpy(), exact, rtol=2e-6)
+        nu = brentq(lambda nu, k=k: math.fsum(expit(scores + nu)) - k, -20, 20, xtol=1e-14)
+        np.testing.assert_allclose(lml(x, k).numpy(), expit(scores + nu), rtol=2e-6)
 
 
 def test_gradient_of_saturated_weights_keeps_its_digits() -> None:
@@ -135,7 +130,7 @@ scores = arrays(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scores, st.floats(0.01, 1), st.floats(1e-6, 1e6), st.sampled_from(sorted(FAMILY)), st.booleans())
 def test_any_row(row: np.ndarray, share: float, temperature: float, name: str, single: bool) -> None:
     dtype = torch.float32 if single else torch.float64
@@ -151,7 +146,7 @@ def test_any_row(row: np.ndarray, share: float, temperature: float, name: str, s
     assert all(g.isfinite().all() for g in gradients)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrays(np.float32, (3, 9), elements=st.sampled_from([-2.0, 0.0, 0.5, 1e30])), st.integers(1, 9))
 def test_hard_topk_is_a_stable_sort(values: np.ndarray, k: int) -> None:
     x = torch.from_numpy(values)
