@@ -46,6 +46,7 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
         (["regression", "seed=x"], "seed=x: "),
         (["regression", "solver=adam"], "solver: expected one of dcem, gd, light; got adam"),
         (["regression", "solver=gd", "solver.temperature=1"], "no setting 'solver.temperature'"),
+        (["regression", "seed=1", "sed=2", "lr=x"], "no setting 'sed'; did you mean 'seed'?"),
         (["regression", "lr=-1"], "lr: expected a positive number; got -1"),
         (["regression", "batch_size=500"], "batch_size: expected at most num_points; got 500"),
         (["regression", "solver.num_elites=200"], "solver.num_elites: "),

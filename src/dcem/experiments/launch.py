@@ -130,10 +130,7 @@ def _validate(name: str, module: ModuleType, arguments: list[str], sweep: bool) 
     for overrides in _each(arguments, sweep):
         with initialize(version_base="1.3", config_path=None):
             try:
-                config = compose(name, [])
-                for i in range(len(overrides)):
-                    _compose(name, overrides[: i + 1], config)
-                config = compose(name, overrides)
+                config = _composed(name, overrides)
                 unknown = [str(key) for key in config if str(key) not in module.Config.__dataclass_fields__]
                 if unknown:
                     raise BadCommand(_no_setting(unknown[0], config))
@@ -142,6 +139,17 @@ def _validate(name: str, module: ModuleType, arguments: list[str], sweep: bool) 
                 raise BadCommand(str(error)) from None
             except (HydraException, OmegaConfBaseException) as error:
                 raise BadCommand(_one_line(error)) from None
+
+
+def _composed(name: str, overrides: list[str]) -> DictConfig:
+    """Compose all at once, a tenth of a second each; where that fails, one after the other, to explain the first."""
+    try:
+        return compose(name, overrides)
+    except (HydraException, OmegaConfBaseException):
+        default = compose(name, [])
+        for i in range(len(overrides)):
+            _compose(name, overrides[: i + 1], default)
+        raise
 
 
 def _compose(name: str, overrides: list[str], default: DictConfig) -> None:
