@@ -125,6 +125,15 @@ def test_fit_is_right_to_the_rounding_of_the_spread_not_of_the_mean(full, dtype,
     assert (off - off.mean()).abs().max() < tolerance * expected.max()
 
 
+def test_a_weighted_mean_is_right_to_its_own_rounding(generator):
+    """Of squared deviations, say: it must not be taken as a difference from the distribution's mean."""
+    g = dcem.Gaussian(torch.ones(3), 1.0)
+    x = 1e-12 * torch.rand(50, 3, generator=generator)
+    weights = torch.softmax(torch.randn(50, generator=generator), 0)
+    expected = (weights.double().unsqueeze(-1) * x.double()).sum(0)
+    torch.testing.assert_close(g.weighted_mean(x, weights).double(), expected, rtol=1e-5, atol=0)
+
+
 D = 10
 
 

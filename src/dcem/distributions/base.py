@@ -65,8 +65,8 @@ class Distribution(ABC):
         return samples.flatten(self.sample_dim + 1) if self.event_dims else samples.unsqueeze(-1)
 
     def weighted_mean(self, samples: Tensor, weights: Tensor) -> Tensor:
-        """``Σ_i w_i X_i`` for weights ``(*batch, N)`` that sum to one and samples ``(*batch, N, *event)``."""
-        return self.weighted_deviations(samples, weights)[0]
+        """``Σ_i w_i X_i`` for weights ``(*batch, N)`` and samples ``(*batch, N, *event)``, as one matrix product."""
+        return torch.matmul(weights.unsqueeze(-2), self.flat(samples)).reshape(self.mean.shape)
 
     def weighted_deviations(self, samples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted mean ``m``, ``(*batch, *event)``, and the deviations from it ``X_i - m``, ``(*batch, N, D)``.
