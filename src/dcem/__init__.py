@@ -8,7 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dcem import implicit
-from dcem.distributions import ColoredNoise, Distribution, FullGaussian, Gaussian, WhiteNoise
+from dcem.distributions import (
+    Categorical,
+    ColoredNoise,
+    Distribution,
+    FullGaussian,
+    Gaussian,
+    Mixture,
+    Product,
+    WhiteNoise,
+)
 from dcem.gradients import Checkpoint, Detach, GradientMode, Implicit, Prune, Truncate, Unroll
 from dcem.minimize import minimize
 from dcem.projections import (
@@ -35,6 +44,7 @@ __all__ = [
     "CEM",
     "LML",
     "MPPI",
+    "Categorical",
     "Checkpoint",
     "ColoredNoise",
     "ConstrainedSoftmax",
@@ -48,6 +58,8 @@ __all__ = [
     "HardTopK",
     "Implicit",
     "Iteration",
+    "Mixture",
+    "Product",
     "Prune",
     "SamplingSolver",
     "Solution",

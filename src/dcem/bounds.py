@@ -84,6 +84,19 @@ class Bounds:
         """Half of ``high - low``, infinite where a dimension is open; None where one side is open altogether."""
         return None if self.low is None or self.high is None else self.high / 2 - self.low / 2
 
+    def split(self, sizes: list[int], event_shape: torch.Size) -> list[Bounds]:
+        """The boxes of slices of these sizes along the last axis of the event."""
+
+        def of(side: float | Tensor | None) -> list[Any]:
+            return (
+                list(side.expand(event_shape).split_with_sizes(sizes, -1))
+                if isinstance(side, Tensor)
+                else [side] * len(sizes)
+            )
+
+        pairs = zip(of(self.low), of(self.high), strict=True)
+        return [Bounds(low, high, self.dtype) for low, high in pairs]
+
     def active(self, x: Tensor, gradient: Tensor, slack: Tensor) -> Tensor:
         """Which coordinates of ``x`` lie within ``slack`` of a side that descent pushes them to: boolean."""
         held = torch.zeros_like(x, dtype=torch.bool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from dcem._eager import all_true, is_eager
 from dcem._evaluate import checked
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds, BoundsLike
-from dcem.distributions import Distribution, Gaussian, WhiteNoise
+from dcem.distributions import Distribution, WhiteNoise
 from dcem.distributions.noise import check_noise_source
 from dcem.gradients import GradientMode, Unroll
 from dcem.solution import Iteration, Solution, Status
@@ -294,11 +293,7 @@ def _initial_distribution(
     if mean.numel() == 0:
         raise ValueError(f"init: expected at least one element, got shape {tuple(mean.shape)}")
     if is_eager() and mean.device.type == "cpu":
-        for leaf in leaves(distribution):
-            if not math.isfinite(leaf.detach().sum()) and not leaf.isfinite().all():
-                raise ValueError(f"init: expected finite parameters, got {leaf}")
-        if isinstance(distribution, Gaussian) and (distribution.std < 0).any():
-            raise ValueError(f"init: expected a std >= 0, got {distribution.std}")
+        distribution.check()
     return distribution, dtype
 
 

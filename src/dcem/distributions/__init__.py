@@ -3,9 +3,24 @@
 import torch
 
 from dcem.distributions.base import Distribution
+from dcem.distributions.categorical import Categorical
 from dcem.distributions.gaussian import FullGaussian, Gaussian
+from dcem.distributions.mixture import Mixture
 from dcem.distributions.noise import ColoredNoise, WhiteNoise
+from dcem.distributions.product import Product
+from dcem.distributions.shifted import Shifted
 
-__all__ = ["ColoredNoise", "Distribution", "FullGaussian", "Gaussian", "WhiteNoise"]
+__all__ = [
+    "Categorical",
+    "ColoredNoise",
+    "Distribution",
+    "FullGaussian",
+    "Gaussian",
+    "Mixture",
+    "Product",
+    "Shifted",
+    "WhiteNoise",
+]
 
-torch.serialization.add_safe_globals([Gaussian, FullGaussian])  # plain data, for torch.load(weights_only=True)
+# Plain data, for torch.load(weights_only=True).
+torch.serialization.add_safe_globals([Categorical, FullGaussian, Gaussian, Mixture, Product, Shifted])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -9,20 +10,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dcem._tree import map_tensors
+from dcem._check import check_int
+from dcem._tree import leaves, map_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dcem.bounds import Bounds
 
+Weigh = Callable[[Tensor], tuple[Tensor, "Tensor | None"]]
+
 
 class Distribution(ABC):
     """A family of sampling distributions over ``(*batch, *event)`` that a solver samples and refits.
 
     A subclass is a frozen dataclass whose tensors have the axes ``(*batch, ...)``. It sets ``event_dims`` (how many
-    trailing axes are one candidate), has a ``mean`` of shape ``(*batch, *event)``, and defines :meth:`rsample` and
-    :meth:`fit`. The rest has defaults that suit any family; a family with a scale overrides :meth:`clamp_std`.
+    trailing axes are one candidate), has a ``mean`` of shape ``(*batch, *event)``, the point that a solve answers with,
+    and defines :meth:`rsample` and :meth:`fit`. The rest has defaults that suit any family; a family with a scale
+    overrides :meth:`clamp_std`.
     """
 
     event_dims: int
@@ -44,6 +49,27 @@ class Distribution(ABC):
             samples: candidates as they were drawn, ``(*batch, N, *event)``; what bounds clipped them to is not seen.
             weights: ``(*batch, N)``, in ``[0, 1]``, summing to one over the samples.
         """
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density of candidates ``(*batch, N, *event)``, ``(*batch, N)``; log-probabilities where discrete."""
+        raise NotImplementedError(f"log_prob: {type(self).__name__} does not define its density")
+
+    def check(self) -> None:
+        """Raise a ``ValueError`` where the parameters make no distribution; they can be looked at."""
+        for leaf in leaves(self):
+            if not leaf.isfinite().all():
+                raise ValueError(f"init: expected finite parameters, got {leaf}")
+
+    def with_mean(self, mean: Tensor) -> Distribution:
+        """Move the distribution so that its mean is ``mean``; spread and shape stay.
+
+        A family whose mean is computed from other parameters is wrapped in one that moves its samples.
+        """
+        if any(field.name == "mean" for field in dataclasses.fields(self)):  # type: ignore[arg-type]
+            return dataclasses.replace(self, mean=mean)  # type: ignore[type-var]
+        from dcem.distributions.shifted import Shifted
+
+        return Shifted(self, mean)
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -88,6 +114,14 @@ class Distribution(ABC):
         """Keep the spread within ``[low, high]``; a family without a std returns itself."""
         return self
 
+    def select(self, samples: Tensor, values: Tensor, weigh: Weigh) -> tuple[Self, Tensor, Tensor | None]:
+        """The weights that :class:`dcem.CEM` gives to :meth:`fit`, and which problems are valid.
+
+        ``weigh`` turns values ``(*batch, N)`` into these. A family of several parts selects in each, and returns itself
+        with what the values say of the parts.
+        """
+        return self, *weigh(values)
+
     def stretch(self, start: Self, clip: Callable[[Tensor], Tensor]) -> Self:
         """Widen along the way that the mean has come from ``start``, as far as ``clip`` lets it come.
 
@@ -105,3 +139,17 @@ class Distribution(ABC):
         Of samples with a larger std, most would be at the bounds. A family that lives inside them returns itself.
         """
         return self
+
+
+def check_parameter(name: str, value: Tensor, event_dims: int) -> int:
+    """Check a parameter ``(*batch, *event)`` and ``event_dims``, and return these as an int."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
+    event_dims = event_dims if type(event_dims) is int else check_int("event_dims", event_dims)
+    if not 0 <= event_dims <= value.dim():
+        raise ValueError(
+            f"event_dims: expected 0 to {value.dim()} for a {name} of shape {tuple(value.shape)}, got {event_dims}"
+        )
+    return event_dims

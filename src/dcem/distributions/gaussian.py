@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_std
-from dcem.distributions.base import Distribution
+from dcem.distributions.base import Distribution, check_parameter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,18 +20,7 @@ if TYPE_CHECKING:
     from dcem.bounds import Bounds
 
 
-def _check_mean(mean: Tensor, event_dims: int) -> None:
-    if not isinstance(mean, Tensor):
-        raise TypeError(f"mean: expected a Tensor, got {type(mean).__name__}")
-    if not mean.is_floating_point():
-        raise TypeError(f"mean: expected a floating-point tensor, got {mean.dtype}")
-    if not 0 <= event_dims <= mean.dim():
-        raise ValueError(
-            f"event_dims: expected 0 to {mean.dim()} for a mean of shape {tuple(mean.shape)}, got {event_dims}"
-        )
-
-
-def _safe_sqrt(variance: Tensor) -> Tensor:
+def safe_sqrt(variance: Tensor) -> Tensor:
     """``sqrt`` whose gradient at zero is zero instead of infinite."""
     positive = variance > 0
     return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
@@ -64,7 +54,7 @@ class Gaussian(Distribution):
     event_dims: int = 1
 
     def __init__(self, mean: Tensor, std: float | Tensor, event_dims: int = 1) -> None:
-        _check_mean(mean, event_dims)
+        event_dims = check_parameter("mean", mean, event_dims)
         if not isinstance(std, Tensor):
             check_std("std", std)
             std = torch.full_like(mean, std)
@@ -79,13 +69,23 @@ class Gaussian(Distribution):
         object.__setattr__(self, "std", std)
         object.__setattr__(self, "event_dims", event_dims)
 
+    def log_prob(self, x: Tensor) -> Tensor:
+        mean, std = (self.flat(of.unsqueeze(self.sample_dim)) for of in (self.mean, self.std))
+        scaled = (self.flat(x) - mean) / std
+        return -0.5 * scaled.square().sum(-1) - std.log().sum(-1) - 0.5 * math.log(2 * math.pi) * std.shape[-1]
+
+    def check(self) -> None:
+        super().check()
+        if (self.std < 0).any():
+            raise ValueError(f"init: expected a std >= 0, got {self.std}")
+
     def rsample(self, noise: Tensor) -> Tensor:
         return torch.addcmul(self.mean.unsqueeze(self.sample_dim), self.std.unsqueeze(self.sample_dim), noise)
 
     def fit(self, samples: Tensor, weights: Tensor) -> Self:
         mean, deviations = self.weighted_deviations(samples, weights)
         variance = torch.matmul(weights.unsqueeze(-2), deviations.square()).reshape(mean.shape)
-        return dataclasses.replace(self, mean=mean, std=_safe_sqrt(variance))
+        return dataclasses.replace(self, mean=mean, std=safe_sqrt(variance))
 
     def clamp_std(self, low: float, high: float | None) -> Self:
         return dataclasses.replace(self, std=self.std.clamp(low, high))
@@ -139,7 +139,7 @@ class FullGaussian(Distribution):
     event_dims: int = 1
 
     def __init__(self, mean: Tensor, scale_tril: Tensor, event_dims: int = 1) -> None:
-        _check_mean(mean, event_dims)
+        event_dims = check_parameter("mean", mean, event_dims)
         size = mean.shape[mean.dim() - event_dims :].numel()
         expected = (*mean.shape[: mean.dim() - event_dims], size, size)
         if not isinstance(scale_tril, Tensor):
@@ -164,6 +164,18 @@ class FullGaussian(Distribution):
     def std(self) -> Tensor:
         """Marginal standard deviations, ``(*batch, *event)``."""
         return self.scale_tril.norm(dim=-1).reshape(self.mean.shape)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        deviations = self.flat(x - self.mean.unsqueeze(self.sample_dim))
+        scaled = torch.linalg.solve_triangular(self.scale_tril, deviations.mT, upper=False)
+        scales = self.scale_tril.diagonal(dim1=-2, dim2=-1).abs()
+        normal = scales.log().sum(-1, keepdim=True) + 0.5 * math.log(2 * math.pi) * scales.shape[-1]
+        return -0.5 * scaled.square().sum(-2) - normal
+
+    def check(self) -> None:
+        super().check()
+        if self.scale_tril.triu(1).any():
+            raise ValueError(f"init: expected a lower triangular scale_tril, got {self.scale_tril}")
 
     def rsample(self, noise: Tensor) -> Tensor:
         spread = self.flat(noise) @ self.scale_tril.mT
@@ -215,7 +227,7 @@ def _cholesky(covariance: Tensor) -> Tensor:
     Correlations are factorised, so that scales do not matter. They are shrunk by a few units of rounding, or by more
     where that is too little: so a factor exists where there are fewer samples than dimensions. The variances stay.
     """
-    std = _safe_sqrt(covariance.diagonal(dim1=-2, dim2=-1))
+    std = safe_sqrt(covariance.diagonal(dim1=-2, dim2=-1))
     inverse = torch.where(std > 0, std.where(std > 0, 1.0).reciprocal(), 0.0)
     correlation = covariance * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
     size, rounding = std.shape[-1], torch.finfo(std.dtype).eps

@@ -157,7 +157,8 @@ class CEM(SamplingSolver):
     ) -> tuple[Distribution, Tensor, Tensor | None]:
         options = self._compiled_options(distribution, samples, values)
         if options is None:
-            return super().refit(distribution, samples, values)
+            distribution, weights, valid = distribution.select(samples, values, self.weigh)
+            return self.fit(distribution, samples, weights), weights, valid
 
         def reference(values: Tensor, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             weights, _ = self.weigh(values)

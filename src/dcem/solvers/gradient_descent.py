@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -63,7 +62,8 @@ class GradientDescent(Solver):
 
     def init(self, distribution: Distribution) -> GradientDescentState:
         self.__post_init__()  # tensors may have been learned since
-        return GradientDescentState(distribution, 0, torch.zeros_like(distribution.mean))
+        mean = distribution.mean
+        return GradientDescentState(distribution.with_mean(mean), 0, torch.zeros_like(mean))
 
     def step(
         self,
@@ -76,7 +76,7 @@ class GradientDescent(Solver):
         values, gradient = _value_and_gradient(objective, x, state.distribution.sample_dim)
         velocity = self.momentum * state.velocity + gradient
         moved = clip(x - self._lr(state.iteration, x) * velocity)
-        distribution = dataclasses.replace(state.distribution, mean=moved)  # type: ignore[type-var]
+        distribution = state.distribution.with_mean(moved)
         smooth = gradient.isfinite()
         if state.distribution.event_dims:
             smooth = smooth.flatten(x.dim() - state.distribution.event_dims).all(-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -61,7 +60,7 @@ class MPPI(SamplingSolver):
 
     def init(self, distribution: Distribution) -> SamplingState:
         self._check_tensors()  # which may have been learned since
-        return super().init(distribution)
+        return super().init(distribution.with_mean(distribution.mean))
 
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         scores, valid = scores_of(values, self.num_required, standardize=self.standardize)
@@ -79,7 +78,6 @@ class MPPI(SamplingSolver):
 
     def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:
         mean = distribution.weighted_mean(samples, weights)
-        moved = dataclasses.replace(distribution, mean=mean)  # type: ignore[type-var]
         if isinstance(self.smoothing, Tensor) or self.smoothing > 0:
-            moved = distribution.interpolate(moved, 1 - self.smoothing)
-        return moved
+            mean = distribution.mean + (1 - self.smoothing) * (mean - distribution.mean)
+        return distribution.with_mean(mean)

@@ -1,0 +1,75 @@
+"""A distribution moved to another mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from dcem.distributions.base import Distribution
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dcem.bounds import Bounds
+
+
+@dataclass(frozen=True, eq=False)
+class Shifted(Distribution):
+    """``X + μ - E[X]`` for ``X`` of another distribution: how a family with a computed mean is given another one.
+
+    :class:`dcem.MPPI` and :class:`dcem.GradientDescent` move means and leave the spread alone. Where a family cannot be
+    rebuilt around a mean, ``solution.distribution`` is of this class, and ``base`` is the one that it was.
+
+    Args:
+        base: the distribution that is moved.
+        mean: ``μ``, ``(*batch, *event)``.
+
+    Source: location families, Lehmann & Casella, "Theory of Point Estimation", 1998, section 1.4.
+    """
+
+    base: Distribution
+    mean: Tensor
+
+    @property
+    def event_dims(self) -> int:  # type: ignore[override]
+        """How many trailing axes are one candidate."""
+        return self.base.event_dims
+
+    @property
+    def std(self) -> Tensor:
+        """The marginal stds, ``(*batch, *event)``, if ``base`` has any."""
+        std: Tensor = self.base.std  # type: ignore[attr-defined]
+        return std
+
+    @property
+    def _offset(self) -> Tensor:
+        return self.mean - self.base.mean
+
+    def _back(self, samples: Tensor) -> Tensor:
+        return samples - self._offset.unsqueeze(self.sample_dim)
+
+    def rsample(self, noise: Tensor) -> Tensor:
+        return self.base.rsample(noise) + self._offset.unsqueeze(self.sample_dim)
+
+    def fit(self, samples: Tensor, weights: Tensor) -> Self:
+        base = self.base.fit(self._back(samples), weights)
+        return dataclasses.replace(self, base=base, mean=base.mean + self._offset)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.base.log_prob(self._back(x))
+
+    def check(self) -> None:
+        super().check()
+        self.base.check()
+
+    def clamp_std(self, low: float, high: float | None) -> Self:
+        return dataclasses.replace(self, base=self.base.clamp_std(low, high))
+
+    def is_collapsed(self, min_std: float) -> Tensor:
+        return self.base.is_collapsed(min_std)
+
+    def clip(self, bounds: Bounds) -> Self:
+        return dataclasses.replace(self, mean=bounds.clip(self.mean))
