@@ -264,7 +264,8 @@ def test_sides_may_be_arrays_lists_and_those_of_a_box(bounds):
     torch.testing.assert_close(*answers)
     assert (answers[0][:, 0] <= 0.1).all()
     mpc = dcem.control.MPC(lambda s, u: s + u, lambda s, u: -u.sum(-1), 3, 2, bounds)
-    assert (mpc(torch.zeros(2)).actions[:, 0].double() <= 0.1).all()
+    plan = mpc(torch.zeros(2), generator=torch.Generator().manual_seed(0))
+    assert (plan.actions[:, 0] <= torch.tensor(0.1)).all()  # which the box holds in float32, above 0.1
     decoder = dcem.embedding.MLPDecoder(2, 2, bounds=bounds)
     torch.testing.assert_close(decoder.high, torch.tensor([0.1, math.inf]))
 
