@@ -37,8 +37,8 @@ class Acrobot(System):
         >>> import torch
         >>> from dcem.control.systems import Acrobot
         >>> hanging = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
-        >>> Acrobot()(hanging, torch.tensor([1.0]))[-2:]  # the second link swings out, the first against it
-        tensor([-0.1287,  0.3345])
+        >>> Acrobot()(hanging, torch.tensor([1.0]))[-2:].round(decimals=2)  # the second link swings out
+        tensor([-0.1300,  0.3300])
 
     Source: Sutton & Barto, "Reinforcement Learning", in Gymnasium's ``Acrobot-v1``, whose step by the classical
     Runge-Kutta method this is, with any torque in place of three.
