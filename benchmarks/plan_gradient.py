@@ -1,10 +1,12 @@
 """Differentiate a plan over all actions through a learned world model: ``python benchmarks/plan_gradient.py``.
 
-An RSSM of the paper's size is fitted to random play of cheetah.run. Plans (H = 12, 10 iterations) are then made from
-beliefs along that play, and the first action is differentiated with respect to the model's parameters:
+An RSSM of the paper's size is fitted to random play of cheetah.run. Plans (H = 12, 10 iterations, a tenth of the
+candidates elite) are made from beliefs along that play, and the first action is differentiated with respect to the
+parameters that a plan goes through:
 
-- with 200 candidates, against the gradient of ``Unroll``, over several beliefs: cosine and norm;
-- with 1000 candidates, the paper's number: peak memory, and processor time over that of a solve without gradient.
+- cosine and norm against the gradient of ``Unroll``, over several beliefs and temperatures;
+- with 1000 candidates, the paper's number: peak memory, and processor time over that of a solve without gradient;
+- the peak memory of eight plans at once.
 
 Writes results/plan-gradient/results.json and table.md.
 """
@@ -38,13 +40,14 @@ PLANNED_THROUGH = ("embed", "cell", "prior_net", "reward_net")
 MODES: dict[str, tuple[dcem.GradientMode, int | None]] = {
     "Unroll()": (dcem.Unroll(), None),
     "Checkpoint()": (dcem.Checkpoint(), None),
-    "Checkpoint(), chunk_size=100": (dcem.Checkpoint(), 100),
+    "Truncate(5)": (dcem.Truncate(5), None),
     "Prune(0.33)": (dcem.Prune(0.33), None),
-    "Prune(0.33), chunk_size=100": (dcem.Prune(0.33), 100),
     "Prune(0.2)": (dcem.Prune(0.2), None),
     "Prune(0.2), chunk_size=100": (dcem.Prune(0.2), 100),
-    "Prune(0.2, unbiased=True), chunk_size=100": (dcem.Prune(0.2, unbiased=True), 100),
+    "Prune(0.2, unbiased=True)": (dcem.Prune(0.2, unbiased=True), None),
 }
+COMPARED = ["Truncate(5)", "Prune(0.33)", "Prune(0.2)", "Prune(0.2, unbiased=True)"]
+AT_ONCE = 8
 
 
 def random_play(episodes: int, seed: int) -> TensorDict:
@@ -184,56 +187,55 @@ def price(problem: Problem, belief: RSSMBelief, names: list[str], repeats: int) 
     return rows
 
 
+def at_once(problem: Problem, starts: list[RSSMBelief], name: str) -> float:
+    """Peak memory of plans from several beliefs in one batch."""
+    batch = RSSMBelief(*(torch.stack(parts) for parts in zip(*starts, strict=True)))
+    with PeakMemory() as memory:
+        problem.gradient(batch, *MODES[name])
+    return memory.peak
+
+
 def table(results: dict[str, Any]) -> str:
     lines = []
-    for temperature, agreed in results["agreement"].items():
-        lines += [
-            "",
-            f"Temperature {temperature}:",
-            "",
-            "| gradient | cosine | lowest | norm |",
-            "| --- | --- | --- | --- |",
-        ]
+    for setting, agreed in results["agreement"].items():
+        lines += ["", f"{setting}:", "", "| gradient | cosine | lowest | norm |", "| --- | --- | --- | --- |"]
         for name, row in agreed.items():
             lines.append(f"| `{name}` | {row['cosine']:.4f} | {row['lowest_cosine']:.4f} | {row['norm']:.3f} |")
-    lines += ["", "| gradient | peak memory | time |", "| --- | --- | --- |"]
+    lines += ["", "1000 candidates, one plan:", "", "| gradient | peak memory | time |", "| --- | --- | --- |"]
     for name, row in results["price"].items():
         code = name if name == "no gradient" else f"`{name}`"
         lines.append(f"| {code} | {row['peak_bytes'] / 1e9:.2f} GB | {row['time']:.2f} |")
+    for name, peak in results["at_once"].items():
+        lines += ["", f"{AT_ONCE} plans at once with `{name}`: {peak / 1e9:.2f} GB."]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=150)
-    parser.add_argument("--beliefs", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=200, help="candidates where gradients are compared")
-    parser.add_argument("--priced-samples", type=int, default=1000)
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.3, 0.1])
+    parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
     play = random_play(5, seed=0)
     model = fitted(play, args.updates)
-    starts = beliefs(model, play, args.beliefs)
-    compared = [name for name in MODES if name.startswith("Prune") and "chunk_size" not in name]
-    compared.append("Prune(0.2, unbiased=True), chunk_size=100")
-    results: dict[str, Any] = {
-        "torch": torch.__version__,
-        "settings": {**vars(args), "out": None},
-        "agreement": {
-            f"{temperature:g}": agreement(Problem(model, args.samples, temperature), starts, compared)
-            for temperature in args.temperatures
-        },
-        "price": price(
-            Problem(model, args.priced_samples, args.temperatures[-1]), starts[-1], list(MODES), args.repeats
-        ),
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.out / "table.md").write_text(table(results).lstrip() + "\n")
+    starts = beliefs(model, play, AT_ONCE)
+    results: dict[str, Any] = {"torch": torch.__version__, "updates": args.updates, "agreement": {}}
+    for num_samples, temperatures, num, names in (
+        (200, (1.0, 0.3, 0.1), 6, COMPARED),
+        (1000, (1.0, 0.1), 2, COMPARED[1:3]),
+    ):
+        for temperature in temperatures:
+            setting = f"{num_samples} candidates, temperature {temperature:g}, {num} beliefs"
+            problem = Problem(model, num_samples, temperature)
+            results["agreement"][setting] = agreement(problem, starts[-num:], names)
+    problem = Problem(model, 1000, 0.1)
+    results["price"] = price(problem, starts[-1], [name for name in MODES if "unbiased" not in name], args.repeats)
+    together = "Prune(0.2), chunk_size=100"
+    results["at_once"] = {together: at_once(problem, starts, together)}
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (OUT / "table.md").write_text(table(results).lstrip() + "\n")
     print(table(results))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from world_contract import ACTION, OBSERVATION, WorldModelContract, make_sequences, total
 
+import dcem
+from dcem.control import MPC
 from dcem.world import RSSM, RSSMBelief, WorldModel
 
 SMALL: dict[str, Any] = {"deterministic_size": 16, "stochastic_size": 4, "hidden_sizes": (16, 16)}
@@ -222,3 +225,40 @@ def test_it_learns_where_an_episode_ends() -> None:
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         RSSM(OBSERVATION, ACTION, **options)
+
+
+# planning
+
+
+def test_a_plan_is_differentiated_as_finite_differences_say() -> None:
+    """Through imagination, costs and solver: the derivative along a direction in all parameters at once."""
+    model = small().double()
+    belief = model.observe(model.initial((2,)), torch.zeros(2, ACTION).double(), torch.randn(2, OBSERVATION).double())
+    belief = RSSMBelief(*(leaf.detach() for leaf in belief))
+    noise = torch.randn(3, 2, 20, 4, ACTION, generator=seeded(), dtype=torch.float64)
+    solver = dcem.CEM(20, 4, dcem.LML(0.5))
+    mpc = MPC(
+        model.imagine,
+        model.cost,
+        4,
+        ACTION,
+        (-1.0, 1.0),
+        solver,
+        num_iterations=3,
+        continues=model.continues,
+        discount=0.9,
+    )
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(mpc(belief, noise=noise).action.sum(), parameters, materialize_grads=True)
+    direction = [torch.randn(p.shape, generator=seeded(1), dtype=p.dtype) for p in parameters]
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+    values = []
+    for step in (1e-6, -1e-6):
+        moved = copy.deepcopy(mpc)  # and the model with it
+        model_of = moved.dynamics.__self__
+        with torch.no_grad():
+            for parameter, d in zip(model_of.parameters(), direction, strict=True):
+                parameter.add_(d, alpha=step)
+            values.append(moved(belief, noise=noise).action.sum())
+    assert slope != 0
+    torch.testing.assert_close((values[0] - values[1]) / 2e-6, slope.detach(), rtol=1e-4, atol=1e-7)
