@@ -80,6 +80,21 @@ def test_a_generator_replays_samples() -> None:
     assert not torch.equal(one, total(model.loss(sequences, generator=seeded(4))))
 
 
+def test_a_step_of_the_memory_is_a_gated_recurrent_unit_written_out() -> None:
+    model, size = small(), SMALL["deterministic_size"]
+    before, action = RSSMBelief(torch.randn(5, 2, size), torch.randn(5, 2, 4)), torch.rand(5, 2, ACTION)
+    driven = torch.cat([before.stochastic, action], -1) @ model.embed[0].weight.T + model.embed[0].bias
+    of_input = driven.relu() @ model.cell.weight_ih.T + model.cell.bias_ih
+    of_state = before.deterministic @ model.cell.weight_hh.T + model.cell.bias_hh
+    (reset, update), candidate = (
+        (of_input + of_state).sigmoid()[..., : 2 * size].chunk(2, -1),
+        of_input[..., 2 * size :],
+    )
+    candidate = (candidate + reset * of_state[..., 2 * size :]).tanh()
+    expected = update * before.deterministic + (1 - update) * candidate
+    torch.testing.assert_close(model.imagine(before, action).deterministic, expected)
+
+
 # the loss
 
 
