@@ -19,6 +19,7 @@ from dcem.distributions import (
     WhiteNoise,
 )
 from dcem.gradients import Checkpoint, Detach, GradientMode, Implicit, Prune, Truncate, Unroll
+from dcem.layer import Argmin
 from dcem.minimize import minimize
 from dcem.projections import (
     LML,
@@ -44,6 +45,7 @@ __all__ = [
     "CEM",
     "LML",
     "MPPI",
+    "Argmin",
     "Categorical",
     "Checkpoint",
     "ColoredNoise",

@@ -55,6 +55,15 @@ def leaves(tree: Any) -> list[Tensor]:
     return found
 
 
+def named_leaves(tree: Any, where: str = "") -> list[tuple[str, Tensor]]:
+    """The tensors of a state, in the same order, with the way to each as a name: ``components_0_mean``."""
+    if isinstance(tree, Tensor):
+        return [(where, tree)]
+    parts = _parts(tree) or {}
+    names = ["_".join(filter(None, (where, key.strip(".[]'")))) for key in parts]
+    return [found for name, part in zip(names, parts.values(), strict=True) for found in named_leaves(part, name)]
+
+
 def difference(tree: Any, other: Any, where: str = "") -> str | None:
     """Where the state ``other`` is not built like ``tree``: other containers, shapes, or a leaf that is no tensor and
     not the same. None where nothing is; otherwise how a sentence goes on after "expected a state of".

@@ -1,0 +1,267 @@
+"""The minimiser of an objective as a layer: a module that holds all that a solve needs but the objective."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcem._check import Fixed, as_shape, check_count, check_number, check_std
+from dcem._tree import map_tensors, named_leaves
+from dcem._unchanged import Versions
+from dcem.bounds import Bounds, BoundsLike
+from dcem.distributions import Distribution, Gaussian
+from dcem.gradients import GradientMode, Unroll
+from dcem.minimize import minimize
+from dcem.solution import Solution
+from dcem.solvers import CEM, Solver
+
+
+class Argmin(nn.Module):
+    """Minimise whatever objective it is given, `x̂ = argmin_x f(x)`, in the same way: a layer to build models from.
+
+    It holds the solver, where it starts, the bounds, how the answer is differentiated and, if the search is for a
+    latent, the decoder. What of these is an `nn.Parameter` or a module is the layer's own: `layer.parameters()` trains
+    it, `layer.to(...)` moves it, `layer.state_dict()` saves it. `dcem.energy.EnergyModel` and `dcem.control.MPC` are
+    such layers with an objective of their own.
+
+    Args:
+        event_shape: Shape of one candidate; an int is `(int,)`.
+        solver: What minimises: `dcem.CEM(...)` (the default, `CEM(100, 10, LML(1.0))`), `dcem.GradientDescent(...)`.
+        num_iterations: Of the solver, unless a call says otherwise.
+        gradient: How the answer is differentiated, `dcem.Unroll()` by default.
+        bounds: `(low, high)` of what is searched, each None, a number, or a tensor that broadcasts to `event`
+            (to `latent` with a decoder).
+        init: Where a search starts: a number or a tensor of means that broadcasts to `event` (or `latent`); a pair
+            `(mean, std)` of such; or a distribution, which may have batch axes that broadcast to those of a call. A std
+            of None is the solver's `init_std`. Of a std that is a parameter the magnitude counts, so that no optimiser
+            can make it negative.
+        decoder: Search a latent `z` in place of `x`: maps `(*batch, N, *latent)` to `(*batch, N, *event)`.
+        latent_shape: Shape of `z`; by default the decoder's own `latent_shape`, or else `event_shape`.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: `bounds` or `init` does not fit, `latent_shape` is given without a decoder or is another than the
+            decoder's; in a call, the decoder returns another shape, or what `dcem.minimize` raises.
+
+    >>> import dcem
+    >>> nearest = dcem.Argmin(2, dcem.GradientDescent(lr=0.5), bounds=(0.0, None))       # the nearest point x >= 0
+    >>> target = torch.tensor([[1.0, -2.0], [0.5, 3.0]], requires_grad=True)
+    >>> solution = nearest(lambda x: (x - target.unsqueeze(-2)).square().sum(-1), batch_shape=(2,))
+    >>> solution.x.detach()
+    tensor([[1.0000, 0.0000],
+            [0.5000, 3.0000]])
+    >>> torch.autograd.grad(solution.x.sum(), target)[0]
+    tensor([[1., 0.],
+            [1., 1.]])
+
+    Source: Amos & Yarats, "The Differentiable Cross-Entropy Method", ICML 2020; layers that are argmins: Gould et al.,
+    "Deep Declarative Networks", 2019.
+    """
+
+    event_shape = Fixed[tuple[int, ...]]()
+    latent_shape = Fixed[tuple[int, ...]]()
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        solver: Solver | None = None,
+        *,
+        num_iterations: int = 10,
+        gradient: GradientMode | None = None,
+        bounds: BoundsLike | None = None,
+        init: float | Tensor | tuple[float | Tensor, float | Tensor | None] | Distribution = 0.0,
+        decoder: Callable[[Tensor], Tensor] | None = None,
+        latent_shape: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.event_shape = as_shape("event_shape", event_shape)
+        self.latent_shape = latent_shape_of(decoder, latent_shape, self.event_shape)
+        self.decoder, self.bounds = decoder, bounds
+        Bounds.check(bounds, torch.Size(self.latent_shape), torch.zeros(()))
+        self.solver = CEM() if solver is None else solver
+        self.num_iterations = check_count("num_iterations", num_iterations)
+        self.gradient = Unroll() if gradient is None else gradient
+        if not isinstance(self.gradient, GradientMode):
+            raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {gradient!r}")
+        self._hold_start(init)
+
+    def forward(
+        self,
+        objective: Callable[[Tensor], Tensor],
+        batch_shape: Sequence[int] = (),
+        *,
+        init: Distribution | Tensor | None = None,
+        num_iterations: int | None = None,
+        **options: Any,
+    ) -> Solution:
+        """Minimise `objective`, which maps candidates `(*batch, N, *event)` to values `(*batch, N)`.
+
+        Args:
+            objective: As in `dcem.minimize`.
+            batch_shape: The leading axes, one problem each.
+            init: Instead of the layer's own start, say `solution.distribution` of an earlier solve.
+            num_iterations: Instead of the layer's own.
+            **options: Of `dcem.minimize`: `generator`, `noise`, `record`, `gradient`, ...
+
+        Returns:
+            The solution. With a decoder its `x` and `best_x` are decoded, its distribution and history are of the
+            latent.
+        """
+        start = self.start(batch_shape) if init is None else init
+        if self.decoder is None:
+            return self.search(objective, start, num_iterations=num_iterations, **options)
+        solution = self.search(behind(objective, self.decode), start, num_iterations=num_iterations, **options)
+        dim = solution.x.dim() - len(self.latent_shape)
+        both = self.decode(torch.stack([solution.x, solution.best_x], dim)).unbind(dim)
+        return dataclasses.replace(solution, x=both[0], best_x=both[1].detach())
+
+    def search(
+        self,
+        objective: Callable[[Tensor], Tensor],
+        init: Distribution | Tensor,
+        *,
+        num_iterations: int | None = None,
+        gradient: GradientMode | None = None,
+        **options: Any,
+    ) -> Solution:
+        """The same for an objective over the latent `(*batch, N, *latent)`, and with nothing decoded."""
+        return minimize(
+            objective,
+            init,
+            self.solver,
+            num_iterations=self.num_iterations if num_iterations is None else num_iterations,
+            gradient=self.gradient if gradient is None else gradient,
+            event_dims=len(self.latent_shape),
+            **{"bounds": self.bounds, **options},
+        )
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Candidates `(*batch, N, *event)` of latents `(*batch, N, *latent)`, which they are without a decoder."""
+        return z if self.decoder is None else decoded(self.decoder, z, self.latent_shape, self.event_shape)
+
+    def start(self, batch_shape: Sequence[int] = (), like: Tensor | None = None) -> Distribution | Tensor:
+        """Where the search starts: a distribution of this batch, or the means alone where the solver's std shall hold.
+
+        Of the dtype and on the device of `like`, where that is a floating-point tensor.
+        """
+
+        def now(name: str) -> Tensor:
+            leaf: Tensor = getattr(self, f"init_{name}")
+            return leaf.to(like) if like is not None and like.is_floating_point() else leaf
+
+        if self._family is not None:
+            own, held = len(self._family.batch_shape), iter(named_leaves(self._family))
+            started: Distribution = map_tensors(
+                lambda leaf: now(next(held)[0]).expand(*batch_shape, *leaf.shape[own:]), self._family
+            )
+            return started
+        mean = now("mean").expand(*batch_shape, *self.latent_shape)
+        if self.init_std is None:
+            return mean
+        std = now("std")
+        std = std.abs() if std.requires_grad else std
+        return Gaussian(mean, std.to(mean).expand(mean.shape), len(self.latent_shape))
+
+    @property
+    def solver(self) -> Solver:
+        """What minimises, with what the layer holds of it now: moved, loaded, or put there by `functional_call`."""
+        changed = {
+            name: now
+            for name, value in vars(self._solver).items()
+            if isinstance(value, (Tensor, nn.Module)) and (now := getattr(self, f"solver_{name}")) is not value
+        }
+        return dataclasses.replace(self._solver, **changed) if changed else self._solver
+
+    @solver.setter
+    def solver(self, solver: Solver) -> None:
+        if not isinstance(solver, Solver):
+            raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
+        for held in (self._parameters, self._buffers, self._modules):
+            for name in [name for name in held if name.startswith("solver_")]:
+                del held[name]
+        self._solver = solver
+        for name, value in vars(solver).items():
+            if isinstance(value, (Tensor, nn.Module)):
+                self._hold(f"solver_{name}", value)
+
+    def _hold_start(self, init: Any) -> None:
+        """Keep the start's tensors as `init_<name>`, and the family of a distribution."""
+        what = "event" if self.decoder is None else "latent"
+        self._family = init if isinstance(init, Distribution) else None
+        if self._family is not None:
+            if tuple(self._family.event_shape) != self.latent_shape:
+                came = tuple(self._family.event_shape)
+                raise ValueError(f"init: expected a distribution over {what} {self.latent_shape}, got one over {came}")
+            for name, leaf in named_leaves(self._family):
+                self._hold(f"init_{name}", leaf)
+            return
+        mean, std = init if isinstance(init, (tuple, list)) else (init, None)
+        self._hold("init_mean", broadcastable("init_mean", mean, self.latent_shape, what))
+        if std is not None:
+            std = broadcastable("init_std", std, self.latent_shape, what)
+            if not std.requires_grad:
+                check_std("init_std", std)
+        self._hold("init_std", std)
+
+    def _hold(self, name: str, value: Any) -> None:
+        """Register a parameter, a tensor (or the place of one) or a module; of the rest, nothing is held."""
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+        elif isinstance(value, Tensor) or value is None:
+            self.register_buffer(name, value)
+        elif isinstance(value, nn.Module):
+            self.add_module(name, value)
+
+
+def behind(objective: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`f(dec(z))` as an objective over `z`."""
+    return lambda z: objective(decode(z))
+
+
+def broadcastable(name: str, value: float | Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+    """A number or a tensor that broadcasts to `shape`, as a tensor."""
+    tensor = value if isinstance(value, Tensor) else torch.tensor(float(check_number(name, value)))
+    try:
+        tensor.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected a number or a tensor that broadcasts to {what} {shape}, got {tuple(tensor.shape)}"
+        ) from None
+    return tensor
+
+
+def latent_shape_of(decoder: Any, given: Any, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what is searched: that of the decoder's latent, or of a candidate where there is none."""
+    if decoder is None:
+        if given is not None:
+            raise ValueError(f"latent_shape: expected None without a decoder, got {given}")
+        return event_shape
+    if not callable(decoder):
+        raise TypeError(f"decoder: expected a callable or module, got {decoder!r}")
+    own = getattr(decoder, "latent_shape", None)
+    shape = event_shape if given is None and own is None else as_shape("latent_shape", own if given is None else given)
+    if own is not None and tuple(own) != shape:
+        raise ValueError(f"latent_shape: expected that of the decoder, {tuple(own)}, got {shape}")
+    event = getattr(decoder, "event_shape", None)
+    if event is not None and tuple(event) != event_shape:
+        raise ValueError(f"decoder: expected one that gives {event_shape}, got one that gives {tuple(event)}")
+    return shape
+
+
+def decoded(decoder: Callable[[Tensor], Tensor], z: Tensor, latent_shape: Any, event_shape: Any) -> Tensor:
+    """`dec(z)` `(*batch, N, *event)` of latents `(*batch, N, *latent)`, checked; of any shape if these are None."""
+    noted = Versions(z)
+    x: Any = decoder(z)
+    if noted.changed():
+        raise ValueError("decoder: expected to leave its latents as they are, got them changed in place")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"decoder: expected to return a Tensor, got {type(x).__name__}")
+    if latent_shape is not None and event_shape is not None:
+        expected = (*z.shape[: z.dim() - len(latent_shape)], *event_shape)
+        if tuple(x.shape) != expected:
+            raise ValueError(f"decoder: expected candidates (*batch, N, *event) = {expected}, got {tuple(x.shape)}")
+    return x

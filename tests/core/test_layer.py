@@ -1,0 +1,254 @@
+"""`dcem.Argmin`: the same as `minimize`, what it holds, where it starts, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dcem
+
+CEM = dcem.CEM(20, 5, dcem.LML(0.5), init_std=2.0)
+
+
+def to(target: Tensor):
+    """The squared distance of candidates `(*batch, N, 2)` from points `(*batch, 2)`."""
+    return lambda x: (x - target.unsqueeze(-2)).square().sum(-1)
+
+
+@pytest.fixture
+def target(generator):
+    return torch.randn(3, 2, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("gradient", [dcem.Unroll(), dcem.Truncate(2), dcem.Detach()])
+@pytest.mark.parametrize("bounds", [None, (-0.5, torch.tensor([0.5, 2.0]))])
+@pytest.mark.parametrize("solver", [CEM, dcem.GradientDescent(0.1), dcem.MPPI(20, 0.5)])
+def test_it_is_minimize(solver, bounds, gradient, target):
+    layer = dcem.Argmin(2, solver, num_iterations=3, gradient=gradient, bounds=bounds, init=0.3)
+    noise = torch.randn(3, 3, solver.num_samples, 2)
+    ours = layer(to(target), (3,), noise=noise, record=True)
+    truth = dcem.minimize(
+        to(target), torch.full((3, 2), 0.3), solver, num_iterations=3, gradient=gradient, bounds=bounds, noise=noise
+    )
+    for name in ("x", "best_x", "best_value", "status"):
+        assert torch.equal(getattr(ours, name), getattr(truth, name))
+    assert len(ours.history) == 3
+    if ours.x.requires_grad:
+        gradients = [torch.autograd.grad(solution.x.sin().sum(), target)[0] for solution in (ours, truth)]
+        assert torch.equal(*gradients)
+    again = layer(to(target), (3,), init=ours.distribution, num_iterations=1, noise=noise[:1], gradient=dcem.Detach())
+    expected = dcem.minimize(to(target), ours.distribution, solver, num_iterations=1, bounds=bounds, noise=noise[:1])
+    assert torch.equal(again.x, expected.x)
+    assert not again.x.requires_grad
+
+
+def test_no_batch_many_axes_and_numbers(generator):
+    assert dcem.Argmin(2)(lambda x: x.square().sum(-1), generator=generator).x.shape == (2,)
+    square = dcem.Argmin((2, 3), CEM)(lambda x: x.square().sum((-1, -2)), (4, 1), generator=generator)
+    assert square.x.shape == (4, 1, 2, 3)
+    assert dcem.Argmin((), CEM)(lambda x: x.square(), (4,), generator=generator).x.shape == (4,)
+
+
+@dataclass(frozen=True)
+class Two(dcem.Distribution):
+    """Two Gaussians, half of the samples each: a family whose mean is derived."""
+
+    parts: tuple[dcem.Gaussian, dcem.Gaussian]
+    event_dims: int = 1
+
+    @property
+    def mean(self):
+        return (self.parts[0].mean + self.parts[1].mean) / 2
+
+    def rsample(self, noise):
+        return torch.cat([part.rsample(half) for part, half in zip(self.parts, noise.chunk(2, -2), strict=True)], -2)
+
+    def fit(self, samples, weights):
+        halves = zip(self.parts, samples.chunk(2, -2), weights.chunk(2, -1), strict=True)
+        return replace(self, parts=tuple(p.fit(x, w / w.sum(-1, keepdim=True)) for p, x, w in halves))
+
+
+STARTS = {
+    "number": (1.5, (1.5, 2.0)),
+    "mean": (torch.tensor([1.0, -1.0]), (torch.tensor([1.0, -1.0]), 2.0)),
+    "mean and std": ((1.0, torch.tensor([0.5, 0.7])), (1.0, torch.tensor([0.5, 0.7]))),
+    "mean and no std": ((0.5, None), (0.5, 2.0)),
+    "Gaussian": (dcem.Gaussian(torch.ones(2), 0.7), (1.0, 0.7)),
+    "Gaussian a problem": (dcem.Gaussian(torch.arange(6.0).view(3, 2), 0.7), (torch.arange(6.0).view(3, 2), 0.7)),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_where_it_starts(name, target):
+    init, (mean, std) = STARTS[name]
+    layer = dcem.Argmin(2, CEM, num_iterations=2, init=init)
+    noise = torch.randn(2, 3, 20, 2)
+    start = dcem.Gaussian(torch.as_tensor(mean).expand(3, 2), torch.as_tensor(std))
+    expected = dcem.minimize(to(target), start, CEM, num_iterations=2, noise=noise)
+    assert torch.equal(layer(to(target), (3,), noise=noise).x, expected.x)
+    assert "init_mean" in layer.state_dict()
+    double = copy.deepcopy(layer).double()
+    assert double(to(target.double()), (3,), noise=noise.double()).x.dtype == torch.float64
+    other = dcem.Argmin(2, CEM, num_iterations=2, init=copy.deepcopy(init))
+    with torch.no_grad():
+        for tensor in layer.buffers():
+            tensor.mul_(0.5)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(to(target), (3,), noise=noise).x, other(to(target), (3,), noise=noise).x)
+    assert not torch.equal(layer(to(target), (3,), noise=noise).x, expected.x)
+
+
+def test_starts_learn(target, generator):
+    mean, std = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.tensor(-2.0))
+    layer = dcem.Argmin(2, CEM, num_iterations=2, init=(mean, std))
+    assert {name for name, _ in layer.named_parameters()} == {"init_mean", "init_std"}
+    layer(to(target.detach()), (3,), generator=generator).x.sum().backward()
+    assert mean.grad.all()
+    assert std.grad != 0
+    family = Two((dcem.Gaussian(nn.Parameter(torch.ones(2)), 1.0), dcem.Gaussian(-torch.ones(2), 1.0)))
+    layer = dcem.Argmin(2, CEM, num_iterations=2, init=family)
+    assert {name for name, _ in layer.named_parameters()} == {"init_parts_0_mean"}
+    assert set(layer.state_dict()) == {f"init_parts_{i}_{name}" for i in (0, 1) for name in ("mean", "std")}
+    solution = layer(to(target.detach()), (3,), generator=generator)
+    assert isinstance(solution.distribution, Two)
+    (gradient,) = torch.autograd.grad(solution.x.sum(), layer.init_parts_0_mean)
+    assert gradient.all()
+
+
+class Slower(dcem.GradientDescent):
+    """A subclass of a solver is held like the solver."""
+
+
+@pytest.mark.parametrize("kind", [dcem.GradientDescent, Slower])
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_solver_is_what_the_layer_holds_now(trained, kind, target):
+    rate = torch.tensor(0.25)
+    layer = dcem.Argmin(2, kind(nn.Parameter(rate) if trained else rate), num_iterations=1)
+    goal = target.detach()
+
+    def moved(layer):
+        return (layer(to(goal.to(layer.solver_lr)), (3,)).x / goal).mean().item()
+
+    assert moved(layer) == pytest.approx(0.5)
+    called = torch.func.functional_call(layer, {"solver_lr": torch.tensor(0.5)}, (to(goal), (3,)))
+    torch.testing.assert_close(called.x, goal)
+    layer.load_state_dict({**layer.state_dict(), "solver_lr": torch.tensor(0.125)}, assign=True)
+    assert moved(layer) == pytest.approx(0.25)
+    other = copy.deepcopy(layer).double()
+    assert other.solver.lr.dtype == torch.float64
+    assert type(other.solver) is kind
+    assert other(to(goal.double()), (3,)).x.dtype == torch.float64
+    layer.solver = dcem.GradientDescent(nn.Parameter(torch.tensor(0.375)), momentum=torch.tensor(0.5))
+    assert moved(layer) == pytest.approx(0.75)
+    assert {name for name, _ in layer.named_parameters()} == {"solver_lr"}
+    assert {"solver_lr", "solver_momentum"} <= set(layer.state_dict())
+    layer.solver = dcem.CEM(20, 5, dcem.LML(nn.Parameter(torch.tensor(0.5))))
+    assert {name for name, _ in layer.named_parameters()} == {"solver_selection.temperature"}
+    assert set(layer.state_dict()) == {"init_mean", "solver_selection.temperature"}
+    with pytest.raises(TypeError, match="solver: expected a dcem solver"):
+        layer.solver = 3
+
+
+def test_a_decoder_is_learned_through_the_answer(generator):
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    layer = dcem.Argmin(2, CEM, num_iterations=3, decoder=decoder, latent_shape=3, bounds=(-2, 2))
+    goal = torch.randn(4, 2, generator=generator)
+    solution = layer(to(goal), (4,), generator=generator, record=True)
+    assert solution.x.shape == solution.best_x.shape == (4, 2)
+    assert solution.distribution.mean.shape == (4, 3)
+    assert solution.history[0].samples.abs().max() <= 2
+    torch.testing.assert_close(solution.x, decoder(solution.distribution.mean))
+    torch.testing.assert_close(to(goal)(solution.best_x.unsqueeze(-2)).squeeze(-1), solution.best_value)
+    assert not solution.best_x.requires_grad
+    solution.x.sum().backward()
+    assert decoder[0].weight.grad.any()
+    named = dcem.Argmin((6, 2), decoder=dcem.embedding.MLPDecoder(3, (6, 2), (4,)))
+    assert named.latent_shape == (3,)
+    assert dcem.Argmin(3, decoder=nn.Softmax(-1)).latent_shape == (3,)
+
+
+class Wrong(dcem.embedding.MLPDecoder):
+    def decode(self, z):
+        return z
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: dcem.Argmin((2, 0)), ValueError, r"event_shape: expected positive sizes, got \(2, 0\)"),
+        (lambda: dcem.Argmin(2, 3), TypeError, "solver: expected a dcem solver such as .* got 3"),
+        (lambda: dcem.Argmin(2, num_iterations=0), ValueError, "num_iterations: expected at least 1, got 0"),
+        (lambda: dcem.Argmin(2, gradient="unroll"), TypeError, "gradient: expected a gradient mode .* got 'unroll'"),
+        (lambda: dcem.Argmin(2, bounds=(0, torch.ones(3))), ValueError, r"bounds\[1\]: .* event \(2,\), got \(3,\)"),
+        (lambda: dcem.Argmin(2, bounds=(1, 0)), ValueError, "bounds: expected low <= high"),
+        (lambda: dcem.Argmin(2, init=torch.ones(3)), ValueError, r"init_mean: .* event \(2,\), got \(3,\)"),
+        (lambda: dcem.Argmin(2, init=(0, torch.ones(3))), ValueError, r"init_std: .* event \(2,\), got \(3,\)"),
+        (lambda: dcem.Argmin(2, init=(0, -1.0)), ValueError, "init_std: expected .* >= 0"),
+        (lambda: dcem.Argmin(2, init="here"), TypeError, "init_mean: expected a number, got 'here'"),
+        (lambda: dcem.Argmin(2, init=dcem.Gaussian(torch.ones(3), 1)), ValueError, r"init: .* \(2,\), got .* \(3,\)"),
+        (lambda: dcem.Argmin(2, decoder=3), TypeError, "decoder: expected a callable"),
+        (lambda: dcem.Argmin(2, latent_shape=3), ValueError, "latent_shape: expected None without a decoder, got 3"),
+        (
+            lambda: dcem.Argmin(2, decoder=dcem.embedding.MLPDecoder(3, 2), latent_shape=4),
+            ValueError,
+            r"latent_shape: expected that of the decoder, \(3,\), got \(4,\)",
+        ),
+        (
+            lambda: dcem.Argmin(2, decoder=dcem.embedding.MLPDecoder(3, 4)),
+            ValueError,
+            r"decoder: expected one that gives \(2,\), got one that gives \(4,\)",
+        ),
+        (
+            lambda: dcem.Argmin(2, CEM, decoder=nn.Linear(3, 4), latent_shape=3)(lambda x: x.sum(-1)),
+            ValueError,
+            r"decoder: expected candidates .* = \(20, 2\), got \(20, 4\)",
+        ),
+        (
+            lambda: dcem.Argmin(2, CEM, decoder=lambda z: 1)(lambda x: x.sum(-1)),
+            TypeError,
+            "decoder: expected to return a Tensor, got int",
+        ),
+        (
+            lambda: dcem.Argmin(2, CEM, decoder=lambda z: z.add_(1))(lambda x: x.sum(-1)),
+            ValueError,
+            "decoder: expected to leave its latents as they are",
+        ),
+        (lambda: setattr(dcem.Argmin(2), "event_shape", (3,)), AttributeError, "event_shape: expected to stay"),
+        (lambda: dcem.Argmin(2, CEM)(lambda x: x), ValueError, r"objective: expected values of shape"),
+    ],
+)
+def test_errors_name_the_argument(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_inside_another_module(generator):
+    """As a layer of a model: trained together, saved together."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+            self.argmin = dcem.Argmin(
+                2, dcem.GradientDescent(nn.Parameter(torch.tensor(0.2))), init=nn.Parameter(torch.zeros(2))
+            )
+
+        def forward(self, x):
+            center = self.net(x).unsqueeze(-2)
+            return self.argmin(lambda y: (y - center).square().sum(-1), x.shape[:-1]).x
+
+    torch.manual_seed(0)
+    model = Model()
+    x = torch.randn(5, 3, generator=generator)
+    model(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    other = Model()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), other(x))
+    assert math.isfinite(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
