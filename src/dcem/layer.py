@@ -174,7 +174,7 @@ class Argmin(nn.Module):
             for name, value in vars(self._solver).items()
             if isinstance(value, (Tensor, nn.Module)) and (now := getattr(self, f"solver_{name}")) is not value
         }
-        return dataclasses.replace(self._solver, **changed) if changed else self._solver
+        return dataclasses.replace(self._solver, **changed) if changed else self._solver  # type: ignore[type-var]
 
     @solver.setter
     def solver(self, solver: Solver) -> None:

@@ -129,6 +129,23 @@ def test_the_density_is_that_of_the_draws(generator) -> None:
     assert abs(corrected(model, generator)) < 0.2
 
 
+def test_a_collapsed_gaussian_has_all_of_its_mass_at_the_mean() -> None:
+    law = dcem.Gaussian(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0, 0.0]))
+    x = torch.tensor([[1.0, 5.0, 3.0], [1.0, 5.0, 3.5], [0.0, 2.0, 0.0]])
+    assert law.log_prob(x).tolist() == [math.inf, -math.inf, -math.inf]
+    truth = torch.distributions.Normal(law.mean, 0.7).log_prob(x).sum(-1)
+    torch.testing.assert_close(dcem.Gaussian(law.mean, 0.7).log_prob(x), truth)
+
+
+def test_the_density_of_other_families(generator) -> None:
+    class Wide(dcem.CEM):
+        def distribution(self, mean, event_dims):
+            return dcem.FullGaussian(mean, 3.0 * torch.eye(1).to(mean), event_dims)
+
+    model = EnergyModel(quadratic, 1, Wide(1000, 200, dcem.LML(1.0)), num_iterations=3).double()
+    assert abs(corrected(model, generator)) < 0.05
+
+
 @pytest.mark.parametrize("num_starts", [1, 2])
 @pytest.mark.parametrize("correction", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -262,6 +279,16 @@ BOXED = EnergyModel(quadratic, 2, CEM, bounds=(torch.tensor([0.0, -1.0]), 1.0))
                 noise=dcem.ColoredNoise(),
             ),
             r"correction: expected independent draws, got noise=ColoredNoise",
+        ),
+        (
+            lambda: contrastive_loss(
+                EnergyModel(quadratic, 2, CEM),
+                torch.zeros(2),
+                torch.ones(2),
+                correction=True,
+                proposals=torch.ones(3, 2),
+            ),
+            r"correction: expected no proposals",
         ),
         (
             lambda: contrastive_loss(

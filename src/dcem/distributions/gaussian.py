@@ -71,8 +71,11 @@ class Gaussian(Distribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         mean, std = (self.flat(of.unsqueeze(self.sample_dim)) for of in (self.mean, self.std))
-        scaled = (self.flat(x) - mean) / std
-        return -0.5 * scaled.square().sum(-1) - std.log().sum(-1) - 0.5 * math.log(2 * math.pi) * std.shape[-1]
+        away, collapsed = self.flat(x) - mean, std == 0  # all of the mass is then at the mean
+        std = torch.where(collapsed, 1.0, std)
+        density = -0.5 * ((away / std).square() + math.log(2 * math.pi)) - std.log()
+        outside = (collapsed & (away != 0)).any(-1)
+        return torch.where(outside, -math.inf, torch.where(collapsed, math.inf, density).sum(-1))
 
     def check(self) -> None:
         super().check()

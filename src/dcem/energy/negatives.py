@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcem._modules import held_solver
-from dcem.distributions import Distribution, Gaussian, WhiteNoise
+from dcem.distributions import WhiteNoise
 from dcem.energy.model import EnergyModel
 from dcem.gradients import Detach
 from dcem.solution import Solution
@@ -48,13 +48,15 @@ def check_correction(model: EnergyModel, options: dict[str, Any]) -> None:
         raise ValueError(f"correction: expected a sampling solver without kept elites, got {solver}")
     if type(solver).sample not in (SamplingSolver.sample, CEM.sample):
         raise ValueError(f"correction: expected a solver that draws from its distribution, got {solver}")
+    if options.get("proposals") is not None:
+        raise ValueError("correction: expected no proposals, whose density is not known")
     if noise is not None and not isinstance(noise, (Tensor, WhiteNoise)):
         raise ValueError(f"correction: expected independent draws, got noise={noise!r}")
 
 
 @torch.no_grad()
 def log_density(model: EnergyModel, x: Tensor, solution: Solution, y: Tensor, num_starts: int) -> Tensor:
-    """The log-density, `(*batch, M)`, of the mixture of the Gaussians that the candidates were drawn from."""
+    """The log-density, `(*batch, M)`, of the mixture of the distributions that the candidates were drawn from."""
     start, solver = model.start(x), held_solver(model, model.solver)
     if isinstance(start, Tensor):
         start = solver.distribution(start, len(model.latent_shape))
@@ -63,23 +65,8 @@ def log_density(model: EnergyModel, x: Tensor, solution: Solution, y: Tensor, nu
     counts = [iteration.values.shape[-1] for iteration in solution.history]
     terms = []
     for distribution, count in zip(drawn_from, counts, strict=True):
-        density = _of_gaussian(distribution, y)
+        density = distribution.log_prob(y)
         if num_starts > 1 and distribution is not first:
             density = density.logsumexp(0) - math.log(num_starts)
         terms.append(density + math.log(count / sum(counts)))
     return torch.stack(terms).logsumexp(0)
-
-
-def _of_gaussian(distribution: Distribution, y: Tensor) -> Tensor:
-    """The log-density of candidates `(*batch, M, *event)`, `(*batch, M)`: infinite at the mean of a collapsed one."""
-    if not isinstance(distribution, Gaussian):
-        raise ValueError(f"correction: expected a dcem.Gaussian to draw from, got {type(distribution).__name__}")
-    dim = distribution.sample_dim
-    away, std = y - distribution.mean.unsqueeze(dim), distribution.std.unsqueeze(dim)
-    density = torch.where(away == 0, 0.0, -0.5 * (away / std).square()) - std.log() - 0.5 * math.log(2 * math.pi)
-    density = torch.where((std == 0) & (away != 0), -math.inf, density)
-    if distribution.event_dims:
-        density = torch.where(
-            (density == -math.inf).flatten(dim + 1).any(-1), -math.inf, density.flatten(dim + 1).sum(-1)
-        )
-    return density
