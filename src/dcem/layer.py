@@ -111,7 +111,7 @@ class Argmin(nn.Module):
             The solution. With a decoder its `x` and `best_x` are decoded, its distribution and history are of the
             latent.
         """
-        start = self.start(batch_shape) if init is None else init
+        start = self.initial(batch_shape) if init is None else init
         if self.decoder is None:
             return self.search(objective, start, num_iterations=num_iterations, **options)
         solution = self.search(behind(objective, self.decode), start, num_iterations=num_iterations, **options)
@@ -143,7 +143,7 @@ class Argmin(nn.Module):
         """Candidates `(*batch, N, *event)` of latents `(*batch, N, *latent)`, which they are without a decoder."""
         return z if self.decoder is None else decoded(self.decoder, z, self.latent_shape, self.event_shape)
 
-    def start(self, batch_shape: Sequence[int] = (), like: Tensor | None = None) -> Distribution | Tensor:
+    def initial(self, batch_shape: Sequence[int] = (), like: Tensor | None = None) -> Distribution | Tensor:
         """Where the search starts: a distribution of this batch, or the means alone where the solver's std shall hold.
 
         Of the dtype and on the device of `like`, where that is a floating-point tensor.
@@ -219,7 +219,9 @@ class Argmin(nn.Module):
 
 def behind(objective: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`f(dec(z))` as an objective over `z`."""
-    return lambda z: objective(decode(z))
+    from dcem.embedding.objective import embed
+
+    return embed(objective, decode)
 
 
 def broadcastable(name: str, value: float | Tensor, shape: tuple[int, ...], what: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -252,6 +253,14 @@ BOXED = EnergyModel(quadratic, 2, CEM, bounds=(torch.tensor([0.0, -1.0]), 1.0))
         (
             lambda: end_to_end_loss(BOXED, torch.zeros(5, 2), -torch.ones(5, 2)),
             r"y: expected targets inside the model's",
+        ),
+        (
+            lambda: end_to_end_loss(
+                EnergyModel(quadratic, 2, CEM, bounds=SimpleNamespace(low=-1.0, high=torch.ones(2))),
+                torch.zeros(2),
+                torch.full((2,), 3.0),
+            ),
+            r"y: expected targets inside the model's bounds \(-1.0, \[1.0, 1.0\]\), got values from 3 to 3",
         ),
         (lambda: contrastive_loss(BOXED, torch.zeros(2), torch.ones(2), num_negatives=0), r"num_negatives: .* got 0"),
         (

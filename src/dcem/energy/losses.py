@@ -141,7 +141,9 @@ def check_targets(model: EnergyModel, x: Tensor, y: Tensor) -> None:
         return
     box = Bounds.check(model.bounds, torch.Size(model.event_shape), y)
     if box is not None and not box.contains(y).all():
-        low, high = (side.tolist() if isinstance(side, Tensor) else side for side in model.bounds)
+        bounds: Any = model.bounds
+        sides = (bounds.low, bounds.high) if hasattr(bounds, "low") else bounds
+        low, high = (side.tolist() if hasattr(side, "tolist") else side for side in sides)
         raise ValueError(
             f"y: expected targets inside the model's bounds ({low}, {high}), "
             f"got values from {float(y.min()):g} to {float(y.max()):g}"

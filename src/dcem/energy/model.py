@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dcem._check import as_shape
-from dcem._modules import held_solver, hold_solver, hold_start, start
+from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
-from dcem.embedding import embed
 from dcem.energy.base import condition
-from dcem.gradients import GradientMode, Unroll
-from dcem.minimize import minimize
+from dcem.gradients import GradientMode
+from dcem.layer import Argmin
 from dcem.solution import Solution
 from dcem.solvers import Solver
 
 
-class EnergyModel(nn.Module):
+class EnergyModel(Argmin):
     """Predict by minimising an energy, `ŷ = argmin_y E_θ(x, y)`, and learn `θ` by differentiating the
     prediction.
 
@@ -42,7 +38,7 @@ class EnergyModel(nn.Module):
         decoder: Search a latent `z` in place of `y`: maps `(*batch, N, *latent)` to `(*batch, N, *event)`. A learned
         one makes large `y` small; `nn.Softmax(-1)` keeps `y` on the simplex, `nn.Sigmoid()` inside `(0, 1)`.
         `init_mean`, `init_std` and `bounds` are then those of `z`.
-        latent_shape: Shape of `z`; that of `y` by default.
+        latent_shape: Shape of `z`; by default the decoder's own `latent_shape`, or else that of `y`.
 
     Raises:
         TypeError: `decoder` is not callable.
@@ -52,13 +48,13 @@ class EnergyModel(nn.Module):
     Source: LeCun et al., "A Tutorial on Energy-Based Learning", 2006; Belanger, Yang & McCallum, "End-to-End
     Learning for Structured Prediction Energy Networks", ICML 2017; Amos & Yarats, ICML 2020, section 4.1.
 
-    >>> import dcem
+    >>> import dcem, torch
     >>> model = EnergyModel(lambda x, y: (y - x.unsqueeze(-2)).square().sum(-1), 2, dcem.GradientDescent(lr=0.5))
     >>> model(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).detach()
     tensor([[1., 2.],
             [3., 4.]])
     >>> simplex = EnergyModel(lambda x, y: (y - x.unsqueeze(-2)).square().sum(-1), 2, dcem.GradientDescent(lr=2.0),
-    ...                       decoder=nn.Softmax(-1), num_iterations=100)
+    ...                       decoder=torch.nn.Softmax(-1), num_iterations=100)
     >>> simplex(torch.tensor([1.0, 0.4])).detach()
     tensor([0.8000, 0.2000])
     """
@@ -73,27 +69,22 @@ class EnergyModel(nn.Module):
         gradient: GradientMode | None = None,
         init_mean: float | Tensor = 0.0,
         init_std: float | Tensor | None = None,
-        bounds: tuple[Any, Any] | None = None,
+        bounds: BoundsLike | None = None,
         feature_dims: int = 1,
         decoder: Callable[[Tensor], Tensor] | None = None,
         latent_shape: int | Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
-        if decoder is not None and not callable(decoder):
-            raise TypeError(f"decoder: expected a callable or module, got {decoder!r}")
-        if decoder is None and latent_shape is not None:
-            raise ValueError(f"latent_shape: expected None without a decoder, got {latent_shape}")
-        self.energy, self.decoder = energy, decoder
-        self.event_shape = as_shape("event_shape", event_shape)
-        self.latent_shape = self.event_shape if latent_shape is None else as_shape("latent_shape", latent_shape)
-        self.solver, self.num_iterations, self.gradient = solver, num_iterations, gradient
-        self.init_mean: Tensor | None
-        self.init_std: Tensor | None
-        what = "event" if decoder is None else "latent"
-        hold_start(self, "init_mean", init_mean, self.latent_shape, what)
-        hold_start(self, "init_std", init_std, self.latent_shape, what)
-        self.bounds, self.feature_dims = bounds, feature_dims
-        hold_solver(self, solver)
+        super().__init__(
+            event_shape,
+            solver,
+            num_iterations=num_iterations,
+            gradient=gradient,
+            bounds=bounds,
+            init=(init_mean, init_std),
+            decoder=decoder,
+            latent_shape=latent_shape,
+        )
+        self.energy, self.feature_dims = energy, feature_dims
 
     def solve(
         self, x: Tensor, *, num_iterations: int | None = None, init: Distribution | Tensor | None = None, **options: Any
@@ -103,23 +94,14 @@ class EnergyModel(nn.Module):
         `init` replaces the model's own start, say by `solution.distribution` of an earlier solve. With a decoder,
         `x` and `best_x` of the solution are decoded; its distribution and history are of the latent.
         """
-        of_y = self.objective(x)
-        settings: dict[str, Any] = {"gradient": self.gradient or Unroll(), "bounds": self.bounds, **options}
-        solution = minimize(
-            of_y if self.decoder is None else embed(of_y, self.decode),
-            self.start(x) if init is None else init,
-            held_solver(self, self.solver),
-            num_iterations=self.num_iterations if num_iterations is None else num_iterations,
-            event_dims=len(self.latent_shape),
-            **settings,
+        init = self.start(x) if init is None else init
+        return super().forward(
+            self.objective(x), self.batch_shape(x), init=init, num_iterations=num_iterations, **options
         )
-        if self.decoder is None:
-            return solution
-        dim = len(self.batch_shape(x))
-        both = self.decode(torch.stack([solution.x, solution.best_x], dim)).unbind(dim)
-        return dataclasses.replace(solution, x=both[0], best_x=both[1].detach())
 
-    def forward(self, x: Tensor, *, num_iterations: int | None = None, **options: Any) -> Tensor:
+    def forward(  # type: ignore[override]  # a layer whose objective is its own
+        self, x: Tensor, *, num_iterations: int | None = None, **options: Any
+    ) -> Tensor:
         """`ŷ` `(*batch, *event)` for `x` `(*batch, *feature)`."""
         return self.solve(x, num_iterations=num_iterations, **options).x
 
@@ -141,22 +123,9 @@ class EnergyModel(nn.Module):
 
         return of_y
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Candidates `(*batch, N, *event)` of latents `(*batch, N, *latent)`, which they are without a decoder."""
-        if self.decoder is None:
-            return z
-        y = self.decoder(z)
-        expected = (*z.shape[: z.ndim - len(self.latent_shape)], *self.event_shape)
-        if tuple(y.shape) != expected:
-            raise ValueError(f"decoder: expected candidates (*batch, N, *event) = {expected}, got {tuple(y.shape)}")
-        return y
-
     def start(self, x: Tensor) -> Distribution | Tensor:
         """Where the search for these inputs starts: a distribution, or the means alone."""
-        assert self.init_mean is not None
-        shape = (*self.batch_shape(x), *self.latent_shape)
-        dtype = x.dtype if x.is_floating_point() else self.init_mean.dtype
-        return start(self.init_mean.to(dtype).expand(shape), self.init_std, len(self.latent_shape))
+        return self.initial(self.batch_shape(x), like=x)
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         """The leading axes of `x`, one problem each."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._modules import held_solver
 from dcem.distributions import WhiteNoise
 from dcem.energy.model import EnergyModel
 from dcem.gradients import Detach
@@ -20,7 +19,7 @@ def mine(
     model: EnergyModel, x: Tensor, num_starts: int, generator: torch.Generator | None, options: dict[str, Any]
 ) -> tuple[Solution, Tensor]:
     """What the solver evaluated, `(*batch, M, *latent)`; the starts are a leading axis of the solve."""
-    batch_dims, solver = len(model.batch_shape(x)), held_solver(model, model.solver)
+    batch_dims, solver = len(model.batch_shape(x)), model.solver
     start = model.start(x)
     init = None
     if num_starts > 1:
@@ -41,7 +40,7 @@ def mine(
 
 def check_correction(model: EnergyModel, options: dict[str, Any]) -> None:
     """Check that the density of the candidates is known: that of the solver's distributions, and no other."""
-    solver, noise = held_solver(model, model.solver), options.get("noise")
+    solver, noise = model.solver, options.get("noise")
     if model.decoder is not None or model.bounds is not None or options.get("bounds") is not None:
         raise ValueError("correction: expected a model without bounds and decoder, whose candidates have a density")
     if not isinstance(solver, SamplingSolver) or getattr(solver, "keep_elites", 0) > 0:
@@ -57,7 +56,7 @@ def check_correction(model: EnergyModel, options: dict[str, Any]) -> None:
 @torch.no_grad()
 def log_density(model: EnergyModel, x: Tensor, solution: Solution, y: Tensor, num_starts: int) -> Tensor:
     """The log-density, `(*batch, M)`, of the mixture of the distributions that the candidates were drawn from."""
-    start, solver = model.start(x), held_solver(model, model.solver)
+    start, solver = model.start(x), model.solver
     if isinstance(start, Tensor):
         start = solver.distribution(start, len(model.latent_shape))
     first = solver.init(start).distribution
