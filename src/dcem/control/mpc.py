@@ -20,6 +20,7 @@ from dcem.control.problem import Problem
 from dcem.control.rollout import Dynamics, batch_of, takes
 from dcem.control.settings import START, checked
 from dcem.control.settings import latent_shape as latent_shape_of
+from dcem.distributions import Distribution
 from dcem.gradients import GradientMode, Implicit, Unroll
 from dcem.minimize import NoiseSource, minimize
 from dcem.solution import Solution, Status
@@ -82,6 +83,10 @@ class MPC(nn.Module):
             ``latent`` with a decoder).
         init_std: how wide every search starts, likewise; None for the solver's ``init_std``. Choose it about as
             large as the actions are: half the width of their bounds, say.
+        init: what every search starts from, instead of a Gaussian of ``init_mean`` and ``init_std``: a distribution
+            of one problem over ``(horizon, *a)`` (``latent`` with a decoder). A :class:`dcem.Categorical` for discrete
+            actions, a :class:`dcem.Product` for mixed ones, for which ``answer="best"`` returns a choice. It is moved
+            to a warm start by :meth:`dcem.Distribution.around`.
         answer: which actions to return: the ``"mean"`` of the final distribution, the ``"best"`` sample of the whole
             solve, or the best of the ``"last"`` iteration.
         chunk_size: evaluate at most so many candidates at a time; memory then stays that of a chunk, in the backward
@@ -149,6 +154,7 @@ class MPC(nn.Module):
         noise: NoiseSource | None = None,
         init_mean: float | Tensor = 0.0,
         init_std: float | Tensor | None = None,
+        init: Distribution | None = None,
         answer: str = "mean",
         chunk_size: int | None = None,
         state_dims: Any = 1,
@@ -172,6 +178,7 @@ class MPC(nn.Module):
         for name, value in {"init_mean": init_mean, "init_std": init_std, "action_rate_cost": action_rate_cost}.items():
             tensor = start_tensor(name, value, *self._start_shape(name))
             hold_start(self, name, checked(self, name, tensor), *self._start_shape(name))
+        self.init = init
         hold_solver(self, self.solver)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -229,8 +236,8 @@ class MPC(nn.Module):
         if self.answer != "mean" and isinstance(gradient, Implicit) and torch.is_grad_enabled():
             raise ValueError(f"answer: Implicit differentiates the mean, not a sample; got answer={self.answer!r}")
         like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), torch.empty(()))
-        mean = self.init_mean.to(like).expand((*batch, *self.latent_shape))
-        previous = None
+        fresh, previous = self._fresh(batch, like), None
+        mean = fresh.mean if isinstance(fresh, Distribution) else fresh
         if warm_start is not None:
             mean, previous = warm(warm_start, reset, mean, batch, self.actions_shape, self.decoder)
         elif reset is not None:
@@ -238,7 +245,9 @@ class MPC(nn.Module):
         problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self.actions_shape), like)
         solution = minimize(
             lambda z: problem.costs(state, self._actions(z, box, state), previous, self.chunk_size),
-            start(mean, self.init_std, len(self.latent_shape)),
+            fresh.around(mean)
+            if isinstance(fresh, Distribution)
+            else start(mean, self.init_std, mean.dim() - len(batch)),
             held_solver(self, self.solver),
             num_iterations=self.num_iterations if num_iterations is None else num_iterations,
             gradient=gradient,
@@ -265,6 +274,13 @@ class MPC(nn.Module):
             status=_judged(solution.status, cost),
             solution=solution,
         )
+
+    def _fresh(self, batch: tuple[int, ...], like: Tensor) -> Distribution | Tensor:
+        """Where a search starts that has no warm start: ``init``, or the means alone."""
+        if self.init is None:
+            return self.init_mean.to(like).expand((*batch, *self.latent_shape))
+        init: Distribution = map_tensors(lambda leaf: leaf.to(like), self.init)
+        return init.expand(batch)
 
     def _problem(self) -> Problem:
         return Problem(

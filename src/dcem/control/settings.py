@@ -10,6 +10,7 @@ from dcem._check import as_shape, check_count, check_number, check_std
 from dcem._eager import is_eager
 from dcem.bounds import Bounds
 from dcem.control.risk import Mean
+from dcem.distributions import Distribution
 from dcem.distributions.noise import check_noise_source
 from dcem.gradients import GradientMode
 from dcem.solvers import Solver
@@ -39,10 +40,14 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
     elif name in COUNTS or (name == "chunk_size" and value is not None):
         check_count(name, value)
     elif name in START:
+        if name != "action_rate_cost" and mpc.__dict__.get("init") is not None:
+            raise ValueError(f"{name}: expected to be left alone, init says where a search starts")
         if name != "init_mean" and value is not None and is_eager() and value.is_cpu and not (value >= 0).all():
             raise ValueError(f"{name}: expected numbers >= 0, got {value.tolist()}")
         if name == "init_mean" and value is None:
             raise TypeError("init_mean: expected a number or a tensor, got None")
+    elif name == "init":
+        _check_init(mpc, value)
     elif name == "constraint_weight":
         check_number(name, value)
         check_std(name, value)
@@ -66,6 +71,20 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
             raise ValueError(f"latent_bounds: expected None without a decoder, got {value!r}")
         Bounds.check(value, torch.Size(mpc.latent_shape), torch.zeros(()))
     return value
+
+
+def _check_init(mpc: Any, init: Any) -> None:
+    if init is None:
+        return
+    if not isinstance(init, Distribution):
+        raise TypeError(f"init: expected a dcem distribution or None, got {init!r}")
+    if init.batch_shape or tuple(init.event_shape) != mpc.latent_shape:
+        raise ValueError(
+            f"init: expected a distribution of one problem over {mpc.latent_shape}, got the batch "
+            f"{tuple(init.batch_shape)} and events {tuple(init.event_shape)}"
+        )
+    if mpc.init_std is not None or (is_eager() and mpc.init_mean.is_cpu and mpc.init_mean.any()):
+        raise ValueError("init: expected None, or init_mean and init_std left alone, got both")
 
 
 def latent_shape(decoder: Any, given: Any, actions_shape: tuple[int, ...]) -> tuple[int, ...]:

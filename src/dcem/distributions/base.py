@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,6 +70,19 @@ class Distribution(ABC):
         from dcem.distributions.shifted import Shifted
 
         return Shifted(self, mean)
+
+    def around(self, mean: Tensor) -> Distribution:
+        """A search as wide as this one, from another mean: where to start from a former answer."""
+        return self.with_mean(mean)
+
+    def expand(self, batch_shape: Sequence[int]) -> Self:
+        """The same distribution for each problem of a batch; this one is of a single problem."""
+        if self.batch_shape:
+            raise ValueError(
+                f"batch_shape: expected a distribution of one problem, got a batch {tuple(self.batch_shape)}"
+            )
+        expanded: Self = map_tensors(lambda leaf: leaf.expand((*batch_shape, *leaf.shape)), self)
+        return expanded
 
     @property
     def batch_shape(self) -> torch.Size:

@@ -112,6 +112,10 @@ class Categorical(Distribution):
         """The choices with these probabilities, or with those next to them where ``mean`` is off the simplex."""
         return self._of(_nearest_on_simplex(mean))
 
+    def around(self, mean: Tensor) -> Self:
+        """Half of these probabilities and half of ``mean``: a certain choice leaves nothing to search."""
+        return self.interpolate(self.with_mean(mean), 0.5)
+
     def interpolate(self, other: Self, amount: float | Tensor) -> Self:
         return self._of(self.mean + amount * (other.mean - self.mean))
 

@@ -100,6 +100,9 @@ class Product(Distribution):
     def with_mean(self, mean: Tensor) -> Self:
         return self._each(lambda part, x: part.with_mean(x), self._split(mean))
 
+    def around(self, mean: Tensor) -> Self:
+        return self._each(lambda part, x: part.around(x), self._split(mean))
+
     def interpolate(self, other: Self, amount: float | Tensor) -> Self:
         return self._each(lambda part, new: part.interpolate(new, amount), other.parts)
 
