@@ -340,3 +340,29 @@ def test_coloured_noise_in_any_dtype(dtype, generator):
 def test_exponents_and_axes_that_make_no_noise_are_refused(make, error):
     with pytest.raises(error, match="^(exponent|dim): expected"):
         make()
+
+
+def test_the_density_of_a_gaussian_without_a_std_is_at_its_mean_alone():
+    g = dcem.Gaussian(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]))
+    x = torch.tensor([[1.0, 2.5], [1.1, 2.0]])
+    assert g.log_prob(x).tolist() == [float("inf"), float("-inf")]
+    both = dcem.Gaussian(torch.tensor([1.0, 2.0]), 0.0)
+    assert both.log_prob(torch.tensor([[1.0, 2.0], [1.0, 2.5]])).tolist() == [float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("event_dims", [0, 1, 2])
+def test_log_densities_are_those_of_torch(event_dims, generator):
+    mean, x = torch.randn(4, 2, 3, generator=generator), torch.randn(4, 2, 3, generator=generator)
+    std = torch.rand(4, 2, 3, generator=generator) + 0.1
+    g = dcem.Gaussian(mean, std, event_dims)
+    expected = torch.distributions.Independent(torch.distributions.Normal(mean, std), event_dims).log_prob(x)
+    samples = x.unsqueeze(g.sample_dim)
+    torch.testing.assert_close(g.log_prob(samples).squeeze(-1), expected)
+    if event_dims:
+        size = g.event_shape.numel()
+        root = torch.randn(*g.batch_shape, size, size, generator=generator).tril()
+        law = torch.distributions.MultivariateNormal(mean.flatten(-event_dims), scale_tril=root.abs())
+        torch.testing.assert_close(
+            dcem.FullGaussian(mean, root.abs(), event_dims).log_prob(samples).squeeze(-1),
+            law.log_prob(x.flatten(-event_dims)), rtol=1e-4, atol=1e-4,
+        )  # fmt: skip
