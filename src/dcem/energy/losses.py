@@ -77,7 +77,7 @@ def contrastive_loss(
         num_starts: Solves an input. Gradient descent starts each at random, from `init_mean` and `init_std` (or the
         solver's); one start of it has no more negatives than iterations.
         temperature: Divides the energies.
-        correction: Weigh each candidate by its density under the solver's own distributions. The loss is then an estimate
+        correction: Weigh each candidate by its density under the solver's distributions. The loss is then an estimate
         of the negative log-likelihood of `p(y|x) ∝ exp(-E/temperature)`, by importance sampling; without it the
         energy also absorbs where the solver looks. It needs a sampling solver without bounds, decoder or kept elites,
         and independent draws.
