@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
@@ -42,6 +44,8 @@ class Storage:
         observation = tensordict.get(OBSERVATION, None)
         if observation is None:
             raise KeyError(f"{OBSERVATION}: expected this key, got {sorted(map(str, tensordict.keys(True, True)))}")
+        if not observation.is_floating_point():
+            raise TypeError(f"{OBSERVATION}: expected a floating-point tensor (*batch, o), got {observation.dtype}")
         observation = observation.to(like)
         batch = tuple(observation.shape[:-1])
         blank = controller.blank(batch, like)
@@ -84,17 +88,19 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
         super().__init__(Composite(specs), expand_specs=True)
         self.action_shape = specs[ACTION].shape
 
-    def transform_input_spec(self, input_spec: TensorSpec) -> TensorSpec:
+    def set_container(self, container: Any) -> None:
         """Also checks that the environment takes the actor's actions."""
-        batch_dims = len(self.parent.batch_size)
-        for key, spec in input_spec["full_action_spec"].items(True, True):
-            expected = tuple(self.action_shape)
+        super().set_container(container)
+        env = self.parent
+        if env is None:
+            return
+        expected = tuple(self.action_shape)
+        for key, spec in env.full_action_spec.items(True, True):
             if not spec.dtype.is_floating_point:
                 raise TypeError(f"{key}: expected an environment of continuous actions {expected}, got {spec}")
-            if tuple(spec.shape[batch_dims:]) != expected:
-                came = tuple(spec.shape[batch_dims:])
+            if tuple(spec.shape[len(env.batch_size) :]) != expected:
+                came = tuple(spec.shape[len(env.batch_size) :])
                 raise ValueError(f"{key}: expected an environment of actions of shape {expected}, got {came}")
-        return super().transform_input_spec(input_spec)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         decided = next_tensordict.get(STARTED, None) is not None

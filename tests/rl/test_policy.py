@@ -1,0 +1,105 @@
+"""The controller as a plain function, in a loop of one's own and in `dcem.control.run`."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dcem
+from dcem.control import run
+
+gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("torchrl")
+
+from rl_cases import Filter, filter_mpc, pendulum_mpc  # noqa: E402
+
+from dcem.rl import policy  # noqa: E402
+
+
+def test_a_loop_of_ones_own():
+    act, env = policy(pendulum_mpc(), seed=0), gymnasium.make("Pendulum-v1")
+    observation, _ = env.reset(seed=0)
+    mpc, plan, generator = pendulum_mpc(), None, torch.Generator().manual_seed(0)
+    for _ in range(5):
+        action = act(observation)
+        plan = mpc(torch.from_numpy(observation), warm_start=plan, generator=generator)
+        np.testing.assert_allclose(action, plan.action.numpy(), rtol=1e-6)
+        observation, *_ = env.step(action)
+    act.reset()
+    fresh = policy(pendulum_mpc())
+    torch.manual_seed(3)
+    first = policy(pendulum_mpc())(observation)
+    torch.manual_seed(3)
+    assert fresh(observation) == pytest.approx(first)
+
+
+def test_run_resets_it_where_episodes_begin():
+    model = Filter()
+    act = policy(filter_mpc(model), model, seed=0)
+    seen = []
+    reset = act.reset
+
+    def noting(where=None):
+        seen.append(where.clone())
+        reset(where)
+
+    act.reset = noting
+    envs = [gymnasium.make("Pendulum-v1", max_episode_steps=n) for n in (3, 4)]
+    episodes = run(act, envs, num_steps=5, seed=0, record=True)
+    assert episodes.error is None
+    assert [where.tolist() for where in seen] == [[True, True], [True, False], [False, True]]
+    # What it believes now is what the filter believes that has seen the present episode alone.
+    with torch.no_grad():
+        belief, action = model.initial(()), torch.zeros(1)
+        for t in (3, 4):
+            belief = model.observe(belief, action, episodes.states[t, 0])
+            action = episodes.actions[t, 0]
+        torch.testing.assert_close(act.memory.belief["mean"][0], belief["mean"])
+        torch.testing.assert_close(act.memory.belief["sum"][0], belief["sum"])
+
+
+def test_run_plays_it_as_it_plays_the_controller():
+    envs = [gymnasium.make("Pendulum-v1", max_episode_steps=20) for _ in range(2)]
+    plain = run(policy(pendulum_mpc(), seed=0), envs, seed=0)
+    direct = run(pendulum_mpc(), envs, seed=0)
+    torch.testing.assert_close(plain.returns, direct.returns)
+
+
+def test_batches_arrays_tensors_states_and_residuals():
+    act = policy(pendulum_mpc(), state_of=lambda x: x * 1.0, residual=nn.Linear(3, 1), seed=0)
+    observations = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
+    tensor = act(observations)
+    act.reset()
+    assert isinstance(tensor, torch.Tensor)
+    assert isinstance(act(observations.numpy().astype(np.float64)), np.ndarray)
+    assert not tensor.requires_grad
+
+
+def test_input_that_makes_no_sense_loses_nothing():
+    act = policy(pendulum_mpc(), seed=0)
+    act(torch.tensor([1.0, 0.0, 0.0]))
+    memory = act.memory
+    with pytest.raises(ValueError, match="observation: expected finite numbers, got 1 that are not, the first nan"):
+        act(torch.tensor([1.0, float("nan"), 0.0]))
+    with pytest.raises(ValueError, match=r"observation: expected a batch \(\) as before, got \(2,\)"):
+        act(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"state: expected shape \(\*batch, 3\)"):
+        act(torch.zeros(4))
+    with pytest.raises(TypeError, match="observation: expected an array or a tensor, got dict"):
+        act({"position": 1.0})
+    assert act.memory is memory
+    with pytest.raises(TypeError, match="mpc: expected a dcem.control.MPC"):
+        policy(lambda x: x)
+    with pytest.raises(TypeError, match="envs: expected a Box of continuous actions"):
+        run(act, gymnasium.make("CartPole-v1"))
+
+
+def test_a_solve_that_failed_is_not_remembered():
+    mpc = dcem.control.MPC(
+        lambda x, u: x + u, lambda x, u: torch.where(x[..., 0] > 5, torch.nan, 1.0) + u[..., 0], 3, 1
+    )
+    act = policy(mpc, seed=0)
+    act(torch.zeros(1))
+    assert bool(act.memory.started)
+    act(torch.full((1,), 9.0))
+    assert not bool(act.memory.started)

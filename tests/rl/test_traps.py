@@ -1,0 +1,254 @@
+"""What goes wrong with recurrent policies in TorchRL, and does not here; input that makes no sense."""
+
+import pytest
+import torch
+from torch import nn
+
+import dcem
+
+pytest.importorskip("torchrl")
+pytest.importorskip("gymnasium")
+
+from rl_cases import Filter, filter_mpc, pendulum_env, pendulum_mpc, short_pendulum_env
+from tensordict import TensorDict
+from tensordict.nn import TensorDictSequential
+from torchrl.collectors import Collector
+from torchrl.envs import ExplorationType, GymEnv, SerialEnv, TransformedEnv, set_exploration_type
+from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives.value import GAE
+
+from dcem.rl import Actor
+
+
+def filtering_actor(std=0.3):
+    model = Filter()
+    return Actor(filter_mpc(model), model, std=std)
+
+
+def belief_critic(actor):
+    torch.manual_seed(1)
+    return TensorDictSequential(actor.observer(), ValueOperator(MLP(4, 1, num_cells=[8]), in_keys=["state"]))
+
+
+@torch.no_grad()
+def collected(actor, frames=24, make=short_pendulum_env, num=2, **options):
+    collector = Collector(
+        SerialEnv(num, make), actor, frames_per_batch=frames, total_frames=frames,
+        auto_register_policy_transforms=True, **options,
+    )  # fmt: skip
+    (data,) = list(collector)
+    collector.shutdown()
+    return data
+
+
+def test_gae_finds_at_each_next_step_the_belief_that_the_actor_found_there():
+    """Also where an episode ends, and for the last step of a batch: nothing is filled in from the root, no ``is_init``
+    wipes it."""
+    actor = filtering_actor()
+    data, critic = collected(actor), belief_critic(actor)
+    assert "is_init" in data  # the collector's; GAE lets it leak into the next step
+    assert "is_init" not in critic.in_keys
+    GAE(gamma=0.9, lmbda=0.8, value_network=critic, deactivate_vmap=True)(data)
+    # An independent account: the filter run along each episode, one step beyond its end.
+    net, model = critic[1].module, actor.controller.model
+    with torch.no_grad():
+        for env in range(2):
+            belief, action = model.initial(()), torch.zeros(1)
+            for t in range(data.shape[1]):
+                step = data[env, t]
+                if not step["started"]:
+                    belief, action = model.initial(()), torch.zeros(1)
+                belief, action = model.observe(belief, action, step["observation"]), step["action"]
+                value = net(torch.cat([belief["mean"], belief["sum"]]))
+                torch.testing.assert_close(step["state_value"], value)
+                after = model.observe(belief, action, step["next", "observation"])
+                value = net(torch.cat([after["mean"], after["sum"]]))
+                torch.testing.assert_close(step["next", "state_value"], value)
+
+
+def test_gae_with_a_solve_in_the_value():
+    actor = filtering_actor()
+    data = collected(actor)
+    planned = ValueOperator(nn.Linear(1, 1), in_keys=["loc"])
+    GAE(gamma=0.9, lmbda=0.8, value_network=TensorDictSequential(actor.planner, planned), deactivate_vmap=True)(data)
+    with torch.no_grad():
+        torch.testing.assert_close(data["state_value"], planned.module(data["loc"]))
+        inside = ~data["next", "done"].squeeze(-1)[:, :-1]
+        torch.testing.assert_close(data["next", "state_value"][:, :-1][inside], data["state_value"][:, 1:][inside])
+
+
+def test_without_a_primer_a_model_does_not_forget_silently():
+    actor = filtering_actor()
+    with pytest.raises(
+        Exception, match=r"previous_action: expected this key in the tensordict.*make_tensordict_primer"
+    ):
+        pendulum_env().rollout(3, actor)
+    with pytest.raises(Exception, match="make_tensordict_primer"):
+        belief_critic(actor)(TensorDict(observation=torch.zeros(2, 3), batch_size=[2]))
+
+
+def test_a_collector_registers_the_primer_once():
+    actor = filtering_actor()
+    env = TransformedEnv(pendulum_env(), actor.make_tensordict_primer())
+    collector = Collector(env, actor, frames_per_batch=4, total_frames=4, auto_register_policy_transforms=True)
+    names = [type(transform).__name__ for transform in collector.env.transform]
+    collector.shutdown()
+    assert names.count("Primer") == 1
+
+
+def test_an_episode_begins_without_the_memory_of_the_one_before():
+    actor = filtering_actor()
+    data = collected(actor)
+    begin = ~data["started"].squeeze(-1)
+    assert begin.sum() == 6
+    with torch.no_grad():
+        fresh = TensorDict(observation=data["observation"][begin], batch_size=[6])
+        fresh = TensorDict(
+            {**fresh, "started": torch.zeros(6, 1, dtype=torch.bool), "previous_action": torch.full((6, 1), 9.0),
+             "belief": {"0": torch.full((6, 3), 9.0), "1": torch.full((6, 1), 9.0)}, "plan": torch.full((6, 4, 1), 9.0)},
+            batch_size=[6],
+        )  # fmt: skip
+        torch.testing.assert_close(actor.planner(fresh)["loc"], data["loc"][begin])
+
+
+def test_what_was_applied_is_remembered_whoever_chose_it():
+    actor = filtering_actor()
+    env = TransformedEnv(pendulum_env(), actor.make_tensordict_primer())
+    step = env.reset()
+    with torch.no_grad():
+        step = actor(step)
+        step["action"] = step["action"] + 0.25  # exploration from outside
+        step = env.step(step)
+    torch.testing.assert_close(step["next", "previous_action"], step["action"])
+    after = env.step_mdp(step)
+    assert bool(after["started"])
+    random = env.rand_step(after)  # a step that the actor did not decide: its belief has a gap
+    assert not bool(random["next", "started"])
+
+
+def test_random_frames_before_the_policy_begins():
+    actor = filtering_actor()
+    data = collected(actor, init_random_frames=24, frames=24, make=pendulum_env)
+    assert not data["started"].any()
+    data = collected(actor, frames=24, make=pendulum_env)
+    assert data["started"].sum() == 22
+
+
+def test_stored_inputs_are_read_with_new_weights_consistently():
+    """Stale beliefs are a bias, not an inconsistency: the ratio compares two policies on the same stored inputs."""
+    actor = filtering_actor()
+    data = collected(actor)
+    with torch.no_grad():
+        actor.controller.model.goal += 0.3
+        flat = data.reshape(-1)
+        whole = actor.get_dist(flat.copy()).log_prob(flat["action"])
+        order = torch.randperm(24)
+        shuffled = actor.get_dist(flat[order]).log_prob(flat["action"][order])
+    torch.testing.assert_close(shuffled, whole[order], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(whole, flat["action_log_prob"], atol=1e-2)
+
+
+def test_workers_do_not_keep_old_weights():
+    """In one process policy and collector share them; between processes see ``test_actor``."""
+    actor = filtering_actor()
+    collector = Collector(
+        SerialEnv(2, pendulum_env), actor, frames_per_batch=8, total_frames=16, auto_register_policy_transforms=True
+    )
+    for data in collector:
+        with torch.no_grad():
+            torch.testing.assert_close(actor.get_dist(data.copy()).log_prob(data["action"]), data["action_log_prob"])
+            actor.controller.model.goal += 0.5
+    collector.shutdown()
+
+
+def test_a_failed_simulator_is_an_error_that_names_the_observation():
+    actor = Actor(pendulum_mpc(nn.Parameter(torch.tensor(1.3))))
+    before = {name: value.clone() for name, value in actor.state_dict().items() if isinstance(value, torch.Tensor)}
+    broken = TensorDict(observation=torch.tensor([[1.0, 0.0, 0.0], [1.0, float("nan"), 0.0]]), batch_size=[2])
+    with pytest.raises(
+        Exception, match=r"observation: expected finite numbers, got 1 that are not, the first nan at \(1, 1\)"
+    ):
+        actor(broken)
+    assert all(torch.equal(value, before[name]) for name, value in actor.state_dict().items() if name in before)
+
+
+def test_observations_of_the_wrong_kind():
+    actor, model = Actor(pendulum_mpc()), filtering_actor()
+    with pytest.raises(Exception, match=r"state: expected shape \(\*batch, 3\), got \(2, 1, 4\)|expected shape"):
+        actor(TensorDict(observation=torch.zeros(2, 4), batch_size=[2]))
+    data = collected(model, frames=4, num=1).reshape(-1)
+    data["observation"] = torch.zeros(4, 5)
+    with pytest.raises(Exception, match=r"observation: expected shape \(4, 3\), got \(4, 5\)"):
+        model(data)
+    with pytest.raises(Exception, match=r"observation: expected this key, got \['position'\]"):
+        actor(TensorDict(position=torch.zeros(2, 3), batch_size=[2]))
+    with pytest.raises(
+        Exception, match=r"observation: expected a floating-point tensor \(\*batch, o\), got torch.uint8"
+    ):
+        actor(TensorDict(observation=torch.zeros(2, 3, dtype=torch.uint8), batch_size=[2]))
+
+
+def test_environments_whose_actions_do_not_fit():
+    actor = Actor(pendulum_mpc())
+    with pytest.raises(TypeError, match=r"action: expected an environment of continuous actions \(1,\), got "):
+        TransformedEnv(GymEnv("CartPole-v1"), actor.make_tensordict_primer())
+    two = Actor(dcem.control.MPC(lambda x, u: x, lambda x, u: x.sum(-1), 3, 2))
+    with pytest.raises(ValueError, match=r"action: expected an environment of actions of shape \(2,\), got \(1,\)"):
+        TransformedEnv(pendulum_env(), two.make_tensordict_primer())
+    with pytest.raises(TypeError, match="action: expected an environment of continuous actions"):
+        Collector(
+            GymEnv("CartPole-v1"), actor, frames_per_batch=2, total_frames=2, auto_register_policy_transforms=True
+        )
+
+
+@pytest.mark.parametrize(
+    "std", [0.0, 0, -1.0, float("nan"), float("inf"), torch.zeros(1), nn.Parameter(torch.zeros(()))]
+)
+def test_a_std_that_is_none(std):
+    with pytest.raises(ValueError, match="std: expected finite numbers > 0, got"):
+        Actor(pendulum_mpc(), std=std)
+
+
+def test_arguments_of_the_wrong_kind():
+    with pytest.raises(TypeError, match="mpc: expected a dcem.control.MPC, got function"):
+        Actor(lambda x: x)
+    with pytest.raises(TypeError, match="model: expected a world model with a method initial, got Linear"):
+        Actor(pendulum_mpc(), nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="std: expected a number, got '1'"):
+        Actor(pendulum_mpc(), std="1")
+    with pytest.raises(ValueError, match=r"std: expected a shape that broadcasts to the action \(1,\), got \(2,\)"):
+        Actor(pendulum_mpc(), std=torch.ones(2))
+    with pytest.raises(ValueError, match="state_of: expected None with a model"):
+        Actor(filter_mpc(Filter()), Filter(), state_of=lambda x: x)
+    with pytest.raises(TypeError, match="residual: expected a callable or None, got 3"):
+        Actor(pendulum_mpc(), residual=3)
+    with pytest.raises(Exception, match=r"residual: expected a correction \(\*batch, \*a\) = \(2, 1\), got \(2, 3\)"):
+        Actor(pendulum_mpc(), residual=nn.Identity())(TensorDict(observation=torch.zeros(2, 3), batch_size=[2]))
+
+
+def test_a_checkpoint_of_another_controller():
+    model = Filter()
+    actor = Actor(filter_mpc(model), model)
+    others = {
+        "search": Actor(filter_mpc(Filter(), num_iterations=3), Filter()),
+        "task": Actor(pendulum_mpc()),
+    }
+    for other in others.values():
+        with pytest.raises((RuntimeError, ValueError), match=r"size mismatch|Missing key|expected"):
+            other.load_state_dict(actor.state_dict())
+
+
+def test_a_residual_that_leaves_the_bounds_can_come_back():
+    shift = nn.Linear(3, 1)
+    with torch.no_grad():
+        shift.weight.zero_()
+        shift.bias.fill_(9.0)
+    actor = Actor(pendulum_mpc(), std=0.3, residual=shift)
+    data = TensorDict(observation=torch.tensor([[1.0, 0.0, 0.0]]), batch_size=[1])
+    with set_exploration_type(ExplorationType.RANDOM):
+        step = actor(data)
+    assert step["loc"] == 2
+    assert step["action"] < 2
+    dist = actor.get_dist(step)
+    (-dist.log_prob(torch.tensor([[1.0]]))).sum().backward()
+    assert shift.bias.grad > 0  # descent pulls it down to where good actions are
