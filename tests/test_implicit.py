@@ -51,7 +51,7 @@ def rosenbrock_like(x: Tensor, theta: Tensor) -> Tensor:
 
 
 def newton(theta: Tensor, x: Tensor) -> Tensor:
-    for _ in range(50):
+    for _ in range(12):
         g = torch.func.grad(rosenbrock_like)(x, theta)
         x = x - torch.linalg.solve(torch.func.hessian(rosenbrock_like)(x, theta), g)
     return x.detach()
@@ -226,8 +226,8 @@ def test_a_singular_problem_is_nan_alone_and_silent_without_a_gradient() -> None
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_two_thousand_unknowns_without_a_matrix(symmetric: bool) -> None:
-    n = 2000
+def test_many_unknowns_without_a_matrix(symmetric: bool) -> None:
+    n = 600
     grid = torch.linspace(0, 1, n, dtype=F64)
     diagonal, skew = 2 + grid, 0.0 if symmetric else 0.4
 
@@ -292,7 +292,7 @@ def of_condition(condition: float, size: int, dtype: torch.dtype, seed: int = 0)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_rounding_is_no_curvature(method: implicit.Method, dtype: torch.dtype) -> None:
     """The smallest eigenvalue of these matrices is 0; the computed one is rounding, of either sign."""
-    for seed in range(40):
+    for seed in range(12):
         torch.manual_seed(seed)
         q = torch.randn(4, 3, dtype=dtype)
         matrix = q @ q.T
