@@ -2,27 +2,37 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 
-.PHONY: setup demo test lint bench docs clean
+.PHONY: setup demo test lint bench docs dist clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   energy-based regression through DCEM and through unrolled gradient descent (< 4 minutes)"
 	@echo "make test   the test suite (< 8 minutes)        make lint   ruff and mypy --strict"
 	@echo "make bench  benchmarks, JSON under results/     make docs   the documentation site, under site/"
+	@echo "make dist   sdist and wheels, under dist/, each tried in an empty environment"
 
 setup: $(READY)
 
-# torch first and alone: anything that lets pip choose a torch by itself would fetch gigabytes.
-$(READY): pyproject.toml constraints.txt
+# torch first and alone: anything that lets pip choose a torch by itself would fetch gigabytes. The demo needs no more than
+# this. Nothing is compiled to bytecode before it is used, which would take most of the time.
+$(DEMO): pyproject.toml constraints.txt
+	@echo "setting up $(VENV): PyTorch and what experiments need, about 1 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip setuptools
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all]' --group dev
+	$(PIP) --upgrade pip setuptools
+	$(PIP) torch
+	$(PIP) -e '.[experiments]'
+	touch $(DEMO)
+
+$(READY): $(DEMO)
+	@echo "setting up $(VENV): simulators, TorchRL and tools, about 1 GB more"
+	$(PIP) -e '.[all]' --group dev
 	touch $(READY)
 
-demo: $(READY)
+demo: $(DEMO)
 	$(BIN)/dcem demo
 
 test: $(READY)
@@ -39,5 +49,9 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
+dist: $(READY)
+	$(PIP) --group dist
+	$(BIN)/python tools/dist.py
+
 clean:
-	rm -rf $(VENV) site build src/*.egg-info
+	rm -rf $(VENV) dist site build src/*.egg-info

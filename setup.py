@@ -1,9 +1,10 @@
 """The optional compiled kernels: where they cannot be built the package installs without them."""
 
+import os
 import sys
 
 from setuptools import Extension, setup
 
 flags = ["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 kernels = Extension("dcem._native.kernels", ["src/dcem/_native/kernels.c"], extra_compile_args=flags, optional=True)
-setup(ext_modules=[] if sys.platform == "win32" else [kernels])
+setup(ext_modules=[] if sys.platform == "win32" or os.environ.get("DCEM_NATIVE") == "0" else [kernels])

@@ -1,0 +1,64 @@
+"""Build the source distribution and wheels with and without kernels, and try each as a stranger would.
+
+Every one is installed into an environment that holds nothing but torch, and runs the README's examples there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DIST = ROOT / "dist"
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "src/dcem/__init__.py").read_text("utf-8"))[1]  # type: ignore[index]
+TRY = """
+import doctest, importlib.metadata, pathlib, sys
+import dcem
+version, kernels, readme = sys.argv[1:]
+home = pathlib.Path(dcem.__file__).parent
+assert "site-packages" in str(home), home
+assert dcem.__version__ == importlib.metadata.version("dcem") == version, dcem.__version__
+assert (home / "py.typed").exists()
+assert bool([*home.rglob("*.so"), *home.rglob("*.pyd")]) == (kernels == "True"), "kernels"
+result = doctest.testfile(readme, module_relative=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+assert result.attempted > 10 and not result.failed, result
+"""
+
+
+def run(*command: str | Path, **environment: str) -> None:
+    environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **environment}
+    subprocess.run(list(map(str, command)), check=True, cwd=tempfile.gettempdir(), env=environment)
+
+
+def main() -> None:
+    shutil.rmtree(DIST, ignore_errors=True)
+    build = [sys.executable, "-m", "build", ROOT, "--outdir", DIST]
+    run(*build, "--sdist")
+    (source,) = DIST.glob("*.tar.gz")
+    build[3] = source  # wheels are made of what the source distribution holds
+    with tempfile.TemporaryDirectory() as unpacked:
+        shutil.unpack_archive(source, unpacked)
+        build[3] = next(Path(unpacked).iterdir())
+        run(*build, "--wheel")
+        (native,) = DIST.glob("*.whl")
+        run(*build, "--wheel", DCEM_NATIVE="0")
+    (pure,) = set(DIST.glob("*.whl")) - {native}
+    assert pure.name.endswith("-py3-none-any.whl"), pure
+    run(sys.executable, "-m", "twine", "check", "--strict", source, native, pure)
+    for file, kernels in ((source, True), (native, True), (pure, False)):
+        with tempfile.TemporaryDirectory() as folder:
+            run(sys.executable, "-m", "venv", folder)
+            python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+            run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "torch")
+            run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", file)
+            run(python, "-W", "error", "-c", TRY, VERSION, str(kernels), ROOT / "README.md")
+        print(f"{file.name}: the README's examples run")
+
+
+if __name__ == "__main__":
+    main()
