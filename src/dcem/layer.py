@@ -36,9 +36,8 @@ class Argmin(nn.Module):
         bounds: `(low, high)` of what is searched, each None, a number, or a tensor that broadcasts to `event`
             (to `latent` with a decoder).
         init: Where a search starts: a number or a tensor of means that broadcasts to `event` (or `latent`); a pair
-            `(mean, std)` of such; or a distribution, which may have batch axes that broadcast to those of a call. A std
-            of None is the solver's `init_std`. Of a std that is a parameter the magnitude counts, so that no optimiser
-            can make it negative.
+            `(mean, std)` of such; or a distribution of one problem. A std of None is the solver's `init_std`. Of a std
+            that is a parameter the magnitude counts, so that no optimiser can make it negative.
         decoder: Search a latent `z` in place of `x`: maps `(*batch, N, *latent)` to `(*batch, N, *event)`.
         latent_shape: Shape of `z`; by default the decoder's own `latent_shape`, or else `event_shape`.
 
@@ -154,11 +153,9 @@ class Argmin(nn.Module):
             return leaf.to(like) if like is not None and like.is_floating_point() else leaf
 
         if self._family is not None:
-            own, held = len(self._family.batch_shape), iter(named_leaves(self._family))
-            started: Distribution = map_tensors(
-                lambda leaf: now(next(held)[0]).expand(*batch_shape, *leaf.shape[own:]), self._family
-            )
-            return started
+            held = iter(named_leaves(self._family))
+            family: Distribution = map_tensors(lambda _: now(next(held)[0]), self._family)
+            return family.expand(batch_shape)
         mean = now("mean").expand(*batch_shape, *self.latent_shape)
         if self.init_std is None:
             return mean
@@ -193,9 +190,12 @@ class Argmin(nn.Module):
         what = "event" if self.decoder is None else "latent"
         self._family = init if isinstance(init, Distribution) else None
         if self._family is not None:
-            if tuple(self._family.event_shape) != self.latent_shape:
-                came = tuple(self._family.event_shape)
-                raise ValueError(f"init: expected a distribution over {what} {self.latent_shape}, got one over {came}")
+            batch, event = tuple(self._family.batch_shape), tuple(self._family.event_shape)
+            if batch or event != self.latent_shape:
+                raise ValueError(
+                    f"init: expected a distribution of one problem over {what} {self.latent_shape}, "
+                    f"got the batch {batch} and events {event}"
+                )
             for name, leaf in named_leaves(self._family):
                 self._hold(f"init_{name}", leaf)
             return

@@ -79,7 +79,6 @@ STARTS = {
     "mean and std": ((1.0, torch.tensor([0.5, 0.7])), (1.0, torch.tensor([0.5, 0.7]))),
     "mean and no std": ((0.5, None), (0.5, 2.0)),
     "Gaussian": (dcem.Gaussian(torch.ones(2), 0.7), (1.0, 0.7)),
-    "Gaussian a problem": (dcem.Gaussian(torch.arange(6.0).view(3, 2), 0.7), (torch.arange(6.0).view(3, 2), 0.7)),
 }
 
 
@@ -110,6 +109,13 @@ def test_starts_learn(target, generator):
     layer(to(target.detach()), (3,), generator=generator).x.sum().backward()
     assert mean.grad.all()
     assert std.grad != 0
+    for family in (
+        dcem.FullGaussian(torch.ones(2), torch.eye(2)),
+        dcem.Mixture(torch.eye(2), 1.0),
+        dcem.Categorical(torch.zeros(2)),
+    ):
+        started = dcem.Argmin(2, CEM, num_iterations=2, init=family)(to(target.detach()), (3,), generator=generator)
+        assert type(started.distribution) is type(family)
     family = Two((dcem.Gaussian(nn.Parameter(torch.ones(2)), 1.0), dcem.Gaussian(-torch.ones(2), 1.0)))
     layer = dcem.Argmin(2, CEM, num_iterations=2, init=family)
     assert {name for name, _ in layer.named_parameters()} == {"init_parts_0_mean"}
@@ -192,6 +198,7 @@ class Wrong(dcem.embedding.MLPDecoder):
         (lambda: dcem.Argmin(2, init=(0, -1.0)), ValueError, "init_std: expected .* >= 0"),
         (lambda: dcem.Argmin(2, init="here"), TypeError, "init_mean: expected a number, got 'here'"),
         (lambda: dcem.Argmin(2, init=dcem.Gaussian(torch.ones(3), 1)), ValueError, r"init: .* \(2,\), got .* \(3,\)"),
+        (lambda: dcem.Argmin(2, init=dcem.Gaussian(torch.ones(3, 2), 1)), ValueError, r"init: .* got the batch \(3,\)"),
         (lambda: dcem.Argmin(2, decoder=3), TypeError, "decoder: expected a callable"),
         (lambda: dcem.Argmin(2, latent_shape=3), ValueError, "latent_shape: expected None without a decoder, got 3"),
         (
