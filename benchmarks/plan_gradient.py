@@ -47,7 +47,12 @@ MODES: dict[str, tuple[dcem.GradientMode, int | None]] = {
     "Prune(0.2, unbiased=True)": (dcem.Prune(0.2, unbiased=True), None),
 }
 COMPARED = ["Truncate(5)", "Prune(0.33)", "Prune(0.2)", "Prune(0.2, unbiased=True)"]
-AT_ONCE = 8
+AGREEMENTS = [
+    *((200, temperature, 6, COMPARED) for temperature in (1.0, 0.3, 0.1)),
+    *((1000, temperature, 2, ["Prune(0.33)", "Prune(0.2)"]) for temperature in (1.0, 0.1)),
+]
+"""Candidates, temperature, beliefs, modes."""
+AT_ONCE, TOGETHER = 8, "Prune(0.2), chunk_size=100"
 
 
 def random_play(episodes: int, seed: int) -> TensorDict:
@@ -210,6 +215,21 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def started(updates: int) -> dict[str, Any]:
+    """The results of a run of these settings that was cut short, or none yet."""
+    fresh: dict[str, Any] = {"torch": torch.__version__, "updates": updates, "agreement": {}}
+    path = OUT / "results.json"
+    before = json.loads(path.read_text()) if path.exists() else fresh
+    return (
+        before if "at_once" not in before and all(before[key] == fresh[key] for key in ("torch", "updates")) else fresh
+    )
+
+
+def keep(results: dict[str, Any]) -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=100)
@@ -220,21 +240,18 @@ def main() -> None:
     play = random_play(5, seed=0)
     model = fitted(play, args.updates)
     starts = beliefs(model, play, AT_ONCE)
-    results: dict[str, Any] = {"torch": torch.__version__, "updates": args.updates, "agreement": {}}
-    for num_samples, temperatures, num, names in (
-        (200, (1.0, 0.3, 0.1), 6, COMPARED),
-        (1000, (1.0, 0.1), 2, COMPARED[1:3]),
-    ):
-        for temperature in temperatures:
-            setting = f"{num_samples} candidates, temperature {temperature:g}, {num} beliefs"
+    results = started(args.updates)
+    for num_samples, temperature, num, names in AGREEMENTS:
+        setting = f"{num_samples} candidates, temperature {temperature:g}, {num} beliefs"
+        if setting not in results["agreement"]:
             problem = Problem(model, num_samples, temperature)
             results["agreement"][setting] = agreement(problem, starts[-num:], names)
+            keep(results)
     problem = Problem(model, 1000, 0.1)
     results["price"] = price(problem, starts[-1], [name for name in MODES if "unbiased" not in name], args.repeats)
-    together = "Prune(0.2), chunk_size=100"
-    results["at_once"] = {together: at_once(problem, starts, together)}
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    keep(results)
+    results["at_once"] = {TOGETHER: at_once(problem, starts, TOGETHER)}
+    keep(results)
     (OUT / "table.md").write_text(table(results).lstrip() + "\n")
     print(table(results))
 
