@@ -9,6 +9,16 @@ def is_eager() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
 
 
+def is_transformed() -> bool:
+    """Whether a ``torch.func`` transform is active, inside which a tensor does not say whether it is differentiated."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents, which ``torch.no_grad`` does not stop."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def all_true(mask: Tensor) -> bool:
     """Whether every element is true, where that can be known without waiting for a GPU; otherwise False."""
     return is_eager() and mask.device.type == "cpu" and bool(mask.all())

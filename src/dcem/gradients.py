@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from dcem._check import check_count, check_flag, check_number
-from dcem._eager import is_eager
+from dcem._eager import in_forward_mode, is_eager
+from dcem._evaluate import Evaluation
+from dcem._replay import check_alike, forgotten
 from dcem._tree import detach
 from dcem.bounds import Bounds
 from dcem.implicit.minimum import attach_minimum
@@ -36,12 +38,14 @@ class GradientMode:
         """The objective as the solver shall see it; ``weigh`` turns values into the solver's weights, if it has any."""
         return objective
 
-    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
-        """Make one iteration, the first of ``remaining``."""
+    def iterate(
+        self, iterate: Iterate, state: Any, noise: Tensor, remaining: int, generator: torch.Generator | None
+    ) -> Step:
+        """Make one iteration, the first of ``remaining``; ``generator`` is the one that the solve was given."""
         return iterate(state, noise)
 
     def finish(
-        self, objective: Objective, x: Tensor, event_dims: int, bounds: Bounds | None
+        self, objective: Evaluation, x: Tensor, event_dims: int, bounds: Bounds | None
     ) -> tuple[Tensor, Tensor | None]:
         """Attach what is left of the gradient to the answer ``x``, and say per problem where that has no meaning."""
         return x, None
@@ -59,16 +63,19 @@ class Unroll(GradientMode):
 class Checkpoint(GradientMode):
     """The gradient of :class:`Unroll` with the memory of one iteration: each is made again in the backward pass.
 
-    The objective is called twice as often. Randomness inside it is replayed. Inside ``torch.func`` transforms, which
-    checkpoints do not work in, this is :class:`Unroll`.
+    The objective is called twice as often. Randomness inside it is replayed if it is torch's global one or that of the
+    generator that the solve was given; an objective that draws otherwise has other values the second time, which is a
+    ``RuntimeError`` in the backward pass. What an objective counts or averages (the running statistics of a
+    ``torch.nn.BatchNorm`` in training) moves twice. Inside ``torch.func`` transforms, which checkpoints do not work in,
+    this is :class:`Unroll`.
 
     Source: Chen et al., "Training deep nets with sublinear memory cost", 2016.
     """
 
-    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
-        if torch._C._are_functorch_transforms_active():  # which checkpoints do not work in
-            return iterate(state, noise)
-        step: Step = checkpoint(iterate, state, noise, use_reentrant=False)
+    def iterate(
+        self, iterate: Iterate, state: Any, noise: Tensor, remaining: int, generator: torch.Generator | None
+    ) -> Step:
+        step: Step = forgotten(iterate, state, noise, values_of=lambda step: step.values, generator=generator)
         return step
 
 
@@ -90,7 +97,9 @@ class Truncate(GradientMode):
     def keeps_init(self, num_iterations: int) -> bool:
         return num_iterations <= self.last
 
-    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
+    def iterate(
+        self, iterate: Iterate, state: Any, noise: Tensor, remaining: int, generator: torch.Generator | None
+    ) -> Step:
         return iterate(state, noise) if remaining <= self.last else _without_gradient(iterate, state, noise)
 
 
@@ -98,7 +107,9 @@ class Truncate(GradientMode):
 class Detach(GradientMode):
     """No gradient: the answer is a constant, and nothing of the solve is kept."""
 
-    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
+    def iterate(
+        self, iterate: Iterate, state: Any, noise: Tensor, remaining: int, generator: torch.Generator | None
+    ) -> Step:
         return _without_gradient(iterate, state, noise)
 
 
@@ -131,23 +142,27 @@ class Implicit(GradientMode):
     def keeps_init(self, num_iterations: int) -> bool:
         return False
 
-    def iterate(self, iterate: Iterate, state: Any, noise: Tensor, remaining: int) -> Step:
+    def iterate(
+        self, iterate: Iterate, state: Any, noise: Tensor, remaining: int, generator: torch.Generator | None
+    ) -> Step:
         return _without_gradient(iterate, state, noise)
 
     def finish(
-        self, objective: Objective, x: Tensor, event_dims: int, bounds: Bounds | None
+        self, objective: Evaluation, x: Tensor, event_dims: int, bounds: Bounds | None
     ) -> tuple[Tensor, Tensor | None]:
         x = x.detach()
         if not torch.is_grad_enabled():
             return x, None
         if not is_eager():
             raise RuntimeError("gradient: Implicit does not work inside torch.compile and torch.func transforms")
+        found = x
+        objective, x, slope, failed = objective.sound(x)
+        if failed.all():
+            return x.requires_grad_(), failed
         batch_dims = x.dim() - event_dims
         size = (x.flatten(batch_dims).norm(dim=-1) if event_dims else x.abs()) + 1
         held = torch.zeros_like(x, dtype=torch.bool)
         if bounds is not None:
-            point = x.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(objective(point.unsqueeze(batch_dims)).sum(), point)
             held = bounds.active(x, slope, self.tolerance * size.reshape(size.shape + (1,) * event_dims))
 
         def free(y: Tensor) -> Tensor:
@@ -155,8 +170,9 @@ class Implicit(GradientMode):
             return objective(torch.where(held, x, y).unsqueeze(batch_dims)).squeeze(-1)
 
         answer, stationary = attach_minimum(free, x, batch_dims, self.tolerance * size, held)
+        stationary = stationary & ~failed
         keep = stationary.reshape(stationary.shape + (1,) * event_dims)
-        return torch.where(keep, answer, x), ~stationary
+        return torch.where(keep, answer, found), ~stationary
 
 
 @dataclass(frozen=True)
@@ -164,7 +180,8 @@ class Prune(GradientMode):
     """Differentiate only through the samples that carry the gradient, those of the largest ``w (1 - w)``.
 
     The values of all samples are computed without gradient, then those of a few once more with it: memory and
-    backward time shrink to the fraction kept.
+    backward time shrink to the fraction kept. An objective that draws random numbers has other values the second time,
+    whatever it draws from, which is a ``RuntimeError``.
 
     Args:
         keep: the fraction of the samples to keep, in ``(0, 1]``.
@@ -191,15 +208,17 @@ class Prune(GradientMode):
 
         def pruned(samples: Tensor) -> Tensor:
             with torch.no_grad():
-                values = objective(samples)
+                values = objective(samples).detach()  # also from tangents, which no_grad does not stop
                 weights, _ = weigh(values)
                 influence = weights * (1 - weights)
-            if not torch.is_grad_enabled():
+            if not (torch.is_grad_enabled() or in_forward_mode()):
                 return values
             kept, center, factor = self._choose(influence, generator)
             sample_dim = values.dim() - 1
             index = kept.reshape(kept.shape + (1,) * (samples.dim() - values.dim()))
             again = objective(torch.take_along_dim(samples, index, sample_dim))
+            if is_eager():
+                check_alike(values.gather(-1, kept), again, "Prune", spread_of=values)
             # The values stay as they are; their gradient comes from the samples computed again. A selection depends
             # on differences of values only: what all samples have in common must cancel although few are left.
             change = torch.where(again.isfinite(), again - again.detach(), 0.0)
@@ -227,5 +246,6 @@ class Prune(GradientMode):
 
 
 def _without_gradient(iterate: Iterate, state: Any, noise: Tensor) -> Step:
-    with torch.no_grad():
+    tangents = torch.autograd.forward_ad._set_fwd_grad_enabled(False) if in_forward_mode() else nullcontext()
+    with torch.no_grad(), tangents:
         return detach(iterate(detach(state), noise))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from dcem._check import check_count, check_flag, check_int, is_true
 from dcem._eager import all_true, is_eager
-from dcem._evaluate import checked
+from dcem._evaluate import Evaluation
+from dcem._guard import Cut, Reports, WithData
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution, WhiteNoise
@@ -126,9 +128,10 @@ def minimize(
             f"gradient: {gradient} cannot give a gradient to the solver's hyperparameters, of which one requires it: "
             "use Unroll() or Checkpoint(), or detach it"
         )
-    evaluate = checked(objective, batch_shape, event_dims, dtype)
+    evaluate = Evaluation(WithData.of(objective), batch_shape, event_dims, dtype, generator)
+    reports = Reports(int(Status.NONFINITE))
     weigh = solver.weigh if isinstance(solver, SamplingSolver) else None
-    evaluate_for_solver = gradient.evaluation(evaluate, weigh, generator)
+    evaluate_for_solver = gradient.evaluation(dataclasses.replace(evaluate, reports=reports), weigh, generator)
 
     def iterate(state: Any, noise: Tensor) -> Step:
         step = solver.step(evaluate_for_solver, state, noise, clip)
@@ -145,7 +148,7 @@ def minimize(
     flat: Tensor | None = ~failed  # in every iteration so far
     history: list[Iteration] = []
     for t in range(num_iterations):
-        step = gradient.iterate(iterate, state, draw(t), num_iterations - t)
+        step = gradient.iterate(iterate, state, draw(t), num_iterations - t, generator)
         state = step.state
         seen = _see(seen, step, sample_dim)
         if step.valid is not None:
@@ -168,6 +171,7 @@ def minimize(
     if not_stationary is not None:
         status = torch.where(not_stationary, int(Status.NOT_STATIONARY), status)
     status = torch.where(failed, int(Status.NONFINITE), status)
+    reports.status = status
     return Solution(x.to(dtype), best_x.to(dtype), best_value, state.distribution, status, history)
 
 
@@ -229,15 +233,15 @@ def _asks_for_gradient(solver: Solver) -> bool:
     return any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
-def _under_autocast(objective: Callable[[Tensor], Tensor], device: str) -> Callable[[Tensor], Tensor]:
+def _under_autocast(objective: Callable[[Tensor], Tensor], device: str) -> WithData:
     """The objective as it would be called here, wherever it is called."""
-    dtype = torch.get_autocast_dtype(device)
+    dtype, whole = torch.get_autocast_dtype(device), WithData.of(objective)
 
-    def call(x: Tensor) -> Tensor:
+    def call(x: Tensor, data: Any, cut: Cut) -> Tensor:
         with torch.autocast(device, dtype=dtype):
-            return objective(x)
+            return whole.function(x, data, cut)
 
-    return call
+    return WithData(call, whole.data)
 
 
 def _unbounded(x: Tensor) -> Tensor:

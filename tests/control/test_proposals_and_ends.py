@@ -106,7 +106,8 @@ def test_mpc_finds_the_brute_force_plan_when_it_is_proposed():
     )  # fmt: skip
     plan = mpc(torch.zeros(2, 1), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(plan.actions, best.expand(2, 8, 1))
-    assert (mpc(torch.zeros(2, 1), proposals=torch.zeros(2, 1, 8, 1)).cost > 1).all()
+    without = mpc(torch.zeros(2, 1), proposals=torch.zeros(2, 1, 8, 1), generator=torch.Generator().manual_seed(0))
+    assert (without.cost > 1).all()
 
 
 def test_the_proposals_of_a_decoder_are_encoded():
@@ -165,7 +166,7 @@ def test_nothing_is_charged_after_the_end_whatever_it_would_cost():
     )  # fmt: skip
     plan = ended(torch.zeros(1))
     assert plan.cost == 3.0  # 1 in x = 0, 2 in x = 1, nothing from x = 2 on
-    assert plan.status == dcem.Status.OK
+    assert plan.status == dcem.Status.FLAT  # whatever the actions
     assert torch.autograd.grad(plan.cost, strength)[0] == 1.0
     assert MPC(lambda x, u: x + 1, cost, 1, 1, continues=lambda x: x.squeeze(-1) * 0)(torch.zeros(1)).cost == 1.0
 

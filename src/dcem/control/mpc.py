@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import Fixed, as_shape
-from dcem._eager import all_true, is_eager
+from dcem._eager import all_true
+from dcem._guard import Cut, Reports, WithData, guarded, marked
 from dcem._modules import held_solver, hold_solver, hold_start, start, start_tensor
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
@@ -243,8 +244,12 @@ class MPC(nn.Module):
         elif reset is not None:
             raise ValueError("reset: expected None without a warm_start")
         problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self.actions_shape), like)
+
+        def costs(z: Tensor, data: tuple[Any, Tensor | None], cut: Cut) -> Tensor:
+            return problem.costs(data[0], cut(self._actions(z, box, data[0])), data[1], self.chunk_size, generator)
+
         solution = minimize(
-            lambda z: problem.costs(state, self._actions(z, box, state), previous, self.chunk_size),
+            WithData(costs, (state, previous)),
             fresh.around(mean)
             if isinstance(fresh, Distribution)
             else start(mean, self.init_std, mean.dim() - len(batch)),
@@ -258,22 +263,42 @@ class MPC(nn.Module):
             proposals=self._proposed(state, proposals, batch, generator),
             record=record or self.answer != "mean",
         )
-        actions = self._actions(self._chosen(solution, len(batch)).unsqueeze(len(batch)), box, state)
-        outcome = problem.outcome(state, actions, previous)
+
+        def followed(z: Tensor, data: tuple[Any, Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Any]:
+            actions = self._actions(z, box, data[0])
+            cost, violation, path = problem.outcome(data[0], actions, data[1])
+            states = path.between(0, None, len(batch) + particles)
+            return actions, cost, violation, self._batch_first(states, len(batch))
+
+        def watched(z: Tensor, data: tuple[Any, Tensor | None], cut: Cut) -> Any:
+            return reports.watched(lambda z: followed(z, data), z, len(batch))
+
+        particles = self.num_particles > 1
+        z = self._chosen(solution, len(batch)).unsqueeze(len(batch))
+        reports = Reports(int(Status.NONFINITE))
+        outcome = guarded(
+            watched, z, (state, previous), len(batch), judge=lambda outcome: outcome[1], generator=generator
+        )
         # Copied: what a model or a decoder returned it may fill again in the next plan.
-        actions, cost = actions.squeeze(len(batch)).clone(), outcome.cost.squeeze(-1).clone()
-        lead = len(batch) + (self.num_particles > 1)
-        states = map_tensors(lambda leaf: leaf.squeeze(lead + 1).clone(), outcome.path.between(0, None, lead))
+        actions, cost, violation, states = map_tensors(lambda leaf: leaf.squeeze(len(batch)).clone(), outcome)
+        reports.status = marked(solution.status, ~cost.isfinite(), int(Status.NONFINITE))
         return Plan(
             action=actions.select(len(batch), 0),
             actions=actions,
-            states=states,
+            states=map_tensors(lambda leaf: leaf.movedim(len(batch), 0), states) if particles else states,
             cost=cost,
-            violation=outcome.violation.squeeze(-1),
+            violation=violation,
             distribution=solution.distribution,
-            status=_judged(solution.status, cost),
+            status=reports.status,
             solution=solution,
         )
+
+    def _batch_first(self, states: Any, batch_dims: int) -> Any:
+        """States ``([P,] *batch, H + 1, n, *s)`` as ``(*batch, n, [P,] H + 1, *s)``."""
+        if self.num_particles == 1:
+            return map_tensors(lambda leaf: leaf.movedim(batch_dims + 1, batch_dims), states)
+        at = (batch_dims, batch_dims + 1)
+        return map_tensors(lambda leaf: leaf.movedim(batch_dims + 2, 0).movedim((0, 1), at), states)
 
     def _fresh(self, batch: tuple[int, ...], like: Tensor) -> Distribution | Tensor:
         """Where a search starts that has no warm start: ``init``, or the means alone."""
@@ -360,11 +385,3 @@ class MPC(nn.Module):
         """Whether the action rate costs anything, now; True where that cannot be known at once."""
         weight = self.action_rate_cost
         return weight.requires_grad or not all_true(weight == 0)
-
-
-def _judged(status: Tensor, cost: Tensor) -> Tensor:
-    """The status of the solve, in the same tensor if possible, or ``NONFINITE`` where the plan itself is not finite."""
-    failed = ~cost.isfinite()
-    if is_eager():
-        return status.masked_fill_(failed, int(Status.NONFINITE))
-    return torch.where(failed, int(Status.NONFINITE), status)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from dcem._eager import is_eager
+from dcem._replay import forgotten
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
 from dcem.control.rollout import Dynamics, Path, follow, knows_time
@@ -48,11 +48,19 @@ class Problem:
     risk: Callable[[Tensor], Tensor]
     action_dims: int
 
-    def costs(self, state: Any, actions: Tensor, previous: Tensor | None, chunk_size: int | None) -> Tensor:
+    def costs(
+        self,
+        state: Any,
+        actions: Tensor,
+        previous: Tensor | None,
+        chunk_size: int | None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """The total cost of ``actions`` ``(*batch, n, H, *a)`` from ``state`` ``(*batch, *s)``: ``(*batch, n)``.
 
         ``previous`` is the action before the first, ``(*batch, *a)``, NaN where there was none. Beyond ``chunk_size``
-        sequences are followed in chunks, each once more in the backward pass, so that memory stays that of one.
+        sequences are followed in chunks, each once more in the backward pass, so that memory stays that of one; torch's
+        randomness and that of ``generator`` are replayed.
         """
         sample_dim = actions.dim() - self.action_dims - 2
         if chunk_size is None or actions.shape[sample_dim] <= chunk_size:
@@ -61,12 +69,13 @@ class Problem:
         def chunk_costs(chunk: Tensor) -> Tensor:
             return self.outcome(state, chunk, previous).cost
 
-        # Checkpoints do not work inside torch.func transforms.
-        again = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-        chunks = torch.split(actions, chunk_size, sample_dim)
-        return torch.cat(
-            [checkpoint(chunk_costs, c, use_reentrant=False) if again else chunk_costs(c) for c in chunks], -1
-        )
+        def kept(chunk: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return chunk_costs(chunk)
+            costs: Tensor = forgotten(chunk_costs, chunk, values_of=lambda costs: costs, generator=generator)
+            return costs
+
+        return torch.cat([kept(chunk) for chunk in torch.split(actions, chunk_size, sample_dim)], -1)
 
     def outcome(self, state: Any, actions: Tensor, previous: Tensor | None) -> Outcome:
         """Follow ``n`` sequences and add up what they cost."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dcem._eager import is_eager
+from dcem._guard import WithData
 
 
 def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -42,18 +40,8 @@ def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Ten
     if not callable(decoder):
         raise TypeError(f"decoder: expected a callable, got {decoder!r}")
 
-    def of_z(z: Tensor) -> Tensor:
-        x = decode(decoder, z)
-        values = objective(x)
-        if not (is_eager() and values.requires_grad) or math.isfinite(values.detach().sum()):
-            return values
-        # A failed candidate may send NaN back even where nothing is asked of it: 0 * NaN. The decoder's weights are
-        # those of all candidates, so it must not get that far.
-        finite = values.isfinite()
-        keep = finite.reshape(finite.shape + (1,) * (x.dim() - finite.dim()))
-        return torch.where(finite, objective(torch.where(keep, x, x.detach())), values.detach())
-
-    return of_z
+    of_x = WithData.of(objective)
+    return WithData(lambda z, data, cut: of_x.function(cut(decode(decoder, z)), data, cut), of_x.data)
 
 
 def decode(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

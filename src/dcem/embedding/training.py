@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import check_positive
+from dcem._guard import evaluated
 from dcem._tree import detach
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
@@ -121,7 +122,7 @@ def decoder_step(
         )
         sample_dim = solution.status.dim()
         z = solution.x.unsqueeze(sample_dim)
-        values = of_z(z).squeeze(sample_dim)
+        values = evaluated(of_z, z, sample_dim).squeeze(sample_dim)
         values = values.to(torch.promote_types(values.dtype, torch.float32))  # half precision cannot add up a batch
         finite = values.isfinite()
         loss = values[finite].mean()

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcem._check import check_count, check_positive
-from dcem._evaluate import checked
+from dcem._evaluate import Evaluation
+from dcem._guard import WithData
 from dcem.bounds import Bounds
 from dcem.energy.model import EnergyModel
 from dcem.energy.negatives import check_correction, log_density, mine
@@ -118,7 +119,8 @@ def contrastive_loss(
             candidates = candidates.take_along_dim(chosen, batch_dims)
         negatives = model.decode(candidates)
     everything = torch.cat([y.unsqueeze(batch_dims), negatives], batch_dims)
-    energies = checked(model.objective(x), y.shape[:batch_dims], event_dims, everything.dtype)(everything)
+    energy = WithData.of(model.objective(x))
+    energies = Evaluation(energy, y.shape[:batch_dims], event_dims, everything.dtype, generator)(everything)
     energies = at_least_single(energies)
     finite = energies.isfinite()
     logits = torch.where(finite, -torch.where(finite, energies, 0.0) / temperature, -math.inf)

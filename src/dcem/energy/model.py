@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dcem._guard import Cut, WithData
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
 from dcem.energy.base import condition
@@ -108,10 +109,11 @@ class EnergyModel(Argmin):
     def objective(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """`E_θ(x, ·)`, checked: maps candidates `y` `(*batch, N, *event)` to `(*batch, N)`."""
         batch = self.batch_shape(x)
-        energy = condition(self.energy, x)
+        of_x = condition(self.energy, x)
 
-        def of_y(y: Tensor) -> Tensor:
-            values: Any = energy(y)
+        def of_y(y: Tensor, given: Tensor, cut: Cut) -> Tensor:
+            # Where a problem fails it is evaluated again on the input of another one.
+            values: Any = (of_x if given is x else condition(self.energy, given))(y)
             expected = (*batch, y.shape[len(batch)])
             if not isinstance(values, Tensor) or tuple(values.shape) != expected:
                 came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -121,7 +123,7 @@ class EnergyModel(Argmin):
                 )
             return values
 
-        return of_y
+        return WithData(of_y, x)
 
     def start(self, x: Tensor) -> Distribution | Tensor:
         """Where the search for these inputs starts: a distribution, or the means alone."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dcem._check import check_fraction, check_positive
-from dcem._eager import is_eager
+from dcem._eager import all_true, in_forward_mode, is_eager
+from dcem._evaluate import Evaluation
+from dcem._tree import map_tensors
 from dcem.distributions import Distribution
 from dcem.solvers.base import Objective, Solver, Step
 
@@ -72,16 +76,20 @@ class GradientDescent(Solver):
         noise: Tensor,
         clip: Callable[[Tensor], Tensor],
     ) -> Step:
-        x = state.distribution.mean
-        values, gradient = _value_and_gradient(objective, x, state.distribution.sample_dim)
+        x, sample_dim = state.distribution.mean, state.distribution.sample_dim
+        samples = x.unsqueeze(sample_dim)
+        measured = objective.measured if isinstance(objective, Evaluation) else _plainly(objective)
+        values, slopes = measured(_values_and_slopes, samples)
+        smooth = slopes.isfinite()
+        if state.distribution.event_dims:
+            smooth = smooth.flatten(values.dim()).all(-1)
+        valid = (values.isfinite() & smooth).squeeze(-1)
+        gradient = slopes.squeeze(sample_dim)
+        if not all_true(valid):  # zero where it is not finite: a learned step size would multiply it by a gradient of 0
+            gradient = torch.where(valid.reshape(valid.shape + (1,) * (x.dim() - valid.dim())), gradient, 0.0)
         velocity = self.momentum * state.velocity + gradient
         moved = clip(x - self._lr(state.iteration, x) * velocity)
         distribution = state.distribution.with_mean(moved)
-        smooth = gradient.isfinite()
-        if state.distribution.event_dims:
-            smooth = smooth.flatten(x.dim() - state.distribution.event_dims).all(-1)
-        valid = values.isfinite().squeeze(-1) & smooth
-        samples = x.unsqueeze(state.distribution.sample_dim)
         next_state = GradientDescentState(distribution, state.iteration + 1, velocity)
         return Step(next_state, samples, values, torch.ones_like(values), valid)
 
@@ -92,18 +100,22 @@ class GradientDescent(Solver):
         return lr.to(x)
 
 
-def _value_and_gradient(objective: Objective, x: Tensor, sample_dim: int) -> tuple[Tensor, Tensor]:
-    """Values ``(*batch, 1)`` and ``∇_x f``, itself differentiable where gradients are enabled."""
+def _plainly(objective: Objective) -> Callable[..., tuple[Tensor, Tensor]]:
+    return lambda measure, samples: measure(objective, samples)
+
+
+def _values_and_slopes(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values ``(*batch, 1)`` and ``∇_x f`` ``(*batch, 1, *event)``, differentiable where gradients are enabled."""
 
     def total(point: Tensor) -> tuple[Tensor, Tensor]:
-        values = objective(point.unsqueeze(sample_dim))
+        values = objective(point)
         return values.sum(), values
 
-    if not is_eager():
+    if not is_eager() or in_forward_mode():
         gradient, values = torch.func.grad(total, has_aux=True)(x)
         return values, gradient
     differentiable = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
+    with _outside_inference_mode(), torch.enable_grad():
         point = x if differentiable and x.requires_grad else x.detach().clone().requires_grad_()
         value, values = total(point)
         if not value.requires_grad:
@@ -115,6 +127,27 @@ def _value_and_gradient(objective: Objective, x: Tensor, sample_dim: int) -> tup
         differentiable = differentiable and (point is x or _reaches_another_leaf(value, point))
         (gradient,) = torch.autograd.grad(value, point, create_graph=differentiable)
     return (values, gradient) if differentiable else (values.detach(), gradient)
+
+
+class _Normal(TorchFunctionMode):
+    """Lets autograd compute with tensors that were made in inference mode, which it cannot keep: by copies."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        def copied(leaf: Tensor) -> Tensor:
+            return leaf.clone() if leaf.is_inference() else leaf
+
+        return func(*map_tensors(copied, args), **map_tensors(copied, kwargs or {}))
+
+
+@contextlib.contextmanager
+def _outside_inference_mode() -> Iterator[None]:
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), _Normal():
+        yield
 
 
 def _reaches_another_leaf(value: Tensor, leaf: Tensor) -> bool:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._eager import in_forward_mode, is_transformed
+from dcem.projections import HardTopK
+
 
 class _Refuse(torch.autograd.Function):
     generate_vmap_rule = True
@@ -21,17 +24,34 @@ class _Refuse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(
-            f"{ctx.name} has no gradient, and the solution was asked for one through the objective's values: "
-            "use a soft selection (dcem.LML, dcem.ConstrainedSoftmax, dcem.ConstrainedSparsemax) or "
-            "gradient=dcem.Implicit(), or say gradient=dcem.Detach() to train around the solve"
-        )
+        raise RuntimeError(_reason(ctx.name))
+
+
+def _reason(name: str) -> str:
+    return (
+        f"{name} has no gradient, and the solution was asked for one through the objective's values: "
+        "use a soft selection (dcem.LML, dcem.ConstrainedSoftmax, dcem.ConstrainedSparsemax) or "
+        "gradient=dcem.Implicit(), or say gradient=dcem.Detach() to train around the solve"
+    )
 
 
 def refuse_gradient(weights: Tensor, scores: Tensor, selection: object) -> Tensor:
-    """Make a backward pass through ``weights`` an error where ``scores`` carry a gradient that ``weights`` lost."""
-    lost = torch.is_grad_enabled() and scores.requires_grad and not weights.requires_grad
-    if not lost or torch.compiler.is_compiling():
+    """Make a backward pass through ``weights`` an error where ``scores`` carry a gradient that ``weights`` lost.
+
+    In forward mode the error comes at once: a tangent is there because it is asked for.
+    """
+    if torch.compiler.is_compiling():
         return weights
-    result: Tensor = _Refuse.apply(weights, scores, type(selection).__name__)  # type: ignore[no-untyped-call]
+    name = type(selection).__name__
+    if in_forward_mode() and _has_tangent(scores) and not _has_tangent(weights):
+        raise RuntimeError(_reason(name))
+    # Inside torch.func transforms tensors do not say whether they are differentiated.
+    lost = scores.requires_grad or (is_transformed() and isinstance(selection, HardTopK))
+    if not torch.is_grad_enabled() or not lost or weights.requires_grad:
+        return weights
+    result: Tensor = _Refuse.apply(weights, scores, name)  # type: ignore[no-untyped-call]
     return result
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]

@@ -1,0 +1,235 @@
+"""The one guard against failure: what counts as failed, what it contributes, and what stands in for it.
+
+Failed is a candidate for which a number is not finite that should be: its value, or its slope where a solver follows
+slopes. It keeps that number, weighs nothing (:mod:`dcem.solvers.scores`), and has no gradient. A problem with too few
+candidates left has failed: it keeps its distribution and says ``NONFINITE`` (:mod:`dcem.minimize`); it has no gradient
+either, and leaves that of the others alone.
+
+Weight 0 is not enough for that. The backward pass multiplies the derivative of the objective at a failed candidate by
+0, that derivative may be NaN, and ``0 * NaN`` is NaN, in everything that candidates and problems share. So it must
+never be computed: what failed is evaluated a second time, with the same randomness, at what did not fail. For a failed
+candidate that is another one of its problem; for a problem without any, one of another problem, with the data of that
+problem, as far as the objective holds the data of its problems apart (:class:`WithData`). A plain function does not:
+if it is NaN for a problem whatever the candidate, and so is its derivative, the guard ends there. What lies before it,
+such as a decoder, is still kept from that derivative (`cut`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._eager import in_forward_mode, is_eager, is_transformed
+from dcem._replay import randomness
+from dcem._tree import leaves, map_tensors
+
+Cut = Callable[[Tensor], Tensor]
+
+
+def uncut(x: Tensor) -> Tensor:
+    """Nothing failed: every gradient passes."""
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class WithData:
+    """An objective ``function(samples, data, cut)`` that holds the data of its problems apart.
+
+    ``data`` is a tree of tensors ``(*batch, ...)``, of which a problem sees its own part alone. Candidates that are
+    brought into another form ``(*batch, N, ...)`` before they are judged go through ``cut`` in between.
+    """
+
+    function: Callable[[Tensor, Any, Cut], Tensor]
+    data: Any = None
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """The values of candidates of its own problems."""
+        return self.function(samples, self.data, uncut)
+
+    @classmethod
+    def of(cls, objective: Callable[[Tensor], Tensor]) -> WithData:
+        """Any objective; one that is none of these keeps its data to itself."""
+        return objective if isinstance(objective, WithData) else cls(lambda samples, data, cut: objective(samples))
+
+
+def evaluated(objective: Callable[[Tensor], Tensor], samples: Tensor, batch_dims: int) -> Tensor:
+    """The values ``(*batch, N)`` of candidates ``(*batch, N, *event)``, without a gradient where they failed."""
+    whole = WithData.of(objective)
+    values: Tensor = guarded(whole.function, samples, whole.data, batch_dims)
+    return values
+
+
+def guarded(
+    evaluate: Callable[[Tensor, Any, Cut], Any],
+    samples: Tensor,
+    data: Any,
+    batch_dims: int,
+    *,
+    judge: Callable[[Any], Any] = lambda result: result,
+    generator: torch.Generator | None = None,
+) -> Any:
+    """``evaluate(samples, data, cut)``, a tree of tensors ``(*batch, N, ...)``, without a gradient where it failed.
+
+    Args:
+        evaluate: what is computed, of each candidate by itself; ``cut`` is as in :class:`WithData`.
+        samples: ``(*batch, N, *event)``.
+        data: of the problems, ``(*batch, ...)``.
+        batch_dims: number of axes of ``batch``.
+        judge: the part of the result that has to be finite.
+        generator: to be replayed in the second evaluation, as torch's global one is.
+
+    Eagerly the second evaluation is made where something failed. Inside ``torch.compile`` and ``torch.func`` transforms
+    nothing can be looked at: it is always made where there is a gradient, and the problems of a ``torch.func.vmap`` do
+    not see each other.
+    """
+    if is_transformed():
+        if not (torch.is_grad_enabled() or in_forward_mode()):
+            return evaluate(samples, data, uncut)
+        with torch.no_grad():
+            first = evaluate(samples, data, uncut)
+    else:
+        if not (torch.is_grad_enabled() or in_forward_mode()):
+            return evaluate(samples, data, uncut)
+        put_back = randomness(samples.device, generator) if is_eager() else None
+        # The view gathers what the objective sends back before it is added to what comes from elsewhere, in the same
+        # order of summation as below: the gradient of a problem does not depend on whether another one fails.
+        first = evaluate(samples.view_as(samples), data, uncut)
+        if not (in_forward_mode() or any(leaf.requires_grad for leaf in leaves(first))):
+            return first
+        if put_back is not None:
+            if _all_finite(judge(first)):
+                return first
+            put_back()
+    failed = find_failed(judge(first), batch_dims)
+    if is_eager() and failed.all():
+        return map_tensors(_constant, first)
+
+    def cut(x: Tensor) -> Tensor:
+        return torch.where(_beside(failed, x), x.detach(), x)
+
+    again = evaluate(*stand_ins(samples, data, failed, batch_dims), cut)
+    return map_tensors(lambda new, old: torch.where(_beside(failed, new), old.detach(), new), again, first)
+
+
+def marked(status: Tensor, failed: Tensor, code: int) -> Tensor:
+    """``status`` with ``code`` where ``failed``: eagerly the same tensor, so that later reports reach it."""
+    return status.masked_fill_(failed, code) if is_eager() else torch.where(failed, code, status)
+
+
+class Reports:
+    """Which problems got a slope that is not finite from the objective in a backward pass.
+
+    A finite value may have one, ``torch.where`` may hide it, and only the backward pass computes it: the gradient of
+    what the problem shares with others is then NaN. It ends here as a zero instead of spoiling the earlier iterations,
+    and the status of the problem becomes ``failed``. Nothing is seen inside ``torch.compile`` and ``torch.func``
+    transforms.
+    """
+
+    def __init__(self, failed: int) -> None:
+        self.failed = failed
+        self.status: Tensor | None = None  # (*batch,), of the solution that is handed out
+
+    def watched(self, evaluate: Callable[[Tensor], Any], samples: Tensor, batch_dims: int) -> Any:
+        """``evaluate(samples)``, a tree of tensors, with an eye on the slopes that come back to ``samples``."""
+        if not is_eager() or not torch.is_grad_enabled():
+            return evaluate(samples)
+
+        def look(slope: Tensor | None) -> Tensor | None:
+            if _seems_finite(slope) or slope is None:
+                return None
+            finite = slope.isfinite()
+            self._note(finite, batch_dims)
+            return torch.where(finite, slope, 0.0)
+
+        if samples.requires_grad:
+            samples.register_hook(look)  # type: ignore[no-untyped-call]
+            return evaluate(samples)
+        result = evaluate(samples)
+
+        # No slope comes back to candidates that depend on nothing, such as the first. Where one that is not finite
+        # arrives at what the objective depends on, it is found out whose it is.
+        def find_out(slopes: Any, _: Any) -> None:
+            if all(_seems_finite(slope) for slope in slopes):
+                return
+            with torch.enable_grad():
+                point = samples.detach().clone().requires_grad_()
+                value = sum(leaf.sum() for leaf in leaves(evaluate(point)) if leaf.requires_grad)
+                if isinstance(value, Tensor):
+                    (slope,) = torch.autograd.grad(value, point, allow_unused=True)
+                    if slope is not None:
+                        self._note(slope.isfinite(), batch_dims)
+
+        for node in _last_nodes(leaves(result)):
+            node.register_hook(find_out)
+        return result
+
+    def _note(self, finite: Tensor, batch_dims: int) -> None:
+        if self.status is not None:
+            marked(self.status, ~finite.flatten(batch_dims).all(-1), self.failed)
+
+
+def _last_nodes(results: list[Tensor]) -> list[Any]:
+    """The nodes of a graph that send something to a leaf."""
+    waiting: list[Any] = [leaf.grad_fn for leaf in results if leaf.grad_fn is not None]
+    visited, last = set(), []
+    while waiting:
+        node = waiting.pop()
+        if node in visited:
+            continue
+        visited.add(node)
+        after = [child for child, _ in node.next_functions if child is not None]
+        if any(hasattr(child, "variable") for child in after):
+            last.append(node)
+        waiting += [child for child in after if not hasattr(child, "variable")]
+    return last
+
+
+def _all_finite(tree: Any) -> bool:
+    """The cheap way to see that nothing failed; False also where a sum of finite numbers overflows."""
+    return all(_seems_finite(leaf) for leaf in leaves(tree))
+
+
+def _seems_finite(x: Tensor | None) -> bool:
+    """Whether it is, or cannot be looked at, as in the batched backward pass of ``is_grads_batched``."""
+    return x is None or torch._C._functorch.is_legacy_batchedtensor(x) or math.isfinite(x.detach().sum())
+
+
+def find_failed(tree: Any, batch_dims: int) -> Tensor:
+    """Of which candidates anything is not finite: ``(*batch, N)``."""
+    wrong = [~leaf.detach().isfinite() for leaf in leaves(tree)]
+    each = [mask.flatten(batch_dims + 1).any(-1) if mask.dim() > batch_dims + 1 else mask for mask in wrong]
+    return torch.stack(each).any(0) if len(each) > 1 else each[0]
+
+
+def _constant(leaf: Tensor) -> Tensor:
+    """A gradient of nothing, not an error where one is asked for."""
+    return leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf
+
+
+def _beside(mask: Tensor, leaf: Tensor) -> Tensor:
+    """A mask over the leading axes, to choose in ``leaf`` with."""
+    return mask.reshape(mask.shape + (1,) * (leaf.dim() - mask.dim()))
+
+
+def stand_ins(samples: Tensor, data: Any, failed: Tensor, batch_dims: int) -> tuple[Tensor, Any]:
+    """Samples and data with others in place of those that failed, as constants."""
+    good = ~failed
+    alive = good.any(-1)  # (*batch,)
+    one = alive.reshape(-1).to(torch.uint8).argmax().reshape(1)  # a problem that is
+
+    def of_alive(leaf: Tensor) -> Tensor:
+        rows = leaf.detach().reshape(alive.numel(), *leaf.shape[batch_dims:])
+        return torch.where(_beside(alive, leaf), leaf, rows.index_select(0, one)[0])
+
+    first = good.to(torch.uint8).argmax(-1, keepdim=True)
+    first = _beside(first, samples)
+    candidate = of_alive(torch.take_along_dim(samples.detach(), first, batch_dims))
+    samples = torch.where(_beside(good, samples), samples, candidate)
+    if is_eager() and alive.all():
+        return samples, data
+    return samples, map_tensors(of_alive, data)

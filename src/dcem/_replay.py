@@ -1,0 +1,86 @@
+"""To compute something a second time, for its gradient, and to get the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from dcem._eager import is_eager, is_transformed
+
+_REMEDY = (
+    "draw from torch's global generator, or from the one that the solve was given, and keep no state between calls; or "
+    "use another gradient mode"
+)
+
+
+def randomness(device: torch.device, generator: torch.Generator | None) -> Callable[[], None]:
+    """Note where torch's random numbers stand, of ``device`` and of ``generator``; the result puts them back there."""
+    on_cpu = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    given = None if generator is None else generator.get_state()
+
+    def put_back() -> None:
+        torch.set_rng_state(on_cpu)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+        if generator is not None and given is not None:
+            generator.set_state(given)
+
+    return put_back
+
+
+def forgotten(
+    fn: Callable[..., Any], *inputs: Any, values_of: Callable[[Any], Tensor], generator: torch.Generator | None
+) -> Any:
+    """``fn(*inputs)``, of which only the inputs are kept: the backward pass calls it again.
+
+    Torch's global randomness is replayed, and that of ``generator``. Other randomness cannot be; then ``values_of`` the
+    result, ``(*batch, N)``, differ, which is an error: the gradient would be one of something else. Inside
+    ``torch.func`` transforms, which checkpoints do not work in, everything is kept.
+    """
+    if is_transformed():
+        return fn(*inputs)
+    if not is_eager():
+        return checkpoint(fn, *inputs, use_reentrant=False)
+    before = None if generator is None else generator.get_state()
+    first: list[Tensor] = []
+
+    def again_alike(*inputs: Any) -> Any:
+        if not first:
+            result = fn(*inputs)
+            first.append(values_of(result).detach().clone())
+            return result
+        now = None if generator is None else generator.get_state()
+        if generator is not None and before is not None:
+            generator.set_state(before)
+        try:
+            result = fn(*inputs)
+        finally:
+            if generator is not None and now is not None:
+                generator.set_state(now)
+        check_alike(first[0], values_of(result), "the backward pass")
+        return result
+
+    with set_checkpoint_early_stop(False):  # or it would stop before the values can be compared
+        return checkpoint(again_alike, *inputs, use_reentrant=False)
+
+
+def check_alike(first: Tensor, again: Tensor, where: str, spread_of: Tensor | None = None) -> None:
+    """Raise where values ``(*batch, N)`` differ by more than rounding can do: more than a hundredth of their spread."""
+    change = (again.detach() - first).abs().nan_to_num(0.0, 0.0, 0.0)
+    if not change.any():
+        return
+    values = first if spread_of is None else spread_of
+    finite = values.isfinite()
+    low = torch.where(finite, values, torch.inf).amin(-1)
+    high = torch.where(finite, values, -torch.inf).amax(-1)
+    rounding = 32 * torch.finfo(values.dtype).eps * torch.maximum(high, -low)
+    if (change.mean(-1) > 0.01 * (high - low) + rounding).any():
+        raise RuntimeError(
+            f"objective: expected the values that it had before where {where} evaluates it a second time, got others: "
+            f"{_REMEDY}"
+        )

@@ -1,0 +1,170 @@
+"""The failure guard: one contract for every solver, gradient mode and front of the library, eagerly and transformed.
+
+A batch of five problems shares `theta`. One of them, the second, has what the test is about; the gradient of the others'
+answers must be what it is without that problem, and each says how it went.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+from dcem.control import MPC
+from dcem.energy import EnergyModel
+
+B, N, T, BAD = 5, 20, 3, 1
+REST = [i for i in range(B) if i != BAD]
+HEALTHY, NAN_PROBLEM, NAN_CANDIDATE, STEEP, EQUAL, ROUNDING = range(6)
+KINDS = {
+    "nan problem": NAN_PROBLEM,
+    "nan candidate": NAN_CANDIDATE,
+    "steep": STEEP,
+    "equal": EQUAL,
+    "rounding": ROUNDING,
+}
+
+
+def value(theta: Tensor, data: Tensor, y: Tensor) -> Tensor:
+    """`data` `(*batch, 3)`, a centre and a kind; `y` `(*batch, N, 2)`."""
+    center, kind = data[..., :2].unsqueeze(-2), data[..., 2:]
+    base = (y - theta * center).square().sum(-1)
+    # Beside the other kinds stands the root of 1, which has a derivative.
+    partly = torch.where(kind == NAN_CANDIDATE, theta[0] - 0.3 - y[..., 0], 1.0).sqrt()  # NaN, derivative too
+    root = torch.where(kind == STEEP, theta[0] * y[..., 0], 1.0)
+    steep = torch.where(root > 0, root.sqrt(), 0.0)  # finite, but 0 * NaN in the derivative where the root is hidden
+    scale = torch.where(kind == EQUAL, 0.0, torch.where(kind == ROUNDING, 1e-10, 1.0))
+    return scale * (base + partly + steep) + torch.where(kind == ROUNDING, 1e6, 2.0)
+
+
+def problems(kind: int) -> Tensor:
+    data = torch.randn(B, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    data[:, 2] = HEALTHY
+    data[BAD, 2] = kind
+    if kind == NAN_PROBLEM:
+        data[BAD, :2] = torch.nan
+    return data
+
+
+NOISE = torch.randn(T, B, N, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+def draws(rows: list[int], num_samples: int) -> Tensor:
+    return NOISE[:, rows][:, :, :num_samples]
+
+
+def by_energy(theta, data, solver, mode, rows, **options):
+    model = EnergyModel(lambda x, y: value(theta, x, y), 2, solver, num_iterations=T, gradient=mode, **options)
+    solution = model.solve(data[rows], noise=draws(rows, solver.num_samples))
+    return solution.x, solution.status
+
+
+def by_decoder(theta, data, solver, mode, rows):
+    return by_energy(theta, data, solver, mode, rows, decoder=lambda z: theta * z + 0.1)
+
+
+def by_control(theta, data, solver, mode, rows, **options):
+    mpc = MPC(
+        lambda s, u: torch.cat([s[..., :2] * theta, s[..., 2:]], -1), lambda s, u: value(theta, s, u.unsqueeze(-2)).squeeze(-1),
+        1, 2, solver=solver, num_iterations=T, gradient=mode, **options,
+    )  # fmt: skip
+    plan = mpc(data[rows], noise=draws(rows, solver.num_samples).unsqueeze(-2))
+    return torch.cat([plan.actions.flatten(-2), plan.cost.unsqueeze(-1), plan.states.flatten(-2)], -1), plan.status
+
+
+def by_chunks(theta, data, solver, mode, rows):
+    return by_control(theta, data, solver, mode, rows, chunk_size=7)
+
+
+def by_particles(theta, data, solver, mode, rows):
+    mpc = MPC(
+        lambda s, u: torch.cat([s[..., :2] * theta, s[..., 2:]], -1), lambda s, u: value(theta, s, u.unsqueeze(-2)).squeeze(-1),
+        1, 2, solver=solver, num_iterations=T, gradient=mode, num_particles=2,
+    )  # fmt: skip
+    plan = mpc(data[rows], noise=draws(rows, solver.num_samples).unsqueeze(-2))
+    states = plan.states.movedim(0, 1).flatten(1)
+    return torch.cat([plan.actions.flatten(-2), plan.cost.unsqueeze(-1), states], -1), plan.status
+
+
+FRONTS = {f.__name__: f for f in (by_energy, by_decoder, by_control, by_chunks, by_particles)}
+SOLVERS = {
+    "lml": dcem.CEM(N, 4, dcem.LML(0.5)),
+    "softmax": dcem.CEM(N, 4, dcem.ConstrainedSoftmax(0.5), smoothing=0.2),
+    "icem": dcem.CEM(N, 4, dcem.ConstrainedSparsemax(2.0), keep_elites=0.5, standardize=False),
+    "mppi": dcem.MPPI(N, 1.0),
+    "gd": dcem.GradientDescent(0.1, 0.3),
+}
+MODES = {
+    "unroll": dcem.Unroll(), "checkpoint": dcem.Checkpoint(), "truncate": dcem.Truncate(2), "prune": dcem.Prune(0.5),
+    "detach": dcem.Detach(), "implicit": dcem.Implicit(tolerance=100.0),
+}  # fmt: skip
+CASES = [(f, s, "unroll") for f in FRONTS for s in SOLVERS] + [
+    (f, s, m) for f in ("by_energy", "by_control") for s in ("lml", "gd") for m in MODES if m != "unroll"
+]
+CASES = [(f, s, m) for f, s, m in CASES if (s, m) != ("gd", "prune")]
+START = torch.tensor([0.8, 1.1], dtype=torch.float64)
+
+
+def status_of(kind: int, solver: str) -> int:
+    if kind == NAN_PROBLEM or (solver == "gd" and kind == STEEP):
+        return dcem.Status.NONFINITE
+    if kind in (EQUAL, ROUNDING) and solver != "gd":
+        return dcem.Status.FLAT
+    return dcem.Status.OK
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("front", "solver", "mode"), CASES)
+def test_the_others_have_the_gradient_that_they_have_alone(front, solver, mode, kind):
+    theta = START.clone().requires_grad_()
+    solve, kind = FRONTS[front], KINDS[kind]
+    data = problems(kind)
+    x, status = solve(theta, data, SOLVERS[solver], MODES[mode], list(range(B)))
+    alone, alone_status = solve(theta, data, SOLVERS[solver], MODES[mode], REST)
+    torch.testing.assert_close(x[REST], alone)
+    assert torch.equal(status[REST], alone_status)
+    assert x[BAD, :2].isfinite().all()
+    if mode != "implicit":
+        assert status[BAD] == status_of(kind, solver)
+    if not alone.requires_grad:
+        assert mode == "detach"
+        return
+    (expected,) = torch.autograd.grad(alone.square().sum(), theta)
+    assert expected.isfinite().all()
+    # Where a slope is only computed in the backward pass, what it spoils is spoilt; gradient descent sees it before,
+    # but not that of the plan that is followed at the end.
+    before = FRONTS[front] in (by_energy, by_decoder) and (solver == "gd" or mode == "implicit")
+    steep_in_backward = kind == STEEP and not before
+    found = torch.autograd.grad(x[REST].square().sum(), theta, retain_graph=True)[0]
+    if steep_in_backward:
+        assert status[BAD] == dcem.Status.NONFINITE
+        assert torch.equal(status[REST], alone_status)
+    else:
+        torch.testing.assert_close(found, expected)
+        if kind != NAN_PROBLEM:  # whose cost is NaN
+            whole = torch.autograd.grad(x.square().sum(), theta)[0]
+            assert whole.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["nan problem", "nan candidate", "equal"])
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_so_they_have_under_transforms(front, solver, kind):
+    solve, data, mode = FRONTS[front], problems(KINDS[kind]), dcem.Unroll()
+
+    def answer(theta: Tensor) -> Tensor:
+        return solve(theta, data, SOLVERS[solver], mode, list(range(B)))[0][REST].square().sum()
+
+    theta = START.clone().requires_grad_()
+    alone = solve(theta, data, SOLVERS[solver], mode, REST)[0].square().sum()
+    (expected,) = torch.autograd.grad(alone, theta)
+    torch.testing.assert_close(torch.func.grad(answer)(START), expected)
+    tangent = torch.tensor([0.3, -0.7], dtype=torch.float64)
+    torch.testing.assert_close(torch.func.jvp(answer, (START,), (tangent,))[1], expected @ tangent)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(START, tangent)
+        forward = torch.autograd.forward_ad.unpack_dual(answer(dual)).tangent
+    torch.testing.assert_close(forward, expected @ tangent)
+    batched = torch.func.vmap(torch.func.grad(answer))(torch.stack([START, START + 0.1]))
+    torch.testing.assert_close(batched[0], expected)
+    outside = torch.func.grad(lambda t: torch.func.vmap(answer)(t.unsqueeze(0)).sum())(START)
+    torch.testing.assert_close(outside, expected)
