@@ -19,6 +19,16 @@ def in_forward_mode() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def may_have_gradient() -> bool:
+    """Whether anything that is computed now may be differentiated, in reverse or in forward mode."""
+    return torch.is_grad_enabled() or in_forward_mode()
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether ``x`` carries a tangent of the level that is open."""
+    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
 def all_true(mask: Tensor) -> bool:
     """Whether every element is true, where that can be known without waiting for a GPU; otherwise False."""
     return is_eager() and mask.device.type == "cpu" and bool(mask.all())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dcem._eager import is_eager, may_have_gradient
 from dcem._guard import Cut, Reports, WithData, find_failed, guarded, stand_ins, uncut
 from dcem._unchanged import Versions
 
@@ -25,6 +26,7 @@ class Evaluation:
         dtype: that the user's candidates shall have.
         generator: that the solve was given.
         reports: where slopes that are not finite are noted in the backward pass; None to leave them as they are.
+        returned: the last values with a gradient, and their version: autograd would not let them be copied for nothing.
     """
 
     objective: WithData
@@ -33,9 +35,12 @@ class Evaluation:
     dtype: torch.dtype
     generator: torch.Generator | None = None
     reports: Reports | None = None
+    returned: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def __call__(self, samples: Tensor) -> Tensor:
         """The values of candidates."""
+        if not may_have_gradient():  # the short way
+            return self._values(samples, self.objective.data, uncut)
 
         def values(objective: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
             if self.reports is None:
@@ -93,4 +98,12 @@ class Evaluation:
         if values.device != samples.device:
             raise ValueError(f"objective: expected values on {samples.device} like the candidates, got {values.device}")
         # A simulator may fill one tensor again and again: what is kept of it is a copy.
-        return values.to(samples.dtype, copy=True)
+        if not values.requires_grad:
+            return values.to(samples.dtype, copy=True)
+        if is_eager():
+            if any(earlier._version != version for earlier, version in self.returned):
+                raise ValueError(
+                    "objective: expected to leave values that it has returned as they are, got them filled again"
+                )
+            self.returned[:] = [(values, values._version)]
+        return values.to(samples.dtype)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._eager import in_forward_mode, is_eager, is_transformed
+from dcem._eager import in_forward_mode, is_eager, is_transformed, may_have_gradient
 from dcem._replay import randomness
 from dcem._tree import leaves, map_tensors
 
@@ -87,14 +87,12 @@ def guarded(
     nothing can be looked at: it is always made where there is a gradient, and the problems of a ``torch.func.vmap`` do
     not see each other.
     """
+    if not may_have_gradient():
+        return evaluate(samples, data, uncut)
     if is_transformed():
-        if not (torch.is_grad_enabled() or in_forward_mode()):
-            return evaluate(samples, data, uncut)
         with torch.no_grad():
             first = evaluate(samples, data, uncut)
     else:
-        if not (torch.is_grad_enabled() or in_forward_mode()):
-            return evaluate(samples, data, uncut)
         put_back = randomness(samples.device, generator) if is_eager() else None
         # The view gathers what the objective sends back before it is added to what comes from elsewhere, in the same
         # order of summation as below: the gradient of a problem does not depend on whether another one fails.
@@ -125,68 +123,83 @@ class Reports:
     """Which problems got a slope that is not finite from the objective in a backward pass.
 
     A finite value may have one, ``torch.where`` may hide it, and only the backward pass computes it: the gradient of
-    what the problem shares with others is then NaN. It ends here as a zero instead of spoiling the earlier iterations,
-    and the status of the problem becomes ``failed``. Nothing is seen inside ``torch.compile`` and ``torch.func``
-    transforms.
+    what the problem shares with others is then NaN. Here the status of the problem becomes ``failed``. Nothing is seen
+    inside ``torch.compile`` and ``torch.func`` transforms.
+
+    It is enough to look at the first evaluation of a solve that has a gradient: through the samples drawn from them, the
+    slopes of later evaluations come back to its own.
     """
 
     def __init__(self, failed: int) -> None:
         self.failed = failed
         self.status: Tensor | None = None  # (*batch,), of the solution that is handed out
+        self._looks = False
 
     def watched(self, evaluate: Callable[[Tensor], Any], samples: Tensor, batch_dims: int) -> Any:
-        """``evaluate(samples)``, a tree of tensors, with an eye on the slopes that come back to ``samples``."""
-        if not is_eager() or not torch.is_grad_enabled():
-            return evaluate(samples)
-
-        def look(slope: Tensor | None) -> Tensor | None:
-            if _seems_finite(slope) or slope is None:
-                return None
-            finite = slope.isfinite()
-            self._note(finite, batch_dims)
-            return torch.where(finite, slope, 0.0)
-
-        if samples.requires_grad:
-            samples.register_hook(look)  # type: ignore[no-untyped-call]
+        """``evaluate(samples)``, a tree of tensors, with an eye on the slopes that come back."""
+        if self._looks or not torch.is_grad_enabled() or not is_eager():
             return evaluate(samples)
         result = evaluate(samples)
+        results = [leaf for leaf in leaves(result) if leaf.requires_grad]
+        self._looks = bool(results)
 
-        # No slope comes back to candidates that depend on nothing, such as the first. Where one that is not finite
-        # arrives at what the objective depends on, it is found out whose it is.
-        def find_out(slopes: Any, _: Any) -> None:
-            if all(_seems_finite(slope) for slope in slopes):
-                return
+        def look(slope: Tensor | None) -> Tensor | None:
+            """Note problems whose slope is not finite, and let it end here: what comes before is shared, too."""
+            if slope is None or _seems_finite(slope):
+                return None
+            finite = slope.isfinite()
+            if self.status is not None:
+                marked(self.status, ~finite.flatten(batch_dims).all(-1), self.failed)
+            return torch.where(finite, slope, 0.0)
+
+        def find_out() -> None:
+            """No slope comes back to candidates that depend on nothing, such as the first of a search."""
             with torch.enable_grad():
                 point = samples.detach().clone().requires_grad_()
-                value = sum(leaf.sum() for leaf in leaves(evaluate(point)) if leaf.requires_grad)
-                if isinstance(value, Tensor):
-                    (slope,) = torch.autograd.grad(value, point, allow_unused=True)
-                    if slope is not None:
-                        self._note(slope.isfinite(), batch_dims)
+                again = [leaf.sum() for leaf in leaves(evaluate(point)) if leaf.requires_grad]
+                (slope,) = torch.autograd.grad(again, point, allow_unused=True)
+            look(slope)
 
-        for node in _last_nodes(leaves(result)):
-            node.register_hook(find_out)
+        if results and samples.requires_grad:
+            samples.register_hook(look)  # type: ignore[no-untyped-call]
+        elif results:
+            for leaf in results:
+                leaf.register_hook(look)  # type: ignore[no-untyped-call]
+            _before_leaves(results, find_out)
         return result
 
-    def _note(self, finite: Tensor, batch_dims: int) -> None:
-        if self.status is not None:
-            marked(self.status, ~finite.flatten(batch_dims).all(-1), self.failed)
 
+def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
+    """Have ``call`` made where a slope that is not finite arrives at a leaf of the graph of ``results``.
 
-def _last_nodes(results: list[Tensor]) -> list[Any]:
-    """The nodes of a graph that send something to a leaf."""
-    waiting: list[Any] = [leaf.grad_fn for leaf in results if leaf.grad_fn is not None]
-    visited, last = set(), []
+    What is not finite goes on to all that comes after it in the backward pass: it is enough to look at nodes that send
+    something to a leaf, and after which no other node does.
+    """
+
+    def hook(edges: list[int]) -> Callable[..., None]:
+        def at_node(slopes: Any, _: Any) -> None:
+            if not all(_seems_finite(slopes[edge]) for edge in edges):
+                call()
+
+        return at_node
+
+    reaches: dict[Any, bool] = {}  # of a node: whether it or one after it sends something to a leaf
+    waiting = [(leaf.grad_fn, False) for leaf in results]
     while waiting:
-        node = waiting.pop()
-        if node in visited:
+        node, all_after_it_seen = waiting.pop()
+        if node is None or (node in reaches and not all_after_it_seen):
             continue
-        visited.add(node)
-        after = [child for child, _ in node.next_functions if child is not None]
-        if any(hasattr(child, "variable") for child in after):
-            last.append(node)
-        waiting += [child for child in after if not hasattr(child, "variable")]
-    return last
+        after = [child for child, _ in node.next_functions]
+        if not all_after_it_seen:
+            reaches[node] = False
+            waiting.append((node, True))
+            waiting += [(child, False) for child in after if not hasattr(child, "variable")]
+            continue
+        edges = [i for i, child in enumerate(after) if hasattr(child, "variable")]
+        reaches[node] = any(reaches.get(child, False) for child in after)
+        if edges and not reaches[node]:
+            node.register_hook(hook(edges))
+        reaches[node] = reaches[node] or bool(edges)
 
 
 def _all_finite(tree: Any) -> bool:

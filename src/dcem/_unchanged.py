@@ -37,6 +37,8 @@ class Versions:
         """Whether any of them has been written to since it was noted."""
         if any(version >= 0 and leaf._version != version for leaf, version in self._noted):
             return True
+        if len(self._noted) < 2:
+            return False
         at: dict[int, Tensor] = {}
         for leaf, _ in self._noted:
             address = leaf.data_ptr() if leaf.is_cpu else 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_count, check_flag, check_number
-from dcem._eager import in_forward_mode, is_eager
+from dcem._eager import in_forward_mode, is_eager, may_have_gradient
 from dcem._evaluate import Evaluation
 from dcem._replay import check_alike, forgotten
 from dcem._tree import detach
@@ -211,7 +211,7 @@ class Prune(GradientMode):
                 values = objective(samples).detach()  # also from tangents, which no_grad does not stop
                 weights, _ = weigh(values)
                 influence = weights * (1 - weights)
-            if not (torch.is_grad_enabled() or in_forward_mode()):
+            if not may_have_gradient():
                 return values
             kept, center, factor = self._choose(influence, generator)
             sample_dim = values.dim() - 1

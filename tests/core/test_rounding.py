@@ -98,11 +98,11 @@ def equal(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("full", [False, True])
 def test_equal_values_leave_the_distribution_as_it_is(solver, full):
     """Also where there is room on one side only, into which clipped samples would pull."""
-    init = dcem.FullGaussian(torch.zeros(2), torch.eye(2)) if full else dcem.Gaussian(torch.zeros(2), 1.0)
+    init = dcem.FullGaussian(torch.zeros(2), 0.5 * torch.eye(2)) if full else dcem.Gaussian(torch.zeros(2), 0.5)
     solution = dcem.minimize(equal, init, solver, bounds=(-0.1, 1.0))
     assert solution.status == dcem.Status.FLAT
     assert torch.equal(solution.x, torch.zeros(2))
-    assert torch.equal(solution.distribution.std, torch.ones(2))
+    assert torch.equal(solution.distribution.std, torch.full((2,), 0.5))
 
 
 def test_a_converged_a_flat_and_a_failed_problem_are_told_apart():

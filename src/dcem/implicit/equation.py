@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._eager import has_tangent, in_forward_mode
 from dcem.implicit.system import Method, Options, System
-from dcem.implicit.transforms import by_newton, has_tangent, in_forward_mode
+from dcem.implicit.transforms import by_newton
 
 
 def root(

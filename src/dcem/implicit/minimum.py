@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dcem._eager import has_tangent, in_forward_mode
 from dcem.implicit.dense import apply, rounding, smallest_eigenvalue
 from dcem.implicit.equation import Theorem, attach, check_arguments, check_returned
 from dcem.implicit.krylov import conjugate_gradient, generic, minimum_residual
 from dcem.implicit.system import Method, Options, System
-from dcem.implicit.transforms import by_newton, has_tangent, in_forward_mode
+from dcem.implicit.transforms import by_newton
 
 
 class Stationarity(NamedTuple):

@@ -14,16 +14,6 @@ from dcem.implicit.dense import Spectrum, apply, invert
 from dcem.implicit.system import Options, System
 
 
-def in_forward_mode() -> bool:
-    """Whether a level of `torch.autograd.forward_ad` is open."""
-    return forward_ad._current_level >= 0
-
-
-def has_tangent(x: Tensor) -> bool:
-    """Whether `x` carries a tangent of that level."""
-    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
-
-
 def by_newton(residual: Callable[[Tensor], Tensor], solution: Tensor, options: Options) -> Tensor:
     """`root` out of differentiable operations only.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._eager import in_forward_mode, is_transformed
+from dcem._eager import has_tangent, in_forward_mode, is_transformed
 from dcem.projections import HardTopK
 
 
@@ -43,7 +43,7 @@ def refuse_gradient(weights: Tensor, scores: Tensor, selection: object) -> Tenso
     if torch.compiler.is_compiling():
         return weights
     name = type(selection).__name__
-    if in_forward_mode() and _has_tangent(scores) and not _has_tangent(weights):
+    if in_forward_mode() and has_tangent(scores) and not has_tangent(weights):
         raise RuntimeError(_reason(name))
     # Inside torch.func transforms tensors do not say whether they are differentiated.
     lost = scores.requires_grad or (is_transformed() and isinstance(selection, HardTopK))
@@ -51,7 +51,3 @@ def refuse_gradient(weights: Tensor, scores: Tensor, selection: object) -> Tenso
         return weights
     result: Tensor = _Refuse.apply(weights, scores, name)  # type: ignore[no-untyped-call]
     return result
-
-
-def _has_tangent(x: Tensor) -> bool:
-    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
