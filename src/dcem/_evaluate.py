@@ -105,5 +105,5 @@ class Evaluation:
                 raise ValueError(
                     "objective: expected to leave values that it has returned as they are, got them filled again"
                 )
-            self.returned[:] = [(values, values._version)]
+            self.returned[:] = [(values.detach(), values._version)]  # which shares the version, and not the graph
         return values.to(samples.dtype)

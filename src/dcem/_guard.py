@@ -104,8 +104,8 @@ def guarded(
                 return first
             put_back()
     failed = find_failed(judge(first), batch_dims)
-    if is_eager() and failed.all():
-        return map_tensors(_constant, first)
+    if is_eager() and (failed.all() or not failed.any()):
+        return map_tensors(_constant, first) if failed.any() else first
 
     def cut(x: Tensor) -> Tensor:
         return torch.where(_beside(failed, x), x.detach(), x)
@@ -126,8 +126,8 @@ class Reports:
     what the problem shares with others is then NaN. Here the status of the problem becomes ``failed``. Nothing is seen
     inside ``torch.compile`` and ``torch.func`` transforms.
 
-    It is enough to look at the first evaluation of a solve that has a gradient: through the samples drawn from them, the
-    slopes of later evaluations come back to its own.
+    It is enough to look at the first evaluation of a solve that has a gradient: through the samples that come next,
+    the slopes of later evaluations come back to its own.
     """
 
     def __init__(self, failed: int) -> None:
