@@ -123,11 +123,12 @@ def search(s: Tensor, k: float, link: Link, low: Tensor, high: Tensor) -> Tensor
         low = torch.where(residual < 0, nu, low)
         high = torch.where(residual > 0, nu, high)
         trial = (nu + step).clamp(low, high)
-        sound = (near | (residual.abs() < 0.5 * size)) & ~trial.isnan()
+        # A step that the bracket holds back where it was leads nowhere: only what is near has arrived by it.
+        sound = near | ((trial != nu) & (residual.abs() < 0.5 * size))
         trial = torch.where(sound, trial, 0.5 * (low + high))
         size = torch.where(sound, residual.abs(), math.inf)  # after a bisection, a step is worth a try
-        there = (residual.abs() <= tolerance) | (trial == nu) | residual.isnan()
-        trial, near = torch.where(there, nu, trial), near | there
+        there = (residual.abs() <= tolerance) | residual.isnan()
+        trial, near = torch.where(there, nu, trial), near | there | (trial == nu)
         return torch.where(arrived, nu, trial), arrived | near, low.clone(), high.clone(), size
 
     def searching(nu: Tensor, arrived: Tensor, *_: Tensor) -> Tensor:
