@@ -5,6 +5,9 @@ import sys
 
 from setuptools import Extension, setup
 
-flags = ["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-kernels = Extension("dcem._native.kernels", ["src/dcem/_native/kernels.c"], extra_compile_args=flags, optional=True)
+flags = ["-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-pthread"]
+kernels = Extension(
+    "dcem.kernels.compiled", ["src/dcem/kernels/kernels.c"],
+    extra_compile_args=flags, extra_link_args=["-pthread"], optional=True,
+)  # fmt: skip
 setup(ext_modules=[] if sys.platform == "win32" or os.environ.get("DCEM_NATIVE") == "0" else [kernels])

@@ -95,7 +95,7 @@ def main() -> None:
     record: dict[str, object] = {
         "command": " ".join(["python", *command]),
         "torch": torch.__version__,
-        "compiled_kernels": dcem._native.library() is not None,
+        "compiled_kernels": dcem.kernels.cpu.library is not None,
     }
     for name, extra in (("default allocator", {}), ("allocator that keeps freed memory", KEEP)):
         child = subprocess.run(

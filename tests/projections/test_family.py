@@ -5,7 +5,6 @@ from projection_contract import SoftProjectionContract
 
 from dcem import projections as p
 from dcem.projections.autograd import project
-from dcem.projections.links import Sigmoid
 
 
 class TestLML(SoftProjectionContract):
@@ -23,5 +22,5 @@ class TestConstrainedSparsemax(SoftProjectionContract):
 
 def test_the_mapped_axis_may_be_any() -> None:
     x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    w = torch.func.vmap(lambda row: project(row, 1.0, 2, Sigmoid()), in_dims=1, out_dims=1)(x)
+    w = torch.func.vmap(lambda row: project(row, 1.0, 2, "sigmoid"), in_dims=1, out_dims=1)(x)
     assert torch.equal(w, p.lml(x.mT, 2).mT)

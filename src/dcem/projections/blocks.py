@@ -19,7 +19,7 @@ def by_blocks(function: Callable[..., tuple[Tensor, ...]], *inputs: Any) -> tupl
     """
     x: Tensor = inputs[0]
     rows = max(1, _BLOCK // x.shape[-1])
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= rows * x.shape[-1]:
+    if x.device.type != "cpu" or x.numel() <= rows * x.shape[-1]:
         return function(*inputs)
     batch = x.shape[:-1]
     count = -(-batch.numel() // rows)

@@ -7,18 +7,18 @@ always arrives, but it needs the k-th largest score, which on a CPU takes longer
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.while_loop import while_loop
 
 from .links import Link
 
 _RANGE = 1000.0  # further than this from the threshold, in temperatures, a weight is exactly 0 or 1
 _REACH = 64.0  # up to this nu, rounding s + nu does not show in the weights
 _QUICK_PASSES = 8  # standardised scores at temperature 1 need 2 to 5
-_DEVICE_PASSES = 14  # where asking whether all rows have arrived would stall the device
+_DEVICE_PASSES = 20  # where asking whether all rows have arrived would stall the device
 
 
 def scale(x: Tensor, centre: Tensor, temperature: Tensor | float) -> Tensor:
@@ -37,26 +37,13 @@ def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple
 
     NaN for a row that holds NaN or +inf, or fewer than ``k`` finite scores.
     """
-    if not _may_ask(x):
-        return _thorough(x, temperature, k, link)
+    if x.device.type != "cpu":
+        return thorough(x, temperature, k, link, _DEVICE_PASSES)
     centre, nu, arrived = _quick(x, temperature, k, link)
-
-    def redo(centre: Tensor, nu: Tensor, arrived: Tensor) -> tuple[Tensor, Tensor]:
-        other_centre, other_nu = _thorough(x, temperature, k, link)
-        return torch.where(arrived, centre, other_centre), torch.where(arrived, nu, other_nu)
-
-    def keep(centre: Tensor, nu: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        return centre.clone(), nu.clone()
-
-    if torch.compiler.is_compiling():
-        return torch.cond(arrived.all(), keep, redo, (centre, nu, arrived))
-    return (centre, nu) if arrived.all() else redo(centre, nu, arrived)
-
-
-def _may_ask(x: Tensor) -> bool:
-    """Whether how to go on may depend on values of ``x``: that would stall a GPU, and a compiled transform."""
-    transformed = torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    return x.device.type == "cpu" and not transformed
+    if arrived.all():
+        return centre, nu
+    other_centre, other_nu = thorough(x, temperature, k, link)
+    return torch.where(arrived, centre, other_centre), torch.where(arrived, nu, other_nu)
 
 
 def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,35 +54,27 @@ def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tupl
     if isinstance(temperature, Tensor) or temperature != 1:
         s = s.div_(temperature)
     nu = link.guess(torch.linalg.vector_norm(s, dim=-1, keepdim=True).pow(2).div_(n), k / n)
-
-    def advance(nu: Tensor, arrived: Tensor, left: Tensor | int) -> tuple[Tensor, Tensor, Tensor | int]:
+    arrived = torch.zeros_like(nu, dtype=torch.bool)
+    for _ in range(_QUICK_PASSES):
         _, step, near = link.step(s + nu, k)
         # a row that has arrived stays where it is: its result must not depend on how long others take
-        return nu + step.masked_fill(arrived, 0), arrived | near, left - 1
-
-    def going_on(_: Tensor, arrived: Tensor, left: Tensor) -> Tensor:
-        return ~arrived.all() & (left > 0)
-
-    _, step, arrived = link.step(s + nu, k)
-    left: Tensor | int = _QUICK_PASSES - 2
-    nu, arrived, _ = advance(nu + step, arrived, 0)
-    if torch.compiler.is_compiling():
-        state = (nu, arrived, torch.tensor(left))
-        nu, arrived, _ = while_loop(going_on, advance, state)  # type: ignore[no-untyped-call]
-    else:
-        while left and not arrived.all():
-            nu, arrived, left = advance(nu, arrived, left)
+        nu, arrived = nu + step.masked_fill(arrived, 0), arrived | near
+        if arrived.all():
+            break
     return centre, nu, arrived & (nu.abs() <= _REACH)
 
 
-def _thorough(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor]:
+def thorough(
+    x: Tensor, temperature: Tensor | float, k: float, link: Link, passes: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same for any scores, by at most ``passes`` passes over them; None to go on until all rows have arrived."""
     top = x.topk(math.floor(k) + 1, dim=-1).values
     largest, threshold, runner_up = (top[..., i : i + 1] for i in (0, math.ceil(k) - 1, math.floor(k)))
     # The centre is the threshold itself: differences of close scores are exact, whatever their size.
     centre = torch.where(largest.isfinite() & threshold.isfinite(), threshold, math.nan)
     s = scale(x, centre, temperature)
     low, high = bracket(scale(runner_up, centre, temperature), x.shape[-1], k, link)
-    return centre, search(s, k, link, low, high)
+    return centre, search(s, k, link, low, high, passes)
 
 
 def bracket(s_next: Tensor, n: int, k: float, link: Link) -> tuple[Tensor, Tensor]:
@@ -114,33 +93,23 @@ def bracket(s_next: Tensor, n: int, k: float, link: Link) -> tuple[Tensor, Tenso
     return low, torch.maximum(low, high)
 
 
-def search(s: Tensor, k: float, link: Link, low: Tensor, high: Tensor) -> Tensor:
-    """The root in a bracket: the link's step where that shrinks the residual and stays inside, else bisection."""
+def search(s: Tensor, k: float, link: Link, low: Tensor, high: Tensor, passes: int | None) -> Tensor:
+    """The root in a bracket: the link's step where it leads on, inside and to half the residual, else bisection."""
     tolerance = 2 * torch.finfo(s.dtype).eps * k
-
-    def advance(nu: Tensor, arrived: Tensor, low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, ...]:
+    nu = 0.5 * (low + high)
+    arrived, last = torch.zeros_like(nu, dtype=torch.bool), torch.full_like(nu, math.inf)
+    for _ in itertools.count() if passes is None else range(passes):
         residual, step, near = link.step(s + nu, k)
         low = torch.where(residual < 0, nu, low)
         high = torch.where(residual > 0, nu, high)
-        trial = (nu + step).clamp(low, high)
-        sound = (near | (residual.abs() < 0.5 * size)) & ~trial.isnan()
-        trial = torch.where(sound, trial, 0.5 * (low + high))
-        size = torch.where(sound, residual.abs(), math.inf)  # after a bisection, a step is worth a try
-        there = (residual.abs() <= tolerance) | (trial == nu) | residual.isnan()
-        trial, near = torch.where(there, nu, trial), near | there
-        return torch.where(arrived, nu, trial), arrived | near, low.clone(), high.clone(), size
-
-    def searching(nu: Tensor, arrived: Tensor, *_: Tensor) -> Tensor:
-        return ~arrived.all()
-
-    nu = 0.5 * (low + high)
-    state: tuple[Tensor, ...] = (nu, torch.zeros_like(nu, dtype=torch.bool), low, high, torch.full_like(nu, math.inf))
-    if not _may_ask(s):
-        for _ in range(_DEVICE_PASSES):
-            state = advance(*state)
-    elif torch.compiler.is_compiling():
-        state = while_loop(searching, advance, state)  # type: ignore[no-untyped-call]
-    else:
-        while searching(*state):
-            state = advance(*state)
-    return state[0].clone()
+        trial, middle = (nu + step).clamp(low, high), 0.5 * (low + high)
+        # a step that the bracket holds back at where it was leads nowhere: only what is near has arrived by it
+        sound = near | (((trial - nu).abs() > 0) & (residual.abs() < 0.5 * last))
+        trial = torch.where(sound, trial, middle)
+        last = torch.where(sound, residual.abs(), math.inf)  # after a bisection, a step is worth a try
+        # at the root, NaN, or with no number left between the ends of the bracket
+        there = ~((residual.abs() > tolerance) & (low < middle) & (middle < high) | near)
+        nu, arrived = torch.where(arrived | there, nu, trial), arrived | near | there
+        if passes is None and arrived.all():
+            break
+    return nu

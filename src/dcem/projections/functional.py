@@ -7,9 +7,6 @@ from torch import Tensor
 
 from .autograd import project
 from .checks import check_k, check_scores, check_temperature
-from .links import CappedExponential, Clip, Link, Sigmoid
-
-_SIGMOID, _CAPPED_EXPONENTIAL, _CLIP = Sigmoid(), CappedExponential(), Clip()
 
 
 def lml(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -53,7 +50,7 @@ def lml(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int
         Amos, Koltun and Kolter, "The Limited Multi-Label Projection Layer", 2019 (arXiv 1906.08707), here for
         any ``k``.
     """
-    return _soft(_SIGMOID, scores, k, temperature, dim)
+    return _soft("sigmoid", scores, k, temperature, dim)
 
 
 def constrained_softmax(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -100,7 +97,7 @@ def constrained_softmax(scores: Tensor, k: float, *, temperature: float | Tensor
         Martins and Kreutzer, "Learning What's Easy: Fully Differentiable Neural Easy-First Taggers", 2017,
         the constrained softmax with all upper bounds 1, here for any ``k``.
     """
-    return _soft(_CAPPED_EXPONENTIAL, scores, k, temperature, dim)
+    return _soft("capped_exponential", scores, k, temperature, dim)
 
 
 def constrained_sparsemax(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1) -> Tensor:
@@ -142,7 +139,7 @@ def constrained_sparsemax(scores: Tensor, k: float, *, temperature: float | Tens
         Malaviya, Ferreira and Martins, "Sparse and Constrained Attention for Neural Machine Translation", 2018,
         the constrained sparsemax with all upper bounds 1, here for any ``k``.
     """
-    return _soft(_CLIP, scores, k, temperature, dim)
+    return _soft("clip", scores, k, temperature, dim)
 
 
 def hard_topk(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
@@ -186,7 +183,7 @@ def hard_topk(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
     return torch.where(valid, chosen.to(x.dtype), torch.nan).movedim(-1, axis)
 
 
-def _soft(link: Link, scores: Tensor, k: float, temperature: float | Tensor, dim: int) -> Tensor:
+def _soft(link: str, scores: Tensor, k: float, temperature: float | Tensor, dim: int) -> Tensor:
     axis = check_scores(scores, dim)
     check_k(k, scores.shape[axis])
     x = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

@@ -16,6 +16,8 @@ from torch import Tensor
 class Link(ABC):
     """A non-decreasing map ``phi`` of the real line onto ``[0, 1]`` (0 and 1 may be limits)."""
 
+    name: str
+
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
         """``phi(z)``."""
@@ -46,6 +48,8 @@ class Link(ABC):
 
 class Sigmoid(Link):
     """LML: ``phi(z) = 1 / (1 + exp(-z))``, from the binary entropy."""
+
+    name = "sigmoid"
 
     def value(self, z: Tensor) -> Tensor:
         return torch.sigmoid(z)
@@ -78,6 +82,8 @@ class Sigmoid(Link):
 class CappedExponential(Link):
     """Constrained softmax: ``phi(z) = min(1, exp(z))``, from the Shannon entropy."""
 
+    name = "capped_exponential"
+
     def value(self, z: Tensor) -> Tensor:
         return z.clamp(max=0).exp()
 
@@ -105,6 +111,8 @@ class CappedExponential(Link):
 
 class Clip(Link):
     """Constrained sparsemax: ``phi(z) = min(1, max(0, z))``, from the squared norm."""
+
+    name = "clip"
 
     def value(self, z: Tensor) -> Tensor:
         return z.clamp(0, 1)
@@ -136,3 +144,6 @@ class Clip(Link):
 def _noise(z: Tensor, k: float) -> float:
     """The rounding error to expect in a sum of weights."""
     return float(8 * torch.finfo(z.dtype).eps * k)
+
+
+LINKS: dict[str, Link] = {link.name: link for link in (Sigmoid(), CappedExponential(), Clip())}

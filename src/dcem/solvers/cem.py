@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem import _native
 from dcem._check import check_count, check_flag, check_fraction, check_number, check_positive, check_std
 from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML
 from dcem.solvers.base import Objective, SamplingSolver, SamplingState, Step, scores_of
-from dcem.solvers.refit import refit
+from dcem.solvers.refit import can_refit, is_plain_lml, refit
 from dcem.solvers.refuse import refuse_gradient
 
 Selection = Callable[[Tensor, float], Tensor]
@@ -155,35 +154,28 @@ class CEM(SamplingSolver):
     def refit(
         self, distribution: Distribution, samples: Tensor, values: Tensor
     ) -> tuple[Distribution, Tensor, Tensor | None]:
-        options = self._compiled_options(distribution, samples, values)
-        if options is None:
+        if not (self._is_plain(distribution) and can_refit(values, samples)):
             distribution, weights, valid = distribution.select(samples, values, self.weigh)
             return self.fit(distribution, samples, weights), weights, valid
-
-        def reference(values: Tensor, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            weights, _ = self.weigh(values)
-            fitted = self.fit(distribution, samples, weights)
-            return weights, fitted.mean, fitted.std  # type: ignore[attr-defined]
-
-        weights, mean, std, valid = refit(values, samples, distribution.mean, options, reference)
+        selection: Any = self.selection
+        weights, mean, std, valid = refit(
+            values, samples, self.num_elites, selection.temperature, self.standardize, self.min_std, self.max_std
+        )
         return Gaussian(mean, std, distribution.event_dims), weights, valid
 
-    def _compiled_options(
-        self, distribution: Distribution, samples: Tensor, values: Tensor
-    ) -> _native.RefitOptions | None:
-        """For the compiled refit of what is by far the commonest case; None where it does not apply."""
-        selection = self.selection
-        if (
-            type(distribution) is not Gaussian
-            or type(selection) is not LML
-            or isinstance(selection.temperature, Tensor)
-            or isinstance(self.smoothing, Tensor)
-            or self.smoothing > 0
-            or not _native.applies(values, samples)
-        ):
-            return None
-        max_std = math.inf if self.max_std is None else self.max_std
-        return _native.RefitOptions(self.num_elites, selection.temperature, self.standardize, self.min_std, max_std)
+    def _is_plain(self, distribution: Distribution) -> bool:
+        """Whether weighing and fitting are what :func:`refit` does at once, by far the commonest case.
+
+        A subclass, a subclass of the selection or of the distribution, and whatever is hooked or put in the place of
+        a method, say by themselves what they do.
+        """
+        return (
+            type(distribution) is Gaussian
+            and is_plain_lml(self.selection)
+            and not isinstance(self.smoothing, Tensor)
+            and self.smoothing == 0
+            and all(getattr(type(self), name) is method for name, method in _OWN.items())
+        )
 
     def advance(
         self, state: SamplingState, distribution: Distribution, samples: Tensor, values: Tensor
@@ -202,3 +194,6 @@ class CEM(SamplingSolver):
         best = ranked.topk(num_kept, largest=False).indices
         best = best.reshape(best.shape + (1,) * state.distribution.event_dims)
         return torch.take_along_dim(samples, best, state.distribution.sample_dim)
+
+
+_OWN = {name: vars(CEM)[name] for name in ("weigh", "fit", "_smooth", "num_required")}

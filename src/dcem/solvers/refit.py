@@ -1,62 +1,115 @@
-"""The compiled refit of a diagonal Gaussian to LML-weighted samples, as one differentiable operation."""
+"""The refit of a diagonal Gaussian to LML-weighted samples, as one differentiable operation: ``dcem::refit``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcem import _native
-from dcem._native import RefitOptions
-
-Reference = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-class _Refit(torch.autograd.Function):
-    """``(values, samples) -> (weights, mean, std)``; by the reference where a gradient is differentiated again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, samples: Tensor, like_mean: Tensor, options: RefitOptions, reference: Reference
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        saved, valid = _native.refit_forward(values, samples, like_mean, options)
-        ctx.options, ctx.reference = options, reference
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(values, samples, *saved)
-        return saved[0], saved[1], saved[2], valid
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        values, samples, *saved = ctx.saved_tensors
-        again = torch.is_grad_enabled()
-        if not again and _native.applies(values, *(grad for grad in grads[:3] if grad is not None)):
-            given = [None if grad is None else grad.contiguous() for grad in grads[:3]]
-            return *_native.refit_backward(values, samples, ctx.options, saved, given), None, None, None
-        with torch.enable_grad():
-            # Views, because values depend on samples: that way back is the engine's to go, not ours.
-            views = values.view_as(values), samples.view_as(samples)
-            outputs = zip(ctx.reference(*views), grads[:3], strict=True)
-        reached, seeds = zip(*((output, grad) for output, grad in outputs if grad is not None), strict=True)
-        inputs = [view for view in views if view.requires_grad]
-        found = iter(torch.autograd.grad(reached, inputs, seeds, create_graph=again))
-        return *(next(found) if view.requires_grad else None for view in views), None, None, None
+from dcem._eager import all_true
+from dcem.distributions import Gaussian
+from dcem.kernels import differentiate, operators
+from dcem.projections import LML, lml
+from dcem.solvers.scores import scores_of
 
 
 def refit(
-    values: Tensor, samples: Tensor, mean: Tensor, options: RefitOptions, reference: Reference
+    values: Tensor,
+    samples: Tensor,
+    num_elites: float,
+    temperature: float,
+    standardize: bool,
+    min_std: float,
+    max_std: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Weights ``(*batch, N)``, mean and std ``(*batch, *event)`` of the refit, and which problems are valid.
+    """Weights ``(*batch, N)``, mean and std ``(*batch, *event)``, and which problems are valid; None where all are.
 
     Args:
         values: ``(*batch, N)``.
         samples: ``(*batch, N, *event)``.
-        mean: any tensor of shape ``(*batch, *event)``.
-        options: what else it depends on.
-        reference: the same ``(values, samples) -> (weights, mean, std)`` in differentiable operations.
+        num_elites: what the weights sum to.
+        temperature: that of the LML projection of the scores.
+        standardize: whether values are brought to mean 0 and std 1.
+        min_std: floor of the std.
+        max_std: its ceiling, or None.
     """
-    inputs = values.contiguous(), samples.contiguous(), mean.detach().contiguous()
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor | None]
-    outputs = _Refit.apply(*inputs, options, reference)  # type: ignore[no-untyped-call]
-    return outputs
+    high = math.inf if max_std is None else max_std
+    weights, mean, std, valid, _ = operators.refit(values, samples, num_elites, temperature, standardize, min_std, high)
+    return weights, mean, std, None if all_true(valid) else valid
+
+
+def can_refit(values: Tensor, samples: Tensor) -> bool:
+    """Whether there is a kernel for these tensors: without one, two steps are as good."""
+    precise = values.dtype in (torch.float32, torch.float64) and values.dtype == samples.dtype
+    return precise and operators.is_compiled(operators.refit, values)
+
+
+def is_plain_lml(selection: object) -> bool:
+    """Whether a selection is the LML projection at a fixed temperature, and nothing besides."""
+    return (
+        type(selection) is LML
+        and isinstance(selection.temperature, (int, float))
+        and 0 < selection.temperature < math.inf
+        and "forward" not in vars(selection)
+        and not any(vars(selection)[hooks] for hooks in _HOOKS)
+        and not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _reference(
+    values: Tensor, samples: Tensor, k: float, temperature: float, standardize: bool, min_std: float, max_std: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Weights, mean, std and which problems are valid: what `CEM` does in two steps, differentiable to any order."""
+    scores, valid = scores_of(values, k, standardize=standardize)
+    weights = lml(scores, k, temperature=temperature)
+    event_dims = samples.dim() - values.dim()
+    like = samples.detach().select(values.dim() - 1, 0)
+    fitted = Gaussian(like, 1.0, event_dims).fit(samples, weights / weights.sum(-1, keepdim=True))
+    fitted = fitted.clamp_std(min_std, max_std)
+    return weights, fitted.mean, fitted.std, valid
+
+
+def _composite(values: Tensor, samples: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    weights, mean, std, valid = _reference(values, samples, *options)
+    if valid is None:
+        valid = torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
+    return weights, mean, std, valid, values.new_zeros((*values.shape[:-1], operators.kept_size(values, samples)))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    values, samples, *ctx.options = inputs
+    weights, _, std, valid, kept = output
+    ctx.mark_non_differentiable(valid, kept)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(values, samples, weights, std, kept)
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    values, samples, *saved = ctx.saved_tensors
+    nothing = (None,) * len(ctx.options)
+    if all(grad is None for grad in grads[:3]):
+        return None, None, *nothing
+    pull = _pull if torch.is_grad_enabled() else operators.refit_backward
+    return *pull(values, samples, *ctx.options, *saved, *grads[:3]), *nothing
+
+
+def _pull(values: Tensor, samples: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """``dcem::refit_backward`` in differentiable operations: the refit again, by the reference."""
+    options, grads = rest[:5], rest[-3:]
+    given = [i for i, grad in enumerate(grads) if grad is not None]
+
+    def outputs(values: Tensor, samples: Tensor) -> tuple[Tensor, ...]:
+        found = _reference(values, samples, *options)
+        return tuple(found[i] for i in given)  # type: ignore[misc]
+
+    pulled: tuple[Tensor, Tensor] = torch.func.vjp(outputs, values, samples)[1](tuple(grads[i] for i in given))
+    return pulled
+
+
+differentiate(operators.refit, _composite, _setup_context, _backward)
+differentiate(operators.refit_backward, _pull)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from dcem._eager import all_true
+from dcem._eager import all_true, is_eager
 
 ROUNDING = 32
 """Values whose spread is at most so many times ``eps * max|v|`` differ by the rounding of their computation."""
@@ -68,10 +69,20 @@ def _standardized(
         origin = -0.5 * low
     scaled = torch.add(origin, values, alpha=0.5) * unit
     if usable is None or count is None:
-        return -torch.nn.functional.layer_norm(scaled, scaled.shape[-1:], eps=info.tiny**0.5)
+        return -_normalized(scaled)
     with torch.no_grad():  # fill the gaps with the mean of the rest, which leaves that mean as it is
         center = torch.where(usable, scaled, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
     scaled = torch.where(usable, scaled, center)
     # ... but makes the std smaller than that of the usable values by sqrt(count / N).
     factor = (count / values.shape[-1]).to(values.dtype).sqrt()
-    return -factor * torch.nn.functional.layer_norm(scaled, scaled.shape[-1:], eps=info.tiny**0.5)
+    return -factor * _normalized(scaled)
+
+
+def _normalized(x: Tensor) -> Tensor:
+    """``(x - mean) / std``, 0 where all are equal."""
+    tiny = torch.finfo(x.dtype).tiny ** 0.5
+    # One operation; but its forward-mode derivative, differentiated again, is wrong (torch 2.13).
+    if is_eager() and forward_ad.unpack_dual(x).tangent is None:  # type: ignore[no-untyped-call]
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=tiny)
+    centered = x - x.mean(-1, keepdim=True)
+    return centered * (centered.square().mean(-1, keepdim=True) + tiny).rsqrt()

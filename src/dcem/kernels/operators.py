@@ -1,0 +1,110 @@
+"""Which operators there are: their schemas, and the shapes of what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+library = torch.library.Library("dcem", "DEF")  # type: ignore[no-untyped-call]
+_compiled: set[tuple[str, str]] = set()
+
+
+def define(schema: str, fake: Callable[..., Any]) -> Any:
+    """A new operator ``dcem::name`` and what it returns on tensors without data: shapes, dtypes and devices."""
+    name = library.define(schema, tags=(torch.Tag.pt2_compliant_tag,)).split("::")[-1]  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"dcem::{name}", fake, lib=library)
+    return getattr(torch.ops.dcem, name).default
+
+
+def implement(operator: Any, key: str, kernel: Callable[..., Any]) -> None:
+    """Register a kernel under one of the dispatcher's keys."""
+    library.impl(operator._schema.name, kernel, key)  # type: ignore[no-untyped-call]
+
+
+def compile_for(device_type: str, operator: Any, kernel: Callable[..., Any]) -> None:
+    """Register a compiled kernel for the tensors of a device (``"cpu"``, ``"cuda"``)."""
+    implement(operator, device_type.upper(), kernel)
+    _compiled.add((operator._schema.name, device_type))
+
+
+def is_compiled(operator: Any, tensor: Tensor) -> bool:
+    """Whether a compiled kernel is there for this tensor; if not, the operator runs its reference, or has none."""
+    return (operator._schema.name, tensor.device.type) in _compiled
+
+
+def refer(operator: Any, reference: Callable[..., Any]) -> None:
+    """Register the reference in Python, for every device that has no compiled kernel.
+
+    On the CPU it may look at values, and stays one node where it is traced. On other devices it does not, and a
+    compiler sees its single operations.
+    """
+
+    def decompose(x: Tensor, *rest: Any) -> Any:
+        if x.device.type == "cpu" or is_compiled(operator, x):
+            return NotImplemented
+        return reference(x, *rest)
+
+    implement(operator, "CompositeExplicitAutograd", reference)
+    operator.py_impl(torch._C.DispatchKey.CompositeImplicitAutograd)(decompose)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _column(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], 1))
+
+
+project = define(
+    "project(Tensor x, Tensor? temperatures, float temperature, float k, str link)"
+    " -> (Tensor weights, Tensor nu, Tensor center)",
+    lambda x, temperatures, temperature, k, link: (_like(x), _column(x), _column(x)),
+)
+"""Weights ``phi(s + nu)`` that sum to ``k``, with ``s = (x - center) / temperature``, of scores ``(*batch, n)``.
+
+``temperatures`` is ``(*batch, 1)``, or None for the one temperature. ``nu`` and ``center`` are ``(*batch, 1)``.
+"""
+
+project_backward = define(
+    "project_backward(Tensor x, Tensor? temperatures, float temperature, Tensor nu, Tensor center,"
+    " Tensor? grad_weights, Tensor? grad_nu, str link) -> (Tensor grad_x, Tensor grad_temperature)",
+    lambda x, *_: (_like(x), _column(x)),
+)
+"""Gradients of the scores, ``(*batch, n)``, and of each row's temperature, ``(*batch, 1)``."""
+
+
+def kept_size(values: Tensor, samples: Tensor) -> int:
+    """How many numbers a row of the refit keeps for its backward pass: KEPT of refit.h."""
+    n = values.shape[-1]
+    return n + samples.shape[values.dim() :].numel() + 3
+
+
+def _refit(values: Tensor, samples: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    batch = values.shape[:-1]
+    mean = samples.new_empty((*batch, *samples.shape[values.dim() :]))
+    valid = values.new_empty(batch, dtype=torch.bool)
+    return _like(values), mean, torch.empty_like(mean), valid, values.new_empty((*batch, kept_size(values, samples)))
+
+
+refit = define(
+    "refit(Tensor values, Tensor samples, float k, float temperature, bool standardize, float min_std, float max_std)"
+    " -> (Tensor weights, Tensor mean, Tensor std, Tensor valid, Tensor kept)",
+    _refit,
+)
+"""A diagonal Gaussian of ``samples`` ``(*batch, n, *event)`` weighted by the LML projection of minus their values.
+
+Mean and std ``(*batch, *event)``, weights ``(*batch, n)``, and which rows have values to select by, ``(*batch,)``.
+``kept`` is for the backward pass.
+"""
+
+refit_backward = define(
+    "refit_backward(Tensor values, Tensor samples, float k, float temperature, bool standardize, float min_std,"
+    " float max_std, Tensor weights, Tensor std, Tensor kept, Tensor? grad_weights, Tensor? grad_mean,"
+    " Tensor? grad_std) -> (Tensor grad_values, Tensor grad_samples)",
+    lambda values, samples, *_: (_like(values), _like(samples)),
+)
+"""Gradients of values and samples."""
