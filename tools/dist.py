@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "src/dcem/__init__.py").read_text("utf-8"))[1]  # type: ignore[index]
+WARNINGS = ("-W", "error", "-W", "ignore:Failed to initialize NumPy:UserWarning")  # torch's own, without NumPy
 TRY = """
 import doctest, importlib.metadata, pathlib, sys
 import dcem
@@ -54,9 +55,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run(sys.executable, "-m", "venv", folder)
             python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-            run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "torch")
-            run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", file)
-            run(python, "-W", "error", "-c", TRY, VERSION, str(kernels), ROOT / "README.md")
+            install = [python, "-m", "pip", "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt"]
+            run(*install, "torch")  # first and alone, as in the Makefile
+            run(*install, file)
+            run(python, *WARNINGS, "-c", TRY, VERSION, str(kernels), ROOT / "README.md")
         print(f"{file.name}: the README's examples run")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import numbers
 import operator
 from typing import Any, Generic, SupportsIndex, TypeVar, cast
@@ -44,8 +43,10 @@ def check_number(name: str, value: object) -> float:
 def check_int(name: str, value: SupportsIndex) -> int:
     """A whole number, of Python, NumPy or torch, but no boolean."""
     if not _is_boolean(value):
-        with contextlib.suppress(TypeError):
+        try:  # torch.compile of torch 2.9 does not know contextlib.suppress
             return operator.index(value)
+        except TypeError:
+            pass
     raise TypeError(f"{name}: expected an int, got {value!r}")
 
 
