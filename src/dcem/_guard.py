@@ -125,32 +125,43 @@ class Reports:
     A finite value may have one, ``torch.where`` may hide it, and only the backward pass computes it: the gradient of
     what the problem shares with others is then NaN. Here the status of the problem becomes ``failed``. Nothing is seen
     inside ``torch.compile`` and ``torch.func`` transforms.
-
-    It is enough to look at the first evaluation of a solve that has a gradient: through the samples that come next,
-    the slopes of later evaluations come back to its own.
     """
 
     def __init__(self, failed: int) -> None:
         self.failed = failed
         self.status: Tensor | None = None  # (*batch,), of the solution that is handed out
+        self._given: Tensor | None = None  # problems for which the loss itself sent something not finite
         self._looks = False
 
+    def of_loss(self, answer: Tensor, batch_dims: int) -> None:
+        """Note what comes to the answer ``(*batch, ...)`` from outside: for that the objective cannot be blamed."""
+
+        def note(slope: Tensor | None) -> None:
+            self._given = None if _seems_finite(slope) else ~_all_of(slope.isfinite(), batch_dims)  # type: ignore[union-attr]
+
+        if is_eager() and answer.requires_grad:
+            answer.register_hook(note)  # type: ignore[no-untyped-call]
+
+    def watch(self, tree: Any, batch_dims: int) -> None:
+        """Look at the slopes that come back to tensors ``(*batch, ...)``, and let them end here where not finite."""
+
+        def look(slope: Tensor | None) -> Tensor | None:
+            if slope is None or _seems_finite(slope):
+                return None
+            self._note(slope.isfinite(), batch_dims)
+            return torch.where(slope.isfinite(), slope, 0.0)
+
+        for leaf in leaves(tree) if is_eager() else ():
+            if leaf.requires_grad:
+                leaf.register_hook(look)  # type: ignore[no-untyped-call]
+
     def watched(self, evaluate: Callable[[Tensor], Any], samples: Tensor, batch_dims: int) -> Any:
-        """``evaluate(samples)``, a tree of tensors, with an eye on the slopes that come back."""
+        """``evaluate(samples)``, a tree of tensors, with an eye on its own slopes, if it is the first that has any."""
         if self._looks or not torch.is_grad_enabled() or not is_eager():
             return evaluate(samples)
         result = evaluate(samples)
         results = [leaf for leaf in leaves(result) if leaf.requires_grad]
         self._looks = bool(results)
-
-        def look(slope: Tensor | None) -> Tensor | None:
-            """Note problems whose slope is not finite, and let it end here: what comes before is shared, too."""
-            if slope is None or _seems_finite(slope):
-                return None
-            finite = slope.isfinite()
-            if self.status is not None:
-                marked(self.status, ~finite.flatten(batch_dims).all(-1), self.failed)
-            return torch.where(finite, slope, 0.0)
 
         def find_out() -> None:
             """No slope comes back to candidates that depend on nothing, such as the first of a search."""
@@ -158,15 +169,24 @@ class Reports:
                 point = samples.detach().clone().requires_grad_()
                 again = [leaf.sum() for leaf in leaves(evaluate(point)) if leaf.requires_grad]
                 (slope,) = torch.autograd.grad(again, point, allow_unused=True)
-            look(slope)
+            if slope is not None:
+                self._note(slope.isfinite(), batch_dims)
 
-        if results and samples.requires_grad:
-            samples.register_hook(look)  # type: ignore[no-untyped-call]
+        if samples.requires_grad:
+            self.watch(samples, batch_dims)
         elif results:
-            for leaf in results:
-                leaf.register_hook(look)  # type: ignore[no-untyped-call]
             _before_leaves(results, find_out)
         return result
+
+    def _note(self, finite: Tensor, batch_dims: int) -> None:
+        wrong = ~_all_of(finite, batch_dims)
+        wrong = wrong if self._given is None else wrong & ~self._given
+        if self.status is not None:
+            marked(self.status, wrong, self.failed)
+
+
+def _all_of(mask: Tensor, batch_dims: int) -> Tensor:
+    return mask.flatten(batch_dims).all(-1) if mask.dim() > batch_dims else mask
 
 
 def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:

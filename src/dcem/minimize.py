@@ -147,9 +147,13 @@ def minimize(
     failed = torch.zeros(batch_shape, dtype=torch.bool, device=distribution.mean.device)
     flat: Tensor | None = ~failed  # in every iteration so far
     history: list[Iteration] = []
+    is_watched = False
     for t in range(num_iterations):
         step = gradient.iterate(iterate, state, draw(t), num_iterations - t, generator)
         state = step.state
+        if not is_watched and t + 1 < num_iterations and any(leaf.requires_grad for leaf in leaves(state)):
+            reports.watch(state, len(batch_shape))  # the slopes of all later iterations come back to it
+            is_watched = True
         seen = _see(seen, step, sample_dim)
         if step.valid is not None:
             failed = failed | (~step.valid if step.flat is None else ~step.valid & ~step.flat)
@@ -172,6 +176,7 @@ def minimize(
         status = torch.where(not_stationary, int(Status.NOT_STATIONARY), status)
     status = torch.where(failed, int(Status.NONFINITE), status)
     reports.status = status
+    reports.of_loss(x, len(batch_shape))
     return Solution(x.to(dtype), best_x.to(dtype), best_value, state.distribution, status, history)
 
 

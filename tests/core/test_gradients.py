@@ -246,3 +246,71 @@ def test_a_problem_whose_samples_all_fail_gives_no_gradient():
     assert three.status.tolist() == [dcem.Status.OK, dcem.Status.NONFINITE, dcem.Status.OK]
     gradients = [torch.autograd.grad(solution.x.sum(), theta)[0] for solution in (three, two)]
     torch.testing.assert_close(*gradients)
+
+
+FORWARD = [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(1.0), dcem.Prune(0.5), dcem.Detach()]
+
+
+@pytest.mark.parametrize("mode", FORWARD, ids=repr)
+@pytest.mark.parametrize("solver", [*SOLVERS[:3], dcem.MPPI(N, 0.5)], ids=lambda solver: type(solver).__name__)
+def test_forward_mode_is_the_reverse_derivative(mode, solver, theta, noise):
+    """Of every mode its own: by `torch.func` and by `torch.autograd.forward_ad`, also inside `torch.no_grad`."""
+    tangent = torch.tensor([0.3, -0.5, 0.9], dtype=torch.float64)
+
+    def answer(t: Tensor) -> Tensor:
+        return solve(t, noise, mode, solver).x
+
+    x = answer(theta)
+    expected = jacobian(x, theta) @ tangent if x.requires_grad else torch.zeros(D, dtype=torch.float64)
+    point = theta.detach()
+    torch.testing.assert_close(torch.func.jvp(answer, (point,), (tangent,))[1], expected)
+    torch.testing.assert_close(torch.func.jacfwd(answer)(point) @ tangent, expected)
+    for grad_enabled in (True, False):
+        with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(grad_enabled):
+            dual = answer(torch.autograd.forward_ad.make_dual(point, tangent))
+            found = torch.autograd.forward_ad.unpack_dual(dual).tangent
+        torch.testing.assert_close(torch.zeros_like(expected) if found is None else found, expected)
+
+
+@pytest.mark.parametrize(
+    "solver", [dcem.GradientDescent(0.1, 0.5), dcem.GradientDescent(torch.tensor([0.2, 0.1]).double())]
+)
+def test_gradient_descent_in_forward_mode(solver, theta, noise):
+    tangent = torch.tensor([0.3, -0.5, 0.9], dtype=torch.float64)
+    expected = jacobian(solve(theta, noise[:, :1], dcem.Unroll(), solver).x, theta) @ tangent
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(theta.detach(), tangent)
+        found = torch.autograd.forward_ad.unpack_dual(solve(dual, noise[:, :1], dcem.Unroll(), solver).x).tangent
+    torch.testing.assert_close(found, expected)
+
+
+class Renamed(dcem.HardTopK):
+    """A selection of somebody else's."""
+
+
+@pytest.mark.parametrize("selection", [dcem.HardTopK(), Renamed(), lambda s, k: dcem.hard_topk(s, k)])
+def test_a_hard_selection_refuses_forward_mode_instead_of_a_tangent_of_zero(selection, theta, noise):
+    hard = dcem.CEM(N, 5, selection)
+    tangent = torch.ones_like(theta)
+    answer = lambda t: solve(t, noise, dcem.Unroll(), hard).x  # noqa: E731
+    for grad_enabled in (True, False):
+        with torch.set_grad_enabled(grad_enabled):
+            with pytest.raises(RuntimeError, match="has no gradient, and the solution was asked for one"):
+                torch.func.jvp(answer, (theta.detach(),), (tangent,))
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(theta.detach(), tangent)
+                with pytest.raises(RuntimeError, match="has no gradient, and the solution was asked for one"):
+                    answer(dual)
+    detached = torch.func.jvp(lambda t: solve(t, noise, dcem.Detach(), hard).x, (theta.detach(),), (tangent,))[1]
+    assert torch.equal(detached, torch.zeros_like(theta))
+
+
+@pytest.mark.parametrize("selection", [dcem.HardTopK(), Renamed()])
+def test_nor_does_it_hide_behind_a_nested_transform(selection, theta, noise):
+    hard = dcem.CEM(N, 5, selection)
+
+    def total(t: Tensor) -> Tensor:
+        return torch.func.vmap(lambda each: solve(each, noise, dcem.Unroll(), hard).x)(t.unsqueeze(0)).sum()
+
+    with pytest.raises(RuntimeError, match="HardTopK has no gradient|Renamed has no gradient"):
+        torch.func.grad(total)(theta.detach())

@@ -168,3 +168,97 @@ def test_dtypes_of_parameters_follow_the_mean():
     assert dcem.FullGaussian(mean, torch.eye(2)).scale_tril.dtype == torch.float64
     for solver in (dcem.MPPI(20, torch.tensor(1.0).double()), dcem.GradientDescent(torch.tensor([0.1]).double())):
         assert dcem.minimize(sphere, torch.ones(2), solver).x.dtype == torch.float32
+
+
+def test_gradient_descent_that_has_diverged_says_so():
+    """Where every problem has, as where one has: its iterate stays, and there is no gradient of nothing."""
+    theta = torch.tensor(1.0, requires_grad=True)
+    solution = dcem.minimize(lambda x: (x - theta).pow(4).sum(-1), torch.full((2, 2), 1e6), dcem.GradientDescent(1.0))
+    assert (solution.status == dcem.Status.NONFINITE).all()
+    assert solution.x.isfinite().all()
+    solution.x.sum().backward()
+    assert theta.grad is None or theta.grad.isfinite()
+
+
+@pytest.mark.parametrize("learned", ["lr", "momentum"])
+def test_a_learned_step_has_a_gradient_though_one_problem_fails(learned):
+    step = torch.tensor(0.1, requires_grad=True)
+    solver = dcem.GradientDescent(**{learned: step})
+    shift = torch.tensor([0.0, torch.nan, 1.0]).unsqueeze(-1)
+    solution = dcem.minimize(lambda x: sphere(x - 1.0) + shift, torch.zeros(3, 2), solver)
+    alone = dcem.minimize(lambda x: sphere(x - 1.0), torch.zeros(2, 2), solver)
+    found, expected = (torch.autograd.grad(x.sum(), step)[0] for x in (solution.x[::2], alone.x))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("solver", [dcem.CEM(30, 5, dcem.LML(0.5)), dcem.MPPI(30)], ids=repr)
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(1), dcem.Prune(1.0)], ids=repr)
+@pytest.mark.parametrize("learned_start", [False, True])
+def test_an_infinite_slope_behind_a_finite_value_is_said_when_the_gradient_is_asked_for(
+    solver, iterations, mode, learned_start
+):
+    if learned_start and mode == dcem.Truncate(1) and iterations > 1:
+        return
+    theta = torch.tensor(0.5, requires_grad=True)
+    steep = torch.tensor([False, True, False]).unsqueeze(-1)
+    start = torch.zeros(1, 2, requires_grad=learned_start)
+
+    def objective(x: Tensor) -> Tensor:
+        root = torch.where(steep, x[..., 0] * theta, 1.0)
+        return sphere(x - theta) + torch.where(root > 0, root.sqrt(), 0.0)
+
+    solution = dcem.minimize(
+        objective, start.expand(3, 2), solver, gradient=mode, num_iterations=iterations,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert solution.status.tolist() == [dcem.Status.OK] * 3
+    solution.x.sum().backward()
+    assert theta.grad.isnan()
+    assert solution.status.tolist() == [dcem.Status.OK, dcem.Status.NONFINITE, dcem.Status.OK]
+    if learned_start:
+        assert start.grad.isfinite().all()
+
+
+def test_a_loss_that_is_nan_is_not_the_objectives_fault():
+    theta = torch.tensor(0.5, requires_grad=True)
+    solution = dcem.minimize(lambda x: sphere(x - theta), torch.zeros(2))
+    (solution.x.sum() * torch.nan).backward()
+    assert theta.grad.isnan()
+    assert solution.status == dcem.Status.OK
+
+
+def made_in_inference_mode() -> list:
+    """Objectives whose parts autograd cannot keep: parameters, features and constants made in inference mode."""
+    features = torch.randn(3, 4)
+    models = [
+        dcem.energy.EnergyModel(energy, 2, dcem.GradientDescent(0.05), num_iterations=3, **options)
+        for energy, options in [
+            (dcem.energy.MLPEnergy(4, 2), {}), (dcem.energy.ICNN(4, 2), {}), (dcem.energy.SPEN(4, 2), {}),
+            (dcem.energy.FeedForwardEnergy(torch.nn.Linear(4, 2)), {}), (dcem.energy.ICNN(4, 2), {"decoder": torch.nn.Sigmoid()}),
+            (dcem.energy.MLPEnergy(4, 2), {"decoder": torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Softmax(-1))}),
+        ]
+    ]  # fmt: skip
+    constant = torch.randn(2)
+    plain = lambda: dcem.minimize(lambda x: (x * constant).cos().sum(-1), torch.ones(2), dcem.GradientDescent()).x  # noqa: E731
+    return [plain, *(lambda m=m: m(features) for m in models)]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_gradient_descent_works_in_inference_mode_as_without_gradients(inside):
+    """Also where the model itself was made in it."""
+    torch.manual_seed(0)
+    with torch.inference_mode(inside):
+        solves = made_in_inference_mode()
+        if inside:
+            answers = [solve() for solve in solves]
+    torch.manual_seed(0)
+    if not inside:
+        with torch.inference_mode():
+            answers = [solve() for solve in solves]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = [solve() for solve in made_in_inference_mode()]
+    for ours, theirs in zip(answers, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.isfinite().all()

@@ -281,6 +281,7 @@ class MPC(nn.Module):
         )
         # Copied: what a model or a decoder returned it may fill again in the next plan.
         actions, cost, violation, states = map_tensors(lambda leaf: leaf.squeeze(len(batch)).clone(), outcome)
+        reports.of_loss(cost, len(batch))
         reports.status = marked(solution.status, ~cost.isfinite(), int(Status.NONFINITE))
         return Plan(
             action=actions.select(len(batch), 0),
