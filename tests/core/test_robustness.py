@@ -181,11 +181,20 @@ def test_gradient_descent_that_has_diverged_says_so():
 
 
 @pytest.mark.parametrize("learned", ["lr", "momentum"])
-def test_a_learned_step_has_a_gradient_though_one_problem_fails(learned):
+@pytest.mark.parametrize("steep", [False, True])
+def test_a_learned_step_has_a_gradient_though_one_problem_fails(learned, steep):
     step = torch.tensor(0.1, requires_grad=True)
     solver = dcem.GradientDescent(**{learned: step})
     shift = torch.tensor([0.0, torch.nan, 1.0]).unsqueeze(-1)
-    solution = dcem.minimize(lambda x: sphere(x - 1.0) + shift, torch.zeros(3, 2), solver)
+
+    def objective(x: Tensor) -> Tensor:
+        if not steep:
+            return sphere(x - 1.0) + shift
+        root = torch.where(shift.isnan(), x[..., 0] - 1, 1.0)
+        return sphere(x - 1.0) + torch.where(root > 0, root.sqrt(), 0.0)
+
+    solution = dcem.minimize(objective, torch.zeros(3, 2), solver)
+    assert solution.status.tolist() == [dcem.Status.OK, dcem.Status.NONFINITE, dcem.Status.OK]
     alone = dcem.minimize(lambda x: sphere(x - 1.0), torch.zeros(2, 2), solver)
     found, expected = (torch.autograd.grad(x.sum(), step)[0] for x in (solution.x[::2], alone.x))
     torch.testing.assert_close(found, expected)
