@@ -6,7 +6,7 @@ DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 
-.PHONY: setup demo test lint bench docs dist clean
+.PHONY: setup demo test sanitize lint bench docs dist clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,12 +14,13 @@ help:
 	@echo "make test   the test suite (< 8 minutes)        make lint   ruff and mypy --strict"
 	@echo "make bench  benchmarks, JSON under results/     make docs   the documentation site, under site/"
 	@echo "make dist   sdist and wheels, under dist/, each tried in an empty environment"
+	@echo "make sanitize  the kernels' tests on a build that checks memory and undefined behaviour (gcc, Linux)"
 
 setup: $(READY)
 
 # torch first and alone: anything that lets pip choose a torch by itself would fetch gigabytes. The demo needs no more than
 # this. Nothing is compiled to bytecode before it is used, which would take most of the time.
-$(DEMO): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt setup.py $(wildcard src/dcem/kernels/*.[ch])
 	@echo "setting up $(VENV): PyTorch and what experiments need, about 1 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip setuptools
@@ -37,6 +38,17 @@ demo: $(DEMO)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# One variant of each kernel: those for several processors are chosen before the sanitizer has started.
+SANITIZED := build/sanitized/kernels.so
+$(SANITIZED): $(wildcard src/dcem/kernels/*.[ch])
+	mkdir -p $(@D)
+	gcc -DFAST= -O1 -g -fopenmp-simd -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
+		-pthread -shared -fPIC src/dcem/kernels/kernels.c -o $@ -lm
+
+sanitize: $(READY) $(SANITIZED)
+	OMP_NUM_THREADS=1 DCEM_NATIVE=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+		$(BIN)/python -m pytest -n 0 tests/core/test_kernels.py tests/projections/test_kernels.py -k "not sum_to_k"
 
 lint: $(READY)
 	$(BIN)/ruff check .

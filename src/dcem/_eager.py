@@ -31,4 +31,4 @@ def has_tangent(x: Tensor) -> bool:
 
 def all_true(mask: Tensor) -> bool:
     """Whether every element is true, where that can be known without waiting for a GPU; otherwise False."""
-    return is_eager() and mask.device.type == "cpu" and bool(mask.all())
+    return is_eager() and mask.is_cpu and bool(mask.all())

@@ -354,6 +354,7 @@ def test_a_mapped_solve_is_the_batched_one(generator) -> None:
 # threads
 
 
+@compiled
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     values, samples = torch.randn(700, 300), torch.randn(700, 300, 1)
     solver, distribution = dcem.CEM(300, 30), dcem.Gaussian(torch.zeros(700, 1), 1.0)
@@ -381,7 +382,8 @@ def test_an_interrupt_leaves_nothing_running() -> None:
     def interrupt(*_):
         raise Interrupt
 
-    def forever():
+    def forever(delay: float):
+        signal.setitimer(signal.ITIMER_REAL, delay)
         while True:
             dcem.lml(x, 30)
 
@@ -389,10 +391,9 @@ def test_an_interrupt_leaves_nothing_running() -> None:
     before, threads = signal.signal(signal.SIGALRM, interrupt), torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        for delay in range(20):
-            signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + delay))
+        for count in range(20):
             with pytest.raises(Interrupt):
-                forever()
+                forever(1e-4 * (1 + count))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -81,8 +81,13 @@ def test_kernel_and_reference_agree(link: str, dtype: torch.dtype) -> None:
             upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
             ours = operators.project_backward(x, None, tau, nu, center, upstream, nu, link)
             theirs = _pull(x, None, tau, nu, center, upstream, nu, link)  # the formula at the same point
+            z = (x - center) / tau + nu
+            smooth = torch.minimum(z.abs(), (z - 1).abs()).amin(-1) > 1e-4  # at a kink, rounding decides
+            if link == "sigmoid":
+                smooth = torch.ones_like(smooth)
             for our, their in zip(ours, theirs, strict=True):
                 assert our.isfinite().all()
+                our, their = torch.where(smooth[:, None], our, 0.0), torch.where(smooth[:, None], their, 0.0)
                 error = (our - their).abs().amax(-1) / (1e3 * eps * their.abs().amax(-1).clamp(min=1))
                 assert not [name for name, e in zip(names, error.tolist(), strict=True) if not e <= 1], (n, k, tau)
 

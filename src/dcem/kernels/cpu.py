@@ -112,7 +112,7 @@ def _refit(
     rows, d = batch.numel(), event.numel()
     weights, mean = torch.empty_like(values), values.new_empty((*batch, *event))
     std, valid = torch.empty_like(mean), values.new_empty(batch, dtype=torch.bool)
-    kept = values.new_empty((*batch, kept_size(values, samples)))
+    kept = values.new_empty((*batch, kept_size(n, d)))
     _run(
         "refit", values.dtype, rows, n * d, values.data_ptr(), _at(samples, values, rows * n * d), rows, n, d, k,
         temperature, standardize, min_std, max_std, weights.data_ptr(), mean.data_ptr(), std.data_ptr(),
@@ -127,13 +127,12 @@ def _refit_backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     samples, weights, std, kept = (tensor.contiguous() for tensor in (samples, weights, std, kept))
     g_w, g_mean, g_std = (None if g is None else g.contiguous() for g in grads)
-    n, rows, size = values.shape[-1], values.shape[:-1].numel(), kept_size(values, samples)
-    d = size - n - 3
+    n, rows, d = values.shape[-1], values.shape[:-1].numel(), samples.shape[values.dim() :].numel()
     grad_values, grad_samples = torch.empty_like(weights), torch.empty_like(samples)
     _run(
         "refit_backward", values.dtype, rows, n * d, _at(samples, values, rows * n * d), rows, n, d, temperature,
         standardize, min_std, max_std, _at(weights, values, rows * n), _at(std, values, rows * d),
-        _at(kept, values, rows * size), _at(g_w, values, rows * n), _at(g_mean, values, rows * d),
+        _at(kept, values, rows * kept_size(n, d)), _at(g_w, values, rows * n), _at(g_mean, values, rows * d),
         _at(g_std, values, rows * d), grad_values.data_ptr(), grad_samples.data_ptr(),
     )  # fmt: skip
     return grad_values, grad_samples

@@ -11,7 +11,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from .operators import implement, library
+from .operators import compiled_kernels, implement, is_implemented, library
 
 
 def differentiate(
@@ -25,7 +25,8 @@ def differentiate(
     Args:
         operator: one of `operators`.
         composite: the same as the operator in differentiable operations of PyTorch; used where an input carries a
-            tangent, and where a gradient is asked for of an operator that has no ``backward``.
+            tangent, where a gradient is asked for of an operator that has no ``backward``, and in the place of an
+            operator that has neither a compiled kernel for a device nor a reference.
         setup_context: as that of ``torch.autograd.Function``.
         backward: as that of ``torch.autograd.Function``; what it computes has to be differentiable itself.
 
@@ -35,38 +36,51 @@ def differentiate(
 
     class Node(_SingleLevelFunction):
         @staticmethod
-        def forward(*inputs: Any) -> Any:
-            # A Function's forward is without gradients; but the next level may differentiate, too.
-            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-                return _below(operator, inputs)
+        def forward(ctx: Any, run: Callable[..., Any], *inputs: Any) -> Any:
+            output = run(*inputs)
+            if setup_context is not None:
+                setup_context(ctx, inputs, output)
+            return output
 
-    if setup_context is not None and backward is not None:
-        Node.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
-        Node.backward = staticmethod(backward)  # type: ignore[method-assign]
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            assert backward is not None
+            return None, *backward(ctx, *grads)
+
     Node.__name__ = Node.__qualname__ = operator._schema.name.replace("::", "_")
+    kernels = compiled_kernels(operator)
 
-    def kernel(*inputs: Any) -> Any:
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
-        if any(map(_has_tangent, tensors)):
+    def below(*inputs: Any) -> Any:
+        """The operator on the next level down."""
+        # The forward pass of a Function records no gradients; but the next level may differentiate, too.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
+
+    def kernel(keyset: Any, *inputs: Any) -> Any:
+        # A compiled kernel that is next in line is called at once: the dispatcher would take as long as it does.
+        run: Any = kernels.get((keyset & torch._C._after_autograd_keyset).highestPriorityTypeId(), below)
+        if run is below and not is_implemented(operator, inputs[0]):
             return composite(*inputs)
-        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
-            return _below(operator, inputs)
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
+            return composite(*inputs)
+        if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+            return run(*inputs)
         if backward is None:
             return composite(*inputs)
-        with enable_single_level_autograd_function():
-            return Node.apply(*inputs)  # type: ignore[attr-defined]
+        if run is not below:
+            return Node.apply(run, *inputs)  # type: ignore[attr-defined]
+        with enable_single_level_autograd_function():  # a transform may be what is next
+            return Node.apply(run, *inputs)  # type: ignore[attr-defined]
 
-    implement(operator, "Autograd", kernel)
+    implement(operator, "Autograd", kernel, with_keyset=True)
+    if not is_implemented(operator, None):
+        implement(operator, "CompositeExplicitAutograd", composite)
     torch.library.register_vmap(operator._schema.name, _vmap(operator), lib=library)
 
 
 def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
-
-
-def _below(operator: Any, inputs: tuple[Any, ...]) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*inputs)
 
 
 def _vmap(operator: Any) -> Callable[..., Any]:

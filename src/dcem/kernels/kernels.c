@@ -27,6 +27,8 @@
 #define CONCAT(a, b) CONCAT_(a, b)
 #define NAME(f) CONCAT(f, SUFFIX)
 
+#define BLOCK 512 /* numbers that are added in single precision: of long sums the digits would be lost */
+
 enum { SIGMOID, CAPPED_EXPONENTIAL, CLIP }; /* phi: of LML, the constrained softmax, the constrained sparsemax */
 
 /* Rows are divided among threads that live as long as the call: nothing is left running when it returns, whatever

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 library = torch.library.Library("dcem", "DEF")  # type: ignore[no-untyped-call]
-_compiled: set[tuple[str, str]] = set()
+_compiled: dict[Any, dict[Any, Callable[..., Any]]] = {}
+_referred: set[Any] = set()
 
 
 def define(schema: str, fake: Callable[..., Any]) -> Any:
@@ -19,20 +20,31 @@ def define(schema: str, fake: Callable[..., Any]) -> Any:
     return getattr(torch.ops.dcem, name).default
 
 
-def implement(operator: Any, key: str, kernel: Callable[..., Any]) -> None:
+def implement(operator: Any, key: str, kernel: Callable[..., Any], *, with_keyset: bool = False) -> None:
     """Register a kernel under one of the dispatcher's keys."""
-    library.impl(operator._schema.name, kernel, key)  # type: ignore[no-untyped-call]
+    library.impl(operator._schema.name, kernel, key, with_keyset=with_keyset)  # type: ignore[no-untyped-call]
 
 
 def compile_for(device_type: str, operator: Any, kernel: Callable[..., Any]) -> None:
     """Register a compiled kernel for the tensors of a device (``"cpu"``, ``"cuda"``)."""
     implement(operator, device_type.upper(), kernel)
-    _compiled.add((operator._schema.name, device_type))
+    key = getattr(torch._C.DispatchKey, device_type.upper())
+    compiled_kernels(operator).update({device_type: kernel, key: kernel})
+
+
+def compiled_kernels(operator: Any) -> dict[Any, Callable[..., Any]]:
+    """The compiled kernels that there are, by the device's name and by its dispatch key."""
+    return _compiled.setdefault(operator, {})
 
 
 def is_compiled(operator: Any, tensor: Tensor) -> bool:
-    """Whether a compiled kernel is there for this tensor; if not, the operator runs its reference, or has none."""
-    return (operator._schema.name, tensor.device.type) in _compiled
+    """Whether a compiled kernel is there for this tensor."""
+    return tensor.device.type in _compiled[operator]
+
+
+def is_implemented(operator: Any, tensor: Tensor | None) -> bool:
+    """Whether there is a reference, or a compiled kernel for this tensor; if not, the operator is its composite."""
+    return operator in _referred or (tensor is not None and is_compiled(operator, tensor))
 
 
 def refer(operator: Any, reference: Callable[..., Any]) -> None:
@@ -47,6 +59,7 @@ def refer(operator: Any, reference: Callable[..., Any]) -> None:
             return NotImplemented
         return reference(x, *rest)
 
+    _referred.add(operator)
     implement(operator, "CompositeExplicitAutograd", reference)
     operator.py_impl(torch._C.DispatchKey.CompositeImplicitAutograd)(decompose)
 
@@ -77,17 +90,16 @@ project_backward = define(
 """Gradients of the scores, ``(*batch, n)``, and of each row's temperature, ``(*batch, 1)``."""
 
 
-def kept_size(values: Tensor, samples: Tensor) -> int:
-    """How many numbers a row of the refit keeps for its backward pass: KEPT of refit.h."""
-    n = values.shape[-1]
-    return n + samples.shape[values.dim() :].numel() + 3
+def kept_size(n: int, d: int) -> int:
+    """How many numbers a row of ``n`` samples of ``d`` numbers keeps for the backward pass: KEPT of refit.h."""
+    return n + d + 3
 
 
 def _refit(values: Tensor, samples: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    batch = values.shape[:-1]
-    mean = samples.new_empty((*batch, *samples.shape[values.dim() :]))
+    batch, event = values.shape[:-1], samples.shape[values.dim() :]
+    mean, kept = samples.new_empty((*batch, *event)), kept_size(values.shape[-1], event.numel())
     valid = values.new_empty(batch, dtype=torch.bool)
-    return _like(values), mean, torch.empty_like(mean), valid, values.new_empty((*batch, kept_size(values, samples)))
+    return _like(values), mean, torch.empty_like(mean), valid, values.new_empty((*batch, kept))
 
 
 refit = define(

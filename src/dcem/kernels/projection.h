@@ -57,8 +57,8 @@ INLINE REAL NAME(slope)(int64_t link, REAL z) {
 INLINE void NAME(step)(int64_t link, const REAL *s, int64_t n, REAL nu, double k, double *f, double *next) {
     double f1 = 0, f2 = 0;
     *f = -k;
-    for (int64_t start = 0; start < n; start += 2048) { /* blocks, so that long sums keep their digits */
-        int64_t end = start + 2048 < n ? start + 2048 : n;
+    for (int64_t start = 0; start < n; start += BLOCK) {
+        int64_t end = start + BLOCK < n ? start + BLOCK : n;
         REAL a = 0, b = 0, c = 0;
         if (link == SIGMOID) {
 #pragma omp simd reduction(+ : a, b, c)
@@ -189,35 +189,46 @@ INLINE void NAME(project_row)(
 INLINE void NAME(pull_back_row)(
     const REAL *x, int64_t n, double tau, int64_t link, REAL nu, REAL c, const REAL *g_w, REAL g_nu, REAL *g_x,
     REAL *g_tau, REAL *q) {
-    REAL inverse = 1 / tau < LARGEST ? (REAL)(1 / tau) : LARGEST, total = 0, dot = g_nu, pull = 0;
+    REAL inverse = 1 / tau < LARGEST ? (REAL)(1 / tau) : LARGEST;
+    double total = 0, dot = g_nu, pull = 0;
     if (!(nu == nu)) {
         for (int64_t i = 0; i < n; i++) g_x[i] = (REAL)NAN;
         *g_tau = (REAL)NAN;
         return;
     }
 #define SLOPES(link) \
-    for (int64_t i = 0; i < n; i++) { \
+    for (int64_t i = start; i < end; i++) { \
         q[i] = x[i] > -INFINITY ? NAME(slope)(link, NAME(scaled)(x[i], c, inverse) + nu) : 0; \
-        total += q[i], dot += g_w ? q[i] * g_w[i] : 0; \
+        a += q[i], b += g_w ? q[i] * g_w[i] : 0; \
     }
-    if (link == SIGMOID) {
-#pragma omp simd reduction(+ : total, dot)
-        SLOPES(SIGMOID)
-    } else if (link == CAPPED_EXPONENTIAL) {
-#pragma omp simd reduction(+ : total, dot)
-        SLOPES(CAPPED_EXPONENTIAL)
-    } else {
-#pragma omp simd reduction(+ : total, dot)
-        SLOPES(CLIP)
+    for (int64_t start = 0; start < n; start += BLOCK) {
+        int64_t end = start + BLOCK < n ? start + BLOCK : n;
+        REAL a = 0, b = 0;
+        if (link == SIGMOID) {
+#pragma omp simd reduction(+ : a, b)
+            SLOPES(SIGMOID)
+        } else if (link == CAPPED_EXPONENTIAL) {
+#pragma omp simd reduction(+ : a, b)
+            SLOPES(CAPPED_EXPONENTIAL)
+        } else {
+#pragma omp simd reduction(+ : a, b)
+            SLOPES(CLIP)
+        }
+        total += a, dot += b;
     }
 #undef SLOPES
-    REAL mean = dot / (total > EPSILON * EPSILON ? total : EPSILON * EPSILON);
-#pragma omp simd reduction(+ : pull)
-    for (int64_t i = 0; i < n; i++) {
-        g_x[i] = q[i] * ((g_w ? g_w[i] : 0) - mean) * inverse;
-        pull += g_x[i] * NAME(scaled)(x[i], c, inverse);
+    REAL mean = (REAL)(dot / (total > EPSILON * EPSILON ? total : EPSILON * EPSILON));
+    for (int64_t start = 0; start < n; start += BLOCK) {
+        int64_t end = start + BLOCK < n ? start + BLOCK : n;
+        REAL a = 0;
+#pragma omp simd reduction(+ : a)
+        for (int64_t i = start; i < end; i++) {
+            g_x[i] = q[i] * ((g_w ? g_w[i] : 0) - mean) * inverse;
+            a += g_x[i] * NAME(scaled)(x[i], c, inverse);
+        }
+        pull += a;
     }
-    *g_tau = -pull;
+    *g_tau = (REAL)-pull;
 }
 
 #define TAU(t, row) ((t)->temperatures ? (double)(t)->temperatures[row] : (t)->temperature)

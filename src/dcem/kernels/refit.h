@@ -49,8 +49,9 @@ INLINE uint8_t NAME(scores_row)(const REAL *v, int64_t n, double k, int64_t stan
 FAST int NAME(refit_rows)(const void *task, int64_t first, int64_t end) {
     const NAME(refit_task) *t = task;
     int64_t n = t->n, d = t->d;
-    REAL *work = malloc(2 * n * sizeof(REAL));
-    if (!work) return 1;
+    double *sums = malloc(2 * d * sizeof(double) + 2 * n * sizeof(REAL)), *variance = sums + d;
+    REAL *work = (REAL *)(variance + d);
+    if (!sums) return 1;
     for (int64_t row = first; row < end; row++) {
         const REAL *X = t->X + row * n * d;
         REAL *w = t->w + row * n, *mu = t->mu + row * d, *sigma = t->sigma + row * d;
@@ -60,21 +61,22 @@ FAST int NAME(refit_rows)(const void *task, int64_t first, int64_t end) {
         double total = 0;
         for (int64_t i = 0; i < n; i++) total += w[i];
         REAL share = (REAL)(1 / total);
-        for (int64_t c = 0; c < d; c++) shift[c] = sigma[c] = 0;
+        for (int64_t c = 0; c < d; c++) sums[c] = variance[c] = 0;
         for (int64_t i = 0; i < n; i++) /* about the first sample: in X - mu the rounding of mu would not cancel */
-            for (int64_t c = 0; c < d; c++) shift[c] += w[i] * share * (X[i * d + c] - X[c]);
+            for (int64_t c = 0; c < d; c++) sums[c] += w[i] * share * (X[i * d + c] - X[c]);
+        for (int64_t c = 0; c < d; c++) shift[c] = (REAL)sums[c];
         for (int64_t i = 0; i < n; i++)
             for (int64_t c = 0; c < d; c++) {
                 REAL r = (X[i * d + c] - X[c]) - shift[c];
-                sigma[c] += w[i] * share * r * r;
+                variance[c] += w[i] * share * r * r;
             }
         for (int64_t c = 0; c < d; c++) {
-            REAL std = (REAL)sqrt(sigma[c]);
+            REAL std = (REAL)sqrt(variance[c]);
             sigma[c] = std < t->low ? t->low : (std > t->high ? t->high : std);
             mu[c] = X[c] + shift[c];
         }
     }
-    free(work);
+    free(sums);
     return 0;
 }
 

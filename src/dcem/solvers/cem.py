@@ -14,7 +14,7 @@ from dcem._check import check_count, check_flag, check_fraction, check_number, c
 from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML
 from dcem.solvers.base import Objective, SamplingSolver, SamplingState, Step, scores_of
-from dcem.solvers.refit import can_refit, is_plain_lml, refit
+from dcem.solvers.refit import is_plain_lml, refit
 from dcem.solvers.refuse import refuse_gradient
 
 Selection = Callable[[Tensor, float], Tensor]
@@ -154,7 +154,7 @@ class CEM(SamplingSolver):
     def refit(
         self, distribution: Distribution, samples: Tensor, values: Tensor
     ) -> tuple[Distribution, Tensor, Tensor | None]:
-        if not (self._is_plain(distribution) and can_refit(values, samples)):
+        if not (self._is_plain(distribution) and samples.dtype == values.dtype in (torch.float32, torch.float64)):
             distribution, weights, valid = distribution.select(samples, values, self.weigh)
             return self.fit(distribution, samples, weights), weights, valid
         selection: Any = self.selection
@@ -169,12 +169,13 @@ class CEM(SamplingSolver):
         A subclass, a subclass of the selection or of the distribution, and whatever is hooked or put in the place of
         a method, say by themselves what they do.
         """
+        kind = type(self)
         return (
             type(distribution) is Gaussian
             and is_plain_lml(self.selection)
             and not isinstance(self.smoothing, Tensor)
             and self.smoothing == 0
-            and all(getattr(type(self), name) is method for name, method in _OWN.items())
+            and (kind.weigh, kind.fit, kind._smooth, kind.num_required) == _STEPS
         )
 
     def advance(
@@ -196,4 +197,4 @@ class CEM(SamplingSolver):
         return torch.take_along_dim(samples, best, state.distribution.sample_dim)
 
 
-_OWN = {name: vars(CEM)[name] for name in ("weigh", "fit", "_smooth", "num_required")}
+_STEPS = (CEM.weigh, CEM.fit, CEM._smooth, CEM.num_required)

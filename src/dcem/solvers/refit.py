@@ -40,25 +40,18 @@ def refit(
     return weights, mean, std, None if all_true(valid) else valid
 
 
-def can_refit(values: Tensor, samples: Tensor) -> bool:
-    """Whether there is a kernel for these tensors: without one, two steps are as good."""
-    precise = values.dtype in (torch.float32, torch.float64) and values.dtype == samples.dtype
-    return precise and operators.is_compiled(operators.refit, values)
-
-
 def is_plain_lml(selection: object) -> bool:
     """Whether a selection is the LML projection at a fixed temperature, and nothing besides."""
+    if type(selection) is not LML or type(selection.temperature) not in (int, float):
+        return False
+    module: Any = selection
     return (
-        type(selection) is LML
-        and isinstance(selection.temperature, (int, float))
-        and 0 < selection.temperature < math.inf
-        and "forward" not in vars(selection)
-        and not any(vars(selection)[hooks] for hooks in _HOOKS)
+        0 < module.temperature < math.inf
+        and "forward" not in vars(module)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
         and not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
     )
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _reference(
@@ -76,9 +69,10 @@ def _reference(
 
 def _composite(values: Tensor, samples: Tensor, *options: Any) -> tuple[Tensor, ...]:
     weights, mean, std, valid = _reference(values, samples, *options)
+    batch, n, d = values.shape[:-1], values.shape[-1], samples.shape[values.dim() :].numel()
     if valid is None:
-        valid = torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
-    return weights, mean, std, valid, values.new_zeros((*values.shape[:-1], operators.kept_size(values, samples)))
+        valid = torch.ones(batch, dtype=torch.bool, device=values.device)
+    return weights, mean, std, valid, values.new_zeros((*batch, operators.kept_size(n, d)))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
