@@ -166,11 +166,12 @@ class Argmin(nn.Module):
     @property
     def solver(self) -> Solver:
         """What minimises, with what the layer holds of it now: moved, loaded, or put there by `functional_call`."""
-        changed = {
-            name: now
+        held = {
+            name: (value, getattr(self, f"solver_{name}"))
             for name, value in vars(self._solver).items()
-            if isinstance(value, (Tensor, nn.Module)) and (now := getattr(self, f"solver_{name}")) is not value
+            if isinstance(value, (Tensor, nn.Module))
         }
+        changed = {name: now for name, (value, now) in held.items() if now is not value}
         return dataclasses.replace(self._solver, **changed) if changed else self._solver  # type: ignore[type-var]
 
     @solver.setter

@@ -85,7 +85,15 @@ def by_particles(theta, data, solver, mode, rows):
     return torch.cat([plan.actions.flatten(-2), plan.cost.unsqueeze(-1), states], -1), plan.status
 
 
-FRONTS = {f.__name__: f for f in (by_energy, by_decoder, by_control, by_chunks, by_particles)}
+def by_function(theta, data, solver, mode, rows):
+    solution = dcem.minimize(
+        lambda y: value(theta, data[rows], y), torch.zeros(len(rows), 2, dtype=torch.float64), solver, num_iterations=T,
+        gradient=mode, noise=draws(rows, solver.num_samples),
+    )  # fmt: skip
+    return solution.x, solution.status
+
+
+FRONTS = {f.__name__: f for f in (by_energy, by_decoder, by_control, by_chunks, by_particles, by_function)}
 SOLVERS = {
     "lml": dcem.CEM(N, 4, dcem.LML(0.5)),
     "softmax": dcem.CEM(N, 4, dcem.ConstrainedSoftmax(0.5), smoothing=0.2),
@@ -97,10 +105,13 @@ MODES = {
     "unroll": dcem.Unroll(), "checkpoint": dcem.Checkpoint(), "truncate": dcem.Truncate(2), "prune": dcem.Prune(0.5),
     "detach": dcem.Detach(), "implicit": dcem.Implicit(tolerance=100.0),
 }  # fmt: skip
-CASES = [(f, s, "unroll") for f in FRONTS for s in SOLVERS] + [
-    (f, s, m) for f in ("by_energy", "by_control") for s in ("lml", "gd") for m in MODES if m != "unroll"
-]
-CASES = [(f, s, m) for f, s, m in CASES if (s, m) != ("gd", "prune")]
+CASES = [(f, s, "unroll", k) for f in ("by_energy", "by_control") for s in SOLVERS for k in KINDS]
+CASES += [(f, s, "unroll", k) for f in ("by_decoder", "by_chunks", "by_particles", "by_function")
+          for s in ("lml", "gd") for k in ("nan problem", "nan candidate")]  # fmt: skip
+CASES += [(f, s, m, k) for f, s in (("by_energy", "lml"), ("by_control", "gd"), ("by_energy", "gd"))
+          for m in MODES if m != "unroll" for k in ("nan problem", "steep", "equal")]  # fmt: skip
+# A plain function keeps its data to itself: there the guard ends.
+CASES = [case for case in CASES if case[1:3] != ("gd", "prune") and (case[0], case[3]) != ("by_function", "nan problem")]
 START = torch.tensor([0.8, 1.1], dtype=torch.float64)
 
 
@@ -112,8 +123,7 @@ def status_of(kind: int, solver: str) -> int:
     return dcem.Status.OK
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("front", "solver", "mode"), CASES)
+@pytest.mark.parametrize(("front", "solver", "mode", "kind"), CASES)
 def test_the_others_have_the_gradient_that_they_have_alone(front, solver, mode, kind):
     theta = START.clone().requires_grad_()
     solve, kind = FRONTS[front], KINDS[kind]
@@ -145,9 +155,12 @@ def test_the_others_have_the_gradient_that_they_have_alone(front, solver, mode, 
             assert whole.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["nan problem", "nan candidate", "equal"])
-@pytest.mark.parametrize("front", FRONTS)
-@pytest.mark.parametrize("solver", SOLVERS)
+TRANSFORMED = [(f, s, k) for f in ("by_energy", "by_control") for s in ("lml", "mppi", "gd")
+               for k in ("nan problem", "nan candidate", "equal")]  # fmt: skip
+TRANSFORMED += [(f, s, "nan problem") for f in ("by_decoder", "by_chunks", "by_particles") for s in ("icem", "gd")]
+
+
+@pytest.mark.parametrize(("front", "solver", "kind"), TRANSFORMED)
 def test_so_they_have_under_transforms(front, solver, kind):
     solve, data, mode = FRONTS[front], problems(KINDS[kind]), dcem.Unroll()
 
@@ -168,3 +181,70 @@ def test_so_they_have_under_transforms(front, solver, kind):
     torch.testing.assert_close(batched[0], expected)
     outside = torch.func.grad(lambda t: torch.func.vmap(answer)(t.unsqueeze(0)).sum())(START)
     torch.testing.assert_close(outside, expected)
+
+
+@pytest.mark.parametrize("correction", [False, True])
+@pytest.mark.parametrize("kind", ["nan problem", "nan candidate"])
+def test_so_does_a_contrastive_loss(kind, correction):
+    """Its mean is over the problems whose target has a finite energy, and its candidates are those that have one."""
+    data, kind = problems(KINDS[kind]), KINDS[kind]
+    targets = torch.tensor([-0.5, 0.3], dtype=torch.float64).expand(B, 2)
+
+    def loss(theta: Tensor, rows: list[int]) -> Tensor:
+        model = EnergyModel(lambda x, y: value(theta, x, y), 2, SOLVERS["lml"], num_iterations=T)
+        options = {"noise": draws(rows, N), "correction": correction, "num_negatives": T * N}
+        return dcem.energy.contrastive_loss(model, data[rows], targets[rows], **options)
+
+    theta = START.clone().requires_grad_()
+    found, alone = loss(theta, list(range(B))), loss(theta, REST)
+    gradients = [torch.autograd.grad(x, theta)[0] for x in (found, alone)]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    if kind == NAN_PROBLEM:
+        torch.testing.assert_close(found, alone)
+        torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(torch.func.grad(lambda t: loss(t, list(range(B))))(START), gradients[0])
+    nothing = loss(theta, [BAD, BAD]) if kind == NAN_PROBLEM else None
+    if nothing is not None:
+        assert nothing.isnan()
+
+
+def test_a_problem_that_fails_only_where_the_search_starts_has_no_gradient_from_there():
+    """Of a plain function, too: what failed is evaluated at candidates of others, and fails there no more."""
+    theta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    init = torch.tensor([[1.0], [-100.0], [1.0]], dtype=torch.float64)
+    noise = torch.randn(5, 3, 40, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).abs()
+
+    def answer(theta: Tensor, rows: list[int], solver: dcem.Solver) -> Tensor:
+        return dcem.minimize(
+            lambda x: (x.sum(-1).sqrt() - theta).square(), init[rows], solver, num_iterations=5,
+            noise=noise[:, rows, : solver.num_samples],
+        ).x  # fmt: skip
+
+    for solver in (dcem.CEM(40, 5), dcem.MPPI(40), dcem.GradientDescent(0.1)):
+        (expected,) = torch.autograd.grad(answer(theta, [0, 2], solver).sum(), theta)
+        (found,) = torch.autograd.grad(answer(theta, [0, 1, 2], solver).sum(), theta)
+        torch.testing.assert_close(found, expected)
+        transformed = torch.func.grad(lambda t, s=solver: answer(t, [0, 1, 2], s).sum())(theta.detach())
+        torch.testing.assert_close(transformed, expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.filterwarnings("ignore:.*isinstance.*Leaf.*:FutureWarning")
+@pytest.mark.parametrize("solver", ["mppi", "gd"])
+def test_so_they_have_in_one_compiled_graph(solver, backend):
+    data = problems(NAN_PROBLEM).float()
+    solver, noise = SOLVERS[solver], NOISE[:1].float()
+
+    def answer(theta: Tensor, data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        model = EnergyModel(lambda x, y: value(theta, x, y), 2, solver, num_iterations=1)
+        solution = model.solve(data, noise=noise[:, :, : solver.num_samples])
+        return solution.x, solution.status
+
+    theta = START.float().requires_grad_()
+    torch._dynamo.reset()
+    x, status = torch.compile(answer, fullgraph=True, backend=backend)(theta, data, noise)
+    alone, _ = answer(theta, data[REST], noise[:, REST])
+    torch.testing.assert_close(x[REST], alone)
+    assert status.tolist() == [dcem.Status.NONFINITE if i == BAD else dcem.Status.OK for i in range(B)]
+    found, expected = (torch.autograd.grad(y.square().sum(), theta)[0] for y in (x[REST], alone))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
