@@ -298,6 +298,10 @@ def _advice(
         advice.append(
             f"objective: up to {max(row.failed for row in rows):.0%} of the samples failed; tighten bounds or init_std"
         )
+    if (solution.status == Status.FLAT).any():
+        advice.append(
+            "objective: all values were equal up to rounding; raise init_std, or take a constant out of the objective"
+        )
     if travelled > 3:
         advice.append(f"init_std: the answer lies {travelled:.2g} stds from the start; raise init_std, or move init")
     if wanted is not None and first.effective_elites > 3 * wanted:

@@ -24,7 +24,8 @@ class Status(IntEnum):
         COLLAPSED: the std reached its floor in every dimension: further iterations change nothing. Raise ``min_std``,
             ``init_std`` or the temperature if that came too early.
         NONFINITE: in at least one iteration fewer than ``num_elites`` values were finite; the distribution was kept as
-            it was there. Look at the objective.
+            it was there. Or, with gradient descent, a slope was not finite; with other solvers that is seen in the
+            backward pass, which then writes it here. Look at the objective.
         NOT_STATIONARY: with ``gradient=Implicit()``, the answer is too far from a stationary point for the implicit
             function theorem to apply; its gradient is zero. Make more iterations, or use another gradient mode.
     """

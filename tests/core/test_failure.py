@@ -111,7 +111,9 @@ CASES += [(f, s, "unroll", k) for f in ("by_decoder", "by_chunks", "by_particles
 CASES += [(f, s, m, k) for f, s in (("by_energy", "lml"), ("by_control", "gd"), ("by_energy", "gd"))
           for m in MODES if m != "unroll" for k in ("nan problem", "steep", "equal")]  # fmt: skip
 # A plain function keeps its data to itself: there the guard ends.
-CASES = [case for case in CASES if case[1:3] != ("gd", "prune") and (case[0], case[3]) != ("by_function", "nan problem")]
+CASES = [
+    case for case in CASES if case[1:3] != ("gd", "prune") and (case[0], case[3]) != ("by_function", "nan problem")
+]
 START = torch.tensor([0.8, 1.1], dtype=torch.float64)
 
 

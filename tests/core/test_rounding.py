@@ -152,3 +152,9 @@ def test_finite_values_of_any_size_are_told_apart(standardize):
         assert valid is None or valid
         assert weights[:10].sum() == 10 - failed
         assert weights.sum() == 10
+
+
+def test_the_doctor_says_so():
+    for objective, is_flat in ((equal, True), (lambda x: x.square().sum(-1), False)):
+        advice = dcem.diagnose(objective, torch.ones(2), dcem.CEM(), num_seeds=2).advice
+        assert any("equal up to rounding" in sentence for sentence in advice) == is_flat
