@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import unserializable_hook
 
 from dcem._eager import in_forward_mode, is_eager, is_transformed, may_have_gradient
 from dcem._replay import randomness
@@ -136,6 +137,7 @@ class Reports:
     def of_loss(self, answer: Tensor, batch_dims: int) -> None:
         """Note what comes to the answer ``(*batch, ...)`` from outside: for that the objective cannot be blamed."""
 
+        @unserializable_hook  # type: ignore[untyped-decorator]  # a solution may be saved, its graph is not
         def note(slope: Tensor | None) -> None:
             self._given = None if _seems_finite(slope) else ~_all_of(slope.isfinite(), batch_dims)  # type: ignore[union-attr]
 
@@ -145,6 +147,7 @@ class Reports:
     def watch(self, tree: Any, batch_dims: int) -> None:
         """Look at the slopes that come back to tensors ``(*batch, ...)``, and let them end here where not finite."""
 
+        @unserializable_hook  # type: ignore[untyped-decorator]
         def look(slope: Tensor | None) -> Tensor | None:
             if slope is None or _seems_finite(slope):
                 return None
