@@ -232,7 +232,7 @@ def _band(
     axis: Axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str, i: int, marker: str = "o"
 ) -> None:
     """Mean and 95 % confidence band over seeds, in logarithms: the axis is logarithmic."""
-    logs = np.log(np.maximum(np.maximum(np.asarray(values, dtype=float), 1e-300), 1e-30))
+    logs = np.log(np.maximum(np.asarray(values, dtype=float), 1e-30))
     mean, colour = logs.mean(0), COLOURS[i % len(COLOURS)]
     if len(values) > 1:
         half = _student(len(values) - 1) * logs.std(0, ddof=1) / math.sqrt(len(values))
