@@ -38,3 +38,21 @@ def test_a_whole_solve_compiles_to_one_graph(name, backend):
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
     gradient = torch.autograd.grad(eager[0].sum(), theta)[0]
     torch.testing.assert_close(torch.autograd.grad(fast[0].sum(), theta)[0], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_a_changing_k_is_compiled_once():
+    """The projection is one node: neither its loop nor the k-th largest score is the compiler's."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(lambda x, k: dcem.lml(x, k, temperature=0.5), fullgraph=True, backend=counter)
+    x = torch.randn(4, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    seen = []
+    for k in (2, 3, 4, 5, 6):
+        w = compiled(x, k)
+        torch.testing.assert_close(w, dcem.lml(x, k, temperature=0.5))
+        gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in (w, dcem.lml(x, k, temperature=0.5))]
+        torch.testing.assert_close(*gradients)
+        seen.append(counter.frame_count)
+    assert seen[2:] == [2, 2, 2]  # a number, then any number

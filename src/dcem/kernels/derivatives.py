@@ -11,7 +11,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from .operators import compiled_kernels, implement, is_implemented, library
+from .operators import compiled_kernels, implement, in_place_of, is_implemented, library
 
 
 def differentiate(
@@ -58,9 +58,13 @@ def differentiate(
 
     def kernel(keyset: Any, *inputs: Any) -> Any:
         # A compiled kernel that is next in line is called at once: the dispatcher would take as long as it does.
-        run: Any = kernels.get((keyset & torch._C._after_autograd_keyset).highestPriorityTypeId(), below)
-        if run is below and not is_implemented(operator, inputs[0]):
-            return composite(*inputs)
+        key = (keyset & torch._C._after_autograd_keyset).highestPriorityTypeId()
+        run: Any = kernels.get(key, below)
+        if run is below:
+            if not is_implemented(operator, inputs[0]):
+                return composite(*inputs)
+            if key != torch._C.DispatchKey.FuncTorchDynamicLayerBackMode:
+                run = in_place_of(operator, inputs[0]) or below
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
             return composite(*inputs)

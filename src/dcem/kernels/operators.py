@@ -10,7 +10,7 @@ from torch import Tensor
 
 library = torch.library.Library("dcem", "DEF")  # type: ignore[no-untyped-call]
 _compiled: dict[Any, dict[Any, Callable[..., Any]]] = {}
-_referred: set[Any] = set()
+_references: dict[Any, Callable[..., Any]] = {}
 
 
 def define(schema: str, fake: Callable[..., Any]) -> Any:
@@ -37,31 +37,24 @@ def compiled_kernels(operator: Any) -> dict[Any, Callable[..., Any]]:
     return _compiled.setdefault(operator, {})
 
 
-def is_compiled(operator: Any, tensor: Tensor) -> bool:
-    """Whether a compiled kernel is there for this tensor."""
-    return tensor.device.type in _compiled[operator]
-
-
-def is_implemented(operator: Any, tensor: Tensor | None) -> bool:
-    """Whether there is a reference, or a compiled kernel for this tensor; if not, the operator is its composite."""
-    return operator in _referred or (tensor is not None and is_compiled(operator, tensor))
-
-
 def refer(operator: Any, reference: Callable[..., Any]) -> None:
     """Register the reference in Python, for every device that has no compiled kernel.
 
-    On the CPU it may look at values, and stays one node where it is traced. On other devices it does not, and a
-    compiler sees its single operations.
+    On the CPU it may look at values, and stays one node where it is traced. On other devices it may not, and is called
+    in the place of the operator, so that a compiler sees its single operations.
     """
-
-    def decompose(x: Tensor, *rest: Any) -> Any:
-        if x.device.type == "cpu" or is_compiled(operator, x):
-            return NotImplemented
-        return reference(x, *rest)
-
-    _referred.add(operator)
     implement(operator, "CompositeExplicitAutograd", reference)
-    operator.py_impl(torch._C.DispatchKey.CompositeImplicitAutograd)(decompose)
+    _references[operator] = reference
+
+
+def in_place_of(operator: Any, x: Tensor) -> Callable[..., Any] | None:
+    """What to call for ``x`` instead of the operator where that has no compiled kernel, and no node of its own."""
+    return None if x.device.type == "cpu" or x.device.type in _compiled[operator] else _references.get(operator)
+
+
+def is_implemented(operator: Any, x: Tensor | None) -> bool:
+    """Whether there is a reference, or a compiled kernel for this tensor; if not, the operator is its composite."""
+    return operator in _references or (x is not None and x.device.type in _compiled[operator])
 
 
 def _like(x: Tensor) -> Tensor:
@@ -73,7 +66,7 @@ def _column(x: Tensor) -> Tensor:
 
 
 project = define(
-    "project(Tensor x, Tensor? temperatures, float temperature, float k, str link)"
+    "project(Tensor x, Tensor? temperatures, float temperature, Scalar k, str link)"
     " -> (Tensor weights, Tensor nu, Tensor center)",
     lambda x, temperatures, temperature, k, link: (_like(x), _column(x), _column(x)),
 )
@@ -103,7 +96,7 @@ def _refit(values: Tensor, samples: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 
 refit = define(
-    "refit(Tensor values, Tensor samples, float k, float temperature, bool standardize, float min_std, float max_std)"
+    "refit(Tensor values, Tensor samples, Scalar k, float temperature, bool standardize, float min_std, float max_std)"
     " -> (Tensor weights, Tensor mean, Tensor std, Tensor valid, Tensor kept)",
     _refit,
 )
@@ -114,7 +107,7 @@ Mean and std ``(*batch, *event)``, weights ``(*batch, n)``, and which rows have 
 """
 
 refit_backward = define(
-    "refit_backward(Tensor values, Tensor samples, float k, float temperature, bool standardize, float min_std,"
+    "refit_backward(Tensor values, Tensor samples, Scalar k, float temperature, bool standardize, float min_std,"
     " float max_std, Tensor weights, Tensor std, Tensor kept, Tensor? grad_weights, Tensor? grad_mean,"
     " Tensor? grad_std) -> (Tensor grad_values, Tensor grad_samples)",
     lambda values, samples, *_: (_like(values), _like(samples)),
