@@ -236,7 +236,8 @@ def _band(
     mean, colour = logs.mean(0), COLOURS[i % len(COLOURS)]
     if len(values) > 1:
         half = _student(len(values) - 1) * logs.std(0, ddof=1) / math.sqrt(len(values))
-        axis.fill_between(x, np.exp(mean - half), np.exp(mean + half), color=colour, alpha=0.2, linewidth=0)
+        low, high = (np.exp(np.clip(mean + side, -200, 200)) for side in (-half, half))  # losses of 0 among others
+        axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     axis.plot(x, np.exp(mean), color=colour, linestyle="--" if i % 2 else "-", marker=marker, label=label)
 
 
