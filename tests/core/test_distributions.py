@@ -1,5 +1,6 @@
 """Sampling distributions and noise."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -366,3 +367,14 @@ def test_log_densities_are_those_of_torch(event_dims, generator):
             dcem.FullGaussian(mean, root.abs(), event_dims).log_prob(samples).squeeze(-1),
             law.log_prob(x.flatten(-event_dims)), rtol=1e-4, atol=1e-4,
         )  # fmt: skip
+
+
+def test_numbers_of_numpy_are_taken():
+    noise = dcem.ColoredNoise(np.float32(2.0), dim=np.int64(-2))
+    assert noise == dcem.ColoredNoise(2.0, dim=-2)
+    assert dcem.Gaussian(torch.zeros(2, 3), np.float64(0.5), event_dims=np.int64(2)).event_dims == 2
+    assert dcem.Categorical(torch.zeros(2, 3), event_dims=np.int64(2), relaxation=np.float32(0.5)).batch_shape == ()
+    assert dcem.Mixture(torch.zeros(2, 3), np.float32(1.0), min_weight=np.float64(0.1)).event_shape == (3,)
+    for event_dims in (True, 1.0, "1"):
+        with pytest.raises(TypeError, match="^event_dims: expected an int"):
+            dcem.Gaussian(torch.zeros(2), 1.0, event_dims=event_dims)

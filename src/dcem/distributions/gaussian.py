@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_std
+from dcem._eager import all_true
 from dcem.distributions.base import Distribution, check_parameter
 
 if TYPE_CHECKING:
@@ -242,7 +243,8 @@ def _cholesky(covariance: Tensor) -> Tensor:
         return result
 
     little, much = (16 + 2 * size) * rounding, 16 * rounding**0.5
-    with torch.no_grad():
-        failed = factor(little)[1] > 0
-    shrinkage = torch.where(failed, much, little).to(std.dtype)[..., None, None]
-    return std.unsqueeze(-1) * factor(shrinkage)[0]
+    found, info = factor(little)
+    if not all_true(info == 0):
+        shrinkage = torch.where(info == 0, little, much).to(std.dtype)[..., None, None]
+        found, _ = factor(shrinkage)
+    return std.unsqueeze(-1) * found

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._check import check_number
+from dcem._check import check_int, check_number
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,10 @@ class ColoredNoise:
     dim: int = -1
 
     def __post_init__(self) -> None:
-        check_number("exponent", self.exponent)
+        object.__setattr__(self, "exponent", check_number("exponent", self.exponent))
+        object.__setattr__(self, "dim", check_int("dim", self.dim))
         if not 0 <= self.exponent < math.inf:
             raise ValueError(f"exponent: expected a finite number >= 0, got {self.exponent}")
-        if isinstance(self.dim, bool) or not isinstance(self.dim, int):
-            raise TypeError(f"dim: expected an int, got {self.dim!r}")
         if self.dim >= 0:
             raise ValueError(f"dim: expected a negative axis (counted from the event's end), got {self.dim}")
 
