@@ -56,6 +56,8 @@ def arguments(name: str) -> list[tuple]:
     masked = draw(2, 7).detach()
     masked[:, 3] = -math.inf
     x, tau = draw(2, 7), (draw(2, 1).detach().abs() + 0.5).requires_grad_()
+    if name == "without_gradient":
+        return [(x.detach(), x.detach(), "name"), (x, x.detach(), "name")]
     if name == "project":
         return [
             (x, None, 0.7, 2.5, "sigmoid"),
@@ -77,9 +79,9 @@ def arguments(name: str) -> list[tuple]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
-@pytest.mark.parametrize("name", ["project", "project_backward", "refit", "refit_backward"])
+@pytest.mark.parametrize("name", ["project", "project_backward", "refit", "refit_backward", "without_gradient"])
 def test_registered_as_pytorch_asks(name: str) -> None:
-    operator = getattr(operators, name)
+    operator = getattr(torch.ops.dcem, name).default
     for given in arguments(name):
         torch.library.opcheck(operator, given)
 

@@ -97,6 +97,6 @@ def _vmap(operator: Any) -> Callable[..., Any]:
             return value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
 
         outputs = operator(*map(batch_first, inputs, in_dims))
-        return outputs, (0,) * len(outputs)
+        return outputs, 0 if isinstance(outputs, Tensor) else (0,) * len(outputs)
 
     return rule

@@ -10,7 +10,7 @@ from torch import Tensor
 
 library = torch.library.Library("dcem", "DEF")  # type: ignore[no-untyped-call]
 _compiled: dict[Any, dict[Any, Callable[..., Any]]] = {}
-_references: dict[Any, Callable[..., Any]] = {}
+_references: dict[Any, Callable[..., Any] | None] = {}
 
 
 def define(schema: str, fake: Callable[..., Any]) -> Any:
@@ -37,14 +37,14 @@ def compiled_kernels(operator: Any) -> dict[Any, Callable[..., Any]]:
     return _compiled.setdefault(operator, {})
 
 
-def refer(operator: Any, reference: Callable[..., Any]) -> None:
+def refer(operator: Any, reference: Callable[..., Any], *, opaque: bool = False) -> None:
     """Register the reference in Python, for every device that has no compiled kernel.
 
     On the CPU it may look at values, and stays one node where it is traced. On other devices it may not, and is called
-    in the place of the operator, so that a compiler sees its single operations.
+    in the place of the operator, so that a compiler sees its single operations; an ``opaque`` one stays a node.
     """
     implement(operator, "CompositeExplicitAutograd", reference)
-    _references[operator] = reference
+    _references[operator] = None if opaque else reference
 
 
 def in_place_of(operator: Any, x: Tensor) -> Callable[..., Any] | None:
