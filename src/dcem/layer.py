@@ -63,6 +63,7 @@ class Argmin(nn.Module):
 
     event_shape = Fixed[tuple[int, ...]]()
     latent_shape = Fixed[tuple[int, ...]]()
+    _event_name = "event"  # what errors call a candidate
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class Argmin(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape("event_shape", event_shape)
-        self.latent_shape = latent_shape_of(decoder, latent_shape, self.event_shape)
+        self.latent_shape = latent_shape_of(decoder, latent_shape, self.event_shape, self._event_name)
         self.decoder, self.bounds = decoder, bounds
         Bounds.check(bounds, torch.Size(self.latent_shape), torch.zeros(()))
         self.solver = CEM() if solver is None else solver
@@ -156,7 +157,7 @@ class Argmin(nn.Module):
             held = iter(named_leaves(self._family))
             family: Distribution = map_tensors(lambda _: now(next(held)[0]), self._family)
             return family.expand(batch_shape)
-        mean = now("mean").expand(*batch_shape, *self.latent_shape)
+        mean = now("mean").expand((*batch_shape, *self.latent_shape))
         if self.init_std is None:
             return mean
         std = now("std")
@@ -188,7 +189,7 @@ class Argmin(nn.Module):
 
     def _hold_start(self, init: Any) -> None:
         """Keep the start's tensors as `init_<name>`, and the family of a distribution."""
-        what = "event" if self.decoder is None else "latent"
+        what = self._event_name if self.decoder is None else "latent"
         self._family = init if isinstance(init, Distribution) else None
         if self._family is not None:
             batch, event = tuple(self._family.batch_shape), tuple(self._family.event_shape)
@@ -225,9 +226,12 @@ def behind(objective: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Ten
     return embed(objective, decode)
 
 
-def broadcastable(name: str, value: float | Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> Tensor:
     """A number or a tensor that broadcasts to `shape`, as a tensor."""
-    tensor = value if isinstance(value, Tensor) else torch.tensor(float(check_number(name, value)))
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.tensor(float(check_number(name, value)))
+    except TypeError:
+        raise TypeError(f"{name}: expected a number or a tensor, got {value!r}") from None
     try:
         tensor.expand(shape)
     except RuntimeError:
@@ -237,22 +241,23 @@ def broadcastable(name: str, value: float | Tensor, shape: tuple[int, ...], what
     return tensor
 
 
-def latent_shape_of(decoder: Any, given: Any, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+def latent_shape_of(decoder: Any, given: Any, event_shape: tuple[int, ...], what: str) -> tuple[int, ...]:
     """The shape of what is searched: that of the decoder's latent, or of a candidate where there is none."""
+    shape = None if given is None else as_shape("latent_shape", given)
     if decoder is None:
-        if given is not None:
+        if shape not in (None, event_shape):
             raise ValueError(f"latent_shape: expected None without a decoder, got {given}")
         return event_shape
     if not callable(decoder):
-        raise TypeError(f"decoder: expected a callable or module, got {decoder!r}")
+        raise TypeError(f"decoder: expected a callable, got {decoder!r}")
     own = getattr(decoder, "latent_shape", None)
-    shape = event_shape if given is None and own is None else as_shape("latent_shape", own if given is None else given)
-    if own is not None and tuple(own) != shape:
-        raise ValueError(f"latent_shape: expected that of the decoder, {tuple(own)}, got {shape}")
+    own = None if own is None else as_shape("latent_shape", own)
+    if own is not None and shape not in (None, own):
+        raise ValueError(f"latent_shape: expected that of the decoder, {own}, got {shape}")
     event = getattr(decoder, "event_shape", None)
     if event is not None and tuple(event) != event_shape:
-        raise ValueError(f"decoder: expected one that gives {event_shape}, got one that gives {tuple(event)}")
-    return shape
+        raise ValueError(f"decoder: expected one that gives {what} = {event_shape}, got one that gives {tuple(event)}")
+    return next(found for found in (shape, own, event_shape) if found is not None)
 
 
 def decoded(decoder: Callable[[Tensor], Tensor], z: Tensor, latent_shape: Any, event_shape: Any) -> Tensor:

@@ -196,7 +196,7 @@ class Wrong(dcem.embedding.MLPDecoder):
         (lambda: dcem.Argmin(2, init=torch.ones(3)), ValueError, r"init_mean: .* event \(2,\), got \(3,\)"),
         (lambda: dcem.Argmin(2, init=(0, torch.ones(3))), ValueError, r"init_std: .* event \(2,\), got \(3,\)"),
         (lambda: dcem.Argmin(2, init=(0, -1.0)), ValueError, "init_std: expected .* >= 0"),
-        (lambda: dcem.Argmin(2, init="here"), TypeError, "init_mean: expected a number, got 'here'"),
+        (lambda: dcem.Argmin(2, init="here"), TypeError, "init_mean: expected a number or a tensor, got 'here'"),
         (lambda: dcem.Argmin(2, init=dcem.Gaussian(torch.ones(3), 1)), ValueError, r"init: .* \(2,\), got .* \(3,\)"),
         (lambda: dcem.Argmin(2, init=dcem.Gaussian(torch.ones(3, 2), 1)), ValueError, r"init: .* got the batch \(3,\)"),
         (lambda: dcem.Argmin(2, decoder=3), TypeError, "decoder: expected a callable"),
@@ -209,7 +209,7 @@ class Wrong(dcem.embedding.MLPDecoder):
         (
             lambda: dcem.Argmin(2, decoder=dcem.embedding.MLPDecoder(3, 4)),
             ValueError,
-            r"decoder: expected one that gives \(2,\), got one that gives \(4,\)",
+            r"decoder: expected one that gives event = \(2,\), got one that gives \(4,\)",
         ),
         (
             lambda: dcem.Argmin(2, CEM, decoder=nn.Linear(3, 4), latent_shape=3)(lambda x: x.sum(-1)),

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcem._check import Fixed, as_shape
 from dcem._eager import all_true
 from dcem._guard import Cut, Reports, WithData, guarded, marked
-from dcem._modules import held_solver, hold_solver, hold_start, start, start_tensor
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
@@ -19,16 +18,16 @@ from dcem.control.initial import proposed, warm
 from dcem.control.plan import Plan, WarmStart
 from dcem.control.problem import Problem
 from dcem.control.rollout import Dynamics, batch_of, takes
-from dcem.control.settings import START, checked
-from dcem.control.settings import latent_shape as latent_shape_of
+from dcem.control.settings import EVENT, START, checked
 from dcem.distributions import Distribution
-from dcem.gradients import GradientMode, Implicit, Unroll
-from dcem.minimize import NoiseSource, minimize
+from dcem.gradients import GradientMode, Implicit
+from dcem.layer import Argmin, broadcastable
+from dcem.minimize import NoiseSource
 from dcem.solution import Solution, Status
-from dcem.solvers import CEM, Solver
+from dcem.solvers import Solver
 
 
-class MPC(nn.Module):
+class MPC(Argmin):
     """Choose actions by planning: minimise ``Σ_t C(x_t, u_t)`` over a horizon, subject to ``x_{t+1} = f(x_t, u_t)``.
 
     Applied in closed loop, the first action of each plan is executed and the next solve starts from the plan shifted
@@ -126,7 +125,7 @@ class MPC(nn.Module):
 
     horizon = Fixed[int]()
     action_shape = Fixed[tuple[int, ...]]()
-    latent_shape = Fixed[tuple[int, ...]]()
+    _event_name = EVENT
 
     def __init__(
         self,
@@ -160,31 +159,34 @@ class MPC(nn.Module):
         chunk_size: int | None = None,
         state_dims: Any = 1,
     ) -> None:
-        super().__init__()
         self.horizon, self.action_shape = horizon, as_shape("action_shape", action_shape)
-        self.latent_shape = latent_shape_of(decoder, latent_shape, self.actions_shape)
-        self.dynamics, self.cost, self.decoder = dynamics, cost, decoder
+        if decoder is not None and latent_shape is None and not hasattr(decoder, "latent_shape"):
+            raise ValueError("latent_shape: expected the shape of the decoder's latent, which it does not say itself")
+        super().__init__(
+            self.actions_shape,
+            solver,
+            num_iterations=num_iterations,
+            gradient=gradient,
+            init=(init_mean, init_std),
+            decoder=decoder,
+            latent_shape=latent_shape,
+        )
+        self.dynamics, self.cost = dynamics, cost
         self.terminal_cost, self.constraint, self.constraint_weight = terminal_cost, constraint, constraint_weight
         self.discount, self.continues = discount, continues
         self.proposals, self.num_proposals = proposals, num_proposals
         self.risk: Callable[[Tensor], Tensor] = risk  # type: ignore[assignment]  # None becomes the mean
         self.bounds, self.latent_bounds = bounds, latent_bounds
-        self.solver, self.num_iterations = CEM() if solver is None else solver, num_iterations
-        self.gradient = Unroll() if gradient is None else gradient
         self.num_particles, self.noise, self.answer = num_particles, noise, answer
         self.chunk_size, self.state_dims = chunk_size, state_dims
-        self.init_mean: Tensor
-        self.init_std: Tensor | None
         self.action_rate_cost: Tensor
-        for name, value in {"init_mean": init_mean, "init_std": init_std, "action_rate_cost": action_rate_cost}.items():
-            tensor = start_tensor(name, value, *self._start_shape(name))
-            hold_start(self, name, checked(self, name, tensor), *self._start_shape(name))
+        rate = broadcastable("action_rate_cost", action_rate_cost, *self._start_shape("action_rate_cost"))
+        self._hold("action_rate_cost", checked(self, "action_rate_cost", rate))
         self.init = init
-        hold_solver(self, self.solver)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in START and (name in self._buffers or name in self._parameters):
-            value = start_tensor(name, value, *self._start_shape(name))
+            value = None if value is None else broadcastable(name, value, *self._start_shape(name))
         super().__setattr__(name, checked(self, name, value))
 
     @property
@@ -204,7 +206,7 @@ class MPC(nn.Module):
             f"{name}={getattr(value, '__qualname__', None) or repr(value)}" for name, value in shown.items()
         )
 
-    def forward(
+    def forward(  # type: ignore[override]  # a layer whose objective is its own
         self,
         state: Any,
         *,
@@ -248,15 +250,11 @@ class MPC(nn.Module):
         def costs(z: Tensor, data: tuple[Any, Tensor | None], cut: Cut) -> Tensor:
             return problem.costs(data[0], cut(self._actions(z, box, data[0])), data[1], self.chunk_size, generator)
 
-        solution = minimize(
+        solution = self.search(
             WithData(costs, (state, previous)),
-            fresh.around(mean)
-            if isinstance(fresh, Distribution)
-            else start(mean, self.init_std, mean.dim() - len(batch)),
-            held_solver(self, self.solver),
-            num_iterations=self.num_iterations if num_iterations is None else num_iterations,
+            fresh.around(mean) if isinstance(fresh, Distribution) else mean,
+            num_iterations=num_iterations,
             gradient=gradient,
-            event_dims=len(self.latent_shape),
             bounds=self.bounds if self.decoder is None else self.latent_bounds,
             generator=generator,
             noise=self.noise if noise is None else noise,
@@ -304,7 +302,7 @@ class MPC(nn.Module):
     def _fresh(self, batch: tuple[int, ...], like: Tensor) -> Distribution | Tensor:
         """Where a search starts that has no warm start: ``init``, or the means alone."""
         if self.init is None:
-            return self.init_mean.to(like).expand((*batch, *self.latent_shape))
+            return self.initial(batch, like)
         init: Distribution = map_tensors(lambda leaf: leaf.to(like), self.init)
         return init.expand(batch)
 
@@ -380,7 +378,7 @@ class MPC(nn.Module):
         """What a tensor of the start, or the weights of the action rate, broadcast to."""
         if name == "action_rate_cost":
             return self.action_shape, "the action"
-        return self.latent_shape, "(horizon, *a)" if self.decoder is None else "the latent"
+        return self.latent_shape, EVENT if self.decoder is None else "the latent"
 
     def _charges_rate(self) -> bool:
         """Whether the action rate costs anything, now; True where that cannot be known at once."""

@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 
-from dcem._check import as_shape, check_count, check_number, check_std
+from dcem._check import check_count, check_number, check_std
 from dcem._eager import is_eager
 from dcem.bounds import Bounds
 from dcem.control.risk import Mean
 from dcem.distributions import Distribution
 from dcem.distributions.noise import check_noise_source
 from dcem.gradients import GradientMode
+from dcem.layer import latent_shape_of
 from dcem.solvers import Solver
 
+EVENT = "(horizon, *a)"
 START = ("init_mean", "init_std", "action_rate_cost")
 ANSWERS = ("mean", "best", "last")
 FUNCTIONS = ("dynamics", "cost")
@@ -28,11 +30,11 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
         if not callable(value):
             raise TypeError(f"{name}: expected a callable, got {value!r}")
         if name == "decoder" and "latent_shape" in mpc.__dict__:
-            latent_shape(value, mpc.latent_shape, mpc.actions_shape)
+            latent_shape_of(value, mpc.latent_shape, mpc.actions_shape, EVENT)
         if name == "noise":
             check_noise_source(value, mpc.latent_shape)
     elif name == "decoder" and "latent_shape" in mpc.__dict__:
-        latent_shape(None, mpc.latent_shape, mpc.actions_shape)
+        latent_shape_of(None, mpc.latent_shape, mpc.actions_shape, EVENT)
     elif name == "risk":
         value = Mean() if value is None else value
         if not callable(value):
@@ -85,26 +87,3 @@ def _check_init(mpc: Any, init: Any) -> None:
         )
     if mpc.init_std is not None or (is_eager() and mpc.init_mean.is_cpu and mpc.init_mean.any()):
         raise ValueError("init: expected None, or init_mean and init_std left alone, got both")
-
-
-def latent_shape(decoder: Any, given: Any, actions_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what is searched: that of the decoder's latent, or of the actions where there is none."""
-    if decoder is None:
-        if given is not None and given != actions_shape:
-            raise ValueError(f"latent_shape: expected None without a decoder, got {given}")
-        return actions_shape
-    if not callable(decoder):
-        raise TypeError(f"decoder: expected a callable, got {decoder!r}")
-    of_decoder = getattr(decoder, "latent_shape", None)
-    shape = of_decoder if given is None else given
-    if shape is None:
-        raise ValueError("latent_shape: expected the shape of the decoder's latent, which it does not say itself")
-    shape = as_shape("latent_shape", shape)
-    if of_decoder is not None and as_shape("latent_shape", of_decoder) != shape:
-        raise ValueError(f"latent_shape: expected that of the decoder, {tuple(of_decoder)}, got {shape}")
-    event = getattr(decoder, "event_shape", None)
-    if event is not None and tuple(event) != actions_shape:
-        raise ValueError(
-            f"decoder: expected one that gives (horizon, *a) = {actions_shape}, got one that gives {tuple(event)}"
-        )
-    return shape
