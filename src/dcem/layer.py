@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import Fixed, as_shape, check_count, check_number, check_std
+from dcem._guard import WithData
 from dcem._tree import map_tensors, named_leaves
 from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
@@ -221,9 +222,8 @@ class Argmin(nn.Module):
 
 def behind(objective: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`f(dec(z))` as an objective over `z`."""
-    from dcem.embedding.objective import embed
-
-    return embed(objective, decode)
+    of_x = WithData.of(objective)
+    return WithData(lambda z, data, cut: of_x.function(cut(decode(z)), data, cut), of_x.data)
 
 
 def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> Tensor:

@@ -160,7 +160,7 @@ class MPC(Argmin):
         state_dims: Any = 1,
     ) -> None:
         self.horizon, self.action_shape = horizon, as_shape("action_shape", action_shape)
-        if decoder is not None and latent_shape is None and not hasattr(decoder, "latent_shape"):
+        if callable(decoder) and latent_shape is None and not hasattr(decoder, "latent_shape"):
             raise ValueError("latent_shape: expected the shape of the decoder's latent, which it does not say itself")
         super().__init__(
             self.actions_shape,

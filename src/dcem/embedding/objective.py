@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from dcem._guard import WithData
+from dcem.layer import behind, decoded
 
 
 def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -40,18 +39,9 @@ def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Ten
     if not callable(decoder):
         raise TypeError(f"decoder: expected a callable, got {decoder!r}")
 
-    of_x = WithData.of(objective)
-    return WithData(lambda z, data, cut: of_x.function(cut(decode(decoder, z)), data, cut), of_x.data)
+    return behind(objective, lambda z: decode(decoder, z))
 
 
 def decode(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """``dec(z)``, of the shape that the decoder says, if it says one."""
-    x: Any = decoder(z)
-    latent, event = getattr(decoder, "latent_shape", None), getattr(decoder, "event_shape", None)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"decoder: expected to return a Tensor, got {type(x).__name__}")
-    if latent is not None and event is not None:
-        expected = (*z.shape[: z.dim() - len(latent)], *event)
-        if tuple(x.shape) != expected:
-            raise ValueError(f"decoder: expected candidates (*batch, N, *event) = {expected}, got {tuple(x.shape)}")
-    return x
+    return decoded(decoder, z, getattr(decoder, "latent_shape", None), getattr(decoder, "event_shape", None))
