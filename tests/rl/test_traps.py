@@ -36,6 +36,7 @@ def collected(actor, frames=24, make=short_pendulum_env, num=2, **options):
         SerialEnv(num, make), actor, frames_per_batch=frames, total_frames=frames,
         auto_register_policy_transforms=True, **options,
     )  # fmt: skip
+    collector.set_seed(0)
     (data,) = list(collector)
     collector.shutdown()
     return data

@@ -55,6 +55,10 @@ EXPERIMENTS = {
         "dcem.experiments.imitation",
         "learn cost, dynamics or both through the controller from an expert, beside likelihood and cloning",
     ),
+    "finetune": Experiment(
+        "dcem.experiments.finetune",
+        "PPO and SAC through a controller that is wrong about its plant or its task, beside networks from scratch",
+    ),
     "gallery": Experiment(
         "dcem.experiments.gallery", "films of the systems of dcem.control under model-predictive control"
     ),
