@@ -146,7 +146,10 @@ def test_steps_to_the_goal() -> None:
         return [[{"step": 10 * i, "return": value} for i, value in enumerate(of)] for of in curves]
 
     records = {
-        "p": {"oracle": [[{"step": 0, "return": -100.0}]], "ppo-network": seeds([-900, -300, -104], [-900, -200, -105])},
+        "p": {
+            "oracle": [[{"step": 0, "return": -100.0}]],
+            "ppo-network": seeds([-900, -300, -104], [-900, -200, -105]),
+        },
         "p-model": {"ppo": seeds([-400, -104, -101], [-400, -103, -103])},
     }
     values = finetune_figures.metrics(records)

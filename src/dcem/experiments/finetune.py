@@ -78,7 +78,8 @@ class Config:
 
 def check(config: Config) -> None:
     """Refuse settings that cannot be run."""
-    for key, known in {"tasks": TASKS, "wrong": WRONG, "methods": METHODS}.items():
+    choices: dict[str, list[str]] = {"tasks": [*TASKS], "wrong": [*WRONG], "methods": [*METHODS]}
+    for key, known in choices.items():
         unknown = [name for name in getattr(config, key) if name not in known]
         require(bool(getattr(config, key)) and not unknown, key, f"some of {', '.join(known)}", getattr(config, key))
     require(config.gradient in GRADIENTS, "gradient", f"one of {', '.join(GRADIENTS)}", config.gradient)
@@ -89,12 +90,10 @@ def check(config: Config) -> None:
     require(config.episode >= 0, "episode", "at least 0", config.episode)
     for name in ("ppo", "sac", "ppo_network", "sac_network"):
         settings = getattr(config, name)
-        for key in dataclasses.fields(settings):
-            value, least = (
-                getattr(settings, key.name),
-                0 if key.name in ("critic_epochs", "warm_up", "entropy") else 1e-9,
-            )
-            require(value >= least, f"{name}.{key.name}", "a positive number", value)
+        for setting, value in dataclasses.asdict(settings).items():
+            may_be_0 = setting in ("critic_epochs", "warm_up", "entropy")
+            expected = "at least 0" if may_be_0 else "a positive number"
+            require(value >= 0 if may_be_0 else value > 0, f"{name}.{setting}", expected, value)
         if isinstance(settings, PPO):
             frames = settings.num_envs * min(task_of(config, task).num_steps for task in config.tasks)
             require(settings.batch_size <= frames, f"{name}.batch_size", f"at most {frames}", settings.batch_size)

@@ -107,7 +107,7 @@ class Sampler:
                 step, carried = self.env.step_and_maybe_reset(self.policy(carried))
                 steps.append(step)
         self.carried = carried
-        data = torch.stack(steps, 1)
+        data: TensorDictBase = TensorDict.stack(steps, 1)
         data.names = [None, "time"]
         return data.set(("next", "scaled"), self.scale * data["next", "reward"])
 
@@ -179,7 +179,7 @@ def network(task: Task, algorithm: str) -> ProbabilisticActor:
     net: nn.Module
     if algorithm == "ppo":
         net = MLP(size, 1, num_cells=[64, 64], activation_class=nn.Tanh)
-        nn.init.orthogonal_(net[-1].weight, 0.01)
+        nn.init.orthogonal_(net[-1].weight, 0.01)  # type: ignore[index]
         module = nn.Sequential(net, AddStateIndependentNormalScale(1))
     else:
         net = MLP(size, 2, num_cells=[128, 128], activation_class=nn.ReLU)
@@ -247,7 +247,8 @@ def _improve(
                 return kl
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            total_loss(weights, {"policy": losses, "likelihood": lambda: learner.likelihood(batch)}).backward()  # noqa: B023
+            total = total_loss(weights, {"policy": losses, "likelihood": lambda: learner.likelihood(batch)})  # noqa: B023
+            total.backward()  # type: ignore[no-untyped-call]
             for optimizer in optimizers:
                 _clip(optimizer, settings.max_grad_norm)
                 optimizer.step()
@@ -279,7 +280,7 @@ def sac(learner: Learner, settings: SAC, run: Run) -> None:
         for _ in range(due - done):
             losses = loss(replay.sample())
             optimizer.zero_grad()
-            total_loss({"sac": 1.0}, {"sac": losses}).backward()
+            total_loss({"sac": 1.0}, {"sac": losses}).backward()  # type: ignore[no-untyped-call]
             _clip(optimizer, 10.0)
             optimizer.step()
             target.step()
@@ -303,7 +304,7 @@ class ActionValue(nn.Module):
 
 def _minibatches(data: TensorDictBase, size: int) -> Iterator[TensorDictBase]:
     """The steps in a random order, some at a time; a rest is left out."""
-    for rows in torch.randperm(len(data)).split(size):
+    for rows in torch.randperm(len(data)).split(size):  # type: ignore[no-untyped-call]
         if len(rows) == size or len(data) < size:
             yield data[rows]
 

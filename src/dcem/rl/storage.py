@@ -34,10 +34,15 @@ class Storage:
         self.decided: list[NestedKey] = [STARTED, *self.plan_keys, *self.belief_keys]
         """What a decision determines, without the action that is applied in the end."""
         self.in_keys: list[NestedKey] = [OBSERVATION, ACTION, *self.decided]
+
+    def specs(self, controller: Controller, like: Tensor) -> dict[NestedKey, TensorSpec]:
+        """What an environment has to carry, in the dtype and on the device of ``like``."""
+        blank = controller.blank((), like)
         tensors = dict(zip([ACTION, *self.decided], [blank.action, *self._tensors(blank)], strict=True))
-        self.specs = {
+        specs: dict[NestedKey, TensorSpec] = {
             key: Unbounded(of.shape, device=of.device, dtype=of.dtype) for key, of in tensors.items() if key != STARTED
-        } | {STARTED: Binary(n=1, shape=(1,), dtype=torch.bool, device=like.device)}
+        }
+        return specs | {STARTED: Binary(n=1, shape=(1,), dtype=torch.bool, device=like.device)}
 
     def read(self, tensordict: TensorDictBase, controller: Controller, like: Tensor) -> tuple[Tensor, Memory]:
         """The observation ``(*batch, o)`` and the memory that go into a decision, in the dtype of ``like``."""
