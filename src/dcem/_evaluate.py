@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dcem._eager import is_eager, may_have_gradient
 from dcem._guard import Cut, Reports, WithData, find_failed, guarded, stand_ins, uncut
-from dcem._unchanged import Versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +38,20 @@ class Evaluation:
 
     def __call__(self, samples: Tensor) -> Tensor:
         """The values of candidates."""
-        if not may_have_gradient():  # the short way
+        if not may_have_gradient():
             return self._values(samples, self.objective.data, uncut)
+        values: Tensor = guarded(
+            self._watched, samples, self.objective.data, len(self.batch_shape), generator=self.generator
+        )
+        return values
 
-        def values(objective: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
-            if self.reports is None:
-                return objective(samples)
-            return self.reports.watched(objective, samples, len(self.batch_shape))
-
-        result: Tensor = self.measured(values, samples)
-        return result
+    def _watched(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
+        if self.reports is None or self.reports.has_watched:
+            return self._values(samples, data, cut)
+        values: Tensor = self.reports.watched(
+            lambda samples: self._values(samples, data, cut), samples, len(self.batch_shape)
+        )
+        return values
 
     def measured(self, measure: Callable[[Callable[[Tensor], Tensor], Tensor], Any], samples: Tensor) -> Any:
         """``measure(objective, samples)``, a tree of tensors ``(*batch, N, ...)``, guarded."""
@@ -80,10 +83,10 @@ class Evaluation:
         return evaluation, samples.squeeze(batch_dims), slope.squeeze(batch_dims), failed.squeeze(-1)
 
     def _values(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
-        given = samples.to(self.dtype)
-        noted = Versions(given)
+        given, eager = samples.to(self.dtype), is_eager()
+        version = given._version if eager and not given.is_inference() else None
         values = self.objective.function(given, data, cut)
-        if noted.changed():
+        if version is not None and given._version != version:
             raise ValueError("objective: expected to leave its candidates as they are, got them changed in place")
         expected = (*self.batch_shape, samples.shape[samples.dim() - self.event_dims - 1])
         if not isinstance(values, Tensor):
@@ -100,7 +103,7 @@ class Evaluation:
         # A simulator may fill one tensor again and again: what is kept of it is a copy.
         if not values.requires_grad:
             return values.to(samples.dtype, copy=True)
-        if is_eager():
+        if eager:
             if any(earlier._version != version for earlier, version in self.returned):
                 raise ValueError(
                     "objective: expected to leave values that it has returned as they are, got them filled again"

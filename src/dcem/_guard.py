@@ -132,7 +132,7 @@ class Reports:
         self.failed = failed
         self.status: Tensor | None = None  # (*batch,), of the solution that is handed out
         self._given: Tensor | None = None  # problems for which the loss itself sent something not finite
-        self._looks = False
+        self.has_watched = False
 
     def of_loss(self, answer: Tensor, batch_dims: int) -> None:
         """Note what comes to the answer ``(*batch, ...)`` from outside: for that the objective cannot be blamed."""
@@ -160,11 +160,11 @@ class Reports:
 
     def watched(self, evaluate: Callable[[Tensor], Any], samples: Tensor, batch_dims: int) -> Any:
         """``evaluate(samples)``, a tree of tensors, with an eye on its own slopes, if it is the first that has any."""
-        if self._looks or not torch.is_grad_enabled() or not is_eager():
+        if self.has_watched or not torch.is_grad_enabled() or not is_eager():
             return evaluate(samples)
         result = evaluate(samples)
         results = [leaf for leaf in leaves(result) if leaf.requires_grad]
-        self._looks = bool(results)
+        self.has_watched = bool(results)
 
         def find_out() -> None:
             """No slope comes back to candidates that depend on nothing, such as the first of a search."""

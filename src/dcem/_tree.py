@@ -44,15 +44,18 @@ def detach(tree: Any) -> Any:
 
 
 def leaves(tree: Any) -> list[Tensor]:
-    """The tensors of a state."""
-    found: list[Tensor] = []
-
-    def note(leaf: Tensor) -> Tensor:
-        found.append(leaf)
-        return leaf
-
-    map_tensors(note, tree)
-    return found
+    """The tensors of a state, in the order in which `map_tensors` meets them."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, (tuple, list)):
+        children: Any = tree
+    elif isinstance(tree, dict):
+        children = tree.values()
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        children = [getattr(tree, field.name) for field in dataclasses.fields(tree)]
+    else:
+        return []
+    return [leaf for child in children for leaf in leaves(child)]
 
 
 def named_leaves(tree: Any, where: str = "") -> list[tuple[str, Tensor]]:

@@ -147,7 +147,7 @@ def minimize(
     failed = torch.zeros(batch_shape, dtype=torch.bool, device=distribution.mean.device)
     flat: Tensor | None = ~failed  # in every iteration so far
     history: list[Iteration] = []
-    is_watched = False
+    is_watched = not torch.is_grad_enabled()
     for t in range(num_iterations):
         step = gradient.iterate(iterate, state, draw(t), num_iterations - t, generator)
         state = step.state
