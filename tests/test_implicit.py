@@ -480,7 +480,9 @@ def test_the_hessian_is_built_once() -> None:
     solution = solved_by_implicit(objective, torch.ones(3))
     (gradient,) = torch.autograd.grad(solution.x.sum(), theta)
     torch.testing.assert_close(gradient, torch.ones(3))
-    assert calls == 3
+    assert (
+        calls == 3
+    )  # a step of the solver; the slope at its answer; the slope again, to be differentiated, with the Hessian
 
 
 def test_what_bounds_hold_is_not_flat() -> None:
