@@ -182,7 +182,7 @@ def test_the_cost_of_a_plan_reaches_every_parameter_through_plant_and_planner() 
 
 
 def test_the_adversary_lowers_the_return_at_the_errors_allowed(tmp_path: Path) -> None:
-    sizes = {"num_episodes": 20, "fit_updates": 300, "num_updates": 50, "lr": 0.03, "batch_size": 8, "horizon": 10}
+    sizes = {"num_episodes": 20, "fit_updates": 300, "num_updates": 75, "lr": 0.03, "batch_size": 8, "horizon": 10}
     sizes |= {
         "num_samples": 32,
         "num_elites": 4,
