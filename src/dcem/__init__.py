@@ -31,6 +31,7 @@ from dcem.projections import (
     hard_topk,
     lml,
 )
+from dcem.search import Search
 from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, MPPI, GradientDescent, SamplingSolver, Solver, Step
 
@@ -64,6 +65,7 @@ __all__ = [
     "Product",
     "Prune",
     "SamplingSolver",
+    "Search",
     "Solution",
     "Solver",
     "Status",

@@ -89,17 +89,7 @@ class Evaluation:
         if version is not None and given._version != version:
             raise ValueError("objective: expected to leave its candidates as they are, got them changed in place")
         expected = (*self.batch_shape, samples.shape[samples.dim() - self.event_dims - 1])
-        if not isinstance(values, Tensor):
-            raise TypeError(f"objective: expected a Tensor of values of shape {expected}, got {type(values).__name__}")
-        if tuple(values.shape) != expected:
-            raise ValueError(
-                f"objective: expected values of shape (*batch, N) = {expected} for candidates of shape "
-                f"(*batch, N, *event) = {tuple(samples.shape)}, got {tuple(values.shape)}"
-            )
-        if not values.is_floating_point():
-            raise TypeError(f"objective: expected floating-point values, got {values.dtype}")
-        if values.device != samples.device:
-            raise ValueError(f"objective: expected values on {samples.device} like the candidates, got {values.device}")
+        values = as_values("objective", values, expected, samples)
         # A simulator may fill one tensor again and again: what is kept of it is a copy.
         if not values.requires_grad:
             return values.to(samples.dtype, copy=True)
@@ -110,3 +100,19 @@ class Evaluation:
                 )
             self.returned[:] = [(values.detach(), values._version)]  # which shares the version, and not the graph
         return values.to(samples.dtype)
+
+
+def as_values(name: str, values: Any, expected: tuple[int, ...], samples: Tensor) -> Tensor:
+    """Check that these are values of the shape ``expected``, ``(*batch, N)``, of candidates ``samples``."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: expected a Tensor of values of shape {expected}, got {type(values).__name__}")
+    if tuple(values.shape) != expected:
+        raise ValueError(
+            f"{name}: expected values of shape (*batch, N) = {expected} for candidates of shape "
+            f"(*batch, N, *event) = {tuple(samples.shape)}, got {tuple(values.shape)}"
+        )
+    if not values.is_floating_point():
+        raise TypeError(f"{name}: expected floating-point values, got {values.dtype}")
+    if values.device != samples.device:
+        raise ValueError(f"{name}: expected values on {samples.device} like the candidates, got {values.device}")
+    return values

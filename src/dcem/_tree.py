@@ -43,6 +43,47 @@ def detach(tree: Any) -> Any:
     return map_tensors(Tensor.detach, tree)
 
 
+def plain(tree: Any) -> Any:
+    """A state as dicts, lists and tensors of its own, to be saved; :func:`restored` makes it a state again."""
+    if isinstance(tree, Tensor):
+        return tree.detach().clone()
+    parts = _children(tree)
+    if parts is None:
+        return tree
+    saved = {key: plain(part) for key, part in parts.items()}
+    return list(saved.values()) if isinstance(tree, (tuple, list)) and not hasattr(tree, "_fields") else saved
+
+
+def restored(like: Any, saved: Any, where: str) -> Any:
+    """A state built like ``like`` with the numbers that :func:`plain` saved, copied; ValueErrors begin with ``where``.
+
+    What is None in one of them may be a tensor in the other: it came later, or is no more.
+    """
+    mine, theirs = _children(like), _children(saved)
+    if mine is None or theirs is None:
+        if isinstance(like, Tensor) and isinstance(saved, Tensor) and like.shape != saved.shape:
+            raise ValueError(f"{where}: expected shape {tuple(like.shape)}, got {tuple(saved.shape)}")
+        optional = all(leaf is None or isinstance(leaf, Tensor) for leaf in (like, saved))
+        if not optional and type(like) is not type(saved):
+            raise ValueError(f"{where}: expected {_named(like)}, got {_named(saved)}")
+        if not isinstance(saved, Tensor):
+            return saved
+        return saved.to(like, copy=True) if isinstance(like, Tensor) else saved.clone()
+    if mine.keys() != theirs.keys():
+        raise ValueError(
+            f"{where}: expected {', '.join(map(str, mine))}, got {', '.join(map(str, theirs)) or 'nothing'}"
+        )
+    new = {key: restored(part, theirs[key], f"{where}.{key}") for key, part in mine.items()}
+    if isinstance(like, dict):
+        return new
+    if isinstance(like, (tuple, list)):
+        return type(like)(*new.values()) if hasattr(like, "_fields") else type(like)(new.values())
+    state = object.__new__(type(like))
+    for name, value in (getattr(like, "__dict__", {}) | new).items():
+        object.__setattr__(state, name, value)
+    return state
+
+
 def leaves(tree: Any) -> list[Tensor]:
     """The tensors of a state, in the order in which `map_tensors` meets them."""
     if isinstance(tree, Tensor):
@@ -93,6 +134,21 @@ def difference(tree: Any, other: Any, where: str = "") -> str | None:
 
 def _itself(leaf: Tensor) -> Tensor:
     return leaf
+
+
+def _children(tree: Any) -> dict[Any, Any] | None:
+    """What a container holds, by field, key or position; None of a leaf."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return dict(zip(tree._fields, tree, strict=True))
+    if isinstance(tree, dict):
+        return tree
+    return dict(enumerate(tree)) if isinstance(tree, (tuple, list)) else None
+
+
+def _named(leaf: Any) -> str:
+    return type(leaf).__name__ if isinstance(leaf, Tensor) or _children(leaf) is not None else repr(leaf)
 
 
 def _parts(tree: Any) -> dict[str, Any] | None:

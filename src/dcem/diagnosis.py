@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_count
+from dcem._setup import NoiseSource
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
 from dcem.gradients import Detach, GradientMode, Unroll
-from dcem.minimize import NoiseSource, minimize
+from dcem.minimize import minimize
 from dcem.solution import Solution, Status
 from dcem.solvers import CEM, Solver
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._best import best_of
 from dcem._check import Fixed, as_shape
 from dcem._eager import all_true
 from dcem._guard import Cut, Reports, WithData, guarded, marked
+from dcem._setup import NoiseSource
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
@@ -22,7 +24,6 @@ from dcem.control.settings import EVENT, START, checked
 from dcem.distributions import Distribution
 from dcem.gradients import GradientMode, Implicit
 from dcem.layer import Argmin, broadcastable
-from dcem.minimize import NoiseSource
 from dcem.solution import Solution, Status
 from dcem.solvers import Solver
 
@@ -368,11 +369,10 @@ class MPC(Argmin):
             return solution.x
         iterations = solution.history if self.answer == "best" else solution.history[-1:]
         samples = torch.cat([iteration.samples for iteration in iterations], sample_dim)
-        values = torch.cat([iteration.values.detach() for iteration in iterations], -1)
-        lowest, index = values.nan_to_num(torch.inf, torch.inf, torch.inf).min(-1, keepdim=True)
-        axes = (1,) * len(self.latent_shape)
-        sample = torch.take_along_dim(samples, index.reshape((*index.shape, *axes)), sample_dim).squeeze(sample_dim)
-        return torch.where(lowest.squeeze(-1).isfinite().reshape((*lowest.shape[:-1], *axes)), sample, solution.x)
+        values = torch.cat([iteration.values for iteration in iterations], -1)
+        best, lowest = best_of(samples, values)
+        found = lowest.isfinite().reshape((*lowest.shape[:-1], *(1,) * len(self.latent_shape)))
+        return torch.where(found, best.squeeze(sample_dim), solution.x)
 
     def _start_shape(self, name: str) -> tuple[tuple[int, ...], str]:
         """What a tensor of the start, or the weights of the action rate, broadcast to."""

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from dcem._check import check_positive
 from dcem._guard import evaluated
+from dcem._setup import NoiseSource
 from dcem._tree import detach
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
 from dcem.embedding.objective import decode, embed
 from dcem.gradients import GradientMode, Unroll
-from dcem.minimize import NoiseSource, minimize
+from dcem.minimize import minimize
 from dcem.solution import Solution
 from dcem.solvers import CEM, Solver
 

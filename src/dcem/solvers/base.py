@@ -88,6 +88,18 @@ class SamplingState(NamedTuple):
     proposals: Tensor | None = None
 
 
+class Candidates(NamedTuple):
+    """What a sampling solver wants to know the values of.
+
+    Attributes:
+        drawn: as they were drawn, ``(*batch, N, *event)``.
+        samples: the same inside the bounds, where the objective is evaluated.
+    """
+
+    drawn: Tensor
+    samples: Tensor
+
+
 @dataclass(frozen=True)
 class SamplingSolver(Solver):
     """The template of CEM and MPPI: sample, evaluate, weigh, refit.
@@ -99,18 +111,25 @@ class SamplingSolver(Solver):
         return SamplingState(distribution, 0, None)
 
     def step(self, objective: Objective, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
+        asked = self.ask(state, noise, clip)
+        return self.tell(state, asked, objective(asked.samples), clip)
+
+    def ask(self, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Candidates:
+        """The first half of an iteration: the candidates whose values :meth:`tell` needs."""
         drawn = self.sample(state, noise)
         if state.proposals is not None:
             drawn = torch.cat([drawn, clip(state.proposals)], state.distribution.sample_dim)
-        samples = clip(drawn)
-        values = objective(samples)
+        return Candidates(drawn, clip(drawn))
+
+    def tell(self, state: SamplingState, asked: Candidates, values: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
+        """The second half: from the values ``(*batch, N)`` of what was asked to the next state."""
         # Refitted to what was drawn: clipped samples pull the mean inwards and the std to zero, whatever their values.
-        distribution, weights, valid = self.refit(state.distribution, drawn, values)
-        after = self.advance(state, distribution, drawn, values)._replace(proposals=state.proposals)
+        distribution, weights, valid = self.refit(state.distribution, asked.drawn, values)
+        after = self.advance(state, distribution, asked.drawn, values)._replace(proposals=state.proposals)
         flat = None
         if valid is not None and not all_true(valid):
             flat = ~valid & (values.isfinite().sum(-1) >= self.num_required)
-        return Step(after, samples, values, weights, valid, flat)
+        return Step(after, asked.samples, values, weights, valid, flat)
 
     @property
     def num_required(self) -> float:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._best import best_of
 from dcem._check import check_count, check_flag, check_fraction, check_number, check_positive, check_std
 from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML
-from dcem.solvers.base import Objective, SamplingSolver, SamplingState, Step, scores_of
+from dcem.solvers.base import Candidates, SamplingSolver, SamplingState, Step, scores_of
 from dcem.solvers.refit import is_plain_lml, refit
 from dcem.solvers.refuse import refuse_gradient
 
@@ -114,8 +115,8 @@ class CEM(SamplingSolver):
         decayed = int(self.num_samples * self.population_decay**-iteration)
         return min(self.num_samples, max(decayed, math.ceil(2 * self.num_elites)))
 
-    def step(self, objective: Objective, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
-        step = super().step(objective, state, noise, clip)
+    def tell(self, state: SamplingState, asked: Candidates, values: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
+        step = super().tell(state, asked, values, clip)
         fitted: Distribution = step.state.distribution
         stretched = fitted.stretch(state.distribution, clip)
         if stretched is fitted:
@@ -191,10 +192,7 @@ class CEM(SamplingSolver):
         num_kept = min(wanted, self.population(state.iteration + 1) - 1)
         if num_kept == 0:
             return None
-        ranked = values.detach().nan_to_num(torch.inf, torch.inf, torch.inf)
-        best = ranked.topk(num_kept, largest=False).indices
-        best = best.reshape(best.shape + (1,) * state.distribution.event_dims)
-        return torch.take_along_dim(samples, best, state.distribution.sample_dim)
+        return best_of(samples, values, num_kept)[0]
 
 
 _STEPS = (CEM.weigh, CEM.fit, CEM._smooth, CEM.num_required)

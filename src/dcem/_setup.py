@@ -1,0 +1,186 @@
+"""A solve before it runs: what the user gave, checked and brought to one form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._check import check_int
+from dcem._eager import all_true, is_eager
+from dcem._tree import map_tensors
+from dcem.bounds import Bounds, BoundsLike
+from dcem.distributions import Distribution, WhiteNoise
+from dcem.distributions.noise import check_noise_source
+from dcem.solvers import SamplingSolver, Solver, Step
+
+NoiseSource = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What stays the same from one iteration to the next.
+
+    Attributes:
+        solver: what is iterated.
+        start: its state before the first iteration.
+        bounds: the box that candidates and means are kept in, or None.
+        dtype: what the user's candidates and answers shall have; the solve itself has at least single precision.
+        draw: from the number of an iteration to its standard normal draws ``(*batch, num_samples, *event)``.
+    """
+
+    solver: Solver
+    start: Any
+    bounds: Bounds | None
+    dtype: torch.dtype
+    draw: Callable[[int], Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        init: Distribution | Tensor,
+        solver: Solver,
+        *,
+        num_iterations: int | None,
+        event_dims: int,
+        bounds: BoundsLike | None,
+        generator: torch.Generator | None,
+        noise: Tensor | NoiseSource | None,
+        proposals: Tensor | None,
+    ) -> Setup:
+        """Check the arguments of :func:`dcem.minimize`; ``num_iterations`` is None where it is not known before."""
+        if not isinstance(solver, Solver):
+            raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator or None, got {generator!r}")
+        distribution, dtype = _initial_distribution(init, solver, event_dims)
+        batch_shape, event_shape, mean = distribution.batch_shape, distribution.event_shape, distribution.mean
+        box = Bounds.check(bounds, event_shape, mean, dtype)
+        shape = (*batch_shape, solver.num_samples, *event_shape)
+        draw = _noise_source(noise, num_iterations, shape, event_shape, mean, generator)
+        state = solver.init(distribution if box is None else distribution.clip(box))
+        if proposals is not None:
+            state = _with_proposals(state, proposals, solver)
+        return cls(solver, state, box, dtype, draw)
+
+    def clip(self, x: Tensor) -> Tensor:
+        """Candidates brought inside the bounds."""
+        return x if self.bounds is None else self.bounds.clip(x)
+
+    def settle(self, step: Step, before: Any) -> Step:
+        """A solver's step as it counts: its mean inside the bounds, and its state the one before where it failed."""
+        state = step.state
+        if self.bounds is not None:
+            state = state._replace(distribution=state.distribution.clip(self.bounds))
+        if step.valid is not None and not all_true(step.valid):
+            state = _where(step.valid, state, before)
+        return step._replace(state=state)
+
+
+def _where(mask: Tensor, new: Any, old: Any) -> Any:
+    """The new state for the problems of ``mask`` ``(*batch,)``, the old one for the others."""
+
+    def choose(after: Tensor, before: Tensor | None) -> Tensor:
+        if before is None or before.shape != after.shape:  # elites of a first iteration: any will do
+            return after
+        return torch.where(mask.reshape(mask.shape + (1,) * (after.dim() - mask.dim())), after, before)
+
+    return map_tensors(choose, new, old)
+
+
+def _with_proposals(state: Any, proposals: object, solver: Solver) -> Any:
+    """The first state with the candidates that take part in every iteration."""
+    if not isinstance(solver, SamplingSolver):
+        raise ValueError(f"proposals: expected None for a solver that selects among no samples, {solver}")
+    if not isinstance(proposals, Tensor) or not proposals.is_floating_point():
+        came = proposals.dtype if isinstance(proposals, Tensor) else type(proposals).__name__
+        raise TypeError(f"proposals: expected a floating-point Tensor (*batch, M, *event) or None, got {came}")
+    distribution = state.distribution
+    mean = distribution.mean.unsqueeze(distribution.sample_dim)
+    dim = proposals.dim() + distribution.sample_dim
+    shape = tuple(proposals.shape)
+    if dim < 0 or (*shape[:dim], 1, *shape[dim + 1 :]) != tuple(mean.shape):
+        raise ValueError(
+            f"proposals: expected shape (*batch, M, *event) with batch {tuple(distribution.batch_shape)} and event "
+            f"{tuple(distribution.event_shape)}, got {shape}"
+        )
+    given = proposals.to(mean)
+    finite = given.isfinite().flatten(dim + 1).all(-1) if distribution.event_dims else given.isfinite()
+    finite = finite.reshape(finite.shape + (1,) * distribution.event_dims)
+    return state._replace(proposals=torch.where(finite, given, mean))
+
+
+def _initial_distribution(
+    init: Distribution | Tensor, solver: Solver, event_dims: int
+) -> tuple[Distribution, torch.dtype]:
+    """The first ``g_φ`` with at least single precision, and the dtype that candidates shall have."""
+    if isinstance(init, Tensor):
+        if not init.is_floating_point():
+            raise TypeError(f"init: expected a floating-point tensor, got {init.dtype}")
+        event_dims = check_int("event_dims", event_dims)
+        if not 0 <= event_dims <= init.dim():
+            raise ValueError(
+                f"event_dims: expected an int from 0 to {init.dim()} for init of shape {tuple(init.shape)}, "
+                f"got {event_dims!r}"
+            )
+        dtype = init.dtype
+        distribution = solver.distribution(_single(init), event_dims)
+    elif isinstance(init, Distribution):
+        dtype = init.mean.dtype
+        distribution = map_tensors(_single, init)
+    else:
+        raise TypeError(f"init: expected a Tensor of means or a dcem distribution, got {type(init).__name__}")
+    mean = distribution.mean
+    if mean.numel() == 0:
+        raise ValueError(f"init: expected at least one element, got shape {tuple(mean.shape)}")
+    if is_eager() and mean.device.type == "cpu":
+        distribution.check()
+    return distribution, dtype
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _noise_source(
+    noise: Tensor | NoiseSource | None,
+    num_iterations: int | None,
+    shape: tuple[int, ...],
+    event_shape: torch.Size,
+    like: Tensor,
+    generator: torch.Generator | None,
+) -> Callable[[int], Tensor]:
+    """A function from the iteration's number to its standard normal draws."""
+    if isinstance(noise, Tensor):
+        expected = (num_iterations, *shape)
+        if noise.dim() != len(expected) or any(expected[i] not in (None, n) for i, n in enumerate(noise.shape)):
+            wanted = str(expected).replace("None", "T")
+            raise ValueError(
+                f"noise: expected (num_iterations, *batch, num_samples, *event) = {wanted}, got {tuple(noise.shape)}"
+            )
+        if not noise.is_floating_point():
+            raise TypeError(f"noise: expected floating-point draws, got {noise.dtype}")
+        given = noise.to(like)
+
+        def at(t: int) -> Tensor:
+            if t >= len(given):
+                raise ValueError(f"noise: expected draws for more than {t} iterations, got {len(given)}")
+            return given[t]
+
+        return at
+    if noise is not None and not callable(noise):
+        raise TypeError(f"noise: expected a Tensor, a noise source or None, got {noise!r}")
+    source = WhiteNoise() if noise is None else noise
+    check_noise_source(source, event_shape)
+
+    def draw(t: int) -> Tensor:
+        drawn: Any = source(shape, dtype=like.dtype, device=like.device, generator=generator)
+        if not isinstance(drawn, Tensor) or tuple(drawn.shape) != shape:
+            came = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+            raise ValueError(f"noise: expected the source to return {shape}, got {came}")
+        return drawn
+
+    return draw

@@ -1,0 +1,144 @@
+"""A solve by ask and tell: the loop is the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._evaluate import as_values
+from dcem._progress import Progress
+from dcem._setup import NoiseSource, Setup
+from dcem._tree import plain, restored
+from dcem.bounds import BoundsLike
+from dcem.distributions import Distribution
+from dcem.solution import Solution
+from dcem.solvers import CEM, SamplingSolver, Solver
+from dcem.solvers.base import Candidates
+
+_DEFAULT_SOLVER = CEM()
+
+
+class Search:
+    """Minimise what only your own loop can evaluate: a simulator farm, a laboratory, a training run a candidate.
+
+    `ask` gives candidates, `tell` takes their values, as often as you like; `solution` is the answer so far. It is
+    the loop of `dcem.minimize` cut in two: for the same noise both find the same, bit for bit. Nothing is
+    differentiated: values are taken as numbers, as with `gradient=dcem.Detach()`.
+
+    Args:
+        init: Where to start: a distribution, or a Tensor of means `(*batch, *event)`.
+        solver: One that samples: `dcem.CEM` (the default, `CEM(100, 10, LML(1.0))`), `dcem.MPPI` or your own.
+        event_dims: How many trailing axes of a Tensor `init` are one candidate; a distribution knows its own.
+        bounds: `(low, high)`, each None, a number, or a tensor that broadcasts to `event`.
+        generator: Source of randomness, which is saved with the search.
+        noise: Instead of drawing: standard normal draws `(T, *batch, N, *event)`, for at most `T` iterations; or a
+            source of them such as `dcem.ColoredNoise`.
+        proposals: Candidates from outside, `(*batch, M, *event)`, that come beside the `N` samples in every iteration.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or the solver is one that needs slopes, such as
+            `dcem.GradientDescent`.
+        ValueError: An argument has the wrong shape or range.
+
+    >>> import dcem
+    >>> search = dcem.Search(torch.zeros(2), dcem.CEM(50, 5, dcem.LML(0.1)), bounds=(-4.0, 4.0),
+    ...                      generator=torch.Generator().manual_seed(0))
+    >>> for _ in range(20):
+    ...     x = search.ask()                                        # (50, 2)
+    ...     search.tell(torch.stack([(each - 1.0).square().sum() for each in x]))
+    >>> search.solution.x
+    tensor([1.0000, 1.0000])
+
+    Source: ask and tell, Collette et al., "On object-oriented programming of optimizers", 2010.
+    """
+
+    def __init__(
+        self,
+        init: Distribution | Tensor,
+        solver: Solver = _DEFAULT_SOLVER,
+        *,
+        event_dims: int = 1,
+        bounds: BoundsLike | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | NoiseSource | None = None,
+        proposals: Tensor | None = None,
+    ) -> None:
+        if not isinstance(solver, SamplingSolver):
+            raise TypeError(f"solver: expected one that samples, such as dcem.CEM(), got {solver!r}")
+        if type(solver).step is not SamplingSolver.step:
+            raise TypeError(f"solver: expected one whose step is ask and tell, {type(solver).__name__} has its own")
+        with torch.no_grad():
+            self._setup = Setup.of(
+                init, solver, num_iterations=None, event_dims=event_dims, bounds=bounds, generator=generator,
+                noise=noise, proposals=proposals,
+            )  # fmt: skip
+        self._solver, self._generator = solver, generator
+        self._progress = Progress.start(self._setup)
+        self._asked: Any = None
+
+    def ask(self) -> Tensor:
+        """The candidates `(*batch, N, *event)` to evaluate next; until they are told of, the same again."""
+        if self._asked is None:
+            noise = self._setup.draw(self._progress.iteration)
+            self._asked = self._quietly(self._solver.ask, self._progress.state, noise, self._setup.clip)
+        return self._asked.samples.to(self._setup.dtype, copy=True)
+
+    def tell(self, values: Tensor) -> None:
+        """Take the values `(*batch, N)` of the candidates last asked for. One that is not finite is a failed sample.
+
+        Raises:
+            RuntimeError: No candidates were asked for since the last call.
+            TypeError: The values are no floating-point Tensor.
+            ValueError: They are of another shape or on another device than the candidates.
+        """
+        if self._asked is None:
+            raise RuntimeError("tell: expected ask() to be called before, got values of no candidates")
+        state, samples = self._progress.state, self._asked.samples
+        expected = (*self._progress.failed.shape, samples.shape[state.distribution.sample_dim])
+        given = as_values("values", values, expected, samples).detach().to(samples.dtype, copy=True)
+        step = self._quietly(self._solver.tell, state, self._asked, given, self._setup.clip)
+        self._progress = self._progress.after(self._setup.settle(step, state))
+        self._asked = None
+
+    @property
+    def solution(self) -> Solution:
+        """The answer so far, as `dcem.minimize` gives it; its history is empty."""
+        return self._progress.solution(self._setup, self._progress.state.distribution.mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes, in plain containers: `torch.load(..., weights_only=True)` reads what was saved of it.
+
+        With candidates that were asked for and not yet told of, and where the generator stands. What the search was
+        made of (solver, bounds, noise, proposals) is not in it.
+        """
+        generator = None if self._generator is None else self._generator.get_state()
+        progress = self._progress._replace(best=self._progress.best.compared())
+        return {"progress": plain(progress), "asked": plain(self._asked), "generator": generator}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from where a search of the same arguments was saved.
+
+        Raises:
+            ValueError: It was saved of another one: other shapes, another family, with or without a generator.
+        """
+        generator = state_dict.get("generator")
+        if (generator is None) != (self._generator is None):
+            has, had = ("none" if one is None else "one" for one in (self._generator, generator))
+            raise ValueError(f"state_dict: expected the state of a search with {has} as generator, got one with {had}")
+        like = Progress.start(self._setup)
+        progress = restored(like, state_dict.get("progress"), "state_dict")
+        asked = state_dict.get("asked")
+        if asked is not None:
+            mean = like.state.distribution.mean
+            asked = Candidates(*(restored(None, asked[name], "state_dict").to(mean) for name in Candidates._fields))
+        self._progress, self._asked = progress, asked
+        if self._generator is not None:
+            self._generator.set_state(generator.cpu())  # type: ignore[union-attr]
+
+    def _quietly(self, call: Callable[..., Any], *given: Any) -> Any:
+        """Without a gradient, and in the precision of the search whatever the caller's autocast says."""
+        with torch.no_grad(), torch.autocast(self._progress.failed.device.type, enabled=False):
+            return call(*given)

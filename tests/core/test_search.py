@@ -1,0 +1,206 @@
+"""`dcem.Search`: the loop of `minimize` by ask and tell, saved and resumed."""
+
+import io
+
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+
+T = 4
+MEANS = torch.tensor([[0.5, -1.0], [2.0, 0.0], [-0.5, 1.5]])
+
+
+def objective(x: Tensor) -> Tensor:
+    """With failures: NaN where the first coordinate is large, infinite in one corner."""
+    values = (x - MEANS.to(x.dtype).unsqueeze(-2)).square().sum(-1).cos() + x.square().sum(-1)
+    values = torch.where(x[..., 0] > 1.5, torch.nan, values)
+    return torch.where(x.amin(-1) < -1.5, -torch.inf, values)
+
+
+def finish(search: dcem.Search, iterations: int = T) -> dcem.Solution:
+    for _ in range(iterations):
+        search.tell(objective(search.ask()))
+    return search.solution
+
+
+def assert_same(ours: dcem.Solution, theirs: dcem.Solution) -> None:
+    for name in ("x", "best_x", "best_value", "status"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert type(ours.distribution) is type(theirs.distribution)
+    assert torch.equal(ours.distribution.mean, theirs.distribution.mean)
+
+
+class Sharper(dcem.CEM):
+    """A subclass with a step in its selection of its own."""
+
+    def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        return super().weigh(2 * values)
+
+
+SOLVERS = {
+    "dcem": dcem.CEM(30, 5, dcem.LML(0.5)),
+    "iCEM": dcem.CEM(30, 5, dcem.HardTopK(), keep_elites=0.5, population_decay=1.3, smoothing=0.1),
+    "mppi": dcem.MPPI(30, 0.5),
+    "subclass": Sharper(30, 5, dcem.ConstrainedSoftmax(0.5)),
+}
+STARTS = {
+    "means": torch.zeros(3, 2),
+    "double": torch.zeros(3, 2, dtype=torch.float64),
+    "half": torch.zeros(3, 2, dtype=torch.bfloat16),
+    "full": dcem.FullGaussian(torch.zeros(3, 2), torch.eye(2)),
+    "mixture": dcem.Mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).expand(3, 2, 2), 1.0),
+}
+OPTIONS = {
+    "free": {},
+    "bounds": {"bounds": (-1.0, torch.tensor([1.2, 0.8]))},
+    "proposals": {"proposals": torch.tensor([0.4, -0.9]).expand(3, 1, 2), "bounds": (None, 1.0)},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_finds_what_minimize_finds_bit_by_bit(name, start, option):
+    solver, init = SOLVERS[name], STARTS[start]
+    options = OPTIONS[option]
+    noise = torch.randn(T, 3, solver.num_samples, 2, generator=torch.Generator().manual_seed(1))
+    if isinstance(init, Tensor) and init.dtype == torch.float64:
+        noise = noise.double()
+    whole = dcem.minimize(objective, init, solver, num_iterations=T, noise=noise, **options)
+    assert_same(finish(dcem.Search(init, solver, noise=noise, **options)), whole)
+    drawn = dcem.minimize(
+        objective, init, solver, num_iterations=T, generator=torch.Generator().manual_seed(2),
+        gradient=dcem.Detach(), **options,
+    )  # fmt: skip
+    assert_same(finish(dcem.Search(init, solver, generator=torch.Generator().manual_seed(2), **options)), drawn)
+
+
+def test_statuses_are_those_of_minimize():
+    def values(x: Tensor) -> Tensor:
+        each = x.square().sum(-1)
+        return torch.stack([each[0], torch.full_like(each[1], torch.nan), torch.ones_like(each[2]), 0 * each[3]])
+
+    init = dcem.Gaussian(torch.zeros(4, 2), torch.tensor([1.0, 1.0, 1.0, 0.0]).reshape(4, 1))
+    search = dcem.Search(init, generator=torch.Generator().manual_seed(0))
+    before = search.solution
+    assert before.status.tolist()[:3] == [dcem.Status.OK] * 3
+    assert before.best_value.isinf().all()
+    for _ in range(3):
+        search.tell(values(search.ask()))
+    whole = dcem.minimize(values, init, num_iterations=3, generator=torch.Generator().manual_seed(0))
+    assert_same(search.solution, whole)
+    assert whole.status.tolist() == [dcem.Status.OK, dcem.Status.NONFINITE, dcem.Status.FLAT, dcem.Status.COLLAPSED]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_resumes_from_a_file_as_if_it_had_not_stopped(name, start, asked):
+    def new() -> dcem.Search:
+        return dcem.Search(STARTS[start], SOLVERS[name], generator=torch.Generator().manual_seed(3), bounds=(-1.0, 1.0))
+
+    whole, stopped = new(), new()
+    finish(stopped, 2)
+    if asked:
+        stopped.ask()
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    resumed = new()
+    resumed.ask()  # what it did before is forgotten
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert_same(resumed.solution, finish(whole, 2))
+    assert torch.equal(resumed.ask(), stopped.ask())
+    assert_same(finish(resumed, 2), finish(whole, 2))
+
+
+def test_a_saved_state_is_a_copy(generator):
+    search = dcem.Search(torch.zeros(3, 2), generator=generator)
+    finish(search, 1)
+    saved = search.state_dict()
+    before = search.solution
+    finish(search, 2)
+    assert not torch.equal(search.solution.x, before.x)
+    search.load_state_dict(saved)
+    assert_same(search.solution, before)
+    finish(search, 1)
+    again = dcem.Search(torch.zeros(3, 2), generator=generator)
+    again.load_state_dict(saved)
+    assert_same(again.solution, before)
+
+
+def test_what_is_asked_stays_until_it_is_told(generator):
+    search = dcem.Search(torch.zeros(3, 2), generator=generator)
+    asked = search.ask()
+    asked.zero_()  # the caller's copy
+    assert not torch.equal(search.ask(), asked)
+    values = objective(search.ask())
+    search.tell(values)
+    values.zero_()  # a simulator may fill one tensor again and again
+    with pytest.raises(RuntimeError, match="tell: expected ask"):
+        search.tell(values)
+    whole = dcem.minimize(objective, torch.zeros(3, 2), num_iterations=1, generator=torch.Generator().manual_seed(0))
+    assert_same(search.solution, whole)
+
+
+def test_nothing_is_differentiated_and_autocast_does_not_reach_it():
+    weight = torch.ones(2, requires_grad=True)
+    search = dcem.Search(torch.zeros(2), noise=torch.randn(1, 100, 2, generator=torch.Generator().manual_seed(0)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = search.ask()
+        search.tell((x * weight).square().sum(-1))
+    assert not search.solution.x.requires_grad
+    assert search.solution.x.dtype == torch.float32
+    again = dcem.Search(torch.zeros(2), noise=torch.randn(1, 100, 2, generator=torch.Generator().manual_seed(0)))
+    again.tell((again.ask()).square().sum(-1))
+    assert torch.equal(again.solution.x, search.solution.x)
+    with pytest.raises(ValueError, match="noise: expected draws for more than 1"):
+        search.ask()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (torch.zeros(3, 99), ValueError, r"values: expected values of shape \(\*batch, N\) = \(3, 100\)"),
+        (torch.zeros(100), ValueError, r"got \(100,\)"),
+        (torch.zeros(3, 100, dtype=torch.int64), TypeError, "values: expected floating-point"),
+        ([0.0] * 100, TypeError, "values: expected a Tensor"),
+        (torch.zeros(3, 100, device="meta"), ValueError, "values: expected values on cpu"),
+    ],
+)
+def test_wrong_values_are_named(values, error, message):
+    search = dcem.Search(torch.zeros(3, 2))
+    search.ask()
+    with pytest.raises(error, match=message):
+        search.tell(values)
+    search.tell(objective(search.ask()))  # and told of after all
+
+
+class OwnStep(dcem.CEM):
+    def step(self, objective, state, noise, clip):
+        return super().step(objective, state, noise, clip)
+
+
+@pytest.mark.parametrize("solver", [dcem.GradientDescent(), OwnStep(), None])
+def test_a_solver_that_cannot_be_cut_in_two_is_refused(solver):
+    with pytest.raises(TypeError, match="solver: expected one"):
+        dcem.Search(torch.zeros(2), solver)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"init": torch.zeros(4, 2)}, r"state_dict\.state\.distribution\.mean: expected shape \(4, 2\), got \(3, 2\)"),
+        ({"init": dcem.FullGaussian(torch.zeros(3, 2), torch.eye(2))}, "scale_tril"),
+        ({"init": torch.zeros(3, 2), "generator": None}, "none as generator"),
+    ],
+)
+def test_the_state_of_another_search_is_refused(other, message):
+    saved = dcem.Search(torch.zeros(3, 2), generator=torch.Generator()).state_dict()
+    search = dcem.Search(**{"generator": torch.Generator(), **other})
+    before = search.ask()
+    with pytest.raises(ValueError, match=message):
+        search.load_state_dict(saved)
+    assert torch.equal(search.ask(), before)
