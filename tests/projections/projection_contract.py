@@ -291,9 +291,15 @@ class SoftProjectionContract:
         for k in (0, -1, 7, 6.5, math.nan, math.inf):
             with pytest.raises(ValueError, match=r"k: expected .* 0 < k <= 6"):
                 f(x, k)
-        for k in (True, "3", None, torch.tensor(3)):
+        for k in (True, "3", None, torch.tensor(True)):
             with pytest.raises(TypeError, match="k: expected an int or a float"):
                 f(x, k)
+        for k in (torch.tensor(7), torch.tensor([1.0, 2.0, 0.0, 3.0]), torch.tensor(math.nan)):
+            with pytest.raises(ValueError, match=r"k: expected .* 0 < k <= 6"):
+                f(x, k)
+        for shape in ((6,), (5,), (4, 6), (1, 4, 1), (2, 4)):
+            with pytest.raises(ValueError, match=r"k: .*\(4,\).*got shape"):
+                f(x, torch.ones(shape))
         for dim in (2, -3):
             with pytest.raises(ValueError, match=r"dim: .*\(4, 6\)"):
                 f(x, 2, dim=dim)

@@ -50,7 +50,7 @@ def test_weights_sum_to_k_by_every_way_there_is(link: str, dtype: torch.dtype) -
         for k in shares(n):
             names, x = batch(n, k, dtype)
             taus = torch.full_like(x[:, :1], tau)
-            center, nu = dual.thorough(x, tau, k, LINKS[link], passes=dual._DEVICE_PASSES)
+            center, nu = dual.thorough(x, tau, k, LINKS[link], passes=dual.DEVICE_PASSES)
             found = {
                 "operator": operators.project(x, None, tau, k, link)[0],
                 "operator, tensor": operators.project(x, taus, 1.0, k, link)[0],

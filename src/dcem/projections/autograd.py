@@ -15,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._eager import is_eager
 from dcem.kernels import differentiate, operators
 
 from .blocks import by_blocks
-from .dual import scale, solve
+from .dual import DEVICE_PASSES, scale, solve, thorough
 from .links import LINKS, Link
 
 
-def project(x: Tensor, temperature: Tensor | float, k: float, link: str) -> Tensor:
-    """The weights, ``(*batch, n)`` as ``x``; ``temperature`` is a number or ``(*batch, 1)``, and ``k < n``."""
+def project(x: Tensor, temperature: Tensor | float, k: float | Tensor, link: str) -> Tensor:
+    """The weights, ``(*batch, n)`` as ``x``; ``temperature`` and ``k < n`` are numbers or ``(*batch, 1)``."""
+    if isinstance(k, Tensor):
+        return _of_rows(x, temperature, k, link)
     if isinstance(temperature, Tensor):
         return operators.project(x, temperature, 1.0, k, link)[0]
     return operators.project(x, None, temperature, k, link)[0]
@@ -42,14 +45,30 @@ def _solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tupl
 def _by_newton(
     x: Tensor, temperatures: Tensor | None, temperature: float, k: float, link_name: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dcem::project`` in differentiable operations, as forward mode needs it.
-
-    From the root, a Newton step moves ``nu`` by nothing and yet makes it a function of ``x``, right to first order;
-    a second one makes it right to third order.
-    """
-    link, tau = LINKS[link_name], temperature if temperatures is None else temperatures
+    """``dcem::project`` in differentiable operations, as forward mode needs it."""
     constant = None if temperatures is None else temperatures.detach()
     _, nu, c = operators.project(x.detach(), constant, temperature, k, link_name)
+    w, nu = _attached(x, temperature if temperatures is None else temperatures, k, LINKS[link_name], nu, c)
+    return w, nu, c
+
+
+def _of_rows(x: Tensor, temperature: Tensor | float, k: Tensor, link_name: str) -> Tensor:
+    """The weights for a ``k`` a row, which have a gradient with respect to that, too."""
+    constant = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    passes = None if is_eager() and x.device.type == "cpu" else DEVICE_PASSES
+    with torch.no_grad():
+        c, nu = thorough(x.detach(), constant, k.detach(), LINKS[link_name], passes)
+    return _attached(x, temperature, k, LINKS[link_name], nu, c)[0]
+
+
+def _attached(
+    x: Tensor, tau: Tensor | float, k: float | Tensor, link: Link, nu: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights and ``nu`` as functions of ``x``, ``tau`` and ``k``, from the root ``nu``.
+
+    A Newton step moves it by nothing and yet makes it a function, right to first order; a second one makes it right to
+    third order.
+    """
     s = scale(x, c, tau)
 
     def weights(nu: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,8 +78,11 @@ def _by_newton(
 
     for _ in range(2):
         w, total = weights(nu)
-        nu = nu - (w - w.detach()).sum(-1, keepdim=True) / total
-    return weights(nu)[0], nu, c
+        excess = (w - w.detach()).sum(-1, keepdim=True)
+        if isinstance(k, Tensor):
+            excess = excess - (k - k.detach())
+        nu = nu - excess / total
+    return weights(nu)[0], nu
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

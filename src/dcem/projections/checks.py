@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from dcem._eager import is_eager
+
 
 def check_scores(scores: Tensor, dim: int) -> int:
     """The axis that is selected from, counted from the front."""
@@ -26,13 +28,25 @@ def check_scores(scores: Tensor, dim: int) -> int:
     return dim % scores.ndim
 
 
-def check_k(k: float, n: int, *, integer: bool = False) -> None:
-    """``0 < k <= n``."""
-    kind = "an int" if integer else "an int or a float"
+def check_k(k: float | Tensor, scores: Tensor, dim: int, *, integer: bool = False) -> float | Tensor:
+    """``0 < k <= n``: a number, or a Tensor of the dtype of ``scores`` and their shape but for a 1 at ``dim``.
+
+    Numbers in a tensor that cannot be looked at are NaN where they are out of range.
+    """
+    n, kind = scores.shape[dim], "an int" if integer else "an int or a float"
+    if isinstance(k, Tensor):
+        if k.dtype in (torch.bool, torch.complex64, torch.complex128) or (integer and k.is_floating_point()):
+            raise TypeError(f"k: expected {kind}, or a Tensor of such, got dtype {k.dtype}")
+        rows = _of_rows("k", k, scores, dim)
+        fits = (rows > 0) & (rows <= n)
+        if is_eager() and k.device.type == "cpu" and not fits.all():
+            raise ValueError(f"k: expected numbers with 0 < k <= {n}, the number of scores, got {k.detach()}")
+        return torch.where(fits, rows, math.nan)
     if isinstance(k, bool) or not isinstance(k, int if integer else (int, float)):
         raise TypeError(f"k: expected {kind}, got {k!r} ({type(k).__name__})")
     if not 0 < k <= n:
         raise ValueError(f"k: expected {kind} with 0 < k <= {n}, the number of scores, got {k}")
+    return k
 
 
 def check_number(temperature: object) -> None:
@@ -43,6 +57,18 @@ def check_number(temperature: object) -> None:
         )
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
+
+
+def check_effective(effective: float | Tensor, k: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
+    """``k < effective <= n``: a number, or one a row."""
+    if isinstance(effective, Tensor):
+        return _of_rows("effective", effective, scores, dim)
+    if isinstance(effective, bool) or not isinstance(effective, (int, float)):
+        raise TypeError(f"effective: expected a number or a Tensor, got {effective!r} ({type(effective).__name__})")
+    n = scores.shape[dim]
+    if not (0 if isinstance(k, Tensor) else k) < effective <= n:
+        raise ValueError(f"effective: expected a number with k < effective <= {n}, for k = {k}, got {effective}")
+    return effective
 
 
 def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
@@ -58,20 +84,23 @@ def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> 
 def _row_temperature(temperature: Tensor, scores: Tensor, dim: int) -> Tensor:
     if not temperature.is_floating_point():
         raise TypeError(f"temperature: expected a floating-point Tensor, got dtype {temperature.dtype}")
+    temperature = _of_rows("temperature", temperature, scores, dim)
+    return torch.where(temperature > 0, temperature, math.nan)
+
+
+def _of_rows(name: str, given: Tensor, scores: Tensor, dim: int) -> Tensor:
+    """A number a row of ``scores``: in their dtype and shape but for a 1 at ``dim``."""
     rows = list(scores.shape)
     rows[dim] = 1
-    given = temperature
-    if temperature.ndim < scores.ndim:
-        missing = scores.ndim - 1 - temperature.ndim
-        temperature = temperature.reshape((1,) * missing + tuple(temperature.shape)).unsqueeze(dim)
-    fits = temperature.ndim == scores.ndim and all(
-        t == r or t == 1 for t, r in zip(temperature.shape, rows, strict=True)
-    )
+    value = given
+    if given.ndim < scores.ndim:
+        missing = scores.ndim - 1 - given.ndim
+        value = given.reshape((1,) * missing + tuple(given.shape)).unsqueeze(dim)
+    fits = value.ndim == scores.ndim and all(t == r or t == 1 for t, r in zip(value.shape, rows, strict=True))
     if not fits:
         batch = tuple(rows[:dim] + rows[dim + 1 :])
         raise ValueError(
-            f"temperature: expected a number, or a Tensor that broadcasts to the batch shape {batch} of the scores "
+            f"{name}: expected a number, or a Tensor that broadcasts to the batch shape {batch} of the scores "
             f"(or to {tuple(rows)}, with the axis kept), got shape {tuple(given.shape)}"
         )
-    temperature = temperature.to(scores.dtype).expand(rows)
-    return torch.where(temperature > 0, temperature, math.nan)
+    return value.to(scores.dtype).expand(rows)

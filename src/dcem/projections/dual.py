@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .links import Link
 _RANGE = 1000.0  # further than this from the threshold, in temperatures, a weight is exactly 0 or 1
 _REACH = 64.0  # up to this nu, rounding s + nu does not show in the weights
 _QUICK_PASSES = 8  # standardised scores at temperature 1 need 2 to 5
-_DEVICE_PASSES = 20  # where asking whether all rows have arrived would stall the device
+DEVICE_PASSES = 20  # where asking whether all rows have arrived would stall the device
 
 
 def scale(x: Tensor, centre: Tensor, temperature: Tensor | float) -> Tensor:
@@ -38,7 +39,7 @@ def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple
     NaN for a row that holds NaN or +inf, or fewer than ``k`` finite scores.
     """
     if x.device.type != "cpu":
-        return thorough(x, temperature, k, link, _DEVICE_PASSES)
+        return thorough(x, temperature, k, link, DEVICE_PASSES)
     centre, nu, arrived = _quick(x, temperature, k, link)
     if arrived.all():
         return centre, nu
@@ -65,11 +66,13 @@ def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tupl
 
 
 def thorough(
-    x: Tensor, temperature: Tensor | float, k: float, link: Link, passes: int | None = None
+    x: Tensor, temperature: Tensor | float, k: float | Tensor, link: Link, passes: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same for any scores, by at most ``passes`` passes over them; None to go on until all rows have arrived."""
-    top = x.topk(math.floor(k) + 1, dim=-1).values
-    largest, threshold, runner_up = (top[..., i : i + 1] for i in (0, math.ceil(k) - 1, math.floor(k)))
+    """The same for any scores and any ``k``, also one a row, ``(*batch, 1)``.
+
+    It makes at most ``passes`` passes over the scores; None to go on until all rows have arrived.
+    """
+    largest, threshold, runner_up = _ranked(x, k)
     # The centre is the threshold itself: differences of close scores are exact, whatever their size.
     centre = torch.where(largest.isfinite() & threshold.isfinite(), threshold, math.nan)
     s = scale(x, centre, temperature)
@@ -77,7 +80,19 @@ def thorough(
     return centre, search(s, k, link, low, high, passes)
 
 
-def bracket(s_next: Tensor, n: int, k: float, link: Link) -> tuple[Tensor, Tensor]:
+def _ranked(x: Tensor, k: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest score of each row, the ``ceil(k)``-th and the one after the ``floor(k)``-th; NaN where ``k`` is."""
+    if not isinstance(k, Tensor):
+        top = x.topk(math.floor(k) + 1, dim=-1).values
+        at = math.ceil(k) - 1
+        return top[..., :1], top[..., at : at + 1], top[..., -1:]
+    rank = torch.cat([torch.ones_like(k), k.ceil(), k.floor() + 1], -1)
+    index = rank.nan_to_num(1.0).long().clamp(1, x.shape[-1]) - 1
+    top = torch.where(rank.isnan(), math.nan, x.sort(dim=-1, descending=True).values.gather(-1, index))
+    return top[..., :1], top[..., 1:2], top[..., 2:]
+
+
+def bracket(s_next: Tensor, n: int, k: float | Tensor, link: Link) -> tuple[Tensor, Tensor]:
     """Bounds of ``nu`` for ``k < n`` and scores shifted so that the ``ceil(k)``-th largest is 0.
 
     With ``s_1 >= s_2 >= ...``, at most ``j - 1`` weights come before the j-th, and the other ``n - j + 1`` are
@@ -85,15 +100,15 @@ def bracket(s_next: Tensor, n: int, k: float, link: Link) -> tuple[Tensor, Tenso
     ``j phi(s_j + nu) <= k``. The first says most at ``j = ceil(k)``, the second at ``j = floor(k) + 1``, whose
     score is ``s_next``. And ``nu`` need never pass the point where the ``ceil(k)`` largest weights are 1.
     """
-    j = math.ceil(k)
+    j: Any = k.ceil() if isinstance(k, Tensor) else math.ceil(k)
     saturation = link.saturation(torch.finfo(s_next.dtype).eps)
-    low = torch.full_like(s_next, min(saturation, link.inverse((k - (j - 1)) / (n - j + 1))))
-    j = math.floor(k) + 1
+    low = (link.inverse((k - (j - 1)) / (n - j + 1)) + torch.zeros_like(s_next)).clamp(max=saturation)
+    j = (k.floor() if isinstance(k, Tensor) else math.floor(k)) + 1
     high = (link.inverse(k / j) - s_next).clamp(max=saturation)
     return low, torch.maximum(low, high)
 
 
-def search(s: Tensor, k: float, link: Link, low: Tensor, high: Tensor, passes: int | None) -> Tensor:
+def search(s: Tensor, k: float | Tensor, link: Link, low: Tensor, high: Tensor, passes: int | None) -> Tensor:
     """The root in a bracket: the link's step where it leads on, inside and to half the residual, else bisection."""
     tolerance = 2 * torch.finfo(s.dtype).eps * k
     nu = 0.5 * (low + high)

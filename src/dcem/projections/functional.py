@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .autograd import project
-from .checks import check_k, check_scores, check_temperature
+from .checks import check_effective, check_k, check_scores, check_temperature
+from .effective import temperature_for, weights
 
 
-def lml(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1) -> Tensor:
+def lml(scores: Tensor, k: float | Tensor, *, temperature: float | Tensor = 1.0, dim: int = -1) -> Tensor:
     """Soft top-k: the limited multi-label projection.
 
     Solves, for every row ``x`` of scores,
@@ -24,7 +26,8 @@ def lml(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int
     Args:
         scores: The scores ``x``, floating point, ``(*batch, n)`` with ``n`` on the axis ``dim``; the higher, the
             more weight. An entry of -inf gets a weight of exactly 0.
-        k: What the weights sum to, ``0 < k <= n``; need not be an integer.
+        k: What the weights sum to, ``0 < k <= n``; need not be an integer. A tensor is one for all rows or one a
+            row, in a shape as that of ``temperature``, and receives gradients.
         temperature: ``tau``: a positive number, or a tensor, which receives gradients: one temperature (no axes),
             or one a row, in a shape that broadcasts to ``batch`` (fewer axes than ``scores``) or to the shape of
             ``scores`` with a 1 at ``dim`` (as many axes).
@@ -50,10 +53,12 @@ def lml(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int
         Amos, Koltun and Kolter, "The Limited Multi-Label Projection Layer", 2019 (arXiv 1906.08707), here for
         any ``k``.
     """
-    return _soft("sigmoid", scores, k, temperature, dim)
+    return soft("sigmoid", scores, k, temperature, dim)
 
 
-def constrained_softmax(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1) -> Tensor:
+def constrained_softmax(
+    scores: Tensor, k: float | Tensor, *, temperature: float | Tensor = 1.0, dim: int = -1
+) -> Tensor:
     """Softmax of total weight ``k``, with no weight above 1.
 
     Solves, for every row ``x`` of scores,
@@ -69,7 +74,8 @@ def constrained_softmax(scores: Tensor, k: float, *, temperature: float | Tensor
     Args:
         scores: The scores ``x``, floating point, ``(*batch, n)`` with ``n`` on the axis ``dim``; the higher, the
             more weight. An entry of -inf gets a weight of exactly 0.
-        k: What the weights sum to, ``0 < k <= n``; need not be an integer.
+        k: What the weights sum to, ``0 < k <= n``; need not be an integer. A tensor is one for all rows or one a
+            row, in a shape as that of ``temperature``, and receives gradients.
         temperature: ``tau``: a positive number, or a tensor, which receives gradients: one temperature (no axes),
             or one a row, in a shape that broadcasts to ``batch`` (fewer axes than ``scores``) or to the shape of
             ``scores`` with a 1 at ``dim`` (as many axes).
@@ -97,10 +103,12 @@ def constrained_softmax(scores: Tensor, k: float, *, temperature: float | Tensor
         Martins and Kreutzer, "Learning What's Easy: Fully Differentiable Neural Easy-First Taggers", 2017,
         the constrained softmax with all upper bounds 1, here for any ``k``.
     """
-    return _soft("capped_exponential", scores, k, temperature, dim)
+    return soft("capped_exponential", scores, k, temperature, dim)
 
 
-def constrained_sparsemax(scores: Tensor, k: float, *, temperature: float | Tensor = 1.0, dim: int = -1) -> Tensor:
+def constrained_sparsemax(
+    scores: Tensor, k: float | Tensor, *, temperature: float | Tensor = 1.0, dim: int = -1
+) -> Tensor:
     """Sparse soft top-k: the nearest point of the capped simplex.
 
     Solves, for every row ``x`` of scores,
@@ -115,7 +123,8 @@ def constrained_sparsemax(scores: Tensor, k: float, *, temperature: float | Tens
     Args:
         scores: The scores ``x``, floating point, ``(*batch, n)`` with ``n`` on the axis ``dim``; the higher, the
             more weight. An entry of -inf gets a weight of exactly 0.
-        k: What the weights sum to, ``0 < k <= n``; need not be an integer.
+        k: What the weights sum to, ``0 < k <= n``; need not be an integer. A tensor is one for all rows or one a
+            row, in a shape as that of ``temperature``, and receives gradients.
         temperature: ``tau``: a positive number, or a tensor, which receives gradients: one temperature (no axes),
             or one a row, in a shape that broadcasts to ``batch`` (fewer axes than ``scores``) or to the shape of
             ``scores`` with a 1 at ``dim`` (as many axes).
@@ -139,10 +148,10 @@ def constrained_sparsemax(scores: Tensor, k: float, *, temperature: float | Tens
         Malaviya, Ferreira and Martins, "Sparse and Constrained Attention for Neural Machine Translation", 2018,
         the constrained sparsemax with all upper bounds 1, here for any ``k``.
     """
-    return _soft("clip", scores, k, temperature, dim)
+    return soft("clip", scores, k, temperature, dim)
 
 
-def hard_topk(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
+def hard_topk(scores: Tensor, k: int | Tensor, *, dim: int = -1) -> Tensor:
     """Indicator of the ``k`` largest scores: what the soft projections become as the temperature goes to 0.
 
     Solves, for every row ``x`` of scores,
@@ -154,7 +163,7 @@ def hard_topk(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
 
     Args:
         scores: The scores, floating point, ``(*batch, n)`` with ``n`` on the axis ``dim``.
-        k: How many to select, an int with ``0 < k <= n``.
+        k: How many to select, an int with ``0 < k <= n``; or a tensor of such, which broadcasts to ``batch``.
         dim: The axis to select along.
 
     Returns:
@@ -171,32 +180,39 @@ def hard_topk(scores: Tensor, k: int, *, dim: int = -1) -> Tensor:
         tensor([1., 0., 1., 0.])
     """
     axis = check_scores(scores, dim)
-    check_k(k, scores.shape[axis], integer=True)
+    number: Any = check_k(k, scores, axis, integer=True)
     x = scores.detach().movedim(axis, -1)
-    top = x.topk(k, dim=-1).values
-    largest, threshold = top[..., :1], top[..., -1:]
+    if isinstance(number, Tensor):
+        number = number.movedim(axis, -1)
+        top = x.sort(dim=-1, descending=True).values
+        last = number.nan_to_num(1.0).long() - 1
+        largest, threshold = top[..., :1], torch.where(number.isnan(), torch.nan, top.gather(-1, last))
+    else:
+        top = x.topk(number, dim=-1).values
+        largest, threshold = top[..., :1], top[..., -1:]
     above = x > threshold
     tied = x == threshold
-    room = k - above.sum(-1, keepdim=True)
+    room = number - above.sum(-1, keepdim=True)
     chosen = above | (tied & (tied.cumsum(-1) <= room))
     valid = largest.isfinite() & threshold.isfinite()
     return torch.where(valid, chosen.to(x.dtype), torch.nan).movedim(-1, axis)
 
 
-def _soft(link: str, scores: Tensor, k: float, temperature: float | Tensor, dim: int) -> Tensor:
+def soft(
+    link: str,
+    scores: Tensor,
+    k: float | Tensor,
+    temperature: float | Tensor,
+    dim: int,
+    effective: float | Tensor | None = None,
+) -> Tensor:
+    """The soft projection of one link; ``effective`` stands for the temperature where it is not None."""
     axis = check_scores(scores, dim)
-    check_k(k, scores.shape[axis])
     x = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    k = check_k(k, x, axis)
     tau = check_temperature(temperature, x, axis)
-    x = x.movedim(axis, -1)
-    if isinstance(tau, Tensor):
-        tau = tau.movedim(axis, -1)
-    w = _ones(x, tau) if k == x.shape[-1] else project(x, tau, k, link)
-    return w.movedim(-1, axis).to(scores.dtype)
-
-
-def _ones(x: Tensor, temperature: float | Tensor) -> Tensor:
-    """The only point of the capped simplex when ``k = n``: weights of 1 and gradients of 0."""
-    low, high = x.detach().amin(-1, keepdim=True), x.detach().amax(-1, keepdim=True)
-    valid = low.isfinite() & high.isfinite()
-    return 1 + 0 * (torch.where(valid, x, torch.nan) + temperature)
+    wanted = None if effective is None else check_effective(effective, k, x, axis)
+    x, k, tau, wanted = (v.movedim(axis, -1) if isinstance(v, Tensor) else v for v in (x, k, tau, wanted))
+    if wanted is not None:
+        tau = temperature_for(x, k, wanted, link)
+    return weights(x, tau, k, link).movedim(-1, axis).to(scores.dtype)

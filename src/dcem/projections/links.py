@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,12 @@ class Link(ABC):
         """``phi'(z)``, differentiable itself; 0 at a kink."""
 
     @abstractmethod
-    def inverse(self, p: float) -> float:
-        """The ``z`` with ``phi(z) = p``, for ``0 < p < 1``."""
+    def slope_at(self, w: Tensor) -> Tensor:
+        """``phi'(z)`` where ``phi(z) = w``."""
+
+    @abstractmethod
+    def inverse(self, p: Any) -> Any:
+        """The ``z`` with ``phi(z) = p``, for ``0 < p < 1``: a number, or a tensor of a tensor."""
 
     @abstractmethod
     def saturation(self, eps: float) -> float:
@@ -39,7 +44,7 @@ class Link(ABC):
         """Roughly the ``nu`` with ``mean phi(s + nu) = p`` for normal ``s`` of mean 0; may overwrite ``variance``."""
 
     @abstractmethod
-    def step(self, z: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, z: Tensor, k: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For every row, ``sum phi(z) - k``, how far to move ``nu`` to remove it (or NaN), and whether that does.
 
         May overwrite ``z``.
@@ -58,8 +63,11 @@ class Sigmoid(Link):
         # y (1 - y), without the rounding of 1 - y when y is close to 1
         return torch.sigmoid(z) * torch.sigmoid(-z)
 
-    def inverse(self, p: float) -> float:
-        return math.log(p) - math.log1p(-p)
+    def slope_at(self, w: Tensor) -> Tensor:
+        return w * (1 - w)
+
+    def inverse(self, p: Any) -> Any:
+        return torch.logit(p) if isinstance(p, Tensor) else math.log(p) - math.log1p(-p)
 
     def saturation(self, eps: float) -> float:
         return 4.0 - math.log(eps)
@@ -68,7 +76,7 @@ class Sigmoid(Link):
         # exact for a probit that has the slope of the sigmoid at 0
         return variance.mul_(math.pi / 8).add_(1).sqrt_().mul_(self.inverse(p))
 
-    def step(self, z: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, z: Tensor, k: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Halley's, with phi'' = phi' (1 - 2 phi). The error after it is the cube of the step, times at most 1/6.
         y = z.sigmoid_()
         dy = torch.addcmul(y, y, y, value=-1)
@@ -90,8 +98,11 @@ class CappedExponential(Link):
     def derivative(self, z: Tensor) -> Tensor:
         return torch.where(z < 0, z.clamp(max=0).exp(), 0)
 
-    def inverse(self, p: float) -> float:
-        return math.log(p)
+    def slope_at(self, w: Tensor) -> Tensor:
+        return torch.where(w < 1, w, 0)
+
+    def inverse(self, p: Any) -> Any:
+        return p.log() if isinstance(p, Tensor) else math.log(p)
 
     def saturation(self, eps: float) -> float:
         return 0.0
@@ -100,9 +111,9 @@ class CappedExponential(Link):
         # the mean of a log-normal, as if nothing were capped
         return variance.mul_(-0.5).add_(math.log(p))
 
-    def step(self, z: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, z: Tensor, k: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Newton's in exp(nu), in which the sum is concave and piecewise linear
-        y = z.clamp_(max=0).exp_()
+        y = z.clamp(max=0).exp_()
         residual = y.sum(-1, keepdim=True) - k
         slope = y.masked_fill_(y == 1, 0).sum(-1, keepdim=True)
         near = residual.abs() <= _noise(z, k)
@@ -120,7 +131,10 @@ class Clip(Link):
     def derivative(self, z: Tensor) -> Tensor:
         return z.detach().clamp(0, 1).frac().ceil()  # 1 strictly inside (a comparison compiles to slower code)
 
-    def inverse(self, p: float) -> float:
+    def slope_at(self, w: Tensor) -> Tensor:
+        return ((w > 0) & (w < 1)).to(w.dtype)
+
+    def inverse(self, p: Any) -> Any:
         return p
 
     def saturation(self, eps: float) -> float:
@@ -131,9 +145,9 @@ class Clip(Link):
         # quantile is close to that of a logistic variable 1.7 times as wide
         return variance.add_(1 / 12).sqrt_().mul_((math.log(p) - math.log1p(-p)) / 1.7).add_(0.5)
 
-    def step(self, z: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, z: Tensor, k: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Newton's: the sum is piecewise linear
-        y = z.clamp_(0, 1)
+        y = z.clamp(0, 1)
         residual = y.sum(-1, keepdim=True) - k
         inside = y.frac_().ceil_()
         step = -residual / inside.sum(-1, keepdim=True)
@@ -141,9 +155,9 @@ class Clip(Link):
         return residual, step.masked_fill(near, 0), near
 
 
-def _noise(z: Tensor, k: float) -> float:
+def _noise(z: Tensor, k: float | Tensor) -> float | Tensor:
     """The rounding error to expect in a sum of weights."""
-    return float(8 * torch.finfo(z.dtype).eps * k)
+    return 8 * torch.finfo(z.dtype).eps * k
 
 
 LINKS: dict[str, Link] = {link.name: link for link in (Sigmoid(), CappedExponential(), Clip())}

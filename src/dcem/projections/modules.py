@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dcem._check import check_positive
+
 from .checks import check_number
-from .functional import constrained_softmax, constrained_sparsemax, hard_topk, lml
+from .functional import hard_topk, soft
 
 
 class _Soft(nn.Module):
-    """A soft projection with its temperature."""
+    """A soft projection with its temperature, or with what chooses it."""
 
-    temperature: float | Tensor
+    temperature: float | Tensor | None
+    effective: float | Tensor | None
+    _link: str
 
-    def __init__(self, temperature: float | Tensor = 1.0) -> None:
+    def __init__(self, temperature: float | Tensor = 1.0, *, effective: float | Tensor | None = None) -> None:
         super().__init__()
+        if effective is not None:
+            if isinstance(temperature, Tensor) or temperature != 1.0:
+                raise ValueError(f"effective: expected None where a temperature is given, got {effective}")
+            if not isinstance(effective, Tensor):
+                check_positive("effective", effective)
+            self.temperature = None
+        if isinstance(effective, Tensor) and not isinstance(effective, nn.Parameter):
+            self.register_buffer("effective", effective)
+        else:
+            self.effective = effective
+        if effective is not None:
+            return
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
         else:
@@ -23,12 +39,18 @@ class _Soft(nn.Module):
             self.temperature = temperature
 
     def extra_repr(self) -> str:
-        tau = self.temperature
-        if not isinstance(tau, Tensor):
-            return f"temperature={tau:g}"
-        kind = "learned" if isinstance(tau, nn.Parameter) else "fixed"
-        value = f"{tau.item():.4g}" if tau.numel() == 1 else f"tensor of shape {tuple(tau.shape)}"
-        return f"temperature={value} ({kind})"
+        name = "temperature" if self.effective is None else "effective"
+        given = getattr(self, name)
+        if not isinstance(given, Tensor):
+            return f"{name}={given:g}"
+        kind = "learned" if isinstance(given, nn.Parameter) else "fixed"
+        value = f"{given.item():.4g}" if given.numel() == 1 else f"tensor of shape {tuple(given.shape)}"
+        return f"{name}={value} ({kind})"
+
+    def forward(self, scores: Tensor, k: float | Tensor, dim: int = -1) -> Tensor:
+        """The weights of ``scores``; see the function of this name."""
+        tau = 1.0 if self.temperature is None else self.temperature
+        return soft(self._link, scores, k, tau, dim, self.effective)
 
 
 class LML(_Soft):
@@ -36,6 +58,10 @@ class LML(_Soft):
 
     Args:
         temperature: A positive number, or a tensor; an ``nn.Parameter`` is registered, and learned with the model.
+        effective: Instead of a temperature: how many scores shall share the weight, ``(sum w)^2 / sum w^2``, above
+            ``k`` (which is a hard selection) and at most ``n`` (where all weigh the same). Every row gets the
+            temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
+            ``temperature``, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
 
     Example:
         >>> import torch
@@ -45,11 +71,12 @@ class LML(_Soft):
         LML(temperature=2 (learned))
         >>> LML()(torch.tensor([1.0, 1.0]), 1)
         tensor([0.5000, 0.5000])
+        >>> w = LML(effective=4)(torch.arange(10.0), 2)
+        >>> (w.sum().square() / w.square().sum()).round(decimals=3)
+        tensor(4.)
     """
 
-    def forward(self, scores: Tensor, k: float, dim: int = -1) -> Tensor:
-        """The weights of ``scores``; see [`lml`][dcem.lml]."""
-        return lml(scores, k, temperature=self.temperature, dim=dim)
+    _link = "sigmoid"
 
 
 class ConstrainedSoftmax(_Soft):
@@ -57,6 +84,10 @@ class ConstrainedSoftmax(_Soft):
 
     Args:
         temperature: A positive number, or a tensor; an ``nn.Parameter`` is registered, and learned with the model.
+        effective: Instead of a temperature: how many scores shall share the weight, ``(sum w)^2 / sum w^2``, above
+            ``k`` (which is a hard selection) and at most ``n`` (where all weigh the same). Every row gets the
+            temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
+            ``temperature``, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
 
     Example:
         >>> import torch
@@ -64,9 +95,7 @@ class ConstrainedSoftmax(_Soft):
         tensor([1.0000, 0.5000, 0.5000])
     """
 
-    def forward(self, scores: Tensor, k: float, dim: int = -1) -> Tensor:
-        """The weights of ``scores``; see [`constrained_softmax`][dcem.constrained_softmax]."""
-        return constrained_softmax(scores, k, temperature=self.temperature, dim=dim)
+    _link = "capped_exponential"
 
 
 class ConstrainedSparsemax(_Soft):
@@ -74,6 +103,10 @@ class ConstrainedSparsemax(_Soft):
 
     Args:
         temperature: A positive number, or a tensor; an ``nn.Parameter`` is registered, and learned with the model.
+        effective: Instead of a temperature: how many scores shall share the weight, ``(sum w)^2 / sum w^2``, above
+            ``k`` (which is a hard selection) and at most ``n`` (where all weigh the same). Every row gets the
+            temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
+            ``temperature``, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
 
     Example:
         >>> import torch
@@ -81,9 +114,7 @@ class ConstrainedSparsemax(_Soft):
         tensor([1.0000, 0.7500, 0.2500, 0.0000])
     """
 
-    def forward(self, scores: Tensor, k: float, dim: int = -1) -> Tensor:
-        """The weights of ``scores``; see [`constrained_sparsemax`][dcem.constrained_sparsemax]."""
-        return constrained_sparsemax(scores, k, temperature=self.temperature, dim=dim)
+    _link = "clip"
 
 
 class HardTopK(nn.Module):
@@ -95,6 +126,6 @@ class HardTopK(nn.Module):
         tensor([1., 0., 0.])
     """
 
-    def forward(self, scores: Tensor, k: int, dim: int = -1) -> Tensor:
+    def forward(self, scores: Tensor, k: int | Tensor, dim: int = -1) -> Tensor:
         """The indicator of the ``k`` largest ``scores``; see [`hard_topk`][dcem.hard_topk]."""
         return hard_topk(scores, k, dim=dim)

@@ -1,0 +1,78 @@
+"""The temperature at which a wanted number of candidates shares the weight."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dcem._eager import all_true
+
+from .autograd import project
+from .links import LINKS
+
+_PASSES = 40  # of which a bisection alone would need as many
+
+
+def weights(x: Tensor, temperature: Tensor | float, k: Tensor | float, link: str) -> Tensor:
+    """The weights ``(*batch, n)`` for any ``k <= n``; ``k`` and ``temperature`` are numbers or ``(*batch, 1)``."""
+    n = x.shape[-1]
+    if not isinstance(k, Tensor):
+        return _ones(x, temperature) if k == n else project(x, temperature, k, link)
+    full = k == n
+    return torch.where(full, _ones(x, temperature), project(x, temperature, torch.where(full, 0.5 * n, k), link))
+
+
+def _ones(x: Tensor, temperature: float | Tensor) -> Tensor:
+    """The only point of the capped simplex when ``k = n``: weights of 1 and gradients of 0."""
+    low, high = x.detach().amin(-1, keepdim=True), x.detach().amax(-1, keepdim=True)
+    valid = low.isfinite() & high.isfinite()
+    return 1 + 0 * (torch.where(valid, x, torch.nan) + temperature)
+
+
+def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, link: str) -> Tensor:
+    """The ``tau``, ``(*batch, 1)``, at which ``(sum w)^2 / sum w^2``, the effective number, is ``effective``.
+
+    ``sum w^2`` falls as ``tau`` grows: by ``2 <w phi', s - m>`` for every unit of ``log tau``, where ``m`` is the mean
+    of ``s = x / tau`` in the weights ``phi'``. Newton steps in ``log tau``, held in a bracket, find the root; two more
+    with a graph make it a function of ``x``, ``k`` and ``effective``, right to third order.
+
+    A row that cannot reach the number (for it ties, is masked, or too few scores are finite) gets the end of the
+    bracket that comes closest, as a constant.
+    """
+    eps, wanted = torch.finfo(x.dtype).eps, k * k / effective
+
+    def excess(log_tau: Tensor, x: Tensor, k: Tensor | float, wanted: Tensor | float) -> tuple[Tensor, Tensor]:
+        """``sum w^2`` above what is wanted, and the rate at which it falls."""
+        tau = log_tau.exp()
+        w = weights(x, tau, k, link)
+        s = torch.where(x.isfinite(), x - top, 0.0) / tau
+        slope = LINKS[link].slope_at(w)
+        mean = (slope * s).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True).clamp(min=eps**2)
+        return w.square().sum(-1, keepdim=True) - wanted, 2 * (w * slope * (s - mean)).sum(-1, keepdim=True)
+
+    with torch.no_grad():
+        fixed = [v.detach() if isinstance(v, Tensor) else v for v in (x, k, wanted)]
+        values: Tensor = fixed[0]  # type: ignore[assignment]
+        top = values.amax(-1, keepdim=True)
+        spread = top - torch.where(values.isfinite(), values, torch.inf).amin(-1, keepdim=True)
+        unit = torch.where(spread > 0, spread, torch.where(spread == 0, 1.0, spread)).log()
+        low, high = unit + math.log(eps), unit + 12.0
+        log_tau, arrived = unit - 1.0, torch.zeros_like(top, dtype=torch.bool)
+        for _ in range(_PASSES):
+            above, rate = excess(log_tau, *fixed)
+            near = above.abs() <= eps**0.5 * fixed[2]
+            low = torch.where(above > 0, log_tau, low)
+            high = torch.where(above > 0, high, log_tau)
+            trial = log_tau + above / rate
+            trial = torch.where((low < trial) & (trial < high), trial, 0.5 * (low + high))
+            arrived = arrived | near  # a row that has arrived stays: it must not depend on how long others take
+            log_tau = torch.where(arrived, log_tau, trial)
+            if all_true(arrived):
+                break
+    for _ in range(2):
+        above, rate = excess(log_tau, x, k, wanted)
+        moves = arrived & (rate > 0)
+        log_tau = log_tau + torch.where(moves, above, 0.0) / torch.where(moves, rate, 1.0)
+    return log_tau.exp()
