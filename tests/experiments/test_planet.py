@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("dm_control")
 
@@ -98,6 +100,18 @@ def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):
     assert len(metrics["returns"]) == 4
     assert metrics["quartiles"][0] <= metrics["median"] <= metrics["quartiles"][1]
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["env_steps"] == 240
+
+
+def test_an_evaluation_shows_an_episode(phases, tmp_path, monkeypatch):
+    shades = iter(range(100))
+    monkeypatch.setattr(  # a renderer is not there everywhere
+        evaluation.Suite, "picture", lambda suite: np.full((24, 32, 3), 30 * next(shades), dtype=np.uint8), raising=True
+    )
+    controller, _ = evaluation.load(phases / "model" / "controller.pt")
+    evaluation.animate(tmp_path / "episode.gif", controller, 6)
+    with Image.open(tmp_path / "episode.gif") as film:
+        assert film.n_frames == 4  # at the start, and after 2, 4 and 6 decisions
+    assert next(shades) == 7
 
 
 def test_the_study_draws_what_runs_and_evaluations_have_left(phases, tmp_path):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from dcem.experiments.planet.controllers import load
-from dcem.experiments.planet.suite import Suite
+from dcem.experiments.planet.controllers import Controller, load
+from dcem.experiments.planet.suite import ACTION_REPEAT, Suite
 from dcem.experiments.planet.training import play
 from dcem.experiments.run import Run
 from dcem.experiments.training import require
+from dcem.plotting import save_gif
 
 GROUPS: dict[str, dict[str, Any]] = {}
 TEST_SEED = 2_000_000
@@ -29,6 +32,11 @@ class Config:
     num_episodes: int = 50
     num_envs: int = 10
     """Played side by side."""
+    animate: int = 0
+    """Decisions of one more episode to show in episode.gif, from its beginning; 0 for no picture.
+
+    MuJoCo needs a renderer for it: EGL, or what the environment variable MUJOCO_GL names.
+    """
     seed: int = 0
     device: str = "cpu"
     threads: int = 1
@@ -37,6 +45,7 @@ class Config:
 def check(config: Config) -> None:
     """Refuse settings that cannot be run."""
     require(config.num_envs >= 1, "num_envs", "at least 1", config.num_envs)
+    require(config.animate >= 0, "animate", "at least 0", config.animate)
     even = config.num_episodes >= 1 and config.num_episodes % config.num_envs == 0
     require(even, "num_episodes", f"a multiple of num_envs={config.num_envs}", config.num_episodes)
     require(Path(config.checkpoint).is_file(), "checkpoint", "a file that dcem planet has written", config.checkpoint)
@@ -56,6 +65,8 @@ class _Returns(list[float]):
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Play; returns median, quartiles and the environment steps that the controller has learned from."""
+    if config.animate:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported
     controller, _ = load(Path(config.checkpoint))
     suite, mpc, returns = (
         Suite(controller.config.task, config.num_envs, controller.config.episode_steps),
@@ -80,6 +91,23 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         "trajectories": mpc.num_iterations * (solver.num_samples + (mpc.num_proposals if mpc.proposals else 0)),
         "returns": list(returns),
     }
+    if config.animate:
+        animate(run.folder / "episode.gif", controller, config.animate)
     run.say("  ".join(f"{key} {value}" for key, value in metrics.items() if key != "returns"))
     run.finish(**metrics)
     return metrics
+
+
+def animate(path: Path, controller: Controller, num_decisions: int) -> None:
+    """Write what one fresh episode looks like, every second decision a picture, in the time that the task has."""
+    repeat = ACTION_REPEAT[controller.config.task]
+    suite = Suite(controller.config.task, 1, min(controller.config.episode_steps, repeat * num_decisions))
+    pictures = [suite.picture()]
+    torch.manual_seed(TEST_SEED)
+
+    def look() -> None:
+        pictures.append(suite.picture())
+
+    play(suite, TEST_SEED, controller.model, controller.mpc, explore=0.0, between=look)
+    seconds = suite.envs[0].control_timestep() * repeat * 2
+    save_gif(path, np.stack(pictures[::2]), min(50.0, 1 / seconds))

@@ -47,6 +47,11 @@ class Suite:
             observations.append(_flat(env.reset().observation))
         return torch.stack(observations)
 
+    def picture(self) -> np.ndarray:
+        """What the first environment looks like, ``(240, 320, 3)``: if `MUJOCO_GL` names a renderer."""
+        pixels: np.ndarray = self.envs[0].physics.render(240, 320, camera_id=0)
+        return pixels
+
     def step(self, actions: Tensor) -> Stepped:
         """Apply actions ``(E, A)``, each repeated."""
         observations, rewards = [], []
