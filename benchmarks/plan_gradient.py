@@ -35,6 +35,7 @@ from memory import PeakMemory
 
 HORIZON, ITERATIONS, REPEAT, DECISIONS = 12, 10, 4, 250
 OUT = Path(__file__).parents[1] / "results" / "plan-gradient"
+RUNS = Path(__file__).parents[1] / "runs" / "plan-gradient"
 PLANNED_THROUGH = ("embed", "cell", "prior_net", "reward_net")
 # How a plan is differentiated, and how many candidates are evaluated at a time: None for all.
 MODES: dict[str, tuple[dcem.GradientMode, int | None]] = {
@@ -84,9 +85,13 @@ def random_play(episodes: int, seed: int) -> TensorDict:
 
 
 def fitted(play: TensorDict, updates: int) -> RSSM:
-    """The RSSM after so many updates with the paper's optimiser, on 30 sequences of 30 steps each."""
+    """The RSSM after so many updates with the paper's optimiser, on 30 sequences of 30 steps each; made once."""
     torch.manual_seed(0)
     model = RSSM(play["observation"].shape[-1], play["action"].shape[-1])
+    path = RUNS / f"rssm-{updates}.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-4)
     for update in range(updates):
         episode = torch.randint(play.batch_size[0], (30, 1))
@@ -98,10 +103,9 @@ def fitted(play: TensorDict, updates: int) -> RSSM:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1000.0)
         optimizer.step()
         if update % 25 == 0 or update == updates - 1:
-            print(
-                f"update {update}: " + ", ".join(f"{name} {value.item():.3f}" for name, value in losses.items()),
-                flush=True,
-            )
+            print(f"update {update}: " + ", ".join(f"{name} {value.item():.3f}" for name, value in losses.items()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path)
     return model
 
 
@@ -176,20 +180,16 @@ def agreement(problem: Problem, starts: list[RSSMBelief], names: list[str]) -> d
     return rows
 
 
-def price(problem: Problem, belief: RSSMBelief, names: list[str], repeats: int) -> dict[str, dict[str, float]]:
-    """Peak memory, processor time, and their ratio to the solve without gradient."""
+def price(problem: Problem, belief: RSSMBelief, name: str, repeats: int) -> dict[str, float]:
+    """Peak memory, processor time, and its ratio to a solve without gradient just before."""
     forward = seconds(lambda: problem.solve(belief), repeats)
-    rows = {"no gradient": {"seconds": forward, "time": 1.0, "peak_bytes": 0.0}}
+    call = (lambda: problem.gradient(belief, *MODES[name])) if name in MODES else (lambda: problem.solve(belief))
+    taken = seconds(call, repeats)
     with PeakMemory() as memory:
-        problem.solve(belief)
-    rows["no gradient"]["peak_bytes"] = memory.peak
-    for name in names:
-        taken = seconds(lambda name=name: problem.gradient(belief, *MODES[name]), repeats)
-        with PeakMemory() as memory:
-            problem.gradient(belief, *MODES[name])
-        rows[name] = {"seconds": taken, "time": taken / forward, "peak_bytes": memory.peak}
-        print(problem.num_samples, problem.temperature, name, rows[name], flush=True)
-    return rows
+        call()
+    row = {"seconds": taken, "forward_seconds": forward, "time": taken / forward, "peak_bytes": memory.peak}
+    print(problem.num_samples, problem.temperature, name, row, flush=True)
+    return row
 
 
 def at_once(problem: Problem, starts: list[RSSMBelief], name: str) -> float:
@@ -217,7 +217,7 @@ def table(results: dict[str, Any]) -> str:
 
 def started(updates: int) -> dict[str, Any]:
     """The results of a run of these settings that was cut short, or none yet."""
-    fresh: dict[str, Any] = {"torch": torch.__version__, "updates": updates, "agreement": {}}
+    fresh: dict[str, Any] = {"torch": torch.__version__, "updates": updates, "agreement": {}, "price": {}}
     path = OUT / "results.json"
     before = json.loads(path.read_text()) if path.exists() else fresh
     return (
@@ -248,8 +248,10 @@ def main() -> None:
             results["agreement"][setting] = agreement(problem, starts[-num:], names)
             keep(results)
     problem = Problem(model, 1000, 0.1)
-    results["price"] = price(problem, starts[-1], [name for name in MODES if "unbiased" not in name], args.repeats)
-    keep(results)
+    for name in ["no gradient", *(name for name in MODES if "unbiased" not in name)]:
+        if name not in results["price"]:
+            results["price"][name] = price(problem, starts[-1], name, args.repeats)
+            keep(results)
     results["at_once"] = {TOGETHER: at_once(problem, starts, TOGETHER)}
     keep(results)
     (OUT / "table.md").write_text(table(results).lstrip() + "\n")
