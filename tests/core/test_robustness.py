@@ -271,3 +271,29 @@ def test_gradient_descent_works_in_inference_mode_as_without_gradients(inside):
     for ours, theirs in zip(answers, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
         assert ours.isfinite().all()
+
+
+def test_data_without_the_axis_of_candidates_are_refused_where_as_many_problems_hide_it():
+    targets = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    with pytest.raises(ValueError, match=r"expected values .* = \(8, 1\) .* got \(8, 8\): .* \.unsqueeze\(1\)"):
+        dcem.minimize(lambda x: (x - targets).square().sum(-1), torch.zeros(8, 2), dcem.CEM(8, 2), generator=generator)
+    assert torch.equal(generator.get_state(), before)
+    seen = []
+
+    def right(x):
+        seen.append(x.shape)
+        return (x - targets.unsqueeze(1)).square().sum(-1) + torch.rand(x.shape[:-1], generator=generator)
+
+    def solve():
+        generator.manual_seed(0)
+        return dcem.minimize(right, torch.zeros(8, 2), dcem.CEM(8, 2), generator=generator)
+
+    assert torch.equal(solve().x, solve().x)
+    assert seen[:2] == [(8, 1, 2), (8, 8, 2)]
+    seen.clear()
+    dcem.minimize(right, torch.zeros(8, 2), dcem.CEM(9, 2))  # nothing hides it: the objective's shape tells
+    assert seen[0] == (8, 9, 2)
+    fixed = lambda x: x.reshape(8, 8, 2).square().sum(-1)  # noqa: E731
+    dcem.minimize(fixed, torch.zeros(8, 2), dcem.CEM(8, 2))  # one candidate is not for everyone
