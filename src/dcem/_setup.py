@@ -124,7 +124,7 @@ def _initial_distribution(
         if not 0 <= event_dims <= init.dim():
             raise ValueError(
                 f"event_dims: expected an int from 0 to {init.dim()} for init of shape {tuple(init.shape)}, "
-                f"got {event_dims!r}"
+                f"got {event_dims!r}" + ("; to search for one number give event_dims=0" if init.dim() == 0 else "")
             )
         dtype = init.dtype
         distribution = solver.distribution(_single(init), event_dims)

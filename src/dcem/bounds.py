@@ -160,8 +160,15 @@ def _side(name: str, side: Any, event_shape: torch.Size) -> float | Tensor | Non
     except RuntimeError:
         fits = False
     if not fits:
+        remedy = (
+            "; for a box of each problem search a share z of it, with bounds=(0, 1), and let the objective take "
+            "low + (high - low) * z"
+            if side.dim() > len(event_shape)
+            else ""
+        )
         raise ValueError(
             f"{name}: expected a shape that broadcasts to the event {tuple(event_shape)}, got {tuple(side.shape)}"
+            + remedy
         )
     if is_eager() and side.device.type == "cpu" and side.isnan().any():
         raise ValueError(f"{name}: expected numbers, got NaN in {side}")

@@ -297,3 +297,33 @@ def test_data_without_the_axis_of_candidates_are_refused_where_as_many_problems_
     assert seen[0] == (8, 9, 2)
     fixed = lambda x: x.reshape(8, 8, 2).square().sum(-1)  # noqa: E731
     dcem.minimize(fixed, torch.zeros(8, 2), dcem.CEM(8, 2))  # one candidate is not for everyone
+
+
+class Times(dcem.LML):
+    """Weights that are none: NaN, all 0, or negative."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, scores, k):
+        return super().forward(scores, k) * self.factor
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_selection_without_weights_is_named(factor):
+    with pytest.raises(ValueError, match="^selection: expected finite weights >= 0 that are not all 0, got from"):
+        dcem.minimize(lambda x: x.square().sum(-1), torch.ones(3, 2), dcem.CEM(20, 4, Times(factor)))
+    failing = dcem.minimize(lambda x: x.sum(-1) * torch.nan, torch.ones(3, 2), dcem.CEM(20, 4, Times(1.0)))
+    assert (failing.status == dcem.Status.NONFINITE).all()  # for which no selection is to blame
+
+
+def test_remedies_are_said():
+    with pytest.raises(ValueError, match=r"num_elites: expected a whole number for a hard selection, got 10\.5"):
+        dcem.CEM(100, 10.5, dcem.HardTopK())
+    assert dcem.CEM(100, 10.5).num_elites == 10.5
+    with pytest.raises(ValueError, match="to search for one number give event_dims=0"):
+        dcem.minimize(torch.square, torch.tensor(0.0), dcem.CEM())
+    own = (torch.zeros(3, 2), torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"got \(3, 2\); for a box of each problem search a share z of it"):
+        dcem.minimize(lambda x: x.square().sum(-1), torch.zeros(3, 2), dcem.CEM(), bounds=own)

@@ -12,13 +12,27 @@ from torch import Tensor
 
 from dcem._best import best_of
 from dcem._check import check_count, check_flag, check_fraction, check_number, check_positive, check_std
+from dcem._eager import is_eager
 from dcem.distributions import Distribution, Gaussian
-from dcem.projections import LML
+from dcem.projections import LML, ConstrainedSoftmax, ConstrainedSparsemax, HardTopK
 from dcem.solvers.base import Candidates, SamplingSolver, SamplingState, Step, scores_of
 from dcem.solvers.refit import is_plain_lml, refit
 from dcem.solvers.refuse import refuse_gradient
 
 Selection = Callable[[Tensor, float], Tensor]
+_OWN_SELECTIONS = (LML, ConstrainedSoftmax, ConstrainedSparsemax, HardTopK)  # whose weights need no check
+
+
+def _check_weights(weights: Tensor, valid: Tensor | None) -> None:
+    """Of a selection of the user's: there is no distribution to fit to weights that are NaN, negative or all 0."""
+    wrong = ~(weights >= 0).all(-1) | ~(weights.sum(-1) > 0) | ~weights.isfinite().all(-1)
+    if valid is not None:
+        wrong = wrong & valid
+    if wrong.any():
+        row = weights[wrong][0] if weights.dim() > 1 else weights
+        raise ValueError(
+            f"selection: expected finite weights >= 0 that are not all 0, got from {row.min():g} to {row.max():g}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +100,8 @@ class CEM(SamplingSolver):
         selection: Any = self.selection
         if not callable(selection) or isinstance(selection, type):
             raise TypeError(f"selection: expected a callable (scores, k) -> weights, got {selection!r}")
+        if isinstance(selection, HardTopK) and self.num_elites != int(self.num_elites):
+            raise ValueError(f"num_elites: expected a whole number for a hard selection, got {self.num_elites}")
         check_std("init_std", self.init_std)
         check_std("min_std", self.min_std)
         if self.max_std is not None:
@@ -137,10 +153,13 @@ class CEM(SamplingSolver):
 
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         scores, valid = scores_of(values, self.num_required, standardize=self.standardize)
-        weights: Any = self.selection(scores, self.num_elites)
+        selection: Any = self.selection
+        weights = selection(scores, self.num_elites)
         if not isinstance(weights, Tensor) or weights.shape != scores.shape:
             came = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
             raise ValueError(f"selection: expected to return weights of shape {tuple(scores.shape)}, got {came}")
+        if type(selection) not in _OWN_SELECTIONS and is_eager() and weights.is_cpu:
+            _check_weights(weights.detach(), valid)
         return refuse_gradient(weights, scores, self.selection), valid
 
     def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:
