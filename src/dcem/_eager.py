@@ -29,6 +29,11 @@ def has_tangent(x: Tensor) -> bool:
     return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
+def is_under_autocast(device_type: str) -> bool:
+    """Whether operations on tensors of a device are in lower precision now; the meta device knows no autocast."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def all_true(mask: Tensor) -> bool:
     """Whether every element is true, where that can be known without waiting for a GPU; otherwise False."""
     return is_eager() and mask.is_cpu and bool(mask.all())

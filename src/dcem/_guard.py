@@ -231,8 +231,8 @@ def _all_finite(tree: Any) -> bool:
 
 
 def _seems_finite(x: Tensor | None) -> bool:
-    """Whether it is, or cannot be looked at, as in the batched backward pass of ``is_grads_batched``."""
-    return x is None or torch._C._functorch.is_legacy_batchedtensor(x) or math.isfinite(x.detach().sum())
+    """Whether it is, or cannot be looked at: on the meta device, in the batched backward of ``is_grads_batched``."""
+    return x is None or x.is_meta or torch._C._functorch.is_legacy_batchedtensor(x) or math.isfinite(x.detach().sum())
 
 
 def find_failed(tree: Any, batch_dims: int) -> Tensor:

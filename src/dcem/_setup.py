@@ -76,11 +76,11 @@ class Setup:
         if self.bounds is not None:
             state = state._replace(distribution=state.distribution.clip(self.bounds))
         if step.valid is not None and not all_true(step.valid):
-            state = _where(step.valid, state, before)
+            state = where(step.valid, state, before)
         return step._replace(state=state)
 
 
-def _where(mask: Tensor, new: Any, old: Any) -> Any:
+def where(mask: Tensor, new: Any, old: Any) -> Any:
     """The new state for the problems of ``mask`` ``(*batch,)``, the old one for the others."""
 
     def choose(after: Tensor, before: Tensor | None) -> Tensor:

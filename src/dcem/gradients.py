@@ -30,6 +30,9 @@ class GradientMode:
     keeps_hyperparameters = True
     """Whether the solver's own tensors (a temperature, a learning rate) receive a gradient where they ask for one."""
 
+    counts_back = False
+    """Whether it has to know which iterations are the last, which a tolerance decides later."""
+
     def keeps_init(self, num_iterations: int) -> bool:
         """Whether the gradient with respect to the initial distribution survives."""
         return True
@@ -90,6 +93,7 @@ class Truncate(GradientMode):
     """
 
     last: int = 3
+    counts_back = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "last", check_count("last", self.last))
@@ -155,6 +159,9 @@ class Implicit(GradientMode):
             return x, None
         if not is_eager():
             raise RuntimeError("gradient: Implicit does not work inside torch.compile and torch.func transforms")
+        if x.is_meta:  # no numbers to solve with: shapes, and what the answer depends on
+            values = objective(x.unsqueeze(x.dim() - event_dims)).squeeze(-1)
+            return x + 0 * values.reshape(values.shape + (1,) * event_dims), None
         found = x
         objective, x, slope, failed = objective.sound(x)
         if failed.all():

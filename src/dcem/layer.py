@@ -115,6 +115,8 @@ class Argmin(nn.Module):
         start = self.initial(batch_shape) if init is None else init
         if self.decoder is None:
             return self.search(objective, start, num_iterations=num_iterations, **options)
+        if options.get("validate") is not None:
+            options["validate"] = self._of_latents(options["validate"])
         solution = self.search(behind(objective, self.decode), start, num_iterations=num_iterations, **options)
         dim = solution.x.dim() - len(self.latent_shape)
         both = self.decode(torch.stack([solution.x, solution.best_x], dim)).unbind(dim)
@@ -143,6 +145,15 @@ class Argmin(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Candidates `(*batch, N, *event)` of latents `(*batch, N, *latent)`, which they are without a decoder."""
         return z if self.decoder is None else decoded(self.decoder, z, self.latent_shape, self.event_shape)
+
+    def _of_latents(self, validate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A check of answers as one of the latents that they are decoded from."""
+
+        def check(z: Tensor) -> Tensor:
+            dim = z.dim() - len(self.latent_shape)
+            return validate(self.decode(z.unsqueeze(dim)).squeeze(dim))
+
+        return check
 
     def initial(self, batch_shape: Sequence[int] = (), like: Tensor | None = None) -> Distribution | Tensor:
         """Where the search starts: a distribution of this batch, or the means alone where the solver's std shall hold.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._check import check_count, check_flag, is_true
-from dcem._eager import is_eager
+from dcem._check import check_count, check_flag, check_positive, is_true
+from dcem._eager import all_true, is_eager, is_under_autocast
 from dcem._evaluate import Evaluation
 from dcem._guard import Cut, Reports, WithData
 from dcem._progress import Progress
@@ -39,6 +39,8 @@ def minimize(
     generator: torch.Generator | None = None,
     noise: Tensor | NoiseSource | None = None,
     proposals: Tensor | None = None,
+    tolerance: float | None = None,
+    validate: Callable[[Tensor], Tensor] | None = None,
     callback: Callable[[Iteration], object] | None = None,
     record: bool = False,
 ) -> Solution:
@@ -63,6 +65,11 @@ def minimize(
         proposals: candidates from outside, ``(*batch, M, *event)``, that are evaluated and selected among in every
             iteration, beside the ``N`` samples: the guesses of a policy, or known good answers. Inside the bounds they
             are clipped like samples; one that is not finite counts as the initial mean.
+        tolerance: a problem stops once it has come to rest, and the loop when all have: with :class:`dcem.CEM` where
+            the std is ``tolerance`` at most in every dimension, with other solvers where an iteration moves the mean
+            by no more in any. None to make all iterations.
+        validate: a check of the answers ``(*batch, *event)`` that returns booleans ``(*batch,)``: a problem whose
+            answer does not pass has the status ``INVALID``.
         callback: called after each iteration with its :class:`dcem.Iteration`; return True (Python's, NumPy's or
             torch's) to stop.
         record: keep every :class:`dcem.Iteration` in ``solution.history``.
@@ -89,21 +96,24 @@ def minimize(
     """
     num_iterations = check_count("num_iterations", num_iterations)
     record = check_flag("record", record)
-    _check_callables(objective, gradient, callback)
+    if tolerance is not None:
+        check_positive("tolerance", tolerance)
+    _check_callables(objective, gradient, callback, validate)
     setup = Setup.of(
         init, solver, num_iterations=num_iterations, event_dims=event_dims, bounds=bounds, generator=generator,
         noise=noise, proposals=proposals,
     )  # fmt: skip
     start: Distribution = setup.start.distribution
     device = start.mean.device.type
-    if torch.is_autocast_enabled(device):  # for the objective alone: the solve keeps its precision
+    if is_under_autocast(device):  # for the objective alone: the solve keeps its precision
         objective = _under_autocast(objective, device)
         with torch.autocast(device, enabled=False):
             return minimize(
                 objective, init, solver, num_iterations=num_iterations, gradient=gradient, event_dims=event_dims,
-                bounds=bounds, generator=generator, noise=noise, proposals=proposals, callback=callback, record=record,
+                bounds=bounds, generator=generator, noise=noise, proposals=proposals, tolerance=tolerance,
+                validate=validate, callback=callback, record=record,
             )  # fmt: skip
-    _check_gradient(gradient, setup, num_iterations)
+    _check_gradient(gradient, setup, num_iterations, tolerance)
     _check_axes(objective, start, getattr(solver, "num_samples", 1), setup.dtype, generator)
     batch_dims, event_dims = len(start.batch_shape), start.event_dims
     evaluate = Evaluation(WithData.of(objective), start.batch_shape, event_dims, setup.dtype, generator)
@@ -118,32 +128,40 @@ def minimize(
     history: list[Iteration] = []
     is_watched = not torch.is_grad_enabled()
     for t in range(num_iterations):
-        step = gradient.iterate(iterate, progress.state, setup.draw(t), num_iterations - t, generator)
+        before = progress
+        step = gradient.iterate(iterate, before.state, setup.draw(t), num_iterations - t, generator)
+        step = before.held(step)
         if not is_watched and t + 1 < num_iterations and any(leaf.requires_grad for leaf in leaves(step.state)):
             reports.watch(step.state, batch_dims)  # the slopes of all later iterations come back to it
             is_watched = True
-        progress = progress.after(step)
+        progress = before.after(step)
+        if tolerance is not None:
+            progress = progress.settled(before, step, setup, tolerance)
         if record or callback is not None:
             iteration = Iteration.of(step)
             if record:
                 history.append(iteration)
             if callback is not None and is_true(callback(iteration)):
                 break
+        if progress.done is not None and all_true(progress.done):
+            break
 
     x, not_stationary = gradient.finish(evaluate, progress.state.distribution.mean, event_dims, setup.bounds)
-    solution = progress.solution(setup, x, not_stationary, history)
+    solution = progress.solution(setup, x, not_stationary, validate, history)
     reports.status = solution.status
     reports.of_loss(x, batch_dims)
     return solution
 
 
-def _check_callables(objective: object, gradient: object, callback: object) -> None:
+def _check_callables(objective: object, gradient: object, callback: object, validate: object) -> None:
     if not callable(objective):
         raise TypeError(f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {objective!r}")
     if not isinstance(gradient, GradientMode):
         raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {gradient!r}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: expected a callable or None, got {callback!r}")
+    if validate is not None and not callable(validate):
+        raise TypeError(f"validate: expected a callable (*batch, *event) -> (*batch,) or None, got {validate!r}")
 
 
 def _check_axes(
@@ -174,10 +192,15 @@ def _check_axes(
         )
 
 
-def _check_gradient(gradient: GradientMode, setup: Setup, num_iterations: int) -> None:
+def _check_gradient(gradient: GradientMode, setup: Setup, num_iterations: int, tolerance: float | None) -> None:
     """Refuse a mode that loses a gradient that is asked for."""
     if not torch.is_grad_enabled():
         return
+    if tolerance is not None and gradient.counts_back:
+        raise ValueError(
+            f"tolerance: expected None with {gradient}, which has to know which iterations are the last: use Unroll() "
+            "or Implicit()"
+        )
     if not gradient.keeps_init(num_iterations) and any(leaf.requires_grad for leaf in leaves(setup.start)):
         raise ValueError(
             f"gradient: {gradient} cannot give a gradient to the initial distribution, whose tensors require one: "

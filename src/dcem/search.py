@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dcem._eager import is_under_autocast
 from dcem._evaluate import as_values
 from dcem._progress import Progress
 from dcem._setup import NoiseSource, Setup
@@ -140,5 +142,7 @@ class Search:
 
     def _quietly(self, call: Callable[..., Any], *given: Any) -> Any:
         """Without a gradient, and in the precision of the search whatever the caller's autocast says."""
-        with torch.no_grad(), torch.autocast(self._progress.failed.device.type, enabled=False):
+        device = self._progress.failed.device.type
+        full = torch.autocast(device, enabled=False) if is_under_autocast(device) else nullcontext()
+        with torch.no_grad(), full:
             return call(*given)

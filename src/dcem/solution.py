@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import unserializable_hook
 
 from dcem._data import Result, shown
+from dcem._eager import is_eager
+from dcem._tree import leaves
 from dcem.distributions import Distribution
 from dcem.solvers.base import Step
 
@@ -35,6 +39,7 @@ class Status(IntEnum):
     NONFINITE = 2
     NOT_STATIONARY = 3
     FLAT = 4
+    INVALID = 5
 
 
 class Iteration(NamedTuple):
@@ -47,6 +52,9 @@ class Iteration(NamedTuple):
         distribution: ``g_φ`` after the iteration.
         effective_elites: ``(Σw)² / Σw²``, ``(*batch,)``: how many candidates share the weight. ``k`` for a hard
             selection, up to ``N`` for a soft one; choose the temperature by it.
+        std: the root mean square of the std of ``distribution``, ``(*batch,)``; NaN for a family without one.
+        gradient_norm: of what the last backward pass sent to the parameters of ``distribution``, ``(*batch,)``; NaN
+            before there was one, and where nothing is differentiated.
     """
 
     samples: Tensor
@@ -54,13 +62,42 @@ class Iteration(NamedTuple):
     weights: Tensor
     distribution: Distribution
     effective_elites: Tensor
+    std: Tensor
+    gradient_norm: Tensor
 
     @classmethod
     def of(cls, step: Step) -> Iteration:
         """The record of a solver's step."""
         weights = step.weights.detach()
         effective = weights.sum(-1).square() / weights.square().sum(-1)
-        return cls(step.samples, step.values, step.weights, step.state.distribution, effective)
+        distribution: Distribution = step.state.distribution
+        std: Tensor | None = getattr(distribution, "std", None)
+        spread = torch.full_like(effective, torch.nan)
+        if std is not None:
+            spread = std.detach().square().reshape(*distribution.batch_shape, -1).mean(-1).sqrt()
+        norm = _norm_of_gradient(distribution)
+        return cls(step.samples, step.values, step.weights, distribution, effective, spread, norm)
+
+
+def _norm_of_gradient(distribution: Distribution) -> Tensor:
+    """``(*batch,)``, NaN until a backward pass writes into it."""
+    batch_shape, like = distribution.batch_shape, distribution.mean
+    norm = torch.full(batch_shape, torch.nan, dtype=like.dtype, device=like.device)
+    asked = [leaf for leaf in leaves(distribution) if leaf.requires_grad] if is_eager() else []
+    squares = norm.new_zeros((len(asked), *batch_shape))
+
+    def hook(i: int) -> Callable[[Tensor | None], None]:
+        @unserializable_hook  # type: ignore[untyped-decorator]
+        def note(slope: Tensor | None) -> None:
+            if slope is not None and not torch._C._functorch.is_legacy_batchedtensor(slope):
+                squares[i] = slope.detach().square().reshape(*batch_shape, -1).sum(-1)
+                norm.copy_(squares.sum(0).sqrt())
+
+        return note
+
+    for i, leaf in enumerate(asked):
+        leaf.register_hook(hook(i))  # type: ignore[no-untyped-call]
+    return norm
 
 
 @dataclass(frozen=True, eq=False, repr=False)

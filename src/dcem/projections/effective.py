@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from dcem._eager import all_true
+from dcem._eager import all_true, is_eager
 
 from .autograd import project
 from .links import LINKS
 
 _PASSES = 40  # of which a bisection alone would need as many
+_DEVICE_PASSES = 16  # where asking whether all rows have arrived would stall the device; Newton's steps need half of it
 
 
 def weights(x: Tensor, temperature: Tensor | float, k: Tensor | float, link: str) -> Tensor:
@@ -60,7 +61,8 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
         unit = torch.where(spread > 0, spread, torch.where(spread == 0, 1.0, spread)).log()
         low, high = unit + math.log(eps), unit + 12.0
         log_tau, arrived = unit - 1.0, torch.zeros_like(top, dtype=torch.bool)
-        for _ in range(_PASSES):
+        passes = _PASSES if is_eager() and x.device.type == "cpu" else _DEVICE_PASSES
+        for _ in range(1 if x.is_meta else passes):
             above, rate = excess(log_tau, values, number, target)
             near = above.abs() <= eps**0.5 * target
             low = torch.where(above > 0, log_tau, low)

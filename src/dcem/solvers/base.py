@@ -71,6 +71,11 @@ class Solver(ABC):
         mean = state.distribution.mean
         return torch.zeros(state.distribution.batch_shape, dtype=torch.bool, device=mean.device)
 
+    def is_converged(self, before: Any, after: Any, tolerance: float) -> Tensor:
+        """Per problem, whether an iteration came to rest, ``(*batch,)``: its mean moved by ``tolerance`` at most."""
+        moved = (after.distribution.mean - before.distribution.mean).detach().abs()
+        return moved.reshape(*after.distribution.batch_shape, -1).amax(-1) <= tolerance
+
 
 class SamplingState(NamedTuple):
     """Where a sampling solver stands.

@@ -206,6 +206,10 @@ class CEM(SamplingSolver):
     def is_collapsed(self, state: SamplingState) -> Tensor:
         return state.distribution.is_collapsed(self.min_std)
 
+    def is_converged(self, before: SamplingState, after: SamplingState, tolerance: float) -> Tensor:
+        """Whether the std is ``tolerance`` at most in every dimension: means of samples never come to rest."""
+        return after.distribution.is_collapsed(tolerance)
+
     def _elites(self, state: SamplingState, samples: Tensor, values: Tensor) -> Tensor | None:
         wanted = max(1, round(self.keep_elites * self.num_elites)) if self.keep_elites > 0 else 0
         num_kept = min(wanted, self.population(state.iteration + 1) - 1)

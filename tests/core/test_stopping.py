@@ -1,0 +1,195 @@
+"""When a solve stops, what it refuses, and what its history says: problem by problem."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+
+TARGETS = torch.tensor([[0.0, 0.0], [3.0, -3.0], [0.5, 0.5]])
+SOLVERS = {
+    "cem": dcem.CEM(40, 5, dcem.LML(0.05), keep_elites=0.2),
+    "mppi": dcem.MPPI(40, 0.01),
+    "descent": dcem.GradientDescent(0.2, momentum=0.3),
+}
+
+
+def objective(x: Tensor) -> Tensor:
+    return (x - TARGETS.to(x.device).unsqueeze(-2)).square().sum(-1)
+
+
+def draws(solver: dcem.Solver, num_iterations: int) -> Tensor:
+    return torch.randn(num_iterations, 3, solver.num_samples, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_each_problem_stops_when_it_rests(name):
+    """As if a callback had stopped it alone, in the iteration in which it came to rest."""
+    solver, tolerance, most = SOLVERS[name], {"mppi": 0.3}.get(name, 0.05), 40
+    noise = draws(solver, most)
+    options = {"solver": solver, "num_iterations": most, "noise": noise}
+    whole = dcem.minimize(objective, torch.zeros(3, 2), record=True, **options)
+    means = [torch.zeros(3, 2), *[iteration.distribution.mean for iteration in whole.history]]
+    if name == "cem":
+        rests = [(iteration.distribution.std <= tolerance).all(-1) for iteration in whole.history]
+    else:
+        rests = [((b - a).abs() <= tolerance).all(-1) for a, b in itertools.pairwise(means)]
+    first = [next(t for t, rest in enumerate(rests) if rest[i]) for i in range(3)]
+    assert len(set(first)) > 1
+    stopped = dcem.minimize(objective, torch.zeros(3, 2), tolerance=tolerance, record=True, **options)
+    assert len(stopped.history) == max(first) + 1
+    for i, t in enumerate(first):
+        assert torch.equal(stopped.x[i], means[t + 1][i])
+        lowest = torch.stack([iteration.values[i].min() for iteration in whole.history[: t + 1]]).min()
+        assert torch.equal(stopped.best_value[i], lowest)
+        assert torch.equal(stopped.history[-1].distribution.mean[i], stopped.x[i])
+
+
+@pytest.mark.parametrize("gradient", [dcem.Unroll(), dcem.Checkpoint(), dcem.Prune(1.0), dcem.Implicit()])
+def test_a_stopped_problem_has_the_gradient_of_a_shorter_solve(gradient):
+    solver = dcem.CEM(40, 5, dcem.LML(0.5))
+    targets = TARGETS.double().requires_grad_()
+    noise = draws(solver, 30).double()
+
+    def solve(**options):
+        return dcem.minimize(
+            lambda x: (x - targets.unsqueeze(-2)).square().sum(-1),
+            dcem.Gaussian(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([0.1, 1.0, 0.3]).reshape(3, 1).double()),
+            solver, gradient=gradient, **options,
+        )  # fmt: skip
+
+    stopped = solve(noise=noise, num_iterations=30, tolerance=0.2, record=True)
+    counts = [
+        next(t for t, it in enumerate(stopped.history, 1) if (it.distribution.std[i] <= 0.2).all()) for i in range(3)
+    ]
+    assert len(set(counts)) > 1
+    slopes = torch.autograd.grad(stopped.x.sum(), targets)[0]
+    for i, count in enumerate(counts):
+        short = solve(noise=noise[:count], num_iterations=count)
+        assert torch.equal(short.x[i], stopped.x[i])
+        torch.testing.assert_close(torch.autograd.grad(short.x[i].sum(), targets)[0][i], slopes[i])
+
+
+def test_a_failed_problem_is_not_at_rest():
+    calls = []
+
+    def failing(x: Tensor) -> Tensor:
+        calls.append(0)
+        return x.square().sum(-1) * (torch.nan if len(calls) < 4 else 1.0)
+
+    solution = dcem.minimize(failing, torch.ones(2), dcem.MPPI(30, 0.01), tolerance=0.5, num_iterations=30, record=True)
+    assert len(solution.history) > 3
+    assert solution.x.abs().max() < 0.6
+    assert solution.status == dcem.Status.NONFINITE
+
+
+def test_tolerance_is_refused_where_it_has_no_meaning():
+    with pytest.raises(ValueError, match=r"tolerance: expected None with Truncate\(last=3\)"):
+        dcem.minimize(objective, torch.zeros(3, 2), tolerance=0.1, gradient=dcem.Truncate())
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="tolerance: expected a finite number > 0"):
+            dcem.minimize(objective, torch.zeros(3, 2), tolerance=wrong)
+
+
+def test_an_answer_that_does_not_pass_is_refused(generator):
+    def small(x: Tensor) -> Tensor:
+        assert not x.requires_grad
+        return x.norm(dim=-1) < 1
+
+    solution = dcem.minimize(objective, torch.zeros(3, 2), num_iterations=20, validate=small, generator=generator)
+    assert solution.status.tolist() == [dcem.Status.OK, dcem.Status.INVALID, dcem.Status.OK]
+    assert solution.x[1].norm() > 1  # to be looked at
+    failed = dcem.minimize(lambda x: x.sum(-1) * torch.nan, torch.full((3, 2), 9.0), validate=small)
+    assert (failed.status == dcem.Status.NONFINITE).all()
+    layer = dcem.Argmin(2, decoder=lambda z: 10 * z, num_iterations=20)
+    decoded = layer(lambda x: (x - 2.0).square().sum(-1), (), validate=lambda x: (x > 1).all(-1), generator=generator)
+    assert decoded.status == dcem.Status.OK
+    for wrong in (lambda x: x, lambda x: True, lambda x: x > 0):
+        with pytest.raises(ValueError, match=r"validate: expected booleans of shape \(\*batch,\) = \(3,\), got"):
+            dcem.minimize(objective, torch.zeros(3, 2), validate=wrong)
+    with pytest.raises(TypeError, match="validate: expected a callable"):
+        dcem.minimize(objective, torch.zeros(3, 2), validate=3)
+
+
+@pytest.mark.parametrize("gradient", [dcem.Unroll(), dcem.Checkpoint(), dcem.Detach()])
+def test_the_history_says_std_and_gradient_norm_of_each_problem(gradient, generator):
+    theta = TARGETS.clone().requires_grad_()
+    solution = dcem.minimize(
+        lambda x: (x - theta.unsqueeze(-2)).square().sum(-1), torch.zeros(3, 2), dcem.CEM(40, 5, dcem.LML(0.5)),
+        num_iterations=3, generator=generator, gradient=gradient, record=True,
+    )  # fmt: skip
+    for iteration in solution.history:
+        torch.testing.assert_close(iteration.std, iteration.distribution.std.detach().square().mean(-1).sqrt())
+        assert iteration.gradient_norm.isnan().all()
+    if isinstance(gradient, dcem.Detach):
+        return
+    loss = (torch.tensor([1.0, 2.0, 0.0]).unsqueeze(-1) * solution.x).sum()
+    parameters = [leaf for it in solution.history for leaf in (it.distribution.mean, it.distribution.std)]
+    slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    for _ in range(2):  # the last backward pass counts
+        theta.grad = None
+        loss.backward(retain_graph=True)
+    for t, iteration in enumerate(solution.history):
+        squares = [s.square().sum(-1) for s in slopes[2 * t : 2 * t + 2] if s is not None]
+        torch.testing.assert_close(iteration.gradient_norm, torch.stack(squares).sum(0).sqrt())
+        assert (iteration.gradient_norm[:2] > 0).all()
+        assert iteration.gradient_norm[2] == 0
+
+
+def test_a_family_without_a_std_has_none_in_its_history(generator):
+    class Uniform(dcem.Gaussian):
+        std = None
+
+    step = dcem.Step(dcem.CEM().init(dcem.Gaussian(torch.zeros(3, 2), 1.0)), *[torch.ones(3, 4)] * 3, None)
+    family = dcem.Categorical(torch.zeros(3, 2))
+    assert dcem.Iteration.of(step).std.tolist() == [1.0] * 3
+    assert dcem.Iteration.of(step._replace(state=step.state._replace(distribution=family))).std.tolist() == [0.5] * 3
+
+
+META_SOLVERS = {
+    **SOLVERS,
+    "effective": dcem.CEM(20, 5, dcem.LML(effective=8)),
+    "hard": dcem.CEM(20, 5, dcem.HardTopK()),
+}
+MODES = [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(), dcem.Implicit(), dcem.Detach()]
+
+
+@pytest.mark.parametrize("name", META_SOLVERS)
+def test_solves_run_on_the_meta_device(name):
+    solver = META_SOLVERS[name]
+    for gradient in MODES if name == "cem" else MODES[-2:] if name == "hard" else MODES[:1]:
+        targets = torch.zeros(3, 2, device="meta", requires_grad=True)
+        solution = dcem.minimize(
+            lambda x: (x - targets.unsqueeze(-2)).square().sum(-1),  # noqa: B023
+            torch.zeros(3, 2, device="meta"), solver, num_iterations=2, gradient=gradient, bounds=(-1, 1), record=True,
+        )  # fmt: skip
+        assert solution.x.is_meta
+        assert solution.best_x.shape == (3, 2)
+        assert "status: not known" in repr(solution)
+        if not isinstance(gradient, dcem.Detach) and name != "hard":
+            assert torch.autograd.grad(solution.x.sum(), targets)[0].shape == (3, 2)
+
+
+def test_families_layers_and_searches_run_on_the_meta_device():
+    x = torch.zeros(3, 2, device="meta")
+    for init in (
+        dcem.FullGaussian(x, torch.eye(2, device="meta")),
+        dcem.Mixture(torch.zeros(3, 4, 2, device="meta"), torch.ones(3, 4, 2, device="meta")),
+        dcem.Categorical(x),
+    ):
+        assert dcem.minimize(lambda x: x.sum(-1), init, dcem.CEM(20, 5), num_iterations=2).x.shape == (3, 2)
+    search = dcem.Search(x)
+    search.tell(search.ask().sum(-1))
+    assert search.solution.x.is_meta
+    layer = dcem.Argmin(2, bounds=(-1, 1), init=(0.0, 1.0), num_iterations=2).to("meta")
+    assert layer(lambda x: x.square().sum(-1), (3,)).x.is_meta
+    model = dcem.energy.EnergyModel(dcem.energy.MLPEnergy(2, 2), 2, dcem.CEM(20, 5), num_iterations=2).to("meta")
+    model(x).sum().backward()
+    mpc = dcem.control.MPC(
+        lambda s, a: s + a, lambda s, a: s.square().sum(-1) + a.square().sum(-1), 5, 2, (-1, 1), dcem.CEM(20, 5),
+        num_iterations=2,
+    ).to("meta")  # fmt: skip
+    plan = mpc(x)
+    assert mpc(x, warm_start=plan, reset=torch.zeros(3, dtype=torch.bool, device="meta")).actions.shape == (3, 5, 2)
