@@ -2,6 +2,7 @@
 
 from dcem.control import systems
 from dcem.control.compiled import Compiled
+from dcem.control.model import Model
 from dcem.control.mpc import MPC
 from dcem.control.mujoco_model import MujocoModel
 from dcem.control.plan import Plan, WarmStart
@@ -15,6 +16,7 @@ __all__ = [
     "Compiled",
     "Episodes",
     "Mean",
+    "Model",
     "MujocoModel",
     "Plan",
     "WarmStart",

@@ -47,6 +47,12 @@ class Compiled(nn.Module):
         self.dynamics, self.state_dims = dynamics, state_dims
         self._compiled: Any = None
 
+    def __getattr__(self, name: str) -> Any:
+        """What a :class:`dcem.control.Model` says of itself, as the dynamics say it."""
+        if name in ("state_shape", "action_shape", "bounds", "dt"):
+            return getattr(self.dynamics, name)
+        return super().__getattr__(name)
+
     def forward(self, state: Any, action: Tensor) -> Any:
         """One step, as it was."""
         return self.dynamics(state, action)
