@@ -39,7 +39,7 @@ def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple
     NaN for a row that holds NaN or +inf, or fewer than ``k`` finite scores.
     """
     if x.device.type != "cpu":
-        return thorough(x, temperature, k, link, DEVICE_PASSES)
+        return thorough(x, temperature, k, link, 1 if x.is_meta else DEVICE_PASSES)
     centre, nu, arrived = _quick(x, temperature, k, link)
     if arrived.all():
         return centre, nu
