@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,63 +121,56 @@ def state(folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
 LONG = [*SMALL_DCEM, "setting=paper", "num_updates=21", "eval_every=7", "checkpoint_every=5", "repeats=3"]
 
 
-def signalled(run: Run, step: int, _log: Callable[..., None] = Run.log, **values: float) -> None:
-    """`Run.log` of a process that a signal hits in step 14: after that step's line, with a checkpoint of step 10."""
-    _log(run, step, **values)
-    if step == 14:
-        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+def at_step_14(act: Callable[[Run], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let something happen right after the line of step 14, with a checkpoint of step 10."""
 
+    def log(run: Run, step: int, _log: Callable[..., None] = Run.log, **values: float) -> None:
+        _log(run, step, **values)
+        if step == 14:
+            act(run)
 
-KILLED = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_command import Run, cli, signalled
-Run.log = signalled
-cli.main(sys.argv[2:])
-"""
+    monkeypatch.setattr(Run, "log", log)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run from start to end, and what a SIGKILL in its step 14 would have left: what was on the disk by then."""
     folder = tmp_path_factory.mktemp("whole")
-    assert cli.main(["regression", *LONG, f"hydra.run.dir={folder}"]) == 0
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        at_step_14(lambda run: shutil.copytree(run.folder, f"{run.folder}-killed"), patch)
+        assert cli.main(["regression", *LONG, f"hydra.run.dir={folder}"]) == 0
+    return folder, folder.with_name(f"{folder.name}-killed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_resumes_to_the_same_result(
-    number: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped = tmp_path / "stopped"
-    arguments = ["regression", *LONG, f"hydra.run.dir={stopped}"]
-    monkeypatch.setenv("SIGNAL", str(int(number)))
-    if number == signal.SIGKILL:  # needs a process to kill
-        command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), *arguments]
-        assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -number
-    else:
+    complete, stopped = whole
+    if number != signal.SIGKILL:
+        stopped = tmp_path / "stopped"
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "log", signalled)
-            assert cli.main(arguments) == 128 + number
+            at_step_14(lambda _: os.kill(os.getpid(), number), patch)
+            assert cli.main(["regression", *LONG, f"hydra.run.dir={stopped}"]) == 128 + number
     step = torch.load(stopped / "checkpoint.pt", weights_only=True)["step"]
     assert step == (10 if number == signal.SIGKILL else 14)
     assert json.loads((stopped / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 14
     assert cli.main(["regression", f"resume={stopped}"]) == 0
-    (lines, weights), (other_lines, other_weights) = state(whole), state(stopped)
+    (lines, weights), (other_lines, other_weights) = state(complete), state(stopped)
     assert lines == other_lines
     assert weights.keys() == other_weights.keys()
     assert all(torch.equal(weights[key], other_weights[key]) for key in weights)
 
 
-def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["regression", *SMALL_DCEM, f"hydra.run.dir={tmp_path}"]
-    assert cli.main(arguments) == 0
+def test_a_folder_with_a_run_is_not_overwritten(whole: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = whole
     names = ("metrics.jsonl", "config.yaml", ".hydra/overrides.yaml")
-    before = [(tmp_path / name).read_bytes() for name in names]
-    assert cli.main([*arguments, "seed=5"]) == 2
+    before = [(folder / name).read_bytes() for name in names]
+    assert cli.main(["regression", *LONG, f"hydra.run.dir={folder}", "seed=5"]) == 2
     assert "holds a run" in capsys.readouterr().err
-    assert [(tmp_path / name).read_bytes() for name in names] == before
-    assert cli.main(["regression", f"resume={tmp_path}"]) == 0  # complete already: figures and summary again
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before[0]
+    assert [(folder / name).read_bytes() for name in names] == before
+    assert cli.main(["regression", f"resume={folder}"]) == 0  # complete already: figures and summary again
+    assert (folder / "metrics.jsonl").read_bytes() == before[0]
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
