@@ -174,7 +174,8 @@ def test_a_folder_with_a_run_is_not_overwritten(whole: tuple[Path, Path], capsys
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = [f"+{name}.{key}" for name in ("dcem", "gd") for key in ("hidden=[8]", "batch_size=4")]
+    keys = ("hidden=[8]", "batch_size=4", "test_iterations=[10,20]")
+    small = [f"+{name}.{key}" for name in ("dcem", "gd") for key in keys]
     small += ["num_updates=2", "num_seeds=2", f"hydra.run.dir={tmp_path}"]
     assert cli.main(["demo", *small]) == 0
     text = capsys.readouterr().out
