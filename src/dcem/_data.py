@@ -47,5 +47,5 @@ def _brief(part: object) -> str:
     kind += f" on {part.device}" if part.device.type != "cpu" else ""
     if part.numel() == 0 or part.is_meta:
         return f"<{kind}>"
-    low, high = part.detach().aminmax()
+    low, high = part.detach().amin(), part.detach().amax()
     return f"<{kind}: {low.item():.4g}>" if part.numel() == 1 else f"<{kind}: {low.item():.4g} ... {high.item():.4g}>"

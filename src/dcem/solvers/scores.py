@@ -29,7 +29,7 @@ def scores_of(values: Tensor, num_required: float, *, standardize: bool) -> tupl
         valid: ``(*batch,)``, boolean, which problems say something; None where all of them are known to.
     """
     with torch.no_grad():
-        low, high = values.aminmax(dim=-1, keepdim=True)
+        low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
         half = _half_of_spread(low, high)
         valid = _tells_apart(low, high, half)  # false where anything is not finite, too
     if all_true(valid):
