@@ -15,6 +15,7 @@ from dcem.experiments.planet.controllers import load
 from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Embedding, Planner, Tuning
 from dcem.experiments.planet.suite import Suite
+from dcem.experiments.planet.training import play
 from dcem.experiments.run import Interrupted, Run
 
 TINY = {
@@ -54,6 +55,30 @@ def test_each_phase_goes_on_where_the_one_before_has_ended(phases):
     changed = {key for key, tensor in weights(tuned).items() if not torch.equal(tensor, weights(embedded)[key])}
     assert {key.split(".")[1] for key in changed} >= {"reward", "dynamics", "layers"}
     assert not any(key.startswith(("model.encoder", "model.policy", "model.target")) for key in changed)
+
+
+def test_the_recurrent_model_remembers_while_it_plays(tmp_path):
+    run(tmp_path, num_rounds=2, model="rssm", window=5)
+    controller, suite = load(tmp_path / "controller.pt")
+    assert controller.mpc.proposals is None
+    assert controller.mpc.terminal_cost is None
+    observed = []
+    remember = controller.model.observe
+
+    def observe(belief, action, observation):
+        observed.append((belief, action, observation))
+        return remember(belief, action, observation)
+
+    controller.model.observe = observe
+    episodes = play(suite, 0, controller.model, controller.mpc, explore=0.1)
+    (start, first, _), (later, second, seen), *_ = observed
+    assert not start.deterministic.any()
+    assert not first.any()
+    assert later.deterministic.any()
+    torch.testing.assert_close(second, episodes.actions[:, 0])
+    torch.testing.assert_close(seen, episodes.observations[:, 1])
+    with pytest.raises(ConfigError, match="model: expected latent, to embed; got rssm"):
+        check(Config(**(TINY | {"model": "rssm", "phase": "embed", "start": str(tmp_path)})))
 
 
 def test_only_the_parts_that_are_named_are_tuned(phases, tmp_path):

@@ -14,27 +14,57 @@ from dcem.control import MPC
 from dcem.experiments import ConfigError
 from dcem.experiments.planet.settings import Config, Embedding, Planner, Tuning
 from dcem.experiments.planet.suite import Suite
-from dcem.world import LatentModel
+from dcem.world import RSSM, LatentModel, RSSMBelief, Sequences
+from dcem.world.two_hot import symlog
 
 
-def make_model(config: Config, suite: Suite) -> LatentModel:
+class RecurrentModel(RSSM):
+    """The paper's model of the symlog of observations: their likelihood has unit variance, and velocities are large."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, suite: Suite) -> None:
+        super().__init__(suite.observation_size, suite.action_size)
+        self.register_buffer("low", suite.low.clone())
+        self.register_buffer("high", suite.high.clone())
+
+    def observe(self, belief: RSSMBelief, action: Tensor, observation: Tensor, **options: Any) -> RSSMBelief:
+        return super().observe(belief, action, symlog(observation), **options)
+
+    def read(self, sequences: Any) -> Sequences:
+        seen = super().read(sequences)
+        return seen._replace(observation=symlog(seen.observation))
+
+
+Model = LatentModel | RecurrentModel
+
+
+def make_model(config: Config, suite: Suite) -> Model:
     """The model at its start."""
+    if config.model == "rssm":
+        return RecurrentModel(suite)
     return LatentModel(
         suite.observation_size, suite.action_size, (suite.low, suite.high), latent_size=config.latent_size,
         hidden=config.hidden, discount=config.discount,
     )  # fmt: skip
 
 
-def full_space(model: LatentModel, settings: Planner) -> MPC:
-    """Plan over the actions themselves, with the vanilla selection."""
+def full_space(model: Model, settings: Planner) -> MPC:
+    """Plan over actions with the vanilla selection; with values and proposals where the model has them."""
+    learned: dict[str, Any] = {}
+    if isinstance(model, LatentModel):
+        learned = {
+            "terminal_cost": model.terminal_cost, "discount": model.discount,
+            "proposals": model.propose, "num_proposals": settings.num_proposals,
+        }  # fmt: skip
     solver = dcem.CEM(
         settings.num_samples, settings.num_elites, dcem.HardTopK(), init_std=settings.init_std,
         min_std=settings.min_std, max_std=settings.max_std,
     )  # fmt: skip
     return MPC(
         model.imagine, model.cost, settings.horizon, model.action_size, (model.low, model.high), solver,
-        num_iterations=settings.num_iterations, gradient=dcem.Detach(), terminal_cost=model.terminal_cost,
-        discount=model.discount, proposals=model.propose, num_proposals=settings.num_proposals,
+        num_iterations=settings.num_iterations, gradient=dcem.Detach(), **learned,
     )  # fmt: skip
 
 
@@ -74,7 +104,7 @@ class Controller(NamedTuple):
     """A model and what plans through it."""
 
     config: Config
-    model: LatentModel
+    model: Any  # LatentModel, or RecurrentModel without a decoder
     decoder: BeliefDecoder | None
     env_steps: int
 
@@ -133,6 +163,6 @@ def load(path: Path, task: str | None = None) -> tuple[Controller, Suite]:
     return Controller(config, model, decoder, env_steps), suite
 
 
-def make_decoder(config: Config, model: LatentModel) -> BeliefDecoder:
+def make_decoder(config: Config, model: Any) -> BeliefDecoder:
     """The decoder at its start."""
     return BeliefDecoder(model, config.embedding.latent_size, config.planner.horizon, config.hidden)

@@ -18,7 +18,7 @@ class Planner:
     num_elites: int = 16
     num_iterations: int = 4
     num_proposals: int = 16
-    """Of the model's policy, beside the samples."""
+    """Of the latent model's policy, beside the samples."""
     init_std: float = 1.0
     min_std: float = 0.05
     max_std: float = 1.0
@@ -83,6 +83,10 @@ class Config:
     """`model` (full-space planning), `embed` (embedded DCEM; its decoder is learned while the model goes on), or `tune`
     (proximal policy optimisation through the controller).
     """
+    model: str = "latent"
+    """`latent` (`LatentModel`, with values and proposals), or `rssm` (the recurrent model of the paper, by likelihood
+    alone, for full-space planning).
+    """
     start: str = ""
     """To embed: the folder of a run of the same task, whose model and replay go on. To tune: a controller.pt."""
     num_rounds: int = 25
@@ -119,14 +123,21 @@ class Config:
 GROUPS: dict[str, dict[str, Any]] = {
     "scale": {
         "cpu": {},
+        "paper": {
+            "model": "rssm", "num_envs": 1, "seed_rounds": 5, "explore": 0.3, "updates_per_decision": 0.2,
+            "batch_size": 50, "window": 50, "grad_clip": 1000.0,
+            "planner": {"horizon": 12, "num_samples": 1000, "num_elites": 100, "num_iterations": 10},
+        },
         "gpu": {"num_envs": 16, "updates_per_decision": 1.0, "batch_size": 256, "hidden": 512, "latent_size": 512},
     }
-}
+}  # fmt: skip
 
 
 def check(config: Config) -> None:
     """Refuse settings that cannot be run."""
     require(config.phase in ("model", "embed", "tune"), "phase", "model, embed or tune", config.phase)
+    require(config.model in ("latent", "rssm"), "model", "latent or rssm", config.model)
+    require(config.model == "latent" or config.phase == "model", "model", f"latent, to {config.phase}", config.model)
     require(config.task in ACTION_REPEAT, "task", f"one of {', '.join(ACTION_REPEAT)}", config.task)
     repeat = ACTION_REPEAT[config.task]
     whole = 2 * repeat <= config.episode_steps <= 1000 and config.episode_steps % repeat == 0

@@ -15,8 +15,8 @@ from dcem.control import MPC, Plan
 from dcem.experiments.planet.controllers import (
     BeliefDecoder,
     Controller,
+    Model,
     embedded,
-    full_space,
     load,
     make_decoder,
     make_model,
@@ -26,7 +26,7 @@ from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Config
 from dcem.experiments.planet.suite import Suite
 from dcem.experiments.run import CHECKPOINT, Run
-from dcem.world import LatentModel
+from dcem.world import LatentModel, WorldModel
 
 EVALUATION_SEED = 1_000_000
 """Rounds of evaluation start from seeds that no round of training has."""
@@ -51,7 +51,7 @@ class Episodes(NamedTuple):
 def play(
     suite: Suite,
     seed: int,
-    model: LatentModel | None,
+    model: WorldModel | None,
     mpc: MPC | None,
     *,
     explore: float,
@@ -63,6 +63,8 @@ def play(
     plans over actions; 0 for none at all. What is to happen ``between`` decisions, learning, is called after each.
     """
     observation = suite.reset(seed)
+    action = torch.zeros(suite.num_envs, suite.action_size)
+    belief = None if model is None else model.initial((suite.num_envs,))
     observations, actions, rewards, seconds = [observation], list[Tensor](), list[Tensor](), 0.0
     plan: Plan | None = None
     done = False
@@ -71,8 +73,9 @@ def play(
         if model is None or mpc is None:
             action = suite.low + (suite.high - suite.low) * torch.rand(suite.num_envs, suite.action_size)
         else:
+            belief = model.observe(belief, action, observation)
             warm = plan if mpc.decoder is None else None
-            plan = mpc(model.encode(observation), warm_start=warm, gradient=dcem.Detach())
+            plan = mpc(belief, warm_start=warm, gradient=dcem.Detach())
             action = plan.action
             if explore > 0:
                 spread = torch.full_like(action, explore)
@@ -93,16 +96,20 @@ def play(
 class Learner:
     """The optimisers of model and decoder, and what to do with a batch of sequences."""
 
-    def __init__(self, config: Config, model: LatentModel, decoder: BeliefDecoder | None) -> None:
+    def __init__(self, config: Config, model: Model, decoder: BeliefDecoder | None) -> None:
         self.config, self.model = config, model
-        encoder = list(model.encoder.parameters())
-        own = {id(parameter) for parameter in [*encoder, *model.target_values.parameters()]}
-        others = [parameter for parameter in model.parameters() if id(parameter) not in own]
-        self.parameters = [*encoder, *others]
-        groups: list[dict[str, Any]] = [{"params": encoder, "lr": config.encoder_lr}, {"params": others}]
-        self.optimizer = torch.optim.Adam(groups, lr=config.lr, foreach=True)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": self.parameters}]
+        if isinstance(model, LatentModel):
+            encoder = list(model.encoder.parameters())
+            of_encoder = {id(parameter) for parameter in encoder}
+            others = [parameter for parameter in self.parameters if id(parameter) not in of_encoder]
+            groups = [{"params": encoder, "lr": config.encoder_lr}, {"params": others}]
+        eps = 1e-8 if isinstance(model, LatentModel) else 1e-4  # as in the paper
+        self.optimizer = torch.optim.Adam(groups, lr=config.lr, eps=eps, foreach=True)
         self.decoder = decoder
         if decoder is not None:
+            assert isinstance(model, LatentModel)
             self.mpc = embedded(model, decoder, config.embedding)
             self.decoder_optimizer = torch.optim.Adam(decoder.parameters(), lr=config.embedding.lr, foreach=True)
 
@@ -121,7 +128,8 @@ class Learner:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip, foreach=True)
         self.optimizer.step()
-        self.model.update_target()
+        if isinstance(self.model, LatentModel):
+            self.model.update_target()
         said = {name: value.detach() for name, value in losses.items()}
         if self.decoder is not None:
             said["plan_cost"] = self._embed(
@@ -131,6 +139,7 @@ class Learner:
 
     def _embed(self, observations: Tensor, decoder: BeliefDecoder) -> Tensor:
         """A step of the decoder down the cost of what DCEM finds with it, differentiated through the search."""
+        assert isinstance(self.model, LatentModel)
         with torch.no_grad():
             beliefs = self.model.encode(observations)
         cost = self.mpc(beliefs).cost.mean()
@@ -171,7 +180,7 @@ def learn(config: Config, run: Run) -> Controller:
     model, replay, env_steps = _start(config, suite)
     decoder = make_decoder(config, model) if config.phase == "embed" else None
     learner = Learner(config, model, decoder)
-    mpc = full_space(model, config.planner) if decoder is None else embedded(model, decoder, config.embedding)
+    mpc = Controller(config, model, decoder, env_steps).mpc
     run.track(replay=replay, **learner.tracked())
     updates = _Updates(learner, replay)
     controller = Controller(config, model, decoder, env_steps)
@@ -198,7 +207,7 @@ def learn(config: Config, run: Run) -> Controller:
     return controller
 
 
-def _start(config: Config, suite: Suite) -> tuple[LatentModel, Replay, int]:
+def _start(config: Config, suite: Suite) -> tuple[Model, Replay, int]:
     """Model, replay and the environment steps made: at the beginning, or taken over from the run `start`."""
     model = make_model(config, suite)
     decisions = config.episode_steps // suite.action_repeat * config.num_envs * config.num_rounds
