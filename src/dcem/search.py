@@ -17,8 +17,7 @@ from dcem._tree import plain, restored
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
 from dcem.solution import Solution
-from dcem.solvers import CEM, SamplingSolver, Solver
-from dcem.solvers.base import Candidates
+from dcem.solvers import CEM, Candidates, SamplingSolver, Solver
 
 _DEFAULT_SOLVER = CEM()
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from dcem._eager import is_eager
 from dcem.kernels import differentiate, operators
 
-from .blocks import by_blocks
 from .dual import DEVICE_PASSES, scale, solve, thorough
 from .links import LINKS, Link
+from .row_blocks import by_blocks
 
 
 def project(x: Tensor, temperature: Tensor | float, k: float | Tensor, link: str) -> Tensor:

@@ -22,36 +22,36 @@ _QUICK_PASSES = 8  # standardised scores at temperature 1 need 2 to 5
 DEVICE_PASSES = 20  # where asking whether all rows have arrived would stall the device
 
 
-def scale(x: Tensor, centre: Tensor, temperature: Tensor | float) -> Tensor:
-    """``s = (x - centre) / temperature``, for a given temperature; where that is a tensor, ``s`` is finite.
+def scale(x: Tensor, center: Tensor, temperature: Tensor | float) -> Tensor:
+    """``s = (x - center) / temperature``, for a given temperature; where that is a tensor, ``s`` is finite.
 
     An infinite ``s`` gives a weight of 0 or 1, but in the gradient of a temperature it would meet a 0.
     """
     if not isinstance(temperature, Tensor):
-        return x - centre if temperature == 1 else (x - centre) / temperature
+        return x - center if temperature == 1 else (x - center) / temperature
     limit = _RANGE * temperature.detach()
-    return torch.minimum(torch.maximum(x - centre, -limit), limit) / temperature
+    return torch.minimum(torch.maximum(x - center, -limit), limit) / temperature
 
 
 def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor]:
-    """A centre and the ``nu`` that belongs to it, ``(*batch, 1)``, for ``x`` of ``(*batch, n)`` and ``k < n``.
+    """A center and the ``nu`` that belongs to it, ``(*batch, 1)``, for ``x`` of ``(*batch, n)`` and ``k < n``.
 
     NaN for a row that holds NaN or +inf, or fewer than ``k`` finite scores.
     """
     if x.device.type != "cpu":
         return thorough(x, temperature, k, link, 1 if x.is_meta else DEVICE_PASSES)
-    centre, nu, arrived = _quick(x, temperature, k, link)
+    center, nu, arrived = _quick(x, temperature, k, link)
     if arrived.all():
-        return centre, nu
-    other_centre, other_nu = thorough(x, temperature, k, link)
-    return torch.where(arrived, centre, other_centre), torch.where(arrived, nu, other_nu)
+        return center, nu
+    other_center, other_nu = thorough(x, temperature, k, link)
+    return torch.where(arrived, center, other_center), torch.where(arrived, nu, other_nu)
 
 
 def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
     """Centre, ``nu``, and in which rows it is the root: others have not converged, or hold infinities."""
     n = x.shape[-1]
-    centre = x.mean(-1, keepdim=True)
-    s = x - centre
+    center = x.mean(-1, keepdim=True)
+    s = x - center
     if isinstance(temperature, Tensor) or temperature != 1:
         s = s.div_(temperature)
     nu = link.guess(torch.linalg.vector_norm(s, dim=-1, keepdim=True).pow(2).div_(n), k / n)
@@ -62,7 +62,7 @@ def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tupl
         nu, arrived = nu + step.masked_fill(arrived, 0), arrived | near
         if arrived.all():
             break
-    return centre, nu, arrived & (nu.abs() <= _REACH)
+    return center, nu, arrived & (nu.abs() <= _REACH)
 
 
 def thorough(
@@ -73,11 +73,11 @@ def thorough(
     It makes at most ``passes`` passes over the scores; None to go on until all rows have arrived.
     """
     largest, threshold, runner_up = _ranked(x, k)
-    # The centre is the threshold itself: differences of close scores are exact, whatever their size.
-    centre = torch.where(largest.isfinite() & threshold.isfinite(), threshold, math.nan)
-    s = scale(x, centre, temperature)
-    low, high = bracket(scale(runner_up, centre, temperature), x.shape[-1], k, link)
-    return centre, search(s, k, link, low, high, passes)
+    # The center is the threshold itself: differences of close scores are exact, whatever their size.
+    center = torch.where(largest.isfinite() & threshold.isfinite(), threshold, math.nan)
+    s = scale(x, center, temperature)
+    low, high = bracket(scale(runner_up, center, temperature), x.shape[-1], k, link)
+    return center, search(s, k, link, low, high, passes)
 
 
 def _ranked(x: Tensor, k: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:

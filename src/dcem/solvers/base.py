@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dcem._eager import all_true
 from dcem.distributions import Distribution, Gaussian
-from dcem.solvers.scores import scores_of
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -155,7 +154,7 @@ class SamplingSolver(Solver):
     @abstractmethod
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """Turn values ``(*batch, N)`` into weights of that shape, and say which problems have enough finite values that
-        are not all equal, ``(*batch,)``, as :func:`scores_of` does; None where all have.
+        are not all equal, ``(*batch,)``, as :func:`dcem.solvers.scores.scores_of` does; None where all have.
         """
 
     @abstractmethod
@@ -167,6 +166,3 @@ class SamplingSolver(Solver):
     ) -> SamplingState:
         """The next state, with the new distribution."""
         return SamplingState(distribution, state.iteration + 1, None)
-
-
-__all__ = ["Objective", "SamplingSolver", "SamplingState", "Solver", "Step", "scores_of"]

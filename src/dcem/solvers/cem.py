@@ -15,9 +15,10 @@ from dcem._check import check_count, check_flag, check_fraction, check_number, c
 from dcem._eager import is_eager
 from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML, ConstrainedSoftmax, ConstrainedSparsemax, HardTopK
-from dcem.solvers.base import Candidates, SamplingSolver, SamplingState, Step, scores_of
+from dcem.solvers.base import Candidates, SamplingSolver, SamplingState, Step
+from dcem.solvers.no_gradient import refuse_gradient
 from dcem.solvers.refit import is_plain_lml, refit
-from dcem.solvers.refuse import refuse_gradient
+from dcem.solvers.scores import scores_of
 
 Selection = Callable[[Tensor, float], Tensor]
 _OWN_SELECTIONS = (LML, ConstrainedSoftmax, ConstrainedSparsemax, HardTopK)  # whose weights need no check

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dcem._check import check_count, check_flag, check_fraction, check_positive, check_std
 from dcem.distributions import Distribution
-from dcem.solvers.base import SamplingSolver, SamplingState, scores_of
+from dcem.solvers.base import SamplingSolver, SamplingState
+from dcem.solvers.scores import scores_of
 
 
 @dataclass(frozen=True, eq=False)
