@@ -212,8 +212,12 @@ def soft(
     k = check_k(k, x, axis)
     tau = check_temperature(temperature, x, axis)
     wanted = None if effective is None else check_effective(effective, k, x, axis)
-    given: Any = (x, k, tau, wanted)
-    x, k, tau, wanted = (v.movedim(axis, -1) if isinstance(v, Tensor) else v for v in given)
+    x, k, tau = x.movedim(axis, -1), _last(k, axis), _last(tau, axis)
     if wanted is not None:
-        tau = temperature_for(x, k, wanted, link)
+        tau = temperature_for(x, k, _last(wanted, axis), link)
     return weights(x, tau, k, link).movedim(-1, axis).to(scores.dtype)
+
+
+def _last(value: float | Tensor, axis: int) -> float | Tensor:
+    """A number, or one a row with their axis moved to the end."""
+    return value.movedim(axis, -1) if isinstance(value, Tensor) else value
