@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -14,15 +15,6 @@ def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """
     if isinstance(tree, Tensor):
         return fn(tree, *others)
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        # Copied field by field: ``__init__`` need not take every field, and what it computes is there already.
-        new = object.__new__(type(tree))
-        for name, value in getattr(tree, "__dict__", {}).items():
-            object.__setattr__(new, name, value)
-        for field in dataclasses.fields(tree):
-            leaf = map_tensors(fn, getattr(tree, field.name), *(getattr(other, field.name) for other in others))
-            object.__setattr__(new, field.name, leaf)
-        return new
     if isinstance(tree, tuple):
         children = [map_tensors(fn, *leaves) for leaves in zip(tree, *others, strict=True)]
         return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
@@ -30,6 +22,16 @@ def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
         return [map_tensors(fn, *leaves) for leaves in zip(tree, *others, strict=True)]
     if isinstance(tree, dict):
         return {key: map_tensors(fn, leaf, *(other[key] for other in others)) for key, leaf in tree.items()}
+    if _is_dataclass(tree):
+        # Copied field by field: ``__init__`` need not take every field, and what it computes is there already.
+        new = object.__new__(type(tree))
+        if not torch.compiler.is_compiling():  # torch 2.9 does not trace it
+            for name, value in getattr(tree, "__dict__", {}).items():
+                object.__setattr__(new, name, value)
+        for field in dataclasses.fields(tree):
+            leaf = map_tensors(fn, getattr(tree, field.name), *(getattr(other, field.name) for other in others))
+            object.__setattr__(new, field.name, leaf)
+        return new
     return tree
 
 
@@ -92,7 +94,7 @@ def leaves(tree: Any) -> list[Tensor]:
         children: Any = tree
     elif isinstance(tree, dict):
         children = tree.values()
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    elif _is_dataclass(tree):
         children = [getattr(tree, field.name) for field in dataclasses.fields(tree)]
     else:
         return []
@@ -132,13 +134,18 @@ def difference(tree: Any, other: Any, where: str = "") -> str | None:
     return next((found for key in parts if (found := difference(parts[key], others[key], where + key))), None)
 
 
+def _is_dataclass(tree: Any) -> bool:
+    """An instance, not the class; torch 2.9 does not trace `dataclasses.is_dataclass`."""
+    return hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type)
+
+
 def _itself(leaf: Tensor) -> Tensor:
     return leaf
 
 
 def _children(tree: Any) -> dict[Any, Any] | None:
     """What a container holds, by field, key or position; None of a leaf."""
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    if _is_dataclass(tree):
         return {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return dict(zip(tree._fields, tree, strict=True))
@@ -153,7 +160,7 @@ def _named(leaf: Any) -> str:
 
 def _parts(tree: Any) -> dict[str, Any] | None:
     """What a container holds, by the way to get there; None of a leaf."""
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    if _is_dataclass(tree):
         return {f".{field.name}": getattr(tree, field.name) for field in dataclasses.fields(tree)}
     if isinstance(tree, (tuple, list)):
         return {f"[{i}]": part for i, part in enumerate(tree)}
