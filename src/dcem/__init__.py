@@ -36,9 +36,10 @@ from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, MPPI, GradientDescent, SamplingSolver, Solver, Step
 
 if TYPE_CHECKING:
-    from dcem import control, embedding, energy, world
+    from dcem import control, distributed, embedding, energy, world
     from dcem.diagnosis import diagnose
     from dcem.embedding import embed
+    from dcem.exporting import export
 
 __version__ = "0.1.0"
 
@@ -77,9 +78,11 @@ __all__ = [
     "constrained_sparsemax",
     "control",
     "diagnose",
+    "distributed",
     "embed",
     "embedding",
     "energy",
+    "export",
     "hard_topk",
     "implicit",
     "lml",
@@ -88,13 +91,13 @@ __all__ = [
 ]
 
 
-_WHERE = {"diagnose": "diagnosis", "embed": "embedding"}
+_WHERE = {"diagnose": "diagnosis", "embed": "embedding", "export": "exporting"}
 """Functions that are imported where they are first used."""
 
 
 def __getattr__(name: str) -> Any:
     """Import applications where they are first used: a third of what importing this package would take."""
-    if name in ("control", "embedding", "energy", "world"):
+    if name in ("control", "distributed", "embedding", "energy", "world"):
         return import_module(f"dcem.{name}")
     if name in _WHERE:
         return getattr(import_module(f"dcem.{_WHERE[name]}"), name)

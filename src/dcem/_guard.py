@@ -29,12 +29,22 @@ from dcem._eager import in_forward_mode, is_eager, is_transformed, may_have_grad
 from dcem._replay import randomness
 from dcem._tree import leaves, map_tensors
 
-Cut = Callable[[Tensor], Tensor]
+
+class Cut:
+    """What stands between the parts of an objective, ``(*batch, N, ...)``: no gradient passes where a candidate failed.
+
+    Attributes:
+        failed: ``(*batch, N)``; None where nothing has failed.
+    """
+
+    def __init__(self, failed: Tensor | None = None) -> None:
+        self.failed = failed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x if self.failed is None else torch.where(_beside(self.failed, x), x.detach(), x)
 
 
-def uncut(x: Tensor) -> Tensor:
-    """Nothing failed: every gradient passes."""
-    return x
+uncut = Cut()
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +118,7 @@ def guarded(
     if is_eager() and (failed.all() or not failed.any()):
         return map_tensors(_constant, first) if failed.any() else first
 
-    def cut(x: Tensor) -> Tensor:
-        return torch.where(_beside(failed, x), x.detach(), x)
-
-    again = evaluate(*stand_ins(samples, data, failed, batch_dims), cut)
+    again = evaluate(*stand_ins(samples, data, failed, batch_dims), Cut(failed))
     return map_tensors(lambda new, old: torch.where(_beside(failed, new), old.detach(), new), again, first)
 
 

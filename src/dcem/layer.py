@@ -16,7 +16,7 @@ from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution, Gaussian
 from dcem.gradients import GradientMode, Unroll
-from dcem.minimize import minimize
+from dcem.minimize import Shard, minimize
 from dcem.solution import Solution
 from dcem.solvers import CEM, Solver
 
@@ -41,6 +41,7 @@ class Argmin(nn.Module):
             that is a parameter the magnitude counts, so that no optimiser can make it negative.
         decoder: Search a latent `z` in place of `x`: maps `(*batch, N, *latent)` to `(*batch, N, *event)`.
         latent_shape: Shape of `z`; by default the decoder's own `latent_shape`, or else `event_shape`.
+        shard: Divide each solve among processes: `dcem.distributed.Samples()` or `Problems()`.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -77,8 +78,10 @@ class Argmin(nn.Module):
         init: float | Tensor | tuple[float | Tensor, float | Tensor | None] | Distribution = 0.0,
         decoder: Callable[[Tensor], Tensor] | None = None,
         latent_shape: int | Sequence[int] | None = None,
+        shard: Shard | None = None,
     ) -> None:
         super().__init__()
+        self.shard = shard
         self.event_shape = as_shape("event_shape", event_shape)
         self.latent_shape = latent_shape_of(decoder, latent_shape, self.event_shape, self._event_name)
         self.decoder, self.bounds = decoder, bounds
@@ -139,7 +142,7 @@ class Argmin(nn.Module):
             num_iterations=self.num_iterations if num_iterations is None else num_iterations,
             gradient=self.gradient if gradient is None else gradient,
             event_dims=len(self.latent_shape),
-            **{"bounds": self.bounds, **options},
+            **{"bounds": self.bounds, "shard": self.shard, **options},
         )
 
     def decode(self, z: Tensor) -> Tensor:

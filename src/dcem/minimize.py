@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,20 @@ _DEFAULT_SOLVER = CEM()
 _DEFAULT_GRADIENT = Unroll()
 
 
+class Shard(Protocol):
+    """Who solves it instead of this process alone."""
+
+    def solve(
+        self,
+        minimize: Callable[..., Solution],
+        objective: Callable[[Tensor], Tensor],
+        init: Distribution | Tensor,
+        solver: Solver,
+        **options: Any,
+    ) -> Solution:
+        """``minimize(objective, init, solver, **options)``, divided among processes."""
+
+
 def minimize(
     objective: Callable[[Tensor], Tensor],
     init: Distribution | Tensor,
@@ -43,6 +57,7 @@ def minimize(
     validate: Callable[[Tensor], Tensor] | None = None,
     callback: Callable[[Iteration], object] | None = None,
     record: bool = False,
+    shard: Shard | None = None,
 ) -> Solution:
     """Minimise ``f_θ(x)`` over ``x`` for a batch of problems, and differentiate the answer with respect to ``θ``.
 
@@ -73,6 +88,7 @@ def minimize(
         callback: called after each iteration with its :class:`dcem.Iteration`; return True (Python's, NumPy's or
             torch's) to stop.
         record: keep every :class:`dcem.Iteration` in ``solution.history``.
+        shard: divide the work among processes: ``dcem.distributed.Samples()`` or ``Problems()``.
 
     Returns:
         The solution; its ``x`` is the mean of the final distribution, differentiable as ``gradient``
@@ -99,6 +115,14 @@ def minimize(
     if tolerance is not None:
         check_positive("tolerance", tolerance)
     _check_callables(objective, gradient, callback, validate)
+    if shard is not None:
+        if not hasattr(shard, "solve"):
+            raise TypeError(f"shard: expected dcem.distributed.Samples(), Problems() or None, got {shard!r}")
+        return shard.solve(
+            minimize, objective, init, solver, num_iterations=num_iterations, gradient=gradient, event_dims=event_dims,
+            bounds=bounds, generator=generator, noise=noise, proposals=proposals, tolerance=tolerance,
+            validate=validate, callback=callback, record=record,
+        )  # fmt: skip
     setup = Setup.of(
         init, solver, num_iterations=num_iterations, event_dims=event_dims, bounds=bounds, generator=generator,
         noise=noise, proposals=proposals,

@@ -19,11 +19,12 @@ from dcem.bounds import Bounds, BoundsLike
 from dcem.control.initial import proposed, warm
 from dcem.control.plan import Plan, WarmStart
 from dcem.control.problem import Problem
-from dcem.control.rollout import Dynamics, batch_of, takes
+from dcem.control.rollout import Dynamics, batch_of, follow, knows_time, takes
 from dcem.control.settings import EVENT, START, checked
 from dcem.distributions import Distribution
 from dcem.gradients import GradientMode, Implicit
 from dcem.layer import Argmin, broadcastable
+from dcem.minimize import Shard
 from dcem.solution import Solution, Status
 from dcem.solvers import Solver
 
@@ -93,6 +94,7 @@ class MPC(Argmin):
         chunk_size: evaluate at most so many candidates at a time; memory then stays that of a chunk, in the backward
             pass too, where each is evaluated again.
         state_dims: how many trailing axes of the state are one state: an int, or a tree of ints like the state.
+        shard: divide each plan's search among processes: ``dcem.distributed.Samples()`` or ``Problems()``.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -159,6 +161,7 @@ class MPC(Argmin):
         answer: str = "mean",
         chunk_size: int | None = None,
         state_dims: Any = 1,
+        shard: Shard | None = None,
     ) -> None:
         self.horizon, self.action_shape = horizon, as_shape("action_shape", action_shape)
         if callable(decoder) and latent_shape is None and not hasattr(decoder, "latent_shape"):
@@ -171,6 +174,7 @@ class MPC(Argmin):
             init=(init_mean, init_std),
             decoder=decoder,
             latent_shape=latent_shape,
+            shard=shard,
         )
         self.dynamics, self.cost = dynamics, cost
         self.terminal_cost, self.constraint, self.constraint_weight = terminal_cost, constraint, constraint_weight
@@ -213,6 +217,7 @@ class MPC(Argmin):
         *,
         warm_start: Plan | WarmStart | None = None,
         reset: Tensor | None = None,
+        sent: Tensor | None = None,
         num_iterations: int | None = None,
         gradient: GradientMode | None = None,
         generator: torch.Generator | None = None,
@@ -228,6 +233,9 @@ class MPC(Argmin):
                 in time, are the first mean. With a decoder that has no ``encode`` its latent is the first mean as it
                 is.
             reset: ``(*batch,)``, boolean: problems that start afresh in spite of ``warm_start``.
+            sent: actions that have been sent and have not arrived yet, ``(*batch, d, *a)``, the oldest first. The plan
+                starts from the state that they lead to, by the model: it is one for a plant that acts ``d`` steps late.
+                To dynamics with a keyword ``t`` they are steps ``-d ... -1``.
             num_iterations: instead of the module's own, for this plan.
             gradient: likewise.
             generator: source of randomness, so that a plan can be replayed.
@@ -236,6 +244,7 @@ class MPC(Argmin):
             record: keep every iteration in ``plan.solution.history``.
         """
         batch = batch_of(state, self.state_dims)
+        state = self._arrived(state, sent, batch)
         gradient = self.gradient if gradient is None else gradient
         if self.answer != "mean" and isinstance(gradient, Implicit) and torch.is_grad_enabled():
             raise ValueError(f"answer: Implicit differentiates the mean, not a sample; got answer={self.answer!r}")
@@ -293,12 +302,45 @@ class MPC(Argmin):
             solution=solution,
         )
 
+    def decision(self, state: Any, before: tuple[Tensor, Tensor], *, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What :func:`dcem.export` makes a program of: plan from ``state`` and from what this returned the time before.
+
+        Returns:
+            The actions ``(*batch, H, *a)``, of which the first is to be applied, and the mean of the search,
+            ``(*batch, *latent)``. Where they are NaN, as they should be the first time, the search starts afresh.
+        """
+        return tuple(self.forward(state, warm_start=WarmStart(*before), noise=noise).warm_start)  # type: ignore[return-value]
+
     def _batch_first(self, states: Any, batch_dims: int) -> Any:
         """States ``([P,] *batch, H + 1, n, *s)`` as ``(*batch, n, [P,] H + 1, *s)``."""
         if self.num_particles == 1:
             return map_tensors(lambda leaf: leaf.movedim(batch_dims + 1, batch_dims), states)
         at = (batch_dims, batch_dims + 1)
         return map_tensors(lambda leaf: leaf.movedim(batch_dims + 2, 0).movedim((0, 1), at), states)
+
+    def _arrived(self, state: Any, sent: Tensor | None, batch: tuple[int, ...]) -> Any:
+        """The state in which actions that are on their way will have arrived."""
+        if sent is None:
+            return state
+        if not isinstance(sent, Tensor):
+            raise TypeError(f"sent: expected a Tensor (*batch, d, *a) or None, got {type(sent).__name__}")
+        dim = len(batch)
+        if sent.dim() != dim + 1 + len(self.action_shape) or (*sent.shape[:dim], *sent.shape[dim + 1 :]) != (
+            *batch,
+            *self.action_shape,
+        ):
+            raise ValueError(
+                f"sent: expected actions (*batch, d, *a) with batch {batch} and action {self.action_shape}, "
+                f"got {tuple(sent.shape)}"
+            )
+        if self.num_particles > 1:
+            raise ValueError(f"sent: expected None with several particles, got num_particles={self.num_particles}")
+        late, model = sent.shape[dim], self.dynamics
+        if knows_time(model):
+            model = lambda x, u, t: self.dynamics(x, u, t=t - late)  # noqa: E731
+        each = map_tensors(lambda leaf: leaf.unsqueeze(dim), state)  # a single candidate, as in a plan
+        arrived = follow(model, each, sent.unsqueeze(dim).movedim(dim + 1, 0), dim + 1).last()
+        return map_tensors(lambda leaf: leaf.squeeze(dim), arrived)
 
     def _fresh(self, batch: tuple[int, ...], like: Tensor) -> Distribution | Tensor:
         """Where a search starts that has no warm start: ``init``, or the means alone."""

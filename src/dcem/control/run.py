@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcem._check import check_count
+from dcem._check import check_count, check_int
 from dcem._tree import difference, leaves, map_tensors
 from dcem.control.mpc import MPC
 from dcem.control.plan import Plan
@@ -63,6 +63,7 @@ def run(
     state_of: Callable[[Any, Any], Any] | None = None,
     num_steps: int | None = None,
     seed: int | None = None,
+    delay: int = 0,
     record: bool = False,
     video: str | Path | None = None,
 ) -> Episodes:
@@ -81,6 +82,9 @@ def run(
             ``AutoresetMode.SAME_STEP`` it has started anew already when the state that an episode ended in is asked.
         num_steps: decisions in each environment, one episode after the other; None for one episode each.
         seed: of the controller and, ``seed + i``, of environment ``i``.
+        delay: how many steps after it was sent an action takes effect in these environments. An :class:`MPC` then plans
+            from the state that the actions on their way will lead to, by its model (its ``sent``); before the first
+            one of an episode zeros are taken to have been sent.
         record: keep states, actions and rewards, and the states that episodes ended in.
         video: where to write a GIF of the first environment, which must be able to render (Gymnasium's with
             ``render_mode="rgb_array"``).
@@ -113,7 +117,7 @@ def run(
     plant = plant_of(envs, _flattened if state_of is None else state_of, once=once)
     if video is not None and not plant.can_render():
         raise ValueError('video: expected an environment that renders, made with render_mode="rgb_array"')
-    controller = _Controller(policy, plant, seed)
+    controller = _Controller(policy, plant, seed, delay)
     log = _Log(plant.num_envs, once)
     seconds: list[float] = []
     rows: list[_Row] = []
@@ -167,9 +171,11 @@ class _Row(NamedTuple):
 class _Controller:
     """The policy with its warm start, and with something to do where it fails."""
 
-    def __init__(self, policy: MPC | Callable[[Any], Tensor], plant: Plant, seed: int | None) -> None:
+    def __init__(self, policy: MPC | Callable[[Any], Tensor], plant: Plant, seed: int | None, delay: int) -> None:
         if not callable(policy):
             raise TypeError(f"policy: expected an MPC or a callable state -> action, got {policy!r}")
+        if check_int("delay", delay) < 0 or (delay > 0 and not isinstance(policy, MPC)):
+            raise ValueError(f"delay: expected an int >= 0, and 0 for a policy that is no MPC, got {delay}")
         self.policy, self.seed, self.num_replaced = policy, seed, 0
         self.space = plant.space
         self.shape = (plant.num_envs, *plant.space.low.shape)
@@ -178,10 +184,12 @@ class _Controller:
         self.applied: Tensor | None = None
         self.failed = torch.zeros(plant.num_envs, dtype=torch.bool)
         self.ahead: Tensor | None = None  # (E, H, *a): the last good plans from here on
+        self.sent = torch.zeros(plant.num_envs, delay, *plant.space.low.shape)  # what is on its way
 
     @torch.no_grad()
     def __call__(self, state: Any, fresh: Tensor) -> Tensor:
         """Actions ``(E, *a)`` within the bounds; ``fresh`` says where an episode begins."""
+        self.sent[fresh] = 0.0
         actions, good = self._decide(state, fresh | self.failed)
         if actions.dim() != len(self.shape) + 1 or (actions.shape[0], *actions.shape[2:]) != self.shape:
             came = (actions.shape[0], *actions.shape[2:])
@@ -195,6 +203,8 @@ class _Controller:
             left[fresh] = 0.0
         self.ahead = torch.where(good.reshape(-1, *(1,) * len(self.shape)), actions, left)
         self.applied = torch.from_numpy(self.space.applied(self.ahead[:, 0].numpy())).to(actions.dtype)
+        if self.sent.shape[1]:
+            self.sent = torch.cat([self.sent[:, 1:], self.applied.unsqueeze(1)], 1)
         return self.applied
 
     def _decide(self, state: Any, reset: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +227,8 @@ class _Controller:
                 actions = torch.cat([first.unsqueeze(1), self.plan.actions[:, 1:]], 1)
                 warm = self.plan.warm_start._replace(actions=actions)
         where = None if warm is None else reset.to(device)
-        self.plan = self.policy(state, warm_start=warm, reset=where, generator=self.generator)
+        late = {"sent": self.sent.to(device)} if self.sent.shape[1] else {}
+        self.plan = self.policy(state, warm_start=warm, reset=where, generator=self.generator, **late)
         return _plain(self.plan.actions), self.plan.status.cpu() != Status.NONFINITE
 
 

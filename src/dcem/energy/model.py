@@ -13,6 +13,7 @@ from dcem.distributions import Distribution
 from dcem.energy.base import condition
 from dcem.gradients import GradientMode
 from dcem.layer import Argmin
+from dcem.minimize import Shard
 from dcem.solution import Solution
 from dcem.solvers import Solver
 
@@ -40,6 +41,7 @@ class EnergyModel(Argmin):
         one makes large `y` small; `nn.Softmax(-1)` keeps `y` on the simplex, `nn.Sigmoid()` inside `(0, 1)`.
         `init_mean`, `init_std` and `bounds` are then those of `z`.
         latent_shape: Shape of `z`; by default the decoder's own `latent_shape`, or else that of `y`.
+        shard: Divide each solve among processes: `dcem.distributed.Samples()` or `Problems()`.
 
     Raises:
         TypeError: `decoder` is not callable.
@@ -74,6 +76,7 @@ class EnergyModel(Argmin):
         feature_dims: int = 1,
         decoder: Callable[[Tensor], Tensor] | None = None,
         latent_shape: int | Sequence[int] | None = None,
+        shard: Shard | None = None,
     ) -> None:
         super().__init__(
             event_shape,
@@ -84,6 +87,7 @@ class EnergyModel(Argmin):
             init=(init_mean, init_std),
             decoder=decoder,
             latent_shape=latent_shape,
+            shard=shard,
         )
         self.energy, self.feature_dims = energy, feature_dims
 
@@ -106,13 +110,18 @@ class EnergyModel(Argmin):
         """`ŷ` `(*batch, *event)` for `x` `(*batch, *feature)`."""
         return self.solve(x, num_iterations=num_iterations, **options).x
 
+    def decision(self, x: Tensor, *, noise: Tensor) -> Tensor:
+        """What :func:`dcem.export` makes a program of: the prediction, for given noise."""
+        return self.forward(x, noise=noise)
+
     def objective(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """`E_θ(x, ·)`, checked: maps candidates `y` `(*batch, N, *event)` to `(*batch, N)`."""
-        batch = self.batch_shape(x)
         of_x = condition(self.energy, x)
 
         def of_y(y: Tensor, given: Tensor, cut: Cut) -> Tensor:
-            # Where a problem fails it is evaluated again on the input of another one.
+            # Where a problem fails it is evaluated again on the input of another one; one of several processes is given
+            # the inputs of its own problems.
+            batch = self.batch_shape(given)
             values: Any = (of_x if given is x else condition(self.energy, given))(y)
             expected = (*batch, y.shape[len(batch)])
             if not isinstance(values, Tensor) or tuple(values.shape) != expected:

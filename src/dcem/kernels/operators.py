@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,14 +48,35 @@ def refer(operator: Any, reference: Callable[..., Any], *, opaque: bool = False)
     _references[operator] = None if opaque else reference
 
 
+_traces_plainly = False
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Here operators are traced as torch's own operations, which do not look at values: for graphs that leave home."""
+    global _traces_plainly
+    before, _traces_plainly = _traces_plainly, True
+    try:
+        yield
+    finally:
+        _traces_plainly = before
+
+
+def may_look_at(x: Tensor) -> bool:
+    """Whether a reference may decide by values of ``x``."""
+    return x.device.type == "cpu" and not _traces_plainly
+
+
 def in_place_of(operator: Any, x: Tensor) -> Callable[..., Any] | None:
     """What to call for ``x`` instead of the operator where that has no compiled kernel, and no node of its own."""
+    if _traces_plainly:
+        return _references.get(operator)
     return None if x.device.type == "cpu" or x.device.type in _compiled[operator] else _references.get(operator)
 
 
 def is_implemented(operator: Any, x: Tensor | None) -> bool:
     """Whether there is a reference, or a compiled kernel for this tensor; if not, the operator is its composite."""
-    return operator in _references or (x is not None and x.device.type in _compiled[operator])
+    return operator in _references or (not _traces_plainly and x is not None and x.device.type in _compiled[operator])
 
 
 def _like(x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem.kernels.operators import may_look_at
+
 from .links import Link
 
 _RANGE = 1000.0  # further than this from the threshold, in temperatures, a weight is exactly 0 or 1

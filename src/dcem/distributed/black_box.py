@@ -1,0 +1,236 @@
+"""Objectives and simulators that are ordinary functions, evaluated by workers that may be slow or die."""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._check import check_count, check_flag, check_int, check_positive
+
+Worker = Any
+
+
+class Lost(Exception):
+    """A worker has ended before it answered."""
+
+
+class Failed(Exception):
+    """The function raised."""
+
+
+class Engine(ABC):
+    """Starts workers that hold a function, and talks to them."""
+
+    @abstractmethod
+    def start(self) -> Worker:
+        """A new worker."""
+
+    @abstractmethod
+    def give(self, worker: Worker, arguments: tuple[Any, ...]) -> None:
+        """Have it call the function; raises :class:`Lost`."""
+
+    @abstractmethod
+    def wait(self, workers: list[Worker], seconds: float | None) -> list[Worker]:
+        """Those that have answered or ended, after at most so long."""
+
+    @abstractmethod
+    def take(self, worker: Worker) -> Any:
+        """What the function returned; raises :class:`Lost` or :class:`Failed`."""
+
+    @abstractmethod
+    def stop(self, worker: Worker) -> None:
+        """End it at once, whatever it does."""
+
+
+class Workers:
+    """Calls of one function by several workers, with a time limit, and again elsewhere where one was lost.
+
+    Attributes:
+        num_retried: calls that were made again since this was constructed.
+        num_lost: calls given up since then.
+    """
+
+    def __init__(self, engine: Engine, num_workers: int, timeout: float | None, retries: int, progress: bool) -> None:
+        self.num_workers = check_count("num_workers", num_workers)
+        if timeout is not None:
+            check_positive("timeout", timeout)
+        self.timeout, self.retries = timeout, check_int("retries", retries)
+        if self.retries < 0:
+            raise ValueError(f"retries: expected an int >= 0, got {retries}")
+        self.progress = check_flag("progress", progress)
+        self.engine, self.num_retried, self.num_lost = engine, 0, 0
+        self._idle: list[Worker] = []
+        self._all: list[Worker] = []
+        self._finalizer = weakref.finalize(self, _stop_all, engine, self._all)
+
+    def close(self) -> None:
+        """End the workers. They are started again when they are needed."""
+        _stop_all(self.engine, self._all)
+        self._idle.clear()
+
+    def call(self, tasks: list[tuple[Any, ...]]) -> list[Any]:
+        """What the function returns for each task; None for those that were lost, or in which it raised.
+
+        Raises:
+            RuntimeError: it raised in every one of them.
+        """
+        results: list[Any] = [None] * len(tasks)
+        waiting = deque((i, 0) for i in range(len(tasks)))
+        running: dict[Worker, tuple[int, int, float]] = {}
+        errors: list[Failed] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.num_workers:
+                    i, tries = waiting.popleft()
+                    worker = self._idle.pop() if self._idle else self._start()
+                    running[worker] = (i, tries, time.monotonic())
+                    try:
+                        self.engine.give(worker, tasks[i])
+                    except Lost:
+                        self._again(worker, running, waiting)
+                for worker in self.engine.wait(list(running), self._rest(running)):
+                    try:
+                        results[running[worker][0]] = self.engine.take(worker)
+                    except Lost:
+                        self._again(worker, running, waiting)
+                        continue
+                    except Failed as error:
+                        errors.append(error)
+                    del running[worker]
+                    self._idle.append(worker)
+                for worker in [worker for worker in running if self._is_late(running[worker][2])]:
+                    self._again(worker, running, waiting)
+                self._show(len(tasks) - len(waiting) - len(running), len(tasks))
+        finally:
+            for worker in list(running):  # interrupted: what they would answer belongs to no later call
+                self._drop(worker)
+        if errors and len(errors) == len(tasks):
+            raise RuntimeError(f"function: raised for every candidate, the last time {errors[-1]}")
+        return results
+
+    def _start(self) -> Worker:
+        worker = self.engine.start()
+        self._all.append(worker)
+        return worker
+
+    def _drop(self, worker: Worker) -> None:
+        self._all.remove(worker)
+        self.engine.stop(worker)
+
+    def _again(self, worker: Worker, running: dict[Worker, Any], waiting: deque[tuple[int, int]]) -> None:
+        """The worker is gone or will be; its task waits for another one, unless it has been tried often enough."""
+        i, tries, _ = running.pop(worker)
+        self._drop(worker)
+        if tries < self.retries:
+            self.num_retried += 1
+            waiting.append((i, tries + 1))
+        else:
+            self.num_lost += 1
+
+    def _is_late(self, started: float) -> bool:
+        return self.timeout is not None and time.monotonic() - started > self.timeout
+
+    def _rest(self, running: dict[Worker, tuple[int, int, float]]) -> float | None:
+        if self.timeout is None:
+            return None
+        first = min((started for _, _, started in running.values()), default=time.monotonic())
+        return max(0.0, first + self.timeout - time.monotonic()) + 0.01
+
+    def _show(self, done: int, num: int) -> None:
+        if self.progress:
+            end = "\n" if done == num else ""
+            sys.stderr.write(f"\r{done}/{num} evaluated, {self.num_retried} again, {self.num_lost} lost{end}")
+            sys.stderr.flush()
+
+
+def _stop_all(engine: Engine, workers: list[Worker]) -> None:
+    while workers:
+        engine.stop(workers.pop())
+
+
+class BlackBox:
+    """The two fronts of workers: an objective, and a simulator's ``rollout``. See :class:`PoolObjective`."""
+
+    def __init__(self, workers: Workers, batch_size: int | None) -> None:
+        self.workers = workers
+        self.batch_size = None if batch_size is None else check_count("batch_size", batch_size)
+
+    @property
+    def num_retried(self) -> int:
+        """How many calls were made again, as a worker had died or was late."""
+        return self.workers.num_retried
+
+    @property
+    def num_lost(self) -> int:
+        """How many calls were given up: their candidates have failed."""
+        return self.workers.num_lost
+
+    def close(self) -> None:
+        """End the workers; the next call starts new ones."""
+        self.workers.close()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _values(self, samples: Tensor, batch: torch.Size, event_dims: int) -> Tensor:
+        rows = samples.detach().cpu().reshape(-1, *samples.shape[samples.dim() - event_dims :])
+        chunks = list(rows.split(1 if self.batch_size is None else self.batch_size))
+        found = self.workers.call([(chunk if self.batch_size else chunk[0],) for chunk in chunks])
+        values = [_numbers(result, len(chunk)) for result, chunk in zip(found, chunks, strict=True)]
+        return torch.cat(values).to(samples).reshape(batch)
+
+
+def _numbers(result: Any, num: int) -> Tensor:
+    if result is None:
+        return torch.full((num,), torch.nan, dtype=torch.float64)
+    values = torch.as_tensor(result, dtype=torch.float64).reshape(-1)
+    if len(values) != num:
+        raise ValueError(f"function: expected to return {num} numbers, got {len(values)}")
+    return values
+
+
+class BlackBoxObjective(BlackBox):
+    """An objective ``(*batch, N, *event) -> (*batch, N)`` of a function of one candidate."""
+
+    def __init__(self, workers: Workers, batch_size: int | None, event_dims: int) -> None:
+        super().__init__(workers, batch_size)
+        self.event_dims = check_int("event_dims", event_dims)
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """The values of candidates; NaN of those that were lost, or for which the function raised."""
+        return self._values(samples, samples.shape[: samples.dim() - self.event_dims], self.event_dims)
+
+
+class BlackBoxRollout(BlackBox):
+    """A simulator for :class:`dcem.control.MPC`, of a function ``(state, actions) -> states`` of one sequence."""
+
+    def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
+        """The states ``(*batch, H + 1, *s)`` of sequences ``(*batch, H, *a)``; NaN of those that were lost."""
+        batch = state.shape[:-1]
+        starts = state.detach().cpu().reshape(-1, state.shape[-1])
+        sequences = actions.detach().cpu().reshape(len(starts), *actions.shape[len(batch) :])
+        found = self.workers.call(list(zip(starts, sequences, strict=True)))
+        lost = torch.full((sequences.shape[1] + 1, starts.shape[-1]), torch.nan)
+        paths = []
+        for start, result in zip(starts, found, strict=True):
+            path = lost.clone() if result is None else torch.as_tensor(result)
+            if tuple(path.shape) != tuple(lost.shape):
+                raise ValueError(f"function: expected states (H + 1, s) = {tuple(lost.shape)}, got {tuple(path.shape)}")
+            if result is None:
+                path[0] = start
+            paths.append(path.to(state))
+        return torch.stack(paths).reshape(*batch, *lost.shape)
+
+    def __call__(self, state: Tensor, action: Tensor) -> Tensor:
+        """One step of each: dynamics as :class:`dcem.control.MPC` calls them where it does not ask for sequences."""
+        return self.rollout(state, action.unsqueeze(state.dim() - 1)).select(state.dim() - 1, -1)

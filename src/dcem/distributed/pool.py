@@ -1,0 +1,180 @@
+"""Black-box objectives and simulators evaluated by processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable
+from multiprocessing import connection
+from typing import Any
+
+import torch
+
+from dcem.distributed.black_box import BlackBoxObjective, BlackBoxRollout, Engine, Failed, Lost, Workers
+
+
+def _serve(function: Callable[..., Any], pipe: Any) -> None:
+    torch.set_num_threads(1)
+    while True:
+        try:
+            arguments = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer = (True, function(*(torch.from_numpy(array) for array in arguments)))
+        except Exception as error:
+            answer = (False, f"{type(error).__name__}: {error}")
+        # As plain numbers: a tensor would be sent as a handle to memory that ends with this process.
+        pipe.send((answer[0], _plain(answer[1])))
+
+
+def _plain(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+class Processes(Engine):
+    """Workers that are processes, one pipe to each."""
+
+    def __init__(self, function: Callable[..., Any], start_method: str | None) -> None:
+        if not callable(function):
+            raise TypeError(f"function: expected a callable, got {function!r}")
+        method = ("fork" if sys.platform == "linux" else "spawn") if start_method is None else start_method
+        self.function, self.context = function, multiprocessing.get_context(method)
+
+    def start(self) -> Any:
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=_serve, args=(self.function, theirs), daemon=True)  # type: ignore[attr-defined]
+        with warnings.catch_warnings():  # of Python 3.12 about threads: a worker does nothing but call the function
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def give(self, worker: Any, arguments: tuple[Any, ...]) -> None:
+        try:
+            worker.pipe.send(tuple(_plain(argument) for argument in arguments))
+        except OSError:
+            raise Lost from None
+
+    def wait(self, workers: list[Any], seconds: float | None) -> list[Any]:
+        ready = connection.wait([worker.pipe for worker in workers], seconds)
+        return [worker for worker in workers if worker.pipe in ready]
+
+    def take(self, worker: Any) -> Any:
+        try:
+            worked, answer = worker.pipe.recv()
+        except (EOFError, OSError):
+            raise Lost from None
+        if not worked:
+            raise Failed(answer)
+        return answer
+
+    def stop(self, worker: Any) -> None:
+        worker.process.kill()
+        worker.process.join()
+        worker.process.close()
+        worker.pipe.close()
+
+
+class _Worker:
+    def __init__(self, process: Any, pipe: Any) -> None:
+        self.process, self.pipe = process, pipe
+
+
+class PoolObjective(BlackBoxObjective):
+    """Minimise an ordinary function of one candidate, evaluated by a pool of processes on this machine.
+
+    A worker that dies, or that takes longer than ``timeout``, is replaced, and what it worked on is tried again by
+    another one, ``retries`` times; then the candidates count as failed samples, as do those for which the function
+    raises. The solve goes on. The values have no gradient.
+
+    Args:
+        function: maps a candidate, a tensor of shape ``event``, to a number; with ``batch_size`` several of them
+            ``(n, *event)`` to ``n`` numbers.
+        num_workers: how many processes.
+        timeout: seconds that one call may take; None for any time.
+        retries: how often a call is made again after a loss.
+        batch_size: give the function so many candidates at a time, at most.
+        event_dims: how many trailing axes are one candidate.
+        progress: show on stderr how many candidates of an iteration have been evaluated.
+        start_method: of :mod:`multiprocessing`: ``"fork"`` by default on Linux, with which the function may be
+            anything; else ``"spawn"``, for which it has to be importable. A forked worker cannot use CUDA.
+
+    Raises:
+        TypeError: ``function`` is not callable, or an argument is of the wrong type.
+        ValueError: an argument is out of its range; in a call, the function returns another number of values.
+        RuntimeError: in a call, the function raised for every candidate.
+
+    Example:
+        >>> import torch, dcem
+        >>> from dcem.distributed import PoolObjective
+        >>> with PoolObjective(lambda x: float((x - 1).square().sum()), num_workers=2, timeout=60.0) as objective:
+        ...     solution = dcem.minimize(objective, torch.zeros(2), dcem.CEM(20, 5), num_iterations=8,
+        ...                              generator=torch.Generator().manual_seed(0))
+        >>> bool((solution.x - 1).abs().max() < 0.1)
+        True
+
+    Source: evaluation of populations by workers that may fail, Salimans et al., "Evolution strategies as a scalable
+    alternative to reinforcement learning", 2017.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        num_workers: int,
+        *,
+        timeout: float | None = None,
+        retries: int = 1,
+        batch_size: int | None = None,
+        event_dims: int = 1,
+        progress: bool = False,
+        start_method: str | None = None,
+    ) -> None:
+        workers = Workers(Processes(function, start_method), num_workers, timeout, retries, progress)
+        super().__init__(workers, batch_size, event_dims)
+
+
+class PoolRollout(BlackBoxRollout):
+    """Plan with a simulator that is an ordinary function of one sequence, run by a pool of processes.
+
+    To be the ``dynamics`` of :class:`dcem.control.MPC`. What is lost is a candidate that failed, as for
+    :class:`PoolObjective`, whose other arguments these are.
+
+    Args:
+        function: maps a state ``(s,)`` and actions ``(H, *a)`` to the states ``x_0 ... x_H``, ``(H + 1, s)``.
+        num_workers: how many processes.
+        timeout: seconds that one call may take.
+        retries: how often a call is made again after a loss.
+        progress: show how many sequences of an iteration have been followed.
+        start_method: of :mod:`multiprocessing`.
+
+    Raises:
+        TypeError: ``function`` is not callable, or an argument is of the wrong type.
+        ValueError: an argument is out of its range; in a call, the states have another shape.
+        RuntimeError: in a call, the function raised for every sequence.
+
+    Example:
+        >>> import torch, dcem
+        >>> def simulate(state, actions):
+        ...     return torch.cat([state[None], state + actions.cumsum(0)])
+        >>> with PoolRollout(simulate, num_workers=2) as simulator:
+        ...     mpc = dcem.control.MPC(simulator, lambda x, u: x.square().sum(-1), 3, 1, solver=dcem.CEM(20, 5))
+        ...     plan = mpc(torch.ones(1), generator=torch.Generator().manual_seed(0))
+        >>> plan.states.shape
+        torch.Size([4, 1])
+
+    Source: as :class:`PoolObjective`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        num_workers: int,
+        *,
+        timeout: float | None = None,
+        retries: int = 1,
+        progress: bool = False,
+        start_method: str | None = None,
+    ) -> None:
+        super().__init__(Workers(Processes(function, start_method), num_workers, timeout, retries, progress), None)

@@ -1,0 +1,145 @@
+"""The processes that share a solve, and what travels between them, with its derivative.
+
+A number that every process has is *shared*, and so is its gradient: each process holds the whole of it, as if it were
+alone. What a process computes of its share of the work is *its own*, and so is the gradient of that. The functions here
+lead from one to the other; the backward pass of each is another one of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """The processes of a group, seen from one of them.
+
+    Args:
+        group: a process group, a :class:`torch.distributed.device_mesh.DeviceMesh` of one axis, or None for all
+            processes.
+        timeout: seconds that this process waits for the others in one exchange.
+    """
+
+    def __init__(self, group: Any, timeout: float) -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise ValueError(
+                "shard: expected a process group: call torch.distributed.init_process_group() first, in processes that "
+                "torchrun has started"
+            )
+        if hasattr(group, "get_group"):  # a DeviceMesh
+            if group.ndim != 1:
+                raise ValueError(f"shard: expected a mesh of one axis, such as mesh['samples'], got {group}")
+            group = group.get_group()
+        elif group is not None and not isinstance(group, dist.ProcessGroup):
+            raise TypeError(f"shard: expected a DeviceMesh, a process group or None, got {group!r}")
+        self.group, self.timeout = group, timeout
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("shard: expected a group that this process belongs to")
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """What each process has, ``(n, ...)``, one after the other, ``(size * n, ...)``."""
+        sent = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        result = sent.new_empty((self.size * len(x), *x.shape[1:]))
+        self._exchange(dist.all_gather_into_tensor, result, sent.contiguous())
+        return result.to(x.dtype)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of what the processes have."""
+        result = x.to(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype, copy=True).contiguous()
+        self._exchange(dist.all_reduce, result)
+        return result.to(x.dtype)
+
+    def own(self, x: Tensor) -> Tensor:
+        """The part of ``x``, ``(size * n, ...)``, that this process works on, ``(n, ...)``."""
+        n = len(x) // self.size
+        return x[self.rank * n : (self.rank + 1) * n]
+
+    def agree(self, what: str, *facts: Any) -> None:
+        """Raise in all processes where one of them has other facts (texts, numbers, tensors of bytes)."""
+        digest = hashlib.blake2b(digest_size=8)
+        for fact in facts:
+            digest.update(fact.cpu().numpy().tobytes() if isinstance(fact, Tensor) else repr(fact).encode())
+        number = int.from_bytes(digest.digest(), "little", signed=True)
+        device = torch.device("cuda", torch.cuda.current_device()) if self._is_nccl() else torch.device("cpu")
+        all_of = self.gathered(torch.tensor([number], device=device)).tolist()
+        others = [rank for rank, of in enumerate(all_of) if of != all_of[0]]
+        if others:
+            raise ValueError(f"shard: expected {what} on every rank, got another than that of rank 0 on {others}")
+
+    def _is_nccl(self) -> bool:
+        return bool(dist.get_backend(self.group) == "nccl")
+
+    def _exchange(self, collective: Any, *tensors: Tensor) -> None:
+        try:
+            work = collective(*tensors, group=self.group, async_op=True)
+            if self._is_nccl():  # which does not make this process wait, and has the timeout of its group
+                work.wait()
+            else:
+                work.wait(timedelta(seconds=self.timeout))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"shard: rank {self.rank} of {self.size} got no answer from the others: one of them has ended, or did "
+                f"not come within {self.timeout:g} s. Start all of them again, from their last checkpoint"
+            ) from error
+
+
+class Gather(torch.autograd.Function):
+    """Own parts ``(n, ...)`` to the shared whole ``(size * n, ...)``.
+
+    ``attached`` is what the parts were computed from by way of :class:`Scatter` and :class:`Share`: their backward
+    passes exchange something, and have to run in every process, also in one whose part does not depend on them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, ranks: Ranks, *attached: Tensor) -> Tensor:
+        ctx.ranks, ctx.num_attached = ranks, len(attached)
+        return ranks.gathered(part)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return Scatter.apply(grad, ctx.ranks), None, *(None,) * ctx.num_attached  # type: ignore[no-untyped-call]
+
+
+class Scatter(torch.autograd.Function):
+    """The shared whole ``(size * n, ...)`` to the own part ``(n, ...)``."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.own(whole).clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return Gather.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]
+
+
+class Share(torch.autograd.Function):
+    """What is shared, to be used in own work: the gradients of all processes add up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return Total.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]
+
+
+class Total(torch.autograd.Function):
+    """The shared sum of what the processes have of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.total(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return Share.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]

@@ -1,0 +1,245 @@
+"""One solve by several processes: its samples, or its problems, are divided among them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._check import check_positive
+from dcem._eager import in_forward_mode, is_eager
+from dcem._guard import Cut, WithData
+from dcem._tree import leaves, map_tensors
+from dcem.bounds import Bounds
+from dcem.distributed.outside import Outside, OwnWork
+from dcem.distributed.ranks import Gather, Ranks, Scatter
+from dcem.distributions import Distribution, WhiteNoise
+from dcem.solution import Solution
+from dcem.solvers import SamplingSolver, Solver
+
+Minimize = Callable[..., Solution]
+
+
+class _Shard:
+    """What both ways have in common: a group, and the checks before a solve."""
+
+    def __init__(self, group: Any = None, *, timeout: float = 600.0) -> None:
+        check_positive("timeout", timeout)
+        self.ranks = Ranks(group, timeout)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.copy(self)  # of a module that holds it; a group cannot be copied
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rank {self.ranks.rank} of {self.ranks.size})"
+
+    def _agree(self, init: Distribution | Tensor, solver: Solver, options: dict[str, Any]) -> None:
+        """Raise where the processes do not solve the same problem, or would draw other samples."""
+        if not is_eager() or in_forward_mode():
+            raise RuntimeError("shard: works outside torch.compile, torch.func transforms and forward mode")
+        shapes = [tuple(leaf.shape) for leaf in leaves(init)]
+        kind = (type(solver).__name__, solver.num_samples, options["num_iterations"], options["gradient"])
+        self.ranks.agree("the same solver, gradient mode, number of iterations and shapes", shapes, kind)
+        noise, generator = options["noise"], options["generator"]
+        if isinstance(noise, Tensor):
+            self.ranks.agree("the same noise", noise)
+        elif generator is not None:
+            self.ranks.agree("a generator with the same seed", generator.get_state())
+        else:
+            on_gpu = leaves(init)[0].is_cuda
+            state = torch.cuda.get_rng_state(leaves(init)[0].device) if on_gpu else torch.get_rng_state()
+            self.ranks.agree("the same torch.manual_seed, or a generator,", state)
+
+
+class Samples(_Shard):
+    """Minimise with several processes, each of which evaluates its share of the candidates.
+
+    Give it to :func:`dcem.minimize`, :class:`dcem.control.MPC` or :class:`dcem.energy.EnergyModel` as ``shard``, and
+    call them in every process with the same arguments. Each process gets the solution that one process would have
+    found, up to rounding, and the gradient: the whole of it, not its part. An optimiser in every process takes the same
+    step; under ``DistributedDataParallel``, which averages equal gradients, too.
+
+    Every process draws all of the noise and refits the distribution by itself: a generator draws as in one process, and
+    explicit ``noise`` is that of the whole population. In an iteration only the ``N`` values travel. The backward pass
+    exchanges the slopes at the candidates, and once a solve the gradient of each tensor that the objective uses.
+
+    Args:
+        group: a :class:`torch.distributed.device_mesh.DeviceMesh` of one axis, a process group, or None for all
+            processes. Those of another axis may solve other problems.
+        timeout: seconds to wait for the other processes in one exchange, at most; with NCCL that of the group holds.
+
+    Raises:
+        ValueError: there is no process group, this process is not in it, or the mesh has several axes; in a solve, the
+            number of samples is not a multiple of that of processes, the solver has no samples to share, or a process
+            has another seed, noise, shape or objective (which each evaluates once more, at the initial mean, for this).
+        RuntimeError: in a solve, another process has ended or does not come in time; or inside ``torch.compile``,
+            ``torch.func`` transforms and forward mode.
+
+    The objective has to be deterministic: a process draws random numbers for its own candidates. A callback has to say
+    the same in each process. With fewer candidates than processes (the answer of a plan, :class:`dcem.Implicit`) each
+    evaluates all of them.
+
+    Example (``torchrun --nproc-per-node 4 script.py``)::
+
+        torch.distributed.init_process_group()
+        shard = dcem.distributed.Samples()
+        solution = dcem.minimize(objective, init, dcem.CEM(1000, 100), shard=shard, generator=generator)
+
+    Source: master and workers of population-based search, Salimans et al., "Evolution strategies as a scalable
+    alternative to reinforcement learning", 2017, section 2.1: values travel, noise is drawn everywhere; the pairs of
+    operators in forward and backward pass: Shoeybi et al., "Megatron-LM", 2019, section 3.
+    """
+
+    def solve(
+        self, minimize: Minimize, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, **options: Any
+    ) -> Solution:
+        """``minimize(objective, init, solver, **options)`` by all processes of the group."""
+        if not isinstance(solver, SamplingSolver):
+            raise ValueError(f"shard: expected a solver that selects among samples, or Problems(), got {solver}")
+        if solver.num_samples % self.ranks.size:
+            raise ValueError(
+                f"shard: expected a number of samples that {self.ranks.size} processes can share evenly, "
+                f"got num_samples={solver.num_samples}"
+            )
+        self._agree(init, solver, options)
+        whole = WithData.of(objective)
+        event_dims = options["event_dims"] if isinstance(init, Tensor) else init.event_dims
+        mean = init if isinstance(init, Tensor) else init.mean
+        dim, outside = mean.dim() - event_dims, Outside(self.ranks)
+        self._same_objective(whole, mean, dim, options["bounds"])
+
+        def shared(samples: Tensor, data: Any, cut: Cut) -> Tensor:
+            num = samples.shape[dim]
+            if num < self.ranks.size:
+                return whole.function(samples, data, cut)
+            rest = -num % self.ranks.size  # proposals, pruned or shrunk populations: the last one is evaluated again
+            work = OwnWork(outside)
+
+            def part(x: Tensor) -> Tensor:
+                padded = torch.cat(
+                    [x, x.narrow(dim, num - 1, 1).expand(*x.shape[:dim], rest, *x.shape[dim + 1 :])], dim
+                )
+                return work.made(Scatter.apply((padded if rest else x).movedim(dim, 0), self.ranks)).movedim(0, dim)
+
+            own = part(samples)
+            failed = None if cut.failed is None else part(cut.failed)
+            with work:
+                values = whole.function(own, data, Cut(failed))
+            if not isinstance(values, Tensor) or tuple(values.shape) != tuple(own.shape[: dim + 1]):
+                came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise ValueError(
+                    f"objective: expected values of shape (*batch, N) = {tuple(own.shape[: dim + 1])} for candidates "
+                    f"of shape (*batch, N, *event) = {tuple(own.shape)}, got {came}"
+                )
+            attached = [own, *outside.shares()] if values.requires_grad else []
+            gathered: Tensor = Gather.apply(values.movedim(dim, 0), self.ranks, *attached)  # type: ignore[no-untyped-call]
+            return gathered[:num].movedim(0, dim)
+
+        return minimize(WithData(shared, whole.data), init, solver, **options)
+
+    @torch.no_grad()
+    def _same_objective(self, whole: WithData, mean: Tensor, dim: int, bounds: Any) -> None:
+        box = Bounds.check(bounds, mean.shape[dim:], mean)
+        mean = mean if box is None else box.clip(mean)
+        value: Any = whole(mean.unsqueeze(dim))
+        if not isinstance(value, Tensor) or tuple(value.shape) != (*mean.shape[:dim], 1):
+            return  # which the solve says better
+        values = self.ranks.gathered(value.detach().double().reshape(1, -1))
+        size = 1e-3 * values.abs().amax(0)
+        others = ((values - values[0]).abs() > size).any(-1).nonzero().flatten().tolist()
+        if others:
+            raise ValueError(
+                f"shard: expected the same objective on every rank, which draws no random numbers; at the initial mean "
+                f"it has another value than on rank 0 on {others}"
+            )
+
+
+class Problems(_Shard):
+    """Minimise a batch with several processes, each of which solves its share of the problems.
+
+    Used like :class:`Samples`: every process is given the whole batch, and gets the solution (and the gradient) of the
+    whole batch. Nothing travels while the solve is going on. The first axis of the batch is divided. Each process draws
+    the noise of the whole batch.
+
+    A controller's state, and the input of an energy model, are divided with it. An objective of your own is called with
+    the candidates of this process's problems: inside of it, take its part of other tensors of the batch by :meth:`own`.
+
+    Args:
+        group: as in :class:`Samples`.
+        timeout: likewise.
+
+    Raises:
+        ValueError: as in :class:`Samples`; the first axis of the batch cannot be divided evenly.
+        RuntimeError: as in :class:`Samples`.
+
+    ``solution.history`` and what a callback sees are of the own problems.
+
+    Example (``torchrun --nproc-per-node 4 script.py``)::
+
+        torch.distributed.init_process_group()
+        shard = dcem.distributed.Problems()
+        solution = dcem.minimize(lambda x: (x - shard.own(targets).unsqueeze(-2)).square().sum(-1), init, shard=shard)
+
+    Source: data parallelism, Li et al., "PyTorch Distributed", VLDB 2020.
+    """
+
+    def own(self, x: Tensor) -> Tensor:
+        """The part of ``x``, ``(batch, ...)``, that belongs to the problems of this process."""
+        return self.ranks.own(x)
+
+    def solve(
+        self, minimize: Minimize, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, **options: Any
+    ) -> Solution:
+        """``minimize(objective, init, solver, **options)`` by all processes of the group."""
+        start: Distribution = solver.distribution(init, options["event_dims"]) if isinstance(init, Tensor) else init
+        batch = start.batch_shape
+        if not batch or batch[0] % self.ranks.size:
+            raise ValueError(
+                f"shard: expected a batch whose first axis {self.ranks.size} processes can share evenly, "
+                f"got {tuple(batch)}"
+            )
+        self._agree(init, solver, options)
+        whole, outside = WithData.of(objective), Outside(self.ranks)
+        work, parts = OwnWork(outside), []
+
+        def part(x: Tensor) -> Tensor:
+            parts.append(work.made(Scatter.apply(x, self.ranks)))  # type: ignore[no-untyped-call]
+            return parts[-1]
+
+        noise, proposals = options["noise"], options["proposals"]
+        if isinstance(noise, Tensor):
+            options["noise"] = noise if noise.dim() < 2 else part(noise.movedim(1, 0)).movedim(0, 1)
+        else:
+            options["noise"] = _OwnNoise(WhiteNoise() if noise is None else noise, self.ranks)
+        if isinstance(proposals, Tensor):
+            options["proposals"] = part(proposals)
+        own = WithData(whole.function, map_tensors(part, whole.data))
+        options["event_dims"] = start.event_dims
+        with work:
+            solution = minimize(own, map_tensors(part, start), solver, **options)
+        attached = [*parts, *outside.shares()]
+
+        def joined(x: Tensor) -> Tensor:
+            result: Tensor = Gather.apply(x, self.ranks, *(attached if x.requires_grad else ()))  # type: ignore[no-untyped-call]
+            return result
+
+        return Solution(
+            joined(solution.x), joined(solution.best_x), joined(solution.best_value),
+            map_tensors(joined, solution.distribution), joined(solution.status), solution.history,
+        )  # fmt: skip
+
+
+class _OwnNoise:
+    """A noise source that draws for the whole batch and gives the part of the own problems."""
+
+    def __init__(self, source: Any, ranks: Ranks) -> None:
+        self.source, self.ranks = source, ranks
+        check = getattr(source, "check_event", None)
+        if check is not None:
+            self.check_event = check
+
+    def __call__(self, shape: tuple[int, ...], **options: Any) -> Tensor:
+        return self.ranks.own(self.source((shape[0] * self.ranks.size, *shape[1:]), **options))

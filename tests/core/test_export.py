@@ -1,0 +1,77 @@
+"""Programs that decide as the layer does, where dcem is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dcem
+
+NOISE = torch.Generator().manual_seed(0)
+WITHOUT_DCEM = """
+import sys, torch
+sys.modules["dcem"] = None
+given, expected = torch.load(sys.argv[2])
+found = torch.export.load(sys.argv[1]).module()(*given)
+torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+"""
+
+
+def controller(**options: Any) -> dcem.control.MPC:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    return dcem.control.MPC(
+        lambda x, u: x + 0.1 * model(torch.cat([x, u], -1)), lambda x, u: x.square().sum(-1), 4, 1, (-1.0, 1.0),
+        **{"solver": dcem.CEM(20, 5), "num_iterations": 3} | options,
+    )  # fmt: skip
+
+
+class Energy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.Softplus(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        given = x.unsqueeze(-2).expand(*y.shape[:-1], x.shape[-1])
+        return self.net(torch.cat([given, y], -1)).squeeze(-1) + y.square().sum(-1)
+
+
+def test_a_saved_controller_decides_without_dcem(tmp_path: Path) -> None:
+    mpc, state = controller(), torch.randn(2, 2, generator=NOISE)
+    noise = torch.randn(3, 2, 20, 4, 1, generator=NOISE)
+    program = dcem.export(mpc, state)
+    first = mpc(state, noise=noise)
+    second = mpc(state + 0.1, warm_start=first, noise=noise)
+    none = (torch.full((2, 4, 1), torch.nan),) * 2
+    found = program.module()(state, none, noise)
+    torch.testing.assert_close(found[0], first.actions.detach(), rtol=1e-5, atol=1e-5)
+    torch.export.save(program, tmp_path / "mpc.pt2")
+    given = (state + 0.1, tuple(part.detach() for part in first.warm_start), noise)
+    torch.save((given, tuple(part.detach() for part in second.warm_start)), tmp_path / "case.pt")
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_DCEM, tmp_path / "mpc.pt2", tmp_path / "case.pt"],
+        check=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [dcem.CEM(20, 5, dcem.ConstrainedSparsemax()), dcem.CEM(20, 5, dcem.HardTopK()), dcem.MPPI(20), dcem.CEM(20, 4.5)],
+)
+def test_an_energy_model(solver: Any) -> None:
+    x, noise = torch.randn(2, 3, generator=NOISE), torch.randn(3, 2, 20, 2, generator=NOISE)
+    model = dcem.energy.EnergyModel(Energy(), 2, solver, num_iterations=3)
+    program = dcem.export(model, x)
+    assert not [node for node in program.graph.nodes if "dcem" in str(node.target)]
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x, noise), model(x, noise=noise), rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_exported() -> None:
+    with pytest.raises(TypeError, match="layer: expected a dcem.control.MPC"):
+        dcem.export(dcem.Argmin(2))

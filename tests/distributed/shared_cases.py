@@ -1,0 +1,221 @@
+"""Solves that one process and several have to answer alike. Run as a script, this is several processes:
+
+python shared_cases.py <number of processes> <folder for what each of them found>
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dcem
+
+SAMPLES: dict[str, Callable[[Any], list[Tensor]]] = {}
+PROBLEMS: dict[str, Callable[[Any], list[Tensor]]] = {}
+D, B, T = 3, 6, 3
+
+
+def parameters() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    theta = torch.randn(B, D, generator=generator, dtype=torch.float64).requires_grad_()
+    return theta, torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64).requires_grad_()
+
+
+def curved(theta: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
+    """Closes over a leaf and over a tensor that was computed from one before."""
+    factor = scale.exp()
+
+    def objective(x: Tensor) -> Tensor:
+        away = x - theta[:, None]
+        mixed = away @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]], dtype=x.dtype)
+        return (factor * mixed.square()).sum(-1) + torch.sin(3 * x).sum(-1)
+
+    return objective
+
+
+def failing(objective: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Some candidates fail, with a derivative that is not finite; for one problem nearly all."""
+
+    def partly(x: Tensor) -> Tensor:
+        limit = torch.full((B, 1), 0.5, dtype=x.dtype)
+        limit[2] = -1.5
+        return objective(x) + torch.where(x[..., 0] > limit, (x[..., 0] * 0 - 1).sqrt(), 0.0)
+
+    return partly
+
+
+def solved(
+    shard: Any, solver: dcem.Solver, *, init: Any = None, wrap: Callable[..., Any] = lambda f: f, **options: Any
+) -> list[Tensor]:
+    theta, scale = parameters()
+    mean = torch.zeros(B, D, dtype=torch.float64) if init is None else init
+    options = {"generator": torch.Generator().manual_seed(2), "num_iterations": T} | options
+    solution = dcem.minimize(wrap(curved(theta, scale)), mean, solver, shard=shard, **options)
+    answers = [solution.x, solution.best_x, solution.best_value, solution.status, solution.distribution.std]
+    wanted = [theta, scale]
+    if isinstance(init, Tensor) and init.requires_grad:
+        wanted.append(init)
+    if solution.x.requires_grad:
+        loss = (solution.x * torch.arange(1.0, D + 1, dtype=torch.float64)).sum() + solution.distribution.std.sum()
+        answers += torch.autograd.grad(loss + theta.square().sum(), wanted, allow_unused=True, materialize_grads=True)
+    return [answer.detach() for answer in answers]
+
+
+def full(batch: int = B) -> dcem.FullGaussian:
+    return dcem.FullGaussian(torch.zeros(batch, D, dtype=torch.float64), torch.eye(D, dtype=torch.float64))
+
+
+def cem(selection: Any = None, **options: Any) -> dcem.CEM:
+    return dcem.CEM(30, 6, dcem.LML(0.7) if selection is None else selection, **options)
+
+
+for kind in (dcem.LML(0.7), dcem.ConstrainedSoftmax(0.7), dcem.ConstrainedSparsemax(0.7), dcem.HardTopK()):
+    name, mode = type(kind).__name__, {"gradient": dcem.Detach()} if isinstance(kind, dcem.HardTopK) else {}
+    SAMPLES[f"{name}, Gaussian"] = lambda shard, kind=kind, mode=mode: solved(shard, cem(kind), **mode)
+    SAMPLES[f"{name}, FullGaussian"] = lambda shard, kind=kind, mode=mode: solved(shard, cem(kind), init=full(), **mode)
+for mode in (dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(0.3), dcem.Prune(0.03), dcem.Implicit(10.0)):
+    SAMPLES[str(mode)] = lambda shard, mode=mode: solved(shard, cem(), gradient=mode)
+    SAMPLES[f"{mode}, failed samples, elites"] = lambda shard, mode=mode: solved(
+        shard, cem(keep_elites=0.5), gradient=mode, wrap=failing
+    )
+SAMPLES["gradient of the start"] = lambda shard: solved(
+    shard, cem(), init=torch.full((B, D), 0.1, dtype=torch.float64).requires_grad_()
+)
+SAMPLES["failed samples, elites, decay, smoothing, bounds"] = lambda shard: solved(
+    shard, cem(keep_elites=0.5, population_decay=1.3, smoothing=0.2), wrap=failing, bounds=(-0.6, None)
+)
+SAMPLES["explicit noise, proposals"] = lambda shard: solved(
+    shard,
+    cem(),
+    noise=torch.randn(T, B, 30, D, generator=torch.Generator().manual_seed(3), dtype=torch.float64),
+    proposals=torch.full((B, 4, D), 0.3, dtype=torch.float64),
+    generator=None,
+)
+SAMPLES["MPPI"] = lambda shard: solved(shard, dcem.MPPI(30, 0.5))
+
+
+def energy_model(shard: Any) -> list[Tensor]:
+    """Its input comes from an encoder, which is trained, too."""
+    torch.manual_seed(0)
+    encoder, energy = (
+        nn.Linear(2, 4).double(),
+        nn.Sequential(nn.Linear(4 + D, 8), nn.Softplus(), nn.Linear(8, 1)).double(),
+    )
+
+    def of(x: Tensor, y: Tensor) -> Tensor:
+        given = x[:, None].expand(*y.shape[:-1], 4)
+        return energy(torch.cat([given, y], -1)).squeeze(-1) + y.square().sum(-1)
+
+    model = dcem.energy.EnergyModel(of, D, cem(), num_iterations=T, shard=shard)
+    model.of = nn.ModuleList([encoder, energy])
+    prediction = model(encoder(torch.linspace(-1, 1, 2 * B, dtype=torch.float64).reshape(B, 2)))
+    prediction.square().sum().backward()
+    return [prediction.detach(), *(of.grad for of in model.parameters())]
+
+
+def controller(shard: Any) -> list[Tensor]:
+    speed = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    state = torch.linspace(-1, 1, 2 * B, dtype=torch.float64).reshape(B, 2).requires_grad_()
+    mpc = dcem.control.MPC(
+        lambda x, u: x + speed * u, lambda x, u: x.square().sum(-1) + 0.1 * u.square().sum(-1), 5, 2, (-1.0, 1.0),
+        cem(), num_iterations=T, shard=shard,
+    )  # fmt: skip
+    plan = mpc(state, generator=torch.Generator().manual_seed(4))
+    again = mpc(state, warm_start=plan, reset=torch.arange(B) == 2, generator=torch.Generator().manual_seed(5))
+    (plan.cost.sum() + again.actions.sum()).backward()
+    return [plan.actions.detach(), again.actions.detach(), again.states.detach(), speed.grad, state.grad]
+
+
+SAMPLES["EnergyModel"] = PROBLEMS["EnergyModel"] = energy_model
+SAMPLES["MPC"] = PROBLEMS["MPC"] = controller
+
+
+def own_part(shard: Any, mode: Any = None, start: Any = None, **options: Any) -> list[Tensor]:
+    """An objective of one's own takes the part of what it closes over."""
+    theta, scale = parameters()
+    own = (lambda x: x) if shard is None else shard.own
+    solution = dcem.minimize(
+        lambda x: curved(own(theta), scale)(x), torch.zeros(B, D, dtype=torch.float64) if start is None else start,
+        cem(**options), gradient=dcem.Unroll() if mode is None else mode, num_iterations=T, shard=shard,
+        generator=torch.Generator().manual_seed(2),
+    )  # fmt: skip
+    answers = [solution.x, solution.best_x, solution.best_value, solution.status, solution.distribution.std]
+    return [of.detach() for of in (*answers, *torch.autograd.grad(solution.x.square().sum(), [theta, scale]))]
+
+
+for mode in (dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(0.3)):
+    PROBLEMS[str(mode)] = lambda shard, mode=mode: own_part(shard, mode)
+PROBLEMS["elites, FullGaussian"] = lambda shard: own_part(shard, start=full(), keep_elites=0.5)
+
+
+def refusals(rank: int, size: int) -> dict[str, str]:
+    """What is said where the processes do not do the same, and where one of them ends."""
+    shard, said = dcem.distributed.Samples(timeout=20.0), {}
+    quadratic = lambda x: x.square().sum(-1)  # noqa: E731
+
+    def attempt(name: str, objective: Any = quadratic, num_samples: int = 12 * size, **options: Any) -> None:
+        options = {"generator": torch.Generator().manual_seed(0), "shard": shard} | options
+        try:
+            dcem.minimize(objective, torch.ones(2), dcem.CEM(num_samples, 4), **options)
+            said[name] = "nothing"
+        except (ValueError, RuntimeError) as error:
+            said[name] = f"{type(error).__name__}: {error}"
+
+    last = rank == size - 1
+    attempt("uneven", num_samples=12 * size + 1)
+    attempt("seed", generator=torch.Generator().manual_seed(int(last)))
+    attempt("noise", noise=torch.full((10, 12 * size, 2), float(last)))
+    attempt("objective", lambda x: (1 + last) * quadratic(x))
+    attempt("iterations", num_iterations=10 + last)
+    attempt("batch", shard=dcem.distributed.Problems())
+    attempt("nothing wrong")
+    calls = []
+
+    def ends(x: Tensor) -> Tensor:
+        calls.append(x)
+        if last and len(calls) == 4:
+            os._exit(0)
+        return quadratic(x)
+
+    attempt("end", ends)
+    return said
+
+
+def one_of(rank: int, size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (size,), mesh_dim_names=("all",))
+    samples, problems = dcem.distributed.Samples(mesh["all"]), dcem.distributed.Problems(torch.distributed.group.WORLD)
+    every = 1 if size == 2 else 4  # of more processes, some of the cases
+    found = {"samples": {name: SAMPLES[name](samples) for name in list(SAMPLES)[::every]}}
+    found["problems"] = {name: PROBLEMS[name](problems) for name in list(PROBLEMS)[::every]}
+    torch.save(found, folder / f"{rank}.pt")
+    found["refusals"] = refusals(rank, size)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def main(size: int, folder: Path) -> None:
+    """Forked, so that torch is imported once."""
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            try:
+                one_of(rank, size, folder)
+                os._exit(0)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                os._exit(1)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    sys.exit(any(codes))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,169 @@
+"""Objectives evaluated by workers that die, dawdle and raise."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dcem
+from dcem.distributed import PoolObjective, PoolRollout, RayObjective, RayRollout
+
+SOLVER = dcem.CEM(12, 4)
+
+
+def bowl(x: Tensor) -> float:
+    return float((x - 1).square().sum())
+
+
+class Perilous:
+    """Ends, or waits, at the candidates whose first number lies between two limits: each time, or the first time only."""
+
+    def __init__(self, folder: Path, *, once: bool, waits: bool = False) -> None:
+        self.folder, self.once, self.waits = folder, once, waits
+
+    def __call__(self, x: Tensor) -> float:
+        mark = self.folder / f"{x.tolist()}"
+        if 0.4 < float(x[0]) < 0.7 and not (self.once and mark.exists()):
+            mark.touch()
+            if self.waits:
+                time.sleep(60)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return bowl(x)
+
+
+def solve(objective: Any, **options: Any) -> dcem.Solution:
+    return dcem.minimize(
+        objective, torch.zeros(2, 2), SOLVER, num_iterations=3, generator=torch.Generator().manual_seed(0), **options
+    )
+
+
+def whole(x: Tensor) -> Tensor:
+    return (x - 1).square().sum(-1)
+
+
+def lossy(x: Tensor) -> Tensor:
+    return torch.where((x[..., 0] > 0.4) & (x[..., 0] < 0.7), torch.nan, whole(x))
+
+
+def kinds() -> list[Any]:
+    return [
+        pytest.param(PoolObjective, id="pool"),
+        pytest.param(RayObjective, id="ray", marks=pytest.mark.filterwarnings("ignore")),
+    ]
+
+
+@pytest.fixture(params=kinds())
+def pooled(request: pytest.FixtureRequest) -> Any:
+    if request.param is RayObjective:
+        pytest.importorskip("ray")
+    return request.param
+
+
+def test_killed_workers_are_replaced_and_their_candidates_tried_again(pooled: Any, tmp_path: Path) -> None:
+    with pooled(Perilous(tmp_path, once=True), num_workers=2) as objective:
+        solution = solve(objective)
+    assert objective.num_retried > 0
+    assert objective.num_lost == 0
+    torch.testing.assert_close(solution.x, solve(whole).x)
+
+
+def test_what_is_lost_again_has_failed(pooled: Any, tmp_path: Path) -> None:
+    with pooled(Perilous(tmp_path, once=False), num_workers=2, retries=1) as objective:
+        solution = solve(objective)
+    assert objective.num_lost == objective.num_retried > 0
+    torch.testing.assert_close(solution.x, solve(lossy).x)
+    assert not torch.equal(solution.x, solve(whole).x)
+
+
+def test_a_worker_that_is_late_is_ended(tmp_path: Path) -> None:
+    def waits_once(x: Tensor) -> float:
+        mark = tmp_path / "waited"
+        if not mark.exists():
+            mark.touch()
+            time.sleep(60)
+        return bowl(x)
+
+    with PoolObjective(waits_once, num_workers=1, timeout=1.0) as objective:
+        values = objective(torch.zeros(3, 2))
+    assert values.tolist() == [2.0] * 3
+    assert objective.num_retried == 1
+
+
+def test_candidates_for_which_the_function_raises_have_failed(pooled: Any) -> None:
+    def raises(x: Tensor) -> float:
+        if 0.4 < float(x[0]) < 0.7:
+            raise ArithmeticError("unstable")
+        return bowl(x)
+
+    with pooled(raises, num_workers=2) as objective:
+        torch.testing.assert_close(solve(objective).x, solve(lossy).x)
+        with pytest.raises(RuntimeError, match="function: raised for every candidate.*ArithmeticError: unstable"):
+            objective(torch.full((3, 2), 0.5))
+        assert objective(torch.zeros(1, 2)).tolist() == [2.0]  # and goes on
+
+
+def test_batches_events_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.randn(2, 5, 3, 2, generator=torch.Generator().manual_seed(0))
+    function = lambda some: some.square().sum((-2, -1))  # noqa: E731
+    with PoolObjective(function, 2, batch_size=4, event_dims=2, progress=True) as objective:
+        torch.testing.assert_close(objective(x), function(x))
+    assert "3/3 evaluated, 0 again, 0 lost" in capsys.readouterr().err
+
+
+def simulate(state: Tensor, actions: Tensor) -> Tensor:
+    if float(actions[0, 0]) > 0.9:
+        raise ArithmeticError
+    return torch.cat([state[None], state + 0.3 * actions.cumsum(0)])
+
+
+def stepped(x: Tensor, u: Tensor) -> Tensor:
+    return x + 0.3 * u
+
+
+@pytest.mark.parametrize("kind", [PoolRollout, pytest.param(RayRollout, marks=pytest.mark.filterwarnings("ignore"))])
+def test_plans_through_a_simulator(kind: Any) -> None:
+    if kind is RayRollout:
+        pytest.importorskip("ray")
+
+    def planned(dynamics: Any, cost: Any) -> Tensor:
+        mpc = dcem.control.MPC(dynamics, cost, 4, 2, (-1.0, 1.0), SOLVER, num_iterations=2)
+        return mpc(torch.tensor([[1.0, -0.5], [0.3, 0.2]]), generator=torch.Generator().manual_seed(0)).actions
+
+    cost = lambda x, u: x.square().sum(-1)  # noqa: E731
+    failing = lambda x, u: cost(x, u) + torch.where(u[:1, ..., 0] > 0.9, torch.nan, 0.0)  # noqa: E731
+    with kind(simulate, 2) as simulator:
+        torch.testing.assert_close(planned(simulator, cost), planned(stepped, failing))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"function": 3}, TypeError, "function: expected a callable"),
+        ({"num_workers": 0}, ValueError, "num_workers: expected at least 1"),
+        ({"timeout": 0.0}, ValueError, "timeout: expected"),
+        ({"retries": -1}, ValueError, "retries: expected an int >= 0"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected at least 1"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        PoolObjective(**{"function": bowl, "num_workers": 1} | options)
+
+
+def test_a_function_that_returns_something_else() -> None:
+    with (
+        PoolObjective(lambda x: x, 1) as objective,
+        pytest.raises(ValueError, match="function: expected to return 1 numbers, got 2"),
+    ):
+        objective(torch.zeros(3, 2))
+
+
+def test_ray_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ImportError, match=r"RayObjective: expected Ray: pip install 'dcem\[ray\]'"):
+        RayObjective(bowl, 1)

@@ -1,0 +1,72 @@
+"""One solve by several processes is that of one process: answers, statuses and gradients."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shared_cases import PROBLEMS, SAMPLES
+
+import dcem
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return {
+        "samples": {k: case(None) for k, case in SAMPLES.items()},
+        "problems": {k: case(None) for k, case in PROBLEMS.items()},
+    }
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of several processes found."""
+    size, folder = request.param, tmp_path_factory.mktemp("ranks")
+    script = Path(__file__).with_name("shared_cases.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dcem.__file__).parents[1])}
+    command = [sys.executable, "-W", "ignore", str(script), str(size), str(folder)]
+    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+@pytest.mark.parametrize("kind", ["samples", "problems"])
+def test_answers_and_gradients_are_those_of_one_process(
+    kind: str, alone: dict[str, Any], together: list[dict[str, Any]]
+) -> None:
+    assert len(together[0][kind]) >= 2
+    for rank, found in enumerate(together):
+        for name, answers in found[kind].items():
+            assert all(answer.isfinite().all() for answer in answers if answer.dim() > 1), name
+            torch.testing.assert_close(
+                answers, alone[kind][name], rtol=1e-8, atol=1e-10, msg=lambda said, at=(rank, name): f"{at}: {said}"
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("uneven", "ValueError: shard: expected a number of samples that"),
+        ("seed", "ValueError: shard: expected a generator with the same seed on every rank, got another than that of rank 0 on"),
+        ("noise", "ValueError: shard: expected the same noise"),
+        ("objective", "ValueError: shard: expected the same objective"),
+        ("iterations", "ValueError: shard: expected the same solver"),
+        ("batch", "ValueError: shard: expected a batch whose first axis"),
+        ("nothing wrong", "nothing"),
+        ("end", "RuntimeError: shard: rank 0 of . got no answer from the others: one of them has ended"),
+    ],
+)
+def test_what_differs_between_processes_is_said(name: str, message: str, together: list[dict[str, Any]]) -> None:
+    import re
+
+    assert re.match(message, together[0]["refusals"][name]), together[0]["refusals"][name]
+
+
+def test_without_a_process_group() -> None:
+    with pytest.raises(ValueError, match="shard: expected a process group"):
+        dcem.distributed.Samples()
+    with pytest.raises(TypeError, match="shard: expected dcem.distributed"):
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), shard="all")  # type: ignore[arg-type]
