@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from dcem.kernels.operators import plain_operations
+from dcem.kernels.operators import in_torch_operations
 from dcem.layer import Argmin
 
 
@@ -53,8 +54,7 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
         shape = (layer.num_iterations, *batch, layer.solver.num_samples, *layer.latent_shape)
         like = next((leaf for leaf in layer.parameters() if leaf.is_floating_point()), torch.empty(()))
         noise = torch.zeros(shape, device=like.device)
-        with plain_operations():
-            return torch.export.export(_Decision(layer), (*inputs, noise))
+        return torch.export.export(_Decision(layer), (*inputs, noise))
 
 
 def _batch_of(layer: Any, given: Any) -> tuple[int, ...]:
@@ -73,4 +73,16 @@ class _Decision(nn.Module):
 
     def forward(self, *given: Any) -> Any:
         *inputs, noise = given
-        return self.layer.decision(*inputs, noise=noise)
+        with _TorchOperations():
+            return self.layer.decision(*inputs, noise=noise)
+
+
+class _TorchOperations(TorchFunctionMode):
+    """Calls of our operators become PyTorch's own operations."""
+
+    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = in_torch_operations(fn)
+        if own is None:
+            return fn(*args, **(kwargs or {}))
+        with self:  # what it is made of may be ours, too
+            return own(*args, **(kwargs or {}))

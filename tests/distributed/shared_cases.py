@@ -42,7 +42,7 @@ def failing(objective: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 
     def partly(x: Tensor) -> Tensor:
         limit = torch.full((B, 1), 0.5, dtype=x.dtype)
-        limit[2] = -1.5
+        limit[2] = -0.9
         return objective(x) + torch.where(x[..., 0] > limit, (x[..., 0] * 0 - 1).sqrt(), 0.0)
 
     return partly
@@ -86,7 +86,7 @@ SAMPLES["gradient of the start"] = lambda shard: solved(
     shard, cem(), init=torch.full((B, D), 0.1, dtype=torch.float64).requires_grad_()
 )
 SAMPLES["failed samples, elites, decay, smoothing, bounds"] = lambda shard: solved(
-    shard, cem(keep_elites=0.5, population_decay=1.3, smoothing=0.2), wrap=failing, bounds=(-0.6, None)
+    shard, cem(keep_elites=0.5, population_decay=1.3, smoothing=0.2), wrap=failing, bounds=(-1.5, None)
 )
 SAMPLES["explicit noise, proposals"] = lambda shard: solved(
     shard,

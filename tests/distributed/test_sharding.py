@@ -50,7 +50,10 @@ def test_answers_and_gradients_are_those_of_one_process(
     ("name", "message"),
     [
         ("uneven", "ValueError: shard: expected a number of samples that"),
-        ("seed", "ValueError: shard: expected a generator with the same seed on every rank, got another than that of rank 0 on"),
+        (
+            "seed",
+            "ValueError: shard: expected a generator with the same seed on every rank, got another than that of rank 0 on",
+        ),
         ("noise", "ValueError: shard: expected the same noise"),
         ("objective", "ValueError: shard: expected the same objective"),
         ("iterations", "ValueError: shard: expected the same solver"),

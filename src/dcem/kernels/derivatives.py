@@ -11,7 +11,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from .operators import compiled_kernels, implement, in_place_of, is_implemented, library
+from .operators import compiled_kernels, compose, implement, in_place_of, is_implemented, library
 
 
 def differentiate(
@@ -49,6 +49,7 @@ def differentiate(
 
     Node.__name__ = Node.__qualname__ = operator._schema.name.replace("::", "_")
     kernels = compiled_kernels(operator)
+    compose(operator, composite)
 
     def below(*inputs: Any) -> Any:
         """The operator on the next level down."""

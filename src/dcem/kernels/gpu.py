@@ -110,7 +110,9 @@ def _project(
                 s = tl.where(x > float("-inf"), (x - c) * inverse, 0)
                 squares += tl.sum(s * s, 0)
             left, right = base - (high - c) * inverse, base - (low - c) * inverse
-            nu = base * tl.sqrt(1 + 0.39269908169872414 * squares / count) if LINK == 0 else base - 0.5 * squares / count
+            nu = (
+                base * tl.sqrt(1 + 0.39269908169872414 * squares / count) if LINK == 0 else base - 0.5 * squares / count
+            )
             nu = tl.minimum(tl.maximum(nu, left), right)
         else:  # any other: the order statistics at k give the centre and a tight bracket
             j = tl.ceil(k).to(tl.int32)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 library = torch.library.Library("dcem", "DEF")  # type: ignore[no-untyped-call]
 _compiled: dict[Any, dict[Any, Callable[..., Any]]] = {}
 _references: dict[Any, Callable[..., Any] | None] = {}
+_composites: dict[Any, Callable[..., Any]] = {}
 
 
 def define(schema: str, fake: Callable[..., Any]) -> Any:
@@ -48,35 +48,24 @@ def refer(operator: Any, reference: Callable[..., Any], *, opaque: bool = False)
     _references[operator] = None if opaque else reference
 
 
-_traces_plainly = False
-
-
-@contextmanager
-def plain_operations() -> Iterator[None]:
-    """Here operators are traced as torch's own operations, which do not look at values: for graphs that leave home."""
-    global _traces_plainly
-    before, _traces_plainly = _traces_plainly, True
-    try:
-        yield
-    finally:
-        _traces_plainly = before
-
-
-def may_look_at(x: Tensor) -> bool:
-    """Whether a reference may decide by values of ``x``."""
-    return x.device.type == "cpu" and not _traces_plainly
-
-
 def in_place_of(operator: Any, x: Tensor) -> Callable[..., Any] | None:
     """What to call for ``x`` instead of the operator where that has no compiled kernel, and no node of its own."""
-    if _traces_plainly:
-        return _references.get(operator)
     return None if x.device.type == "cpu" or x.device.type in _compiled[operator] else _references.get(operator)
+
+
+def compose(operator: Any, composite: Callable[..., Any]) -> None:
+    """Note what an operator is in differentiable operations of PyTorch."""
+    _composites[operator] = composite
+
+
+def in_torch_operations(operator: Any) -> Callable[..., Any] | None:
+    """An operator of ours as PyTorch's own operations; None of any other function."""
+    return _references.get(operator) or _composites.get(operator)
 
 
 def is_implemented(operator: Any, x: Tensor | None) -> bool:
     """Whether there is a reference, or a compiled kernel for this tensor; if not, the operator is its composite."""
-    return operator in _references or (not _traces_plainly and x is not None and x.device.type in _compiled[operator])
+    return operator in _references or (x is not None and x.device.type in _compiled[operator])
 
 
 def _like(x: Tensor) -> Tensor:

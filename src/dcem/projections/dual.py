@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem.kernels.operators import may_look_at
+from dcem._eager import is_eager
 
 from .links import Link
 
@@ -40,7 +40,7 @@ def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple
 
     NaN for a row that holds NaN or +inf, or fewer than ``k`` finite scores.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or not is_eager():
         return thorough(x, temperature, k, link, 1 if x.is_meta else DEVICE_PASSES)
     center, nu, arrived = _quick(x, temperature, k, link)
     if arrived.all():

@@ -1,0 +1,54 @@
+"""The Triton kernels in Triton's interpreter, against the reference. Run by `test_gpu_kernels.py` with TRITON_INTERPRET=1."""
+
+import math
+
+import pytest
+import torch
+from test_kernels import batch
+
+from dcem.kernels import gpu
+from dcem.projections.autograd import _pull, _reference
+from dcem.projections.links import LINKS
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+@pytest.mark.filterwarnings("ignore")  # NumPy's, of infinities that are not selected
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize(("n", "k", "tau"), [(10, 3.0, 1.0), (37, 11.4, 0.1), (64, 63.0, 1e-3), (5, 0.5, 10.0)])
+def test_weights_and_gradients(link: str, dtype: torch.dtype, n: int, k: float, tau: float) -> None:
+    """Ties, huge and tiny scores, masks, heavy tails; no power of two."""
+    names, x = batch(n, k, dtype)
+    taus = torch.full_like(x[:, :1], tau)
+    w, nu, c = gpu.project(x, taus, 1.0, k, link)
+    assert torch.equal(w, gpu.project(x, None, tau, k, link)[0])
+    error = (w.double().sum(-1) - k).abs() / k
+    assert (error <= TOLERANCE[dtype]).all(), dict(zip(names, error.tolist(), strict=True))
+    expected = _reference(x, taus, 1.0, k, link)[0]
+    torch.testing.assert_close(w, expected, rtol=0, atol=1e3 * torch.finfo(dtype).eps)
+    g_w = torch.randn(x.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    g_nu = torch.randn(nu.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    for given in ((g_w, None), (g_w, g_nu), (None, g_nu)):
+        found = gpu.project_backward(x, taus, 1.0, nu, c, *given, link)
+        for one, other in zip(found, _pull(x, taus, 1.0, nu, c, *given, link), strict=True):
+            size = other.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+            torch.testing.assert_close(one / size, other / size, rtol=0, atol=2e3 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_longer_than_a_block_and_rows_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "LARGEST_BLOCK", 16)
+    x = torch.randn(2, 45, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[1] *= 1e4
+    w, nu, c = gpu.project(x, None, 0.5, 7, "sigmoid")
+    torch.testing.assert_close(w, _reference(x, None, 0.5, 7, "sigmoid")[0])
+    g = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        gpu.project_backward(x, None, 0.5, nu, c, g, None, "sigmoid")[0],
+        _pull(x, None, 0.5, nu, c, g, None, "sigmoid")[0],
+    )
+    bad = torch.tensor([[1.0, math.nan, 2.0], [1.0, math.inf, 2.0], [1.0, -math.inf, -math.inf], [3.0, 1.0, -math.inf]])
+    w = gpu.project(bad, None, 1.0, 2, "sigmoid")[0]
+    assert w[:3].isnan().all()
+    torch.testing.assert_close(w[3], torch.tensor([1.0, 1.0, 0.0]))
