@@ -6,13 +6,14 @@ DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 
-.PHONY: setup demo test sanitize lint bench docs dist clean
+.PHONY: setup demo test gpu sanitize lint bench docs dist clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   energy-based regression through DCEM and through unrolled gradient descent (< 4 minutes)"
 	@echo "make test   the test suite (< 8 minutes)        make lint   ruff and mypy --strict"
 	@echo "make bench  benchmarks, JSON under results/     make docs   the documentation site, under site/"
+	@echo "make gpu    the tests that take a device, on CUDA"
 	@echo "make dist   sdist and wheels, under dist/, each tried in an empty environment"
 	@echo "make sanitize  the kernels' tests on a build that checks memory and undefined behaviour (gcc, Linux)"
 
@@ -38,6 +39,11 @@ demo: $(DEMO)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# On a machine with CUDA, with a torch built for it in place of the one that `setup` installs.
+gpu: $(READY)
+	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'gpu: expected a CUDA device'"
+	$(BIN)/python -m pytest -n 0 tests/core tests/projections tests/distributions
 
 # One variant of each kernel: those for several processors are chosen before the sanitizer has started.
 SANITIZED := build/sanitized/kernels.so

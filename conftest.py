@@ -1,11 +1,15 @@
 """Import the package before pytest imports its files one by one: a function may be named as the module it is in."""
 
 import gc
+import importlib.util
 
 # To look often through a million objects, which torch's modules are, is a tenth of the time.
 gc.set_threshold(50_000, 20, 20)
 
 import dcem  # noqa: E402, F401
+
+# Nothing in it can be run without Triton, nor even be imported.
+collect_ignore = [] if importlib.util.find_spec("triton") else ["src/dcem/kernels/gpu.py"]
 
 
 def pytest_collection_finish() -> None:
