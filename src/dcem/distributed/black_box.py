@@ -184,7 +184,7 @@ class BlackBox:
 
     def _values(self, samples: Tensor, batch: torch.Size, event_dims: int) -> Tensor:
         rows = samples.detach().cpu().reshape(-1, *samples.shape[samples.dim() - event_dims :])
-        chunks = list(rows.split(1 if self.batch_size is None else self.batch_size))
+        chunks = list(rows.split(1 if self.batch_size is None else self.batch_size))  # type: ignore[no-untyped-call]
         found = self.workers.call([(chunk if self.batch_size else chunk[0],) for chunk in chunks])
         values = [_numbers(result, len(chunk)) for result, chunk in zip(found, chunks, strict=True)]
         return torch.cat(values).to(samples).reshape(batch)

@@ -63,7 +63,7 @@ class OwnWork(TorchFunctionMode):
     def _inside(self, x: Tensor) -> Tensor:
         if not x.requires_grad or x in self._made:
             return x
-        if x.grad_fn is not None and x.grad_fn._sequence_nr() >= self._start:  # type: ignore[attr-defined]
+        if x.grad_fn is not None and x.grad_fn._sequence_nr() >= self._start:
             return x
         return self.made(self.outside.of(x))
 

@@ -102,7 +102,7 @@ class Gather(torch.autograd.Function):
         return ranks.gathered(part)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return Scatter.apply(grad, ctx.ranks), None, *(None,) * ctx.num_attached  # type: ignore[no-untyped-call]
 
 
@@ -115,7 +115,7 @@ class Scatter(torch.autograd.Function):
         return ranks.own(whole).clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return Gather.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]
 
 
@@ -128,7 +128,7 @@ class Share(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return Total.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]
 
 
@@ -141,5 +141,5 @@ class Total(torch.autograd.Function):
         return ranks.total(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return Share.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]

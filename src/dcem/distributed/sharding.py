@@ -122,12 +122,13 @@ class Samples(_Shard):
                 padded = torch.cat(
                     [x, x.narrow(dim, num - 1, 1).expand(*x.shape[:dim], rest, *x.shape[dim + 1 :])], dim
                 )
-                return work.made(Scatter.apply((padded if rest else x).movedim(dim, 0), self.ranks)).movedim(0, dim)
+                every = (padded if rest else x).movedim(dim, 0)
+                return work.made(Scatter.apply(every, self.ranks)).movedim(0, dim)  # type: ignore[no-untyped-call]
 
             own = part(samples)
             failed = None if cut.failed is None else part(cut.failed)
             with work:
-                values = whole.function(own, data, Cut(failed))
+                values: Any = whole.function(own, data, Cut(failed))
             if not isinstance(values, Tensor) or tuple(values.shape) != tuple(own.shape[: dim + 1]):
                 came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise ValueError(
