@@ -26,7 +26,7 @@ def controller(**options: Any) -> dcem.control.MPC:
     model = nn.Linear(3, 2)
     return dcem.control.MPC(
         lambda x, u: x + 0.1 * model(torch.cat([x, u], -1)), lambda x, u: x.square().sum(-1), 4, 1, (-1.0, 1.0),
-        **{"solver": dcem.CEM(20, 5), "num_iterations": 2} | options,
+        **{"solver": dcem.CEM(20, 5), "num_iterations": 1} | options,
     )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ class Energy(nn.Module):
 
 def test_a_saved_controller_decides_without_dcem(tmp_path: Path) -> None:
     mpc, state = controller(), torch.randn(2, 2, generator=NOISE)
-    noise = torch.randn(2, 2, 20, 4, 1, generator=NOISE)
+    noise = torch.randn(1, 2, 20, 4, 1, generator=NOISE)
     program = dcem.export(mpc, state)
     first = mpc(state, noise=noise)
     second = mpc(state + 0.1, warm_start=first, noise=noise)
@@ -59,11 +59,8 @@ def test_a_saved_controller_decides_without_dcem(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "solver",
-    [dcem.CEM(20, 4.5, dcem.ConstrainedSparsemax()), dcem.CEM(20, 5, dcem.HardTopK(), keep_elites=0.5)],
-)
-def test_an_energy_model(solver: Any) -> None:
+def test_an_energy_model() -> None:
+    solver = dcem.CEM(20, 5, dcem.HardTopK(), keep_elites=0.5)
     x, noise = torch.randn(2, 3, generator=NOISE), torch.randn(2, 2, 20, 2, generator=NOISE)
     model = dcem.energy.EnergyModel(Energy(), 2, solver, num_iterations=2)
     program = dcem.export(model, x)
