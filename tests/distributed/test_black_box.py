@@ -2,7 +2,7 @@
 
 import os
 import signal
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,15 @@ def bowl(x: Tensor) -> float:
 
 
 class Perilous:
-    """Ends, or waits, at the candidates whose first number lies between two limits: each time, or the first time only."""
+    """Ends at the candidates whose first number lies between two limits: each time, or the first time only."""
 
-    def __init__(self, folder: Path, *, once: bool, waits: bool = False) -> None:
-        self.folder, self.once, self.waits = folder, once, waits
+    def __init__(self, folder: Path, *, once: bool) -> None:
+        self.folder, self.once = folder, once
 
     def __call__(self, x: Tensor) -> float:
         mark = self.folder / f"{x.tolist()}"
         if 0.4 < float(x[0]) < 0.7 and not (self.once and mark.exists()):
             mark.touch()
-            if self.waits:
-                time.sleep(60)
             os.kill(os.getpid(), signal.SIGKILL)
         return bowl(x)
 
@@ -85,13 +83,13 @@ def test_a_worker_that_is_late_is_ended(tmp_path: Path) -> None:
         mark = tmp_path / "waited"
         if not mark.exists():
             mark.touch()
-            time.sleep(60)
+            threading.Event().wait()  # for ever
         return bowl(x)
 
-    with PoolObjective(waits_once, num_workers=1, timeout=1.0) as objective:
+    with PoolObjective(waits_once, num_workers=1, timeout=2.0, retries=5) as objective:
         values = objective(torch.zeros(3, 2))
     assert values.tolist() == [2.0] * 3
-    assert objective.num_retried == 1
+    assert objective.num_retried >= 1  # more on a machine that is busy
 
 
 def test_candidates_for_which_the_function_raises_have_failed(pooled: Any) -> None:
