@@ -114,7 +114,7 @@ def _check_all(name: str, value: Tensor, holds: Tensor, expected: str) -> None:
 def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     """A shape as a tuple; an int is a shape of one axis."""
     try:
-        given = tuple(shape)
+        given = (shape,) if isinstance(shape, int) else tuple(shape)  # torch 2.9 does not trace tuple(3)
     except TypeError:
         given = (shape,)
     if any(_is_boolean(size) or not hasattr(size, "__index__") for size in given):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from dcem._eager import is_eager, is_transformed
+from dcem._eager import in_forward_mode, is_eager, is_transformed
 
 _REMEDY = (
     "draw from torch's global generator, or from the one that the solve was given, and keep no state between calls; or "
@@ -40,9 +40,9 @@ def forgotten(
 
     Torch's global randomness is replayed, and that of ``generator``. Other randomness cannot be; then ``values_of`` the
     result, ``(*batch, N)``, differ, which is an error: the gradient would be one of something else. Inside
-    ``torch.func`` transforms, which checkpoints do not work in, everything is kept.
+    ``torch.func`` transforms and in forward mode, which checkpoints do not work in, everything is kept.
     """
-    if is_transformed():
+    if is_transformed() or in_forward_mode():
         return fn(*inputs)
     if not is_eager():
         return checkpoint(fn, *inputs, use_reentrant=False)
