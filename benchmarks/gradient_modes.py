@@ -58,7 +58,8 @@ class Rollout(nn.Module):
 def solve(model: Rollout, mode: dcem.GradientMode, temperature: float, noise: Tensor) -> Tensor | None:
     """The gradient of a function of the answer, flat; None where the mode has none."""
     generator = torch.Generator().manual_seed(1)
-    solver = dcem.CEM(1000, 100, dcem.LML(temperature))
+    num_samples = noise.shape[1]
+    solver = dcem.CEM(num_samples, num_samples // 10, dcem.LML(temperature))
     init = torch.zeros(HORIZON, ACTION)
     solution = dcem.minimize(model, init, solver, event_dims=2, noise=noise, gradient=mode, generator=generator)
     if not solution.x.requires_grad or solution.status == dcem.Status.NOT_STATIONARY:

@@ -9,7 +9,7 @@ from memory import PeakMemory
 
 
 def peak(mode: dcem.GradientMode) -> int:
-    noise = torch.randn(10, 1000, HORIZON, ACTION, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(10, 100, HORIZON, ACTION, generator=torch.Generator().manual_seed(0))
     with PeakMemory() as memory:
         solve(Rollout(), mode, 0.3, noise)
     return memory.peak

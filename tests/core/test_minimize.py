@@ -176,9 +176,14 @@ def test_embed_is_the_objective_after_the_decoder():
 
 def test_importing_is_light():
     """What it loads beside `import torch`: the standard library, the core, and none of torch's heavy parts."""
-    code = "import torch, sys; before = set(sys.modules); import dcem; print(*sorted(set(sys.modules) - before))"
+    code = (
+        "import torch, sys; before = set(sys.modules); import dcem; print(*sorted(set(sys.modules) - before)); "
+        "import dcem.world; print(*sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = run.stdout.split()
+    core, worlds = run.stdout.splitlines()
+    assert not {name.partition(".")[0] for name in worlds.split()} & {"torchrl", "tensordict"}
+    loaded = core.split()
     assert {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names <= {"dcem", "torch"}
     rooms = {name.split(".")[1] for name in loaded if name.startswith("dcem.")}
     assert not rooms & {"control", "distributed", "energy", "experiments", "plotting", "rl", "world"}

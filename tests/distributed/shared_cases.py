@@ -1,6 +1,6 @@
 """Solves that one process and several have to answer alike. Run as a script, this is several processes:
 
-python shared_cases.py <number of processes> <folder for what each of them found>
+python shared_cases.py <folder for what each of them found> <numbers of processes, one after the other ...>
 """
 
 import os
@@ -198,8 +198,9 @@ def one_of(rank: int, size: int, folder: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
 
 
-def main(size: int, folder: Path) -> None:
-    """Forked, so that torch is imported once."""
+def several(size: int, folder: Path) -> bool:
+    """Whether all of `size` processes came to an end: forked, so that torch is imported once."""
+    folder.mkdir()
     children = []
     for rank in range(size):
         child = os.fork()
@@ -214,8 +215,9 @@ def main(size: int, folder: Path) -> None:
                 os._exit(1)
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    sys.exit(any(codes))
+    return not any(codes)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    ended = [several(int(size), Path(sys.argv[1]) / size) for size in sys.argv[2:]]
+    sys.exit(not all(ended))

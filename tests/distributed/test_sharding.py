@@ -21,16 +21,25 @@ def alone() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of several processes found."""
-    size, folder = request.param, tmp_path_factory.mktemp("ranks")
+SIZES = [2, 3]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("shared_cases.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dcem.__file__).parents[1])}
-    command = [sys.executable, "-W", "ignore", str(script), str(size), str(folder)]
+    command = [sys.executable, "-W", "ignore", str(script), str(folder), *map(str, SIZES)]
     done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+    return folder
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def together(request: pytest.FixtureRequest, ranks: Path) -> list[dict[str, Any]]:
+    """What each of several processes found."""
+    size = request.param
+    return [torch.load(ranks / str(size) / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
 @pytest.mark.parametrize("kind", ["samples", "problems"])

@@ -144,7 +144,13 @@ def test_a_rollout_without_exploration_type_is_that_of_the_plan():
     assert torch.equal(data["action"], data["loc"])
 
 
-@pytest.mark.parametrize(("make", "num"), [(SerialEnv, 2), (ParallelEnv, 1)])
+def forked(num, make):
+    """Workers that need not import torch again."""
+    return ParallelEnv(num, make, mp_start_method="fork")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # of forking beside threads
+@pytest.mark.parametrize(("make", "num"), [(SerialEnv, 2), (forked, 1)])
 def test_batched_environments(make, num):
     actor = Actor(pendulum_mpc(), std=0.3)
     env = make(num, pendulum_env)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import multiprocessing
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,32 +116,31 @@ def test_a_model_learns_from_it() -> None:
 
 # what outlives the run
 
-KILLED = """
-import sys
-import dcem.world
-assert not any(name.split(".")[0] in ("torchrl", "tensordict") for name in sys.modules), "imported without need"
-sys.path.insert(0, sys.argv[2])
-from test_replay import LENGTH, episode, replay, save_replay, seeded
-buffer = replay(50, 8, LENGTH, generator=seeded())
-for number in range(7):
-    buffer.extend(episode(number, 9))
-    buffer.sample()
-    if number in (2, 4):
-        save_replay(buffer, sys.argv[1])
-print("ready", flush=True)
-while True:
-    buffer.extend(episode(7, 9))
-"""
+
+def collect_for_ever(folder: Path, ready: Any) -> None:
+    buffer = replay(50, 8, LENGTH, generator=seeded())
+    for number in range(7):
+        buffer.extend(episode(number, 9))
+        buffer.sample()
+        if number in (2, 4):
+            save_replay(buffer, folder)
+    ready.send(True)
+    while True:
+        buffer.extend(episode(7, 9))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs processes that are forked")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # of forking beside threads
 def test_a_run_that_is_killed_goes_on_from_what_it_saved(tmp_path: Path) -> None:
-    """The script also sees to it that worlds are imported without TorchRL."""
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, tmp_path, Path(__file__).parent], stdout=subprocess.PIPE, text=True
-    ) as run:
-        assert run.stdout is not None
-        assert any(line.strip() == "ready" for line in run.stdout)
-        run.kill()
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    run = context.Process(target=collect_for_ever, args=(tmp_path, theirs), daemon=True)
+    run.start()
+    theirs.close()
+    assert ours.recv()
+    run.kill()
+    run.join()
+    assert run.exitcode == -signal.SIGKILL
     expected = replay(50, 8, LENGTH, generator=seeded())
     for number in range(5):
         expected.extend(episode(number, 9))
