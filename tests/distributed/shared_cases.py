@@ -219,5 +219,7 @@ def several(size: int, folder: Path) -> bool:
 
 
 if __name__ == "__main__":
+    import torch._dynamo  # what checkpoints load: once, and not in each of the processes
+
     ended = [several(int(size), Path(sys.argv[1]) / size) for size in sys.argv[2:]]
     sys.exit(not all(ended))
