@@ -14,11 +14,11 @@ from dcem.experiments import run
 
 @pytest.fixture(autouse=True, scope="module")
 def coarse_figures() -> Iterator[None]:
-    """Runs draw in few pixels and without a layout, and each figure of a command once: half of a tiny run otherwise."""
+    """Runs draw in few pixels and without a layout, each kind of a command once: half of a tiny run otherwise."""
     drawn: dict[tuple[str, ...], bytes] = {}
 
     def coarse(self: "run.Run", name: str, figure: "Figure", _save=run.Run.figure) -> Path:
-        of_command = (name, *self.command.split()[1:2])
+        of_command = (name.partition("-")[0], *self.command.split()[1:2])
         if of_command not in drawn:
             figure.set_layout_engine(None)
             figure.set_dpi(20)

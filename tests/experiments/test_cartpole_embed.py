@@ -18,14 +18,14 @@ pytestmark = [
 ]
 
 TINY = ["latent=2", "hidden=[8]", "num_samples=8", "num_elites=2", "num_iterations=2", "batch_size=2"]
-TINY += ["num_updates=4", "eval_every=2", "checkpoint_every=2"]
+TINY += ["num_updates=2", "eval_every=1", "checkpoint_every=1"]
 
 
 @pytest.fixture(autouse=True)
 def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """An expert and validation states that take no time."""
-    monkeypatch.setattr(cartpole_embed, "EXPERT", EXPERT._replace(num_samples=20, num_elites=4, num_iterations=10))
-    monkeypatch.setattr(cartpole_embed, "validation_states", lambda num=4, seed=20: validation_states(num, seed))
+    monkeypatch.setattr(cartpole_embed, "EXPERT", EXPERT._replace(num_samples=8, num_elites=2, num_iterations=2))
+    monkeypatch.setattr(cartpole_embed, "validation_states", lambda num=2, seed=20: validation_states(num, seed))
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:
@@ -39,7 +39,7 @@ def test_trains_and_reports_both_selections(tmp_path: Path) -> None:
     assert metrics["factor_hard"] == pytest.approx(metrics["cost_hard"] / metrics["cost_expert"])
     assert metrics["cost_hard"] != metrics["cost_soft"]
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records] == [0, 2, 4]
+    assert [r["step"] for r in records] == [0, 1, 2]
     assert records[0]["cost_soft"] != records[-1]["cost_soft"]
     assert (tmp_path / "run" / "convergence.png").stat().st_size > 1000
 
@@ -53,15 +53,15 @@ def test_a_stopped_run_ends_as_one_in_a_piece(tmp_path: Path, monkeypatch: pytes
     whole = run(tmp_path / "whole")
     steps = cartpole_embed.Run.steps
 
-    def stop_after_two(self: cartpole_embed.Run, total: int, checkpoint_every: int) -> object:
+    def stop_after_one(self: cartpole_embed.Run, total: int, checkpoint_every: int) -> object:
         for step in steps(self, total, checkpoint_every):
             yield step
-            if step == 2:
-                self.step = 2
+            if step == 1:
+                self.step = 1
                 self.checkpoint()
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(cartpole_embed.Run, "steps", stop_after_two)
+    monkeypatch.setattr(cartpole_embed.Run, "steps", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts")
     monkeypatch.setattr(cartpole_embed.Run, "steps", steps)
@@ -115,22 +115,23 @@ def test_a_study_compares_seeds_with_the_expert(
 ) -> None:
     from dcem.experiments import cartpole_embed_study as study
 
-    small = Search(8, 2, 10)
+    small = Search(8, 2, 3)
     monkeypatch.setattr(study, "EXPERT", small._replace(init_std=50.0))
     monkeypatch.setattr(study, "FULL_SEARCHES", (small._replace(init_std=50.0),))
     monkeypatch.setattr(study, "DEPLOYED", small)
+    monkeypatch.setattr(study, "ITERATIONS_SHOWN", (0, 2))
     monkeypatch.setattr(study, "SEARCHES", (small, small._replace(answer="best")))
     for seed in (0, 1):
         run(tmp_path / "runs" / f"{seed}", f"seed={seed}")
     run(tmp_path / "runs" / "fewer", "num_iterations=1", "answer=best", "temperature=0")
     capsys.readouterr()
-    arguments = [f"runs={tmp_path}/runs", "num_test=5", f"hydra.run.dir={tmp_path}/study"]
+    arguments = [f"runs={tmp_path}/runs", "num_test=3", f"hydra.run.dir={tmp_path}/study"]
     assert cli.main(["cartpole-embed-study", *arguments]) == 0
     table = (tmp_path / "study" / "table.md").read_text()
-    assert "| 2 | 1 | 8 × 2, 2 elites, mean | 4 of 2 | 2 | " in table
-    assert "| 2 | 0 | 8 × 1, 2 elites, best | 4 of 2 | 1 | " in table
-    assert "| decoder-16 | 8 × 10, 2 elites, best | 80 | " in table
-    assert "| decoder-8 | 8 × 10, 2 elites, mean | 80 | " in table
+    assert "| 2 | 1 | 8 × 2, 2 elites, mean | 2 of 2 | 2 | " in table
+    assert "| 2 | 0 | 8 × 1, 2 elites, best | 2 of 2 | 1 | " in table
+    assert "| decoder-16 | 8 × 3, 2 elites, best | 24 | " in table
+    assert "| decoder-8 | 8 × 3, 2 elites, mean | 24 | " in table
     for figure in ("convergence", "latent-space", "samples-forces", "samples-pole"):
         assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
     searches = json.loads((tmp_path / "study" / "summary.json").read_text())["metrics"]["searches"]

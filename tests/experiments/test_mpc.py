@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
 ]
-TINY = ["num_samples=8", "num_elites=2", "num_iterations=2", "length=0.03", "decoder_updates=2", "timing_rounds=2"]
+TINY = ["num_samples=8", "num_elites=2", "num_iterations=2", "length=0.015", "decoder_updates=2", "timing_rounds=1"]
 INSTALLED = [method for method in mpc_methods.LABELS if mpc_methods.is_installed(method)]
 
 
@@ -58,7 +58,7 @@ def test_a_rival_that_is_not_installed_is_left_out(
 def test_a_stopped_run_resumes_to_the_same_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = mpc_benchmark.Config(
         tasks=["pendulum"], methods=["icem", "learned", "pytorch-mppi"], num_samples=8, num_elites=2, num_iterations=2,
-        length=0.03, decoder_updates=2, timing_rounds=1, num_seeds=2,
+        length=0.015, decoder_updates=2, timing_rounds=1, num_seeds=2,
     )  # fmt: skip
     do = mpc_benchmark.Benchmark.do
 

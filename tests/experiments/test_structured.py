@@ -17,12 +17,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
 ]
 
-TINY = ["num_seeds=1", "num_epochs=2", "feed_forward_epochs=2", "eval_every=1", "batch_size=16", "hidden=8"]
-TINY += ["num_samples=8", "num_elites=2", "num_iterations=2", "test_iterations=[1,2,3]"]
+TINY = ["num_seeds=1", "num_epochs=2", "feed_forward_epochs=2", "eval_every=1", "batch_size=8", "hidden=4"]
+TINY += ["num_samples=4", "num_elites=2", "num_iterations=2", "test_iterations=[1,2,3]"]
 SIZES = {
-    "digits": ["num_train=32", "num_valid=16", "num_test=16"],
-    "multilabel": ["num_train=32", "num_valid=32", "num_test=32", "num_labels=12", "num_drawn=6"],
-    "set-valued": ["num_train=32", "num_valid=16", "num_test=16", "num_negatives=8"],
+    "digits": ["num_train=16", "num_valid=8", "num_test=10"],
+    "multilabel": ["num_train=16", "num_valid=16", "num_test=16", "num_labels=8", "num_drawn=4"],
+    "set-valued": ["num_train=16", "num_valid=8", "num_test=8", "num_negatives=4"],
 }
 MODULES = {"digits": digits, "multilabel": multilabel, "set-valued": set_valued}
 
@@ -55,8 +55,8 @@ def test_a_tiny_run_leaves_everything(name: str, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("model", ["feed-forward", "spen-dcem", "icnn"])
 def test_a_stopped_run_resumes_to_the_same_curve(model: str, tmp_path: Path) -> None:
     config = digits.Config(
-        num_train=48, num_valid=16, num_test=16, hidden=8, batch_size=16, num_samples=8, num_elites=2, num_iterations=2,
-        num_epochs=4, feed_forward_epochs=4, eval_every=1,
+        num_train=16, num_valid=4, num_test=4, hidden=4, batch_size=8, num_samples=4, num_elites=2, num_iterations=2,
+        num_epochs=3, feed_forward_epochs=3, eval_every=1,
     )  # fmt: skip
     task = digits.Digits(config)
 
@@ -65,7 +65,7 @@ def test_a_stopped_run_resumes_to_the_same_curve(model: str, tmp_path: Path) -> 
 
         def loss(self, *arguments):
             self.calls += 1
-            if self.calls == 8:  # after the checkpoint of the second epoch
+            if self.calls == 6:  # after the checkpoint of the second epoch
                 raise Interrupted(143)
             return super().loss(*arguments)
 
@@ -76,7 +76,7 @@ def test_a_stopped_run_resumes_to_the_same_curve(model: str, tmp_path: Path) -> 
         structured.train(Stopping(config), config, run, model, 1)
     with Run(stopped, {}, seed=1, quiet=True, resume=True) as run:
         resumed = structured.train(task, config, run, model, 1)
-    assert len(expected.records) == 4
+    assert len(expected.records) == 3
     assert resumed.records == expected.records
     ours, theirs = resumed.model.state_dict(), expected.model.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
