@@ -87,7 +87,7 @@ def test_registered_as_pytorch_asks(name: str) -> None:
         torch.library.opcheck(operator, given)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes become numbers
 def test_traces_hold_the_operator_and_not_its_result() -> None:
     from torch.fx.experimental.proxy_tensor import make_fx

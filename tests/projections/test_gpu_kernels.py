@@ -23,6 +23,7 @@ def test_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Python 3.13, about what triton's compiler does
 def test_the_compiler_takes_them() -> None:
     """To machine code of an H100, which needs no GPU."""
     from triton.backends.compiler import GPUTarget

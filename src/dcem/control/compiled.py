@@ -45,13 +45,10 @@ class Compiled(nn.Module):
         if hasattr(dynamics, "rollout"):
             raise ValueError(f"dynamics: expected steps to compile, got {dynamics!r}, which rolls out by itself")
         self.dynamics, self.state_dims = dynamics, state_dims
+        for name in ("state_shape", "action_shape", "bounds", "dt"):  # what makes it a Model, if the dynamics are one
+            if hasattr(dynamics, name):
+                setattr(self, name, getattr(dynamics, name))
         self._compiled: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        """What a :class:`dcem.control.Model` says of itself, as the dynamics say it."""
-        if name in ("state_shape", "action_shape", "bounds", "dt"):
-            return getattr(self.dynamics, name)
-        return super().__getattr__(name)
 
     def forward(self, state: Any, action: Tensor) -> Any:
         """One step, as it was."""
