@@ -107,7 +107,7 @@ def test_folders_are_named_by_time_and_overrides(tmp_path: Path, monkeypatch: py
 
 
 def test_sweeps(tmp_path: Path) -> None:
-    assert cli.main(["regression", *SMALL_DCEM, "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]) == 0
+    assert cli.main(["regression", *SMALL_DCEM, "num_updates=1", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]) == 0
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert len(folders) == 2
     assert [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders] == [0, 1]

@@ -34,8 +34,8 @@ TINY = {
     "ppo.num_steps": 16, "ppo.batch_size": 8, "ppo.num_envs": 2, "ppo.critic_epochs": 1, "ppo.num_epochs": 1,
     "ppo_network.num_steps": 16, "ppo_network.num_envs": 2, "ppo_network.batch_size": 8, "ppo_network.num_epochs": 1,
     "ppo_network.eval_every": 1,
-    "sac.num_steps": 16, "sac.num_envs": 2, "sac.warm_up": 8, "sac.batch_size": 4, "sac.eval_every": 8,
-    "sac_network.num_steps": 16, "sac_network.warm_up": 8, "sac_network.batch_size": 4, "sac_network.eval_every": 8,
+    "sac.num_steps": 8, "sac.num_envs": 2, "sac.warm_up": 4, "sac.batch_size": 4, "sac.eval_every": 8,
+    "sac_network.num_steps": 8, "sac_network.warm_up": 4, "sac_network.batch_size": 4, "sac_network.eval_every": 8,
 }  # fmt: skip
 
 

@@ -27,7 +27,8 @@ SIZES: dict[str, Any] = {
     "num_steps": 3, "num_valid": 3, "num_test": 3,
 }  # fmt: skip
 CONFIG = mismatch.Config(**SIZES)
-TINY = [f"{key}={value}".replace(" ", "") for key, value in SIZES.items()]
+FEWER: dict[str, Any] = {"fit_updates": 2, "num_updates": 2, "num_replans": 1, "num_steps": 2}
+TINY = [f"{key}={value}".replace(" ", "") for key, value in (SIZES | FEWER).items()]
 NAMES = ["width-1", "width-2", "distractors-2"]
 MODELS = {f"{kind}-{name}" for kind in mismatch_study.LABELS for name in NAMES} | set(mismatch_study.phases(SIZES))
 
@@ -189,7 +190,7 @@ def test_the_adversary_lowers_the_return_at_the_errors_allowed(tmp_path: Path) -
         "num_iterations": 3,
         "num_steps": 20,
         "num_valid": 16,
-        "eval_every": 5,
+        "eval_every": 15,
     }
     config = dataclasses.replace(CONFIG, **sizes)
     task = mismatch.make_task(config)

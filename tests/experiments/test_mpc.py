@@ -122,7 +122,7 @@ def test_every_method_swings_the_pendulum_the_cheap_way(method: str) -> None:
     on = mpc_tasks.load("pendulum", 1.0, 1)
     budget = mpc_methods.Budget(64, 8, 4)
     torch.manual_seed(0)
-    benchmark = mpc_benchmark.Benchmark(mpc_benchmark.Config(decoder_updates=60))
+    benchmark = mpc_benchmark.Benchmark(mpc_benchmark.Config(decoder_updates=25))
     if method == "learned":
         benchmark.train_decoder()
     policy = mpc_methods.controller(method, on, budget, benchmark.decoder)
