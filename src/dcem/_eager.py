@@ -36,4 +36,6 @@ def is_under_autocast(device_type: str) -> bool:
 
 def all_true(mask: Tensor) -> bool:
     """Whether every element is true, where that can be known without waiting for a GPU; otherwise False."""
-    return is_eager() and mask.is_cpu and bool(mask.all())
+    return (
+        is_eager() and type(mask) is Tensor and mask.is_cpu and bool(mask.all())
+    )  # tracers' subclasses hold no numbers
