@@ -327,3 +327,13 @@ def test_remedies_are_said():
     own = (torch.zeros(3, 2), torch.ones(3, 2))
     with pytest.raises(ValueError, match=r"got \(3, 2\); for a box of each problem search a share z of it"):
         dcem.minimize(lambda x: x.square().sum(-1), torch.zeros(3, 2), dcem.CEM(), bounds=own)
+
+
+def test_masks_of_a_tracer_hold_no_answer():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from dcem._eager import all_true
+
+    assert all_true(torch.ones(3, dtype=torch.bool))
+    with FakeTensorMode():
+        assert not all_true(torch.ones(3, dtype=torch.bool))  # asked for its numbers, it raises
