@@ -56,15 +56,25 @@ def test_a_k_a_row_is_each_row_by_itself(projection, module, dtype):
                 alone.append(w.detach())
             tolerance = 2e-5 if dtype == torch.float32 else 1e-11
             torch.testing.assert_close(together.detach(), torch.stack(alone), rtol=0, atol=tolerance)
+            # Where rounding decides whether a weight is held at 0, the derivative, which jumps there, may be either one.
+            same = (_free(together) == _free(torch.stack(alone))).all(-1) | torch.tensor(
+                projection is not p.constrained_sparsemax
+            )
+            assert same.double().mean() > 0.9
             for got, expected in zip(slopes, zip(*grads, strict=True), strict=True):
-                largest = torch.stack(expected).abs().max()
-                torch.testing.assert_close(got, torch.stack(expected), rtol=0, atol=20 * tolerance * float(largest + 1))
+                wanted = torch.stack(expected)
+                allowed = 20 * tolerance * float(wanted.abs().max() + 1)
+                torch.testing.assert_close(got[same], wanted[same].view_as(got[same]), rtol=0, atol=allowed)
             assert ((together.double().sum(-1) - k).abs() <= (1e-5 if dtype == torch.float32 else 1e-10) * k).all()
             mapped = torch.func.vmap(lambda row, k: projection(row, k, temperature=tau))(x, k)  # noqa: B023
             torch.testing.assert_close(mapped, together.detach(), rtol=0, atol=5 * tolerance)
             keep = torch.arange(len(x)) % 3 == 0
             others, other_k = torch.where(keep[:, None], x, 1e3 * x[:1].sin()), torch.where(keep, k, 1.0)
             assert torch.equal(projection(others, other_k, temperature=tau)[keep], together[keep])
+
+
+def _free(weights):
+    return (weights > 0) & (weights < 1)
 
 
 @soft
