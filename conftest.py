@@ -1,7 +1,16 @@
 """Import the package before pytest imports its files one by one: a function may be named as the module it is in."""
 
 import gc
+import getpass
 import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+# Inductor keeps its code from one run to the next, and takes what it wrote for another capability for its own.
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    kept = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{capability}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
 
 # To look often through a million objects, which torch's modules are, is a tenth of the time.
 gc.set_threshold(50_000, 20, 20)
