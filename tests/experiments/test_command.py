@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from dcem.experiments import EXPERIMENTS, cli
 from dcem.experiments.run import Run
@@ -188,3 +189,23 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "energy.png", "iterations.png", "predictions.png", "loss.png",
     }  # fmt: skip
+
+
+def test_a_run_goes_on_with_its_own_settings_whatever_the_defaults_are_today(
+    whole: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole[0], folder := tmp_path / "older")
+    settings = OmegaConf.load(folder / "config.yaml")
+    today = (folder / "config.yaml").read_text()
+    settings.lr = 0.125  # a default of that day
+    del settings.eval_every  # a setting that came later
+    OmegaConf.save(settings, folder / "config.yaml")
+    assert cli.main(["regression", f"resume={folder}"]) == 0
+    assert (folder / "config.yaml").read_text() == today.replace(f"lr: {OmegaConf.create(today).lr}", "lr: 0.125")
+    for text, message in (("[", "config.yaml"), ("nonsense: 1", "nonsense"), ("lr: slow", "lr")):
+        (folder / "config.yaml").write_text(text)
+        capsys.readouterr()
+        assert cli.main(["regression", f"resume={folder}"]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error

@@ -20,6 +20,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dcem.experiments import EXPERIMENTS, ConfigError
 from dcem.experiments.run import CHECKPOINT, Interrupted, Run
@@ -49,10 +50,9 @@ def launch(name: str, arguments: Sequence[str]) -> int:
 
     def task(config: DictConfig) -> Any:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        text = OmegaConf.to_yaml(config)
-        if resumed and (folder / CONFIG).read_text("utf-8") != text:
-            raise SystemExit(f"dcem: {folder / CONFIG} is not what its command gives today: its defaults have changed")
-        (folder / CONFIG).write_text(text, "utf-8")
+        if resumed:
+            config = _continued(config, folder / CONFIG)
+        (folder / CONFIG).write_text(OmegaConf.to_yaml(config), "utf-8")
         settings: Any = OmegaConf.to_object(config)
         plain: Any = OmegaConf.to_container(config)
         device = choose_device(settings.device)
@@ -114,6 +114,15 @@ def _resume(arguments: list[str]) -> tuple[list[str], bool]:
         folder = folder.relative_to(Path.cwd())
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*map(str, OmegaConf.load(recorded)), f"hydra.run.dir='{quoted}'"], True
+
+
+def _continued(config: DictConfig, recorded: Path) -> DictConfig:
+    """The settings that a run was started with, with today's defaults for settings that came later."""
+    try:
+        return OmegaConf.merge(config, OmegaConf.load(recorded))  # type: ignore[return-value]
+    except (OmegaConfBaseException, YAMLError) as error:
+        where, first = getattr(error, "full_key", ""), str(error).splitlines()[0]
+        raise SystemExit(f"{recorded}: expected the settings of this experiment; {where}: {first}") from None
 
 
 def _refuse_a_used_folder(arguments: list[str]) -> None:
