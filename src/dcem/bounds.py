@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dcem._eager import is_eager
+from dcem._eager import is_eager, may_have_gradient
 
 
 class BoxLike(Protocol):
@@ -27,6 +27,20 @@ BoundsLike = Sequence[Any] | BoxLike
 """``(low, high)``, each None, a number, a tensor, an array or a list of numbers; or a box that has them."""
 
 _HALF = (torch.bfloat16, torch.float16)
+
+
+def clip(x: Tensor, low: float | Tensor | None = None, high: float | Tensor | None = None) -> Tensor:
+    """The nearest number of ``[low, high]``, with the derivative 1 inside and on a side, and 0 beyond.
+
+    That of ``torch.clamp`` on a side differs between versions of torch, and between numbers and tensors: 1, 0.5 or 0.
+    A side that is a tensor has the derivative 1 where it was taken. NaN stays NaN, as in ``torch.clamp``.
+    """
+    if low is None and high is None:
+        return x
+    if not may_have_gradient():
+        return x.clamp(low, high)  # type: ignore[arg-type]
+    nearest = x.detach().clamp(low, high)  # type: ignore[arg-type]
+    return torch.where(x == nearest, x, nearest)
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ class Bounds:
     def clip(self, x: Tensor) -> Tensor:
         """The nearest point of the box to each candidate in ``x``, ``(..., *event)``."""
         box = self._rounded(x.dtype) if x.dtype in _HALF and x.dtype != self.dtype else self
-        return torch.clamp(x, box.low, box.high)  # type: ignore[arg-type]
+        return clip(x, box.low, box.high)
 
     def contains(self, x: Tensor) -> Tensor:
         """Which numbers of ``x`` lie inside, or are a bound as their dtype rounds it: boolean, like ``x``."""

@@ -72,6 +72,16 @@ class TestEverySystem:
         assert (following != state).any(-1).all()
         assert (following != system(state, 0.5 * action)).any(-1).all()
 
+    def test_an_action_on_its_bound_has_the_derivative_of_those_inside(self, system: System) -> None:
+        state, _ = drawn(system, 1)
+        for side, outward in ((system.bounds[0], -1.0), (system.bounds[1], 1.0)):
+            action = torch.full((1, *system.action_shape), side, dtype=torch.float64, requires_grad=True)
+            (on,) = torch.autograd.grad(system(state, action).sum(), action)
+            for by in (-1e-6, 1e-6):
+                near = (action.detach() + outward * by).requires_grad_()
+                (beside,) = torch.autograd.grad(system(state, near).sum(), near)
+                torch.testing.assert_close(beside, on if by < 0 else torch.zeros_like(on), rtol=1e-4, atol=1e-6)
+
     def test_angles_stay_on_the_unit_circle(self, name: str, system: System) -> None:
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
             state, action = drawn(system, 16, dtype=dtype)

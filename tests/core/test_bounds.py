@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import dcem
-from dcem.bounds import Bounds
+from dcem.bounds import Bounds, clip
 
 NARROW = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -296,3 +296,63 @@ def test_sides_may_be_numbers_of_numpy(low):
 def test_sides_that_are_none_are_named(bounds, error, message):
     with pytest.raises(error, match=message):
         dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), bounds=bounds)
+
+
+BEYOND = [(-2.0, 1.0), (None, 1.0), (-2.0, None)]
+"""Sides, of which the numbers -3, -2, 0, 1 and 2 are beyond, on, inside, on, and beyond."""
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+@pytest.mark.parametrize(("low", "high"), BEYOND)
+def test_the_derivative_on_a_side_is_that_of_the_inside(kind, low, high):
+    # That of torch.clamp is 1, 0.5 or 0 there, by the version of torch and whether a side is a number or a tensor.
+    x = torch.tensor([-3.0, -2.0, 0.0, 1.0, 2.0], requires_grad=True)
+    sides = [None if side is None else kind(side) for side in (low, high)]
+    expected = torch.tensor([float(low is None), 1.0, 1.0, 1.0, float(high is None)])
+    box = Bounds.check(sides, x.shape, x)
+    for function in (lambda x: clip(x, *sides), box.clip):
+        assert torch.equal(function(x), x.clamp(*sides))
+        (reverse,) = torch.autograd.grad(function(x).sum(), x)
+        tangent = torch.func.jvp(function, (x.detach(),), (torch.ones(5),))[1]
+        for found in (reverse, tangent, torch.func.vmap(torch.func.grad(function))(x.detach())):
+            assert torch.equal(found, expected)
+
+
+def test_a_compiled_function_has_that_derivative_too():
+    x = torch.tensor([-2.0, 0.0, 1.0], requires_grad=True)
+    compiled = torch.compile(lambda x: clip(x, -2.0, 0.5), backend="eager", fullgraph=True)
+    assert torch.autograd.grad(compiled(x).sum(), x)[0].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_clipping_with_and_without_a_gradient_is_the_same(generator):
+    for dtype in (*NARROW, torch.float64):
+        x = torch.randn(1000, generator=generator, dtype=torch.float64).mul(4).round().div(4).to(dtype)
+        x[:3] = torch.tensor([math.nan, math.inf, -math.inf])
+        for sides in ((-0.5, 0.75), (torch.tensor(-0.5, dtype=dtype), None), (1.0, -1.0)):
+            with torch.no_grad():
+                plain = clip(x, *sides)
+            found = clip(x.requires_grad_(), *sides)
+            assert found.dtype == dtype
+            assert torch.equal(plain.nan_to_num(9.0), found.nan_to_num(9.0))
+
+
+def test_a_side_that_learns_has_the_gradient_of_what_it_holds():
+    high = torch.tensor([1.0, 1.0, 1.0], requires_grad=True)
+    clip(torch.tensor([0.0, 1.0, 2.0]), None, high).sum().backward()
+    assert high.grad.tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda std: dcem.Gaussian(std.new_zeros(2), std),
+        lambda std: dcem.FullGaussian(std.new_zeros(2), scale_tril=std * torch.eye(2)),
+        lambda std: dcem.Mixture(std.new_tensor([[-0.5, 0.0], [0.5, 0.0]]), std),
+    ],
+)
+def test_a_std_of_half_the_width_of_the_box_learns(make):
+    std = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    clipped = make(std).clip(Bounds.check((-2.0, 2.0), torch.Size([2]), std))
+    noise = torch.ones(4, 2, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(clipped.rsample(noise).sum(), std)
+    assert gradient == noise.sum()

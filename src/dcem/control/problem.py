@@ -150,7 +150,7 @@ class Problem:
         if not isinstance(value, Tensor) or tuple(value.shape[: len(shape)]) != shape or value.dim() > len(shape) + 1:
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"constraint: expected values (...,) = {shape} or (..., m), got {came}")
-        return (value if value.dim() > len(shape) else value.unsqueeze(-1)).clamp(min=0)
+        return (value if value.dim() > len(shape) else value.unsqueeze(-1)).relu()
 
     def _rate(self, controls: Tensor, previous: Tensor | None) -> Tensor:
         """``Σ_t |u_t - u_{t-1}|²`` in the weights of the actions: ``(*batch, n)``."""

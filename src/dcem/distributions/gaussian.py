@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dcem._check import check_std
 from dcem._eager import all_true
+from dcem.bounds import clip
 from dcem.distributions.base import Distribution, check_parameter
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Gaussian(Distribution):
         return dataclasses.replace(self, mean=mean, std=safe_sqrt(variance))
 
     def clamp_std(self, low: float, high: float | None) -> Self:
-        return dataclasses.replace(self, std=self.std.clamp(low, high))
+        return dataclasses.replace(self, std=clip(self.std, low, high))
 
     def is_collapsed(self, min_std: float) -> Tensor:
         floored = self.std <= min_std
@@ -100,7 +101,7 @@ class Gaussian(Distribution):
 
     def clip(self, bounds: Bounds) -> Self:
         widest = bounds.half_width()
-        std = self.std if widest is None else self.std.clamp(max=widest)
+        std = self.std if widest is None else clip(self.std, high=widest)
         return dataclasses.replace(self, mean=bounds.clip(self.mean), std=std)
 
 
@@ -203,7 +204,7 @@ class FullGaussian(Distribution):
         return dataclasses.replace(self, scale_tril=torch.where(moved, widened, self.scale_tril))
 
     def clamp_std(self, low: float, high: float | None) -> Self:
-        return self._rescale(lambda std: std.clamp(low, high))
+        return self._rescale(lambda std: clip(std, low, high))
 
     def _rescale(self, to: Callable[[Tensor], Tensor]) -> Self:
         """Scale the rows of ``L``, which changes each dimension's std and leaves correlations alone."""
@@ -222,7 +223,7 @@ class FullGaussian(Distribution):
         widest = bounds.half_width()
         if isinstance(widest, Tensor):
             widest = widest.expand(self.event_shape).reshape(-1, 1)
-        return clipped if widest is None else clipped._rescale(lambda std: std.clamp(max=widest))
+        return clipped if widest is None else clipped._rescale(lambda std: clip(std, high=widest))
 
 
 def _cholesky(covariance: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_fraction, check_std
+from dcem.bounds import clip
 from dcem.distributions.base import Distribution, Weigh, check_parameter
 from dcem.distributions.gaussian import safe_sqrt
 
@@ -205,7 +206,7 @@ class Mixture(Distribution):
         return dataclasses.replace(self, means=means, stds=stds, logits=self._logits_of(weights))
 
     def clamp_std(self, low: float, high: float | None) -> Self:
-        return dataclasses.replace(self, stds=self.stds.clamp(low, high))
+        return dataclasses.replace(self, stds=clip(self.stds, low, high))
 
     def is_collapsed(self, min_std: float) -> Tensor:
         floored = self.stds <= min_std
@@ -213,5 +214,5 @@ class Mixture(Distribution):
 
     def clip(self, bounds: Bounds) -> Self:
         widest = bounds.half_width()
-        stds = self.stds if widest is None else self.stds.clamp(max=widest)
+        stds = self.stds if widest is None else clip(self.stds, high=widest)
         return dataclasses.replace(self, means=bounds.clip(self.means), stds=stds)

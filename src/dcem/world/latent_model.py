@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dcem._check import check_count, check_fraction, check_positive
+from dcem.bounds import clip
 from dcem.world.base import WorldModel
 from dcem.world.two_hot import TwoHot, symlog
 
@@ -193,7 +194,7 @@ class LatentModel(WorldModel):
 
     def _noisy(self, action: Tensor, noise: Tensor) -> Tensor:
         spread = self.policy_std * 0.5 * (self.high - self.low)
-        return torch.clamp(action + spread * noise, self.low, self.high)
+        return clip(action + spread * noise, self.low, self.high)
 
     # How it is learned.
 

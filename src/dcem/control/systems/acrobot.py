@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dcem.bounds import clip
 from dcem.control.systems.base import System, columns, joined, uniform
 from dcem.control.systems.drawing import Circle, Line, Shape, View
 
@@ -100,7 +101,7 @@ class Acrobot(System):
         cos1, cos2 = end[:2].cos()
         sin1, sin2 = end[:2].sin()
         limit1, limit2 = self.max_speeds
-        return joined(cos1, sin1, cos2, sin2, end[2].clamp(-limit1, limit1), end[3].clamp(-limit2, limit2))
+        return joined(cos1, sin1, cos2, sin2, clip(end[2], -limit1, limit1), clip(end[3], -limit2, limit2))
 
     def _equations(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The time derivative of ``(θ₁, θ₂, θ̇₁, θ̇₂)``, all on the first axis, under a torque."""

@@ -7,6 +7,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
+from dcem.bounds import clip
 from dcem.control.systems.drawing import Shape, View
 
 
@@ -119,7 +120,7 @@ class System(nn.Module, abc.ABC):
         if state_size[:-1] != action_size[:-1]:
             batch = torch.broadcast_shapes(state_size[:-1], action_size[:-1])  # type: ignore[no-untyped-call]
             state, action = state.expand(*batch, -1), action.expand(*batch, -1)
-        return state, action.clamp(*self.bounds)
+        return state, clip(action, *self.bounds)
 
 
 def columns(state: Tensor) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from dcem.bounds import clip
 from dcem.control.systems.base import System, columns, is_present, joined, rotated, uniform
 from dcem.control.systems.drawing import Circle, Line, Shape, View
 
@@ -76,7 +77,7 @@ class Pendulum(System):
             torque = torque + self.constant_torque
         fall, drive = 1.5 * self.gravity / self.length, 3 / (self.mass * self.length**2)
         speed = speed + self.dt * fall * sin + self.dt * drive * torque
-        speed = speed.clamp(-self.max_speed, self.max_speed)
+        speed = clip(speed, -self.max_speed, self.max_speed)
         return joined(*rotated(cos, sin, self.dt * speed), speed)
 
     def _cost(self, state: Tensor, action: Tensor) -> Tensor:
