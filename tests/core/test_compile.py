@@ -10,11 +10,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
 ]
 
-SOLVERS = {  # and the iterations after which nothing new would be traced
+SOLVERS = {  # and the iterations after which nothing new would be traced; `test_failure` has the other solvers
     "dcem": (dcem.CEM(40, 5, dcem.LML(0.5)), 1),
     "icem": (dcem.CEM(40, 5, dcem.ConstrainedSoftmax(0.5), keep_elites=0.4, smoothing=0.1), 2),
-    "mppi": (dcem.MPPI(40, 1.0), 1),
-    "gradient descent": (dcem.GradientDescent(0.1, momentum=0.5), 2),
 }
 
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,12 +20,12 @@ torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 """
 
 
-def controller(**options: Any) -> dcem.control.MPC:
+def controller() -> dcem.control.MPC:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     return dcem.control.MPC(
         lambda x, u: x + 0.1 * model(torch.cat([x, u], -1)), lambda x, u: x.square().sum(-1), 4, 1, (-1.0, 1.0),
-        **{"solver": dcem.CEM(20, 5), "num_iterations": 1} | options,
+        dcem.CEM(20, 5, dcem.HardTopK(), keep_elites=0.5), num_iterations=1,
     )  # fmt: skip
 
 
@@ -60,9 +59,9 @@ def test_a_saved_controller_decides_without_dcem(tmp_path: Path) -> None:
 
 
 def test_an_energy_model() -> None:
-    solver = dcem.CEM(20, 5, dcem.HardTopK(), keep_elites=0.5)
-    x, noise = torch.randn(2, 3, generator=NOISE), torch.randn(2, 2, 20, 2, generator=NOISE)
-    model = dcem.energy.EnergyModel(Energy(), 2, solver, num_iterations=2)
+    """Also a soft selection's search for a root, in PyTorch's own operations."""
+    x, noise = torch.randn(2, 3, generator=NOISE), torch.randn(1, 2, 20, 2, generator=NOISE)
+    model = dcem.energy.EnergyModel(Energy(), 2, dcem.CEM(20, 5, keep_elites=0.5), num_iterations=1)
     program = dcem.export(model, x)
     assert not [node for node in program.graph.nodes if "dcem" in str(node.target)]
     with torch.no_grad():

@@ -234,19 +234,23 @@ def test_a_problem_that_fails_only_where_the_search_starts_has_no_gradient_from_
 @pytest.mark.filterwarnings("ignore:.*isinstance.*Leaf.*:FutureWarning")
 @pytest.mark.parametrize("solver", ["mppi", "gd"])
 def test_so_they_have_in_one_compiled_graph(solver, backend):
+    """The others of the solvers whose whole solves `test_compile` compiles."""
     data = problems(NAN_PROBLEM).float()
-    solver, noise = SOLVERS[solver], NOISE[:1].float()
+    solver, noise = SOLVERS[solver], NOISE[:2].float()
+    num_iterations = 2 if isinstance(solver, dcem.GradientDescent) else 1  # after which nothing new would be traced
 
-    def answer(theta: Tensor, data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        model = EnergyModel(lambda x, y: value(theta, x, y), 2, solver, num_iterations=1)
-        solution = model.solve(data, noise=noise[:, :, : solver.num_samples])
-        return solution.x, solution.status
+    def answer(theta: Tensor, data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        options = {"num_iterations": num_iterations, "bounds": (-0.9, 0.9)}
+        model = EnergyModel(lambda x, y: value(theta, x, y), 2, solver, **options)
+        solution = model.solve(data, noise=noise[:num_iterations, :, : solver.num_samples])
+        return solution.x, solution.best_x, solution.status
 
     theta = START.float().requires_grad_()
     torch._dynamo.reset()
-    x, status = torch.compile(answer, fullgraph=True, backend=backend)(theta, data, noise)
-    alone, _ = answer(theta, data[REST], noise[:, REST])
+    x, best_x, status = torch.compile(answer, fullgraph=True, backend=backend)(theta, data, noise)
+    alone, alone_best_x, _ = answer(theta, data[REST], noise[:, REST])
     torch.testing.assert_close(x[REST], alone)
+    torch.testing.assert_close(best_x[REST], alone_best_x)
     assert status.tolist() == [dcem.Status.NONFINITE if i == BAD else dcem.Status.OK for i in range(B)]
     found, expected = (torch.autograd.grad(y.square().sum(), theta)[0] for y in (x[REST], alone))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
