@@ -200,9 +200,9 @@ class SoftProjectionContract:
 
     # derivatives
 
-    @pytest.mark.parametrize("k", [1, 2.5, 5.999])
+    @pytest.mark.parametrize("k", [1, 2.5, 3.999])
     def test_gradcheck(self, device: str, k: float) -> None:
-        x = self.scores(2, 6, device=device, seed=3).requires_grad_()
+        x = self.scores(2, 4, device=device, seed=3).requires_grad_()
         tau = torch.tensor([0.4, 1.5], dtype=x.dtype, device=device, requires_grad=True)
 
         def f(x: Tensor, tau: Tensor) -> Tensor:
