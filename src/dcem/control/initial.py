@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dcem._eager import all_true
 from dcem.control.plan import Plan, WarmStart
+from dcem.control.rollout import takes
 
 
 @torch.no_grad()
@@ -66,6 +67,13 @@ def _not_finite(x: Tensor, batch_dims: int) -> Tensor:
     """Which problems hold something that is not finite: ``(*batch,)``."""
     bad = ~x.isfinite()
     return bad.flatten(batch_dims).any(-1) if x.dim() > batch_dims else bad
+
+
+@torch.no_grad()
+def asked(proposals: Callable[..., Any], state: Any, horizon: int, num: int, generator: torch.Generator | None) -> Any:
+    """What a function that proposes action sequences says; one with a keyword ``generator`` draws by that."""
+    drawn_by = {"generator": generator} if takes(proposals, "generator", 3) else {}
+    return proposals(state, horizon, num, **drawn_by)
 
 
 @torch.no_grad()

@@ -16,10 +16,11 @@ from dcem._setup import NoiseSource
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
-from dcem.control.initial import proposed, warm
+from dcem.control.delay import arrived
+from dcem.control.initial import asked, proposed, warm
 from dcem.control.plan import Plan, WarmStart
 from dcem.control.problem import Problem
-from dcem.control.rollout import Dynamics, batch_of, follow, knows_time, takes
+from dcem.control.rollout import Dynamics, batch_of, takes
 from dcem.control.settings import EVENT, START, checked
 from dcem.distributions import Distribution
 from dcem.gradients import GradientMode, Implicit
@@ -244,7 +245,8 @@ class MPC(Argmin):
             record: keep every iteration in ``plan.solution.history``.
         """
         batch = batch_of(state, self.state_dims)
-        state = self._arrived(state, sent, batch)
+        if sent is not None:
+            state = arrived(self.dynamics, state, sent, batch, self.action_shape, self.num_particles)
         gradient = self.gradient if gradient is None else gradient
         if self.answer != "mean" and isinstance(gradient, Implicit) and torch.is_grad_enabled():
             raise ValueError(f"answer: Implicit differentiates the mean, not a sample; got answer={self.answer!r}")
@@ -318,30 +320,6 @@ class MPC(Argmin):
         at = (batch_dims, batch_dims + 1)
         return map_tensors(lambda leaf: leaf.movedim(batch_dims + 2, 0).movedim((0, 1), at), states)
 
-    def _arrived(self, state: Any, sent: Tensor | None, batch: tuple[int, ...]) -> Any:
-        """The state in which actions that are on their way will have arrived."""
-        if sent is None:
-            return state
-        if not isinstance(sent, Tensor):
-            raise TypeError(f"sent: expected a Tensor (*batch, d, *a) or None, got {type(sent).__name__}")
-        dim = len(batch)
-        if sent.dim() != dim + 1 + len(self.action_shape) or (*sent.shape[:dim], *sent.shape[dim + 1 :]) != (
-            *batch,
-            *self.action_shape,
-        ):
-            raise ValueError(
-                f"sent: expected actions (*batch, d, *a) with batch {batch} and action {self.action_shape}, "
-                f"got {tuple(sent.shape)}"
-            )
-        if self.num_particles > 1:
-            raise ValueError(f"sent: expected None with several particles, got num_particles={self.num_particles}")
-        late, model = sent.shape[dim], self.dynamics
-        if knows_time(model):
-            model = lambda x, u, t: self.dynamics(x, u, t=t - late)  # noqa: E731
-        each = map_tensors(lambda leaf: leaf.unsqueeze(dim), state)  # a single candidate, as in a plan
-        arrived = follow(model, each, sent.unsqueeze(dim).movedim(dim + 1, 0), dim + 1).last()
-        return map_tensors(lambda leaf: leaf.squeeze(dim), arrived)
-
     def _fresh(self, batch: tuple[int, ...], like: Tensor) -> Distribution | Tensor:
         """Where a search starts that has no warm start: ``init``, or the means alone."""
         if self.init is None:
@@ -350,19 +328,11 @@ class MPC(Argmin):
         return init.expand(batch)
 
     def _problem(self) -> Problem:
+        rate = self.action_rate_cost if self._charges_rate() else None
         return Problem(
-            self.dynamics,
-            self.cost,
-            self.terminal_cost,
-            self.discount,
-            self.continues,
-            self.action_rate_cost if self._charges_rate() else None,
-            self.constraint,
-            self.constraint_weight,
-            self.num_particles,
-            self.risk,
-            len(self.action_shape),
-        )
+            self.dynamics, self.cost, self.terminal_cost, self.discount, self.continues, rate, self.constraint,
+            self.constraint_weight, self.num_particles, self.risk, len(self.action_shape),
+        )  # fmt: skip
 
     def _actions(self, z: Tensor, box: Bounds | None, state: Any) -> Tensor:
         """The action sequences ``(*batch, N, horizon, *a)`` of candidates, inside the bounds."""
@@ -399,9 +369,7 @@ class MPC(Argmin):
         actions: Any = given
         if actions is None:
             assert self.proposals is not None
-            drawn_by = {"generator": generator} if takes(self.proposals, "generator", 3) else {}
-            with torch.no_grad():
-                actions = self.proposals(state, self.horizon, self.num_proposals, **drawn_by)
+            actions = asked(self.proposals, state, self.horizon, self.num_proposals, generator)
         number = "M" if given is not None else self.num_proposals
         return proposed(actions, (*batch, number, *self.actions_shape), self.decoder)
 

@@ -1,0 +1,37 @@
+"""Compensation for a delay: plan from the state in which the actions that are on their way will have arrived."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from dcem._tree import map_tensors
+from dcem.control.rollout import Dynamics, follow, knows_time
+
+
+def arrived(
+    dynamics: Dynamics,
+    state: Any,
+    sent: Tensor,
+    batch: tuple[int, ...],
+    action_shape: tuple[int, ...],
+    num_particles: int,
+) -> Any:
+    """The state ``(*batch, *s)`` that actions ``sent`` ``(*batch, d, *a)``, the oldest first, lead to."""
+    if not isinstance(sent, Tensor):
+        raise TypeError(f"sent: expected a Tensor (*batch, d, *a) or None, got {type(sent).__name__}")
+    dim = len(batch)
+    if sent.dim() <= dim or sent.shape[:dim] + sent.shape[dim + 1 :] != (*batch, *action_shape):
+        raise ValueError(
+            f"sent: expected actions (*batch, d, *a) with batch {batch} and action {action_shape}, "
+            f"got {tuple(sent.shape)}"
+        )
+    if num_particles > 1:
+        raise ValueError(f"sent: expected None with several particles, got num_particles={num_particles}")
+    late, model = sent.shape[dim], dynamics
+    if knows_time(model):
+        model = lambda x, u, t: dynamics(x, u, t=t - late)  # noqa: E731
+    each = map_tensors(lambda leaf: leaf.unsqueeze(dim), state)  # a single candidate, as in a plan
+    last = follow(model, each, sent.unsqueeze(dim).movedim(dim + 1, 0), dim + 1).last()
+    return map_tensors(lambda leaf: leaf.squeeze(dim), last)
