@@ -303,7 +303,7 @@ def _advice(
         advice.append(
             "objective: all values were equal up to rounding; raise init_std, or take a constant out of the objective"
         )
-    if travelled > 3:
+    if travelled > 2.5:  # where a std that shrinks with each selection stops a search: at about 3
         advice.append(f"init_std: the answer lies {travelled:.2g} stds from the start; raise init_std, or move init")
     if wanted is not None and first.effective_elites > 3 * wanted:
         advice.append(

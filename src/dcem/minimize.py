@@ -162,7 +162,7 @@ def minimize(
         if tolerance is not None:
             progress = progress.settled(before, step, setup, tolerance)
         if record or callback is not None:
-            iteration = Iteration.of(step)
+            iteration = Iteration.of(step, start)
             if record:
                 history.append(iteration)
             if callback is not None and is_true(callback(iteration)):

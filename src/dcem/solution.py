@@ -55,6 +55,9 @@ class Iteration(NamedTuple):
         std: the root mean square of the std of ``distribution``, ``(*batch,)``; NaN for a family without one.
         gradient_norm: of what the last backward pass sent to the parameters of ``distribution``, ``(*batch,)``; NaN
             before there was one, and where nothing is differentiated.
+        drift: how far the mean has moved since the start of the solve, in stds of the start, the farthest coordinate,
+            ``(*batch,)``; NaN for a family without a std. Beyond 2.5 the start was too narrow for the distance, and
+            the search may have stopped on the way.
     """
 
     samples: Tensor
@@ -64,10 +67,11 @@ class Iteration(NamedTuple):
     effective_elites: Tensor
     std: Tensor
     gradient_norm: Tensor
+    drift: Tensor
 
     @classmethod
-    def of(cls, step: Step) -> Iteration:
-        """The record of a solver's step."""
+    def of(cls, step: Step, start: Distribution) -> Iteration:
+        """The record of a solver's step, in a solve that began with ``start``."""
         weights = step.weights.detach()
         effective = weights.sum(-1).square() / weights.square().sum(-1)
         distribution: Distribution = step.state.distribution
@@ -75,8 +79,17 @@ class Iteration(NamedTuple):
         spread = torch.full_like(effective, torch.nan)
         if std is not None:
             spread = std.detach().square().reshape(*distribution.batch_shape, -1).mean(-1).sqrt()
-        norm = _norm_of_gradient(distribution)
-        return cls(step.samples, step.values, step.weights, distribution, effective, spread, norm)
+        norm, drift = _norm_of_gradient(distribution), _drift(start, distribution)
+        return cls(step.samples, step.values, step.weights, distribution, effective, spread, norm, drift)
+
+
+@torch.no_grad()
+def _drift(start: Distribution, now: Distribution) -> Tensor:
+    """``max |μ - μ₀| / σ₀`` over the coordinates, ``(*batch,)``."""
+    std: Tensor | None = getattr(start, "std", None)
+    moved = (now.mean - start.mean).abs()
+    moved = torch.full_like(moved, torch.nan) if std is None else torch.where(moved > 0, moved / std, 0.0)
+    return moved.reshape(*now.batch_shape, -1).amax(-1)
 
 
 def _norm_of_gradient(distribution: Distribution) -> Tensor:

@@ -144,8 +144,11 @@ def test_a_family_without_a_std_has_none_in_its_history(generator):
 
     step = dcem.Step(dcem.CEM().init(dcem.Gaussian(torch.zeros(3, 2), 1.0)), *[torch.ones(3, 4)] * 3, None)
     family = dcem.Categorical(torch.zeros(3, 2))
-    assert dcem.Iteration.of(step).std.tolist() == [1.0] * 3
-    assert dcem.Iteration.of(step._replace(state=step.state._replace(distribution=family))).std.tolist() == [0.5] * 3
+    assert dcem.Iteration.of(step, step.state.distribution).std.tolist() == [1.0] * 3
+    assert (
+        dcem.Iteration.of(step._replace(state=step.state._replace(distribution=family)), family).std.tolist()
+        == [0.5] * 3
+    )
 
 
 META_SOLVERS = {
@@ -193,3 +196,32 @@ def test_families_layers_and_searches_run_on_the_meta_device():
     ).to("meta")  # fmt: skip
     plan = mpc(x)
     assert mpc(x, warm_start=plan, reset=torch.zeros(3, dtype=torch.bool, device="meta")).actions.shape == (3, 5, 2)
+
+
+@pytest.mark.parametrize("selection", [dcem.LML(1.0), dcem.LML(0.1), dcem.HardTopK()])
+@pytest.mark.parametrize("size", [1, 5, 20])
+def test_a_start_too_narrow_for_its_scale_is_seen_in_the_history(size, selection, generator):
+    target = torch.zeros(size)
+    target[0] = 700.0
+    for std in (20.0, 100.0, 400.0):
+        solver = dcem.CEM(100, 10, selection, init_std=std)
+        solution = dcem.minimize(
+            lambda x: (x - target).square().sum(-1), torch.zeros(16, size), solver, generator=generator, record=True,
+            gradient=dcem.Detach(),
+        )  # fmt: skip
+        for iteration in solution.history:
+            torch.testing.assert_close(iteration.drift, (iteration.distribution.mean.abs() / std).amax(-1))
+        came, drift = solution.x[:, 0].mean(), solution.history[-1].drift.mean()
+        assert came > 550 if std == 400 else came < 520  # it stops on its way, and the status does not tell
+        assert (solution.status == dcem.Status.OK).all() or isinstance(selection, dcem.HardTopK)
+        assert drift < 2 if std == 400 else drift > 2.7
+
+
+def test_drift_is_of_the_farthest_coordinate_and_needs_a_std():
+    class Start:
+        mean, std = torch.zeros(2), None
+
+    step = dcem.Step(dcem.CEM().init(dcem.Gaussian(torch.tensor([0.0, 1.0]), 1.0)), *[torch.ones(4)] * 3, None)
+    assert dcem.Iteration.of(step, dcem.Gaussian(torch.zeros(2), torch.tensor([0.1, 0.5]))).drift == 2
+    assert dcem.Iteration.of(step, dcem.Gaussian(torch.zeros(2), torch.tensor([0.0, 1.0]))).drift == 1  # at rest is 0
+    assert dcem.Iteration.of(step, Start()).drift.isnan()
