@@ -22,8 +22,8 @@ import dcem
 from allocator import keep_freed_memory
 from dcem.control import MPC, Compiled
 from dcem.control.systems import Pendulum
-from dcem.experiments.mpc_methods import LABELS, Budget, controller
-from dcem.experiments.mpc_tasks import Task, load
+from dcem.control.tasks import Task, load
+from dcem.experiments.mpc.methods import LABELS, Budget, controller
 from overhead import alternate
 
 OUT = Path(__file__).parents[1] / "results" / "benchmarks" / "control.json"

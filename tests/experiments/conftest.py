@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-from dcem.experiments import run
+from dcem.experiments.harness import run
 
 
 @pytest.fixture(autouse=True, scope="module")

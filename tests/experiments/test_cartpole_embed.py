@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcem.experiments import cartpole_embed, cli
-from dcem.experiments.cartpole_embed import EXPERT, Config, Search, build, embedded, evaluate, validation_states
+from dcem.experiments.cartpole_embed import training
+from dcem.experiments.cartpole_embed.settings import Config, Search
+from dcem.experiments.cartpole_embed.task import EXPERT, build, embedded, evaluate, validation_states
+from dcem.experiments.harness.command import main
 
 # hydra 1.3 and tensorboard 2.21 on newer Pythons
 pytestmark = [
@@ -24,12 +26,12 @@ TINY += ["num_updates=2", "eval_every=1", "checkpoint_every=1"]
 @pytest.fixture(autouse=True)
 def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """An expert and validation states that take no time."""
-    monkeypatch.setattr(cartpole_embed, "EXPERT", EXPERT._replace(num_samples=8, num_elites=2, num_iterations=2))
-    monkeypatch.setattr(cartpole_embed, "validation_states", lambda num=2, seed=20: validation_states(num, seed))
+    monkeypatch.setattr(training, "EXPERT", EXPERT._replace(num_samples=8, num_elites=2, num_iterations=2))
+    monkeypatch.setattr(training, "validation_states", lambda num=2, seed=20: validation_states(num, seed))
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:
-    assert cli.main(["cartpole-embed", *TINY, *overrides, f"hydra.run.dir={folder}"]) == 0
+    assert main(["cartpole-embed", *TINY, *overrides, f"hydra.run.dir={folder}"]) == 0
     metrics: dict[str, float] = json.loads((folder / "summary.json").read_text())["metrics"]
     return metrics
 
@@ -51,9 +53,9 @@ def test_without_temperature_only_the_decoder_is_differentiated(tmp_path: Path) 
 
 def test_a_stopped_run_ends_as_one_in_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
-    steps = cartpole_embed.Run.steps
+    steps = training.Run.steps
 
-    def stop_after_one(self: cartpole_embed.Run, total: int, checkpoint_every: int) -> object:
+    def stop_after_one(self: training.Run, total: int, checkpoint_every: int) -> object:
         for step in steps(self, total, checkpoint_every):
             yield step
             if step == 1:
@@ -61,11 +63,11 @@ def test_a_stopped_run_ends_as_one_in_a_piece(tmp_path: Path, monkeypatch: pytes
                 self.checkpoint()
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(cartpole_embed.Run, "steps", stop_after_one)
+    monkeypatch.setattr(training.Run, "steps", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts")
-    monkeypatch.setattr(cartpole_embed.Run, "steps", steps)
-    assert cli.main(["cartpole-embed", f"resume={tmp_path / 'parts'}"]) == 0
+    monkeypatch.setattr(training.Run, "steps", steps)
+    assert main(["cartpole-embed", f"resume={tmp_path / 'parts'}"]) == 0
     assert json.loads((tmp_path / "parts" / "summary.json").read_text())["metrics"] == whole
     weights = [torch.load(tmp_path / f / "checkpoint.pt")["tracked"]["decoder"] for f in ("whole", "parts")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -84,7 +86,7 @@ def test_a_stopped_run_ends_as_one_in_a_piece(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_refuses_settings_in_one_line(override: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["cartpole-embed", override]) == 2
+    assert main(["cartpole-embed", override]) == 2
     assert says in capsys.readouterr().err
 
 
@@ -113,7 +115,7 @@ def test_a_decoder_learns_through_the_search() -> None:
 def test_a_study_compares_seeds_with_the_expert(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dcem.experiments import cartpole_embed_study as study
+    from dcem.experiments.cartpole_embed import study
 
     small = Search(8, 2, 3)
     monkeypatch.setattr(study, "EXPERT", small._replace(init_std=50.0))
@@ -126,7 +128,7 @@ def test_a_study_compares_seeds_with_the_expert(
     run(tmp_path / "runs" / "fewer", "num_iterations=1", "answer=best", "temperature=0")
     capsys.readouterr()
     arguments = [f"runs={tmp_path}/runs", "num_test=3", f"hydra.run.dir={tmp_path}/study"]
-    assert cli.main(["cartpole-embed-study", *arguments]) == 0
+    assert main(["cartpole-embed-study", *arguments]) == 0
     table = (tmp_path / "study" / "table.md").read_text()
     assert "| 2 | 1 | 8 × 2, 2 elites, mean | 2 of 2 | 2 | " in table
     assert "| 2 | 0 | 8 × 1, 2 elites, best | 2 of 2 | 1 | " in table
@@ -137,5 +139,5 @@ def test_a_study_compares_seeds_with_the_expert(
     searches = json.loads((tmp_path / "study" / "summary.json").read_text())["metrics"]["searches"]
     mean, best = (s["test"] for s in searches if s["over"] == "decoder-16")
     assert best <= mean
-    assert cli.main(["cartpole-embed-study", f"runs={tmp_path}/none"]) == 2
+    assert main(["cartpole-embed-study", f"runs={tmp_path}/none"]) == 2
     assert "runs: expected a folder of run folders" in capsys.readouterr().err

@@ -15,8 +15,9 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from dcem.experiments import EXPERIMENTS, cli
-from dcem.experiments.run import Run
+from dcem.experiments import EXPERIMENTS
+from dcem.experiments.harness.command import main
+from dcem.experiments.harness.run import Run
 
 # hydra 1.3 and tensorboard 2.21 on newer Pythons
 pytestmark = [
@@ -31,10 +32,10 @@ SMALL_DCEM = [*SMALL, "solver.num_samples=8", "solver.num_elites=2"]
 
 def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--help"]):
-        assert cli.main(arguments) == 0
+        assert main(arguments) == 0
         text = capsys.readouterr().out
         assert all(name in text and experiment.summary in text for name, experiment in EXPERIMENTS.items())
-    assert cli.main(["--version"]) == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("dcem ")
 
 
@@ -61,7 +62,7 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_refuses_in_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     out = capsys.readouterr()
     assert says in out.err
     assert out.err.count("\n") == 1
@@ -70,14 +71,14 @@ def test_refuses_in_one_line(arguments: list[str], says: str, capsys: pytest.Cap
 
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "hydra", None)
-    assert cli.main(["regression"]) == 2
+    assert main(["regression"]) == 2
     assert "pip install 'dcem[experiments]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("small", [SMALL_DCEM, [*SMALL, "solver=gd", "setting=paper"]])
 def test_a_run_leaves_everything(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert cli.main(["regression", *small, f"hydra.run.dir={folder}"]) == 0
+    assert main(["regression", *small, f"hydra.run.dir={folder}"]) == 0
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "summary.json", "checkpoint.pt", "tensorboard"} <= names
     assert {"loss.png", "energy.png", "iterations.png", "predictions.png"} <= names
@@ -99,8 +100,8 @@ def test_a_run_leaves_everything(small: list[str], tmp_path: Path, capsys: pytes
 def test_folders_are_named_by_time_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = ["num_updates=1", "hidden=[4]", "solver=gd", "test_iterations=[1]"]
-    assert cli.main(["regression", *tiny]) == 0
-    assert cli.main(["regression", "-m", *tiny, "seed=3"]) == 0
+    assert main(["regression", *tiny]) == 0
+    assert main(["regression", "-m", *tiny, "seed=3"]) == 0
     (run,) = tmp_path.glob("runs/regression/*/config.yaml")
     assert run.parent.name.endswith("-hidden=[4],num_updates=1,solver=gd,test_iterations=[1]")
     (swept,) = tmp_path.glob("runs/regression/*-sweep/*/config.yaml")
@@ -108,7 +109,7 @@ def test_folders_are_named_by_time_and_overrides(tmp_path: Path, monkeypatch: py
 
 
 def test_sweeps(tmp_path: Path) -> None:
-    assert cli.main(["regression", *SMALL_DCEM, "num_updates=1", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]) == 0
+    assert main(["regression", *SMALL_DCEM, "num_updates=1", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]) == 0
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert len(folders) == 2
     assert [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders] == [0, 1]
@@ -139,7 +140,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         at_step_14(lambda run: shutil.copytree(run.folder, f"{run.folder}-killed"), patch)
-        assert cli.main(["regression", *LONG, f"hydra.run.dir={folder}"]) == 0
+        assert main(["regression", *LONG, f"hydra.run.dir={folder}"]) == 0
     return folder, folder.with_name(f"{folder.name}-killed")
 
 
@@ -152,11 +153,11 @@ def test_a_stopped_run_resumes_to_the_same_result(
         stopped = tmp_path / "stopped"
         with monkeypatch.context() as patch:
             at_step_14(lambda _: os.kill(os.getpid(), number), patch)
-            assert cli.main(["regression", *LONG, f"hydra.run.dir={stopped}"]) == 128 + number
+            assert main(["regression", *LONG, f"hydra.run.dir={stopped}"]) == 128 + number
     step = torch.load(stopped / "checkpoint.pt", weights_only=True)["step"]
     assert step == (10 if number == signal.SIGKILL else 14)
     assert json.loads((stopped / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 14
-    assert cli.main(["regression", f"resume={stopped}"]) == 0
+    assert main(["regression", f"resume={stopped}"]) == 0
     (lines, weights), (other_lines, other_weights) = state(complete), state(stopped)
     assert lines == other_lines
     assert weights.keys() == other_weights.keys()
@@ -167,10 +168,10 @@ def test_a_folder_with_a_run_is_not_overwritten(whole: tuple[Path, Path], capsys
     folder, _ = whole
     names = ("metrics.jsonl", "config.yaml", ".hydra/overrides.yaml")
     before = [(folder / name).read_bytes() for name in names]
-    assert cli.main(["regression", *LONG, f"hydra.run.dir={folder}", "seed=5"]) == 2
+    assert main(["regression", *LONG, f"hydra.run.dir={folder}", "seed=5"]) == 2
     assert "holds a run" in capsys.readouterr().err
     assert [(folder / name).read_bytes() for name in names] == before
-    assert cli.main(["regression", f"resume={folder}"]) == 0  # complete already: figures and summary again
+    assert main(["regression", f"resume={folder}"]) == 0  # complete already: figures and summary again
     assert (folder / "metrics.jsonl").read_bytes() == before[0]
 
 
@@ -178,13 +179,13 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = ("hidden=[8]", "batch_size=4", "test_iterations=[10,20]")
     small = [f"+{name}.{key}" for name in ("dcem", "gd") for key in keys]
     small += ["num_updates=2", "num_seeds=2", f"hydra.run.dir={tmp_path}"]
-    assert cli.main(["demo", *small]) == 0
+    assert main(["demo", *small]) == 0
     text = capsys.readouterr().out
     assert "Mean squared error by inner iterations" in text
     assert "NO   both fit" in text  # two updates do not
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["metrics"]["mse"]["DCEM"]) == 2
-    assert cli.main(["demo", f"resume={tmp_path}"]) == 0
+    assert main(["demo", f"resume={tmp_path}"]) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"] == summary["metrics"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "energy.png", "iterations.png", "predictions.png", "loss.png",
@@ -200,12 +201,12 @@ def test_a_run_goes_on_with_its_own_settings_whatever_the_defaults_are_today(
     settings.lr = 0.125  # a default of that day
     del settings.eval_every  # a setting that came later
     OmegaConf.save(settings, folder / "config.yaml")
-    assert cli.main(["regression", f"resume={folder}"]) == 0
+    assert main(["regression", f"resume={folder}"]) == 0
     assert (folder / "config.yaml").read_text() == today.replace(f"lr: {OmegaConf.create(today).lr}", "lr: 0.125")
     for text, message in (("[", "config.yaml"), ("nonsense: 1", "nonsense"), ("lr: slow", "lr")):
         (folder / "config.yaml").write_text(text)
         capsys.readouterr()
-        assert cli.main(["regression", f"resume={folder}"]) == 2
+        assert main(["regression", f"resume={folder}"]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error

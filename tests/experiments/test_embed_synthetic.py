@@ -10,9 +10,13 @@ import pytest
 import torch
 
 import dcem
-from dcem.experiments import ConfigError, cli, embed_synthetic
-from dcem.experiments.embed_synthetic import Config, Problems, Search, needed, saved, search
-from dcem.experiments.run import Interrupted, Run
+from dcem.experiments import ConfigError
+from dcem.experiments.embed_synthetic import methods, training
+from dcem.experiments.embed_synthetic.methods import needed, saved, search
+from dcem.experiments.embed_synthetic.settings import Config, Search, check
+from dcem.experiments.embed_synthetic.task import Problems
+from dcem.experiments.harness.command import main
+from dcem.experiments.harness.run import Interrupted, Run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
@@ -85,7 +89,7 @@ class TestSearch:
 
     def test_principal_components_of_a_plane_are_the_plane(self) -> None:
         plane = 0.5 + 0.05 * torch.randn(30, 2) @ torch.randn(2, 8)
-        decode = embed_synthetic.principal_components(Config(latent_size=4), plane.clamp(0, 1))
+        decode = methods.principal_components(Config(latent_size=4), plane.clamp(0, 1))
         mean, moved = decode(torch.zeros(4)), decode(0.1 * torch.randn(20, 4)) - decode(torch.zeros(4))
         torch.testing.assert_close(mean, plane.clamp(0, 1).mean(0))
         assert torch.linalg.matrix_rank(moved, atol=1e-3) <= 3
@@ -107,7 +111,7 @@ class TestSearch:
 
 
 def test_a_tiny_run_leaves_everything_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["embed-synthetic", *TINY, f"hydra.run.dir={tmp_path}"]) == 0
+    assert main(["embed-synthetic", *TINY, f"hydra.run.dir={tmp_path}"]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     metrics = summary["metrics"]
     assert metrics["training_evaluations"] == 6 * 4 * (10 * 2 + 1)
@@ -120,7 +124,7 @@ def test_a_tiny_run_leaves_everything_and_resumes(tmp_path: Path, capsys: pytest
     assert (tmp_path / "table.md").read_text().startswith("`dcem embed-synthetic sizes=")
     shutil.rmtree(tmp_path / "9-1")  # as if stopped before the last part
     capsys.readouterr()
-    assert cli.main(["embed-synthetic", f"resume={tmp_path}"]) == 0
+    assert main(["embed-synthetic", f"resume={tmp_path}"]) == 0
     again = json.loads((tmp_path / "summary.json").read_text())["metrics"]
     for size in ("5", "9"):
         assert again["sizes"][size]["final_cost"] == metrics["sizes"][size]["final_cost"]
@@ -129,7 +133,7 @@ def test_a_tiny_run_leaves_everything_and_resumes(tmp_path: Path, capsys: pytest
 
 def test_a_stopped_training_resumes_to_the_same_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, calls = Config(**SMALL), 0
-    step = embed_synthetic.decoder_step
+    step = training.decoder_step
 
     def stopping(*arguments, **options):
         nonlocal calls
@@ -140,10 +144,10 @@ def test_a_stopped_training_resumes_to_the_same_decoder(tmp_path: Path, monkeypa
 
     def make(folder: str, resume: bool):
         with Run(tmp_path / folder, {}, seed=0, command="", resume=resume, quiet=True) as run:
-            return embed_synthetic.train(config, 5, 0, run)[0].state_dict(), run.records()
+            return training.train(config, 5, 0, run)[0].state_dict(), run.records()
 
     whole = make("whole", False)
-    monkeypatch.setattr(embed_synthetic, "decoder_step", stopping)
+    monkeypatch.setattr(training, "decoder_step", stopping)
     with pytest.raises(Interrupted):
         make("stopped", False)
     resumed = make("stopped", True)
@@ -164,6 +168,6 @@ def test_a_stopped_training_resumes_to_the_same_decoder(tmp_path: Path, monkeypa
     ],
 )
 def test_refuses_settings_that_make_no_sense(change: dict, message: str) -> None:
-    embed_synthetic.check(Config())
+    check(Config())
     with pytest.raises(ConfigError, match=message):
-        embed_synthetic.check(Config(**change))
+        check(Config(**change))

@@ -18,10 +18,13 @@ pytest.importorskip("torchrl")
 
 from torchrl.envs import check_env_specs  # noqa: E402
 
-from dcem.experiments import cli, finetune, finetune_figures  # noqa: E402
-from dcem.experiments.finetune_learn import PPO, SAC, Learner, network, ppo, sac  # noqa: E402
-from dcem.experiments.finetune_task import TASKS, LearnedCost, LearnedSystem, PlantEnv, controller, make_env  # noqa: E402
-from dcem.experiments.run import Interrupted, Run  # noqa: E402
+from dcem.experiments.finetune import figures, settings  # noqa: E402
+from dcem.experiments.finetune.algorithms import ppo, sac  # noqa: E402
+from dcem.experiments.finetune.hyperparameters import PPO, SAC  # noqa: E402
+from dcem.experiments.finetune.learner import Learner, network  # noqa: E402
+from dcem.experiments.finetune.task import TASKS, LearnedCost, LearnedSystem, PlantEnv, controller, make_env  # noqa: E402
+from dcem.experiments.harness.command import main  # noqa: E402
+from dcem.experiments.harness.run import Interrupted, Run  # noqa: E402
 from dcem.rl import Actor  # noqa: E402
 
 pytestmark = [
@@ -79,7 +82,7 @@ def test_what_is_believed_is_wrong_by_30_to_50_percent_and_the_truth_is_in_reach
 
 
 def test_a_tiny_run_leaves_everything(tmp_path: Path) -> None:
-    assert cli.main(["finetune", *arguments(tasks="[pendulum]"), f"hydra.run.dir={tmp_path}"]) == 0
+    assert main(["finetune", *arguments(tasks="[pendulum]"), f"hydra.run.dir={tmp_path}"]) == 0
     metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
     assert set(metrics) == {"pendulum", "pendulum-model", "pendulum-cost"}
     assert set(metrics["pendulum"]) == {"oracle", "ppo-network", "sac-network"}
@@ -88,7 +91,7 @@ def test_a_tiny_run_leaves_everything(tmp_path: Path) -> None:
     assert all(math.isfinite(of["return"]) for methods in metrics.values() for of in methods.values())
     table = (tmp_path / "table.md").read_text()
     assert table.startswith("`dcem finetune")
-    assert all(label in table for label in finetune.METHODS.values())
+    assert all(label in table for label in settings.METHODS.values())
     assert {path.stem for path in tmp_path.glob("*.png")} == {"pendulum-model", "pendulum-cost"}
     for name, parts in {
         "pendulum-model-ppo-0": ("mass", "length"),
@@ -118,7 +121,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(tmp_path: Path, algorithm: str
     """Environments, replay, plans, optimisers and draws included."""
 
     def play(folder: Path, stop: int | None = None, resume: bool = False) -> list[dict[str, Any]]:
-        learner, settings, learn = learner_and_settings(algorithm)
+        learner, hyper, learn = learner_and_settings(algorithm)
         with Run(folder, {}, seed=0, resume=resume, quiet=True) as run:
             if stop is not None:
                 steps, checkpoint = run.steps, run.checkpoint
@@ -132,7 +135,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(tmp_path: Path, algorithm: str
                             raise Interrupted(130)
 
                 run.steps = stopped  # type: ignore[method-assign]
-            learn(learner, settings, run)
+            learn(learner, hyper, run)
             return run.records()
 
     whole = play(tmp_path / "whole")
@@ -152,13 +155,13 @@ def test_steps_to_the_goal() -> None:
         },
         "p-model": {"ppo": seeds([-400, -104, -101], [-400, -103, -103])},
     }
-    values = finetune_figures.metrics(records)
+    values = figures.metrics(records)
     assert values["p-model"]["ppo"]["steps_to_goal"] == 10
     assert values["p"]["ppo-network"]["steps_to_goal"] == 20
     assert values["p-model"]["ppo"]["return"] == -102
-    assert "| 10 |" in finetune_figures.table(records, values, finetune.METHODS)
+    assert "| 10 |" in figures.table(records, values, settings.METHODS)
     records["p"]["oracle"][0][0]["return"] = 100.0
-    assert finetune_figures.metrics(records)["p-model"]["ppo"]["steps_to_goal"] is None
+    assert figures.metrics(records)["p-model"]["ppo"]["steps_to_goal"] is None
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -170,5 +173,5 @@ def test_steps_to_the_goal() -> None:
     ("ppo.batch_size=9999", "ppo.batch_size: expected at most 800; got 9999"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str], override: str, message: str) -> None:
-    assert cli.main(["finetune", override]) == 2
+    assert main(["finetune", override]) == 2
     assert message in capsys.readouterr().err

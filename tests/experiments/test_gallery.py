@@ -3,12 +3,13 @@
 import pytest
 
 from dcem.experiments import ConfigError, gallery
-from dcem.experiments.run import Run
+from dcem.experiments.gallery.settings import SCENES
+from dcem.experiments.harness.run import Run
 
 
 def test_films_a_system_under_control(tmp_path, monkeypatch):
-    scene = gallery.SCENES["pendulum"]._replace(num_steps=3)
-    monkeypatch.setitem(gallery.SCENES, "pendulum", scene)
+    scene = SCENES["pendulum"]._replace(num_steps=3)
+    monkeypatch.setitem(SCENES, "pendulum", scene)
     config = gallery.Config(scenes=["pendulum"], num_samples=20, num_elites=4, num_iterations=1)
     gallery.check(config)
     with Run(tmp_path / "run", {}, seed=0, quiet=True) as run:

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import dcem
-from dcem.experiments import cli, imitation, imitation_tasks
-from dcem.experiments.imitation_tasks import (
+from dcem.experiments.harness.command import main
+from dcem.experiments.harness.run import Interrupted, Run
+from dcem.experiments.imitation import controller as controllers
+from dcem.experiments.imitation import settings, training
+from dcem.experiments.imitation.controller import (
     EXPERT,
-    TASKS,
     Controller,
     Search,
     demonstrate,
@@ -21,9 +23,9 @@ from dcem.experiments.imitation_tasks import (
     parameter_errors,
     residuals,
     running_cost,
-    true_plant,
 )
-from dcem.experiments.run import Interrupted, Run
+from dcem.experiments.imitation.study import Study
+from dcem.experiments.imitation.task import TASKS, true_plant
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
@@ -40,7 +42,7 @@ TINY = {
 @pytest.fixture
 def weak_expert(monkeypatch: pytest.MonkeyPatch) -> None:
     """An expert whose plans take no time, for what depends on no plan's quality."""
-    monkeypatch.setattr(imitation_tasks, "EXPERT", Search(16, 4, 2, dcem.HardTopK(), dcem.Detach()))
+    monkeypatch.setattr(controllers, "EXPERT", Search(16, 4, 2, dcem.HardTopK(), dcem.Detach()))
 
 
 def arguments(**more: object) -> list[str]:
@@ -49,9 +51,9 @@ def arguments(**more: object) -> list[str]:
 
 @pytest.mark.usefixtures("weak_expert")
 def test_a_tiny_run_leaves_everything(tmp_path: Path) -> None:
-    assert cli.main(["imitation", *arguments(num_updates=2, eval_every=1), f"hydra.run.dir={tmp_path}"]) == 0
+    assert main(["imitation", *arguments(num_updates=2, eval_every=1), f"hydra.run.dir={tmp_path}"]) == 0
     metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
-    assert {plant: tuple(of) for plant, of in metrics.items()} == imitation.OF_PLANT
+    assert {plant: tuple(of) for plant, of in metrics.items()} == settings.OF_PLANT
     for of_plant in metrics.values():
         for method, of_method in of_plant.items():
             assert all(len(values) == 4 and all(map(math.isfinite, values)) for values in of_method.values())
@@ -61,23 +63,23 @@ def test_a_tiny_run_leaves_everything(tmp_path: Path) -> None:
     assert min(metrics["matched"]["cost"]["cost_error"]) > 0
     table = (tmp_path / "table.md").read_text()
     assert table.startswith("`dcem imitation")
-    assert all(label in table for label in imitation.METHODS.values())
+    assert all(label in table for label in settings.METHODS.values())
     names = {path.stem for path in tmp_path.glob("*.png")}
     assert names == {"closed-loop", "loss-matched", "loss-mismatched", "parameters"}
     lines = (tmp_path / "matched-both" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
-    assert cli.main(["imitation", f"resume={tmp_path}"]) == 0  # complete already: the same numbers
+    assert main(["imitation", f"resume={tmp_path}"]) == 0  # complete already: the same numbers
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"] == metrics
 
 
 @pytest.mark.usefixtures("weak_expert")
-@pytest.mark.parametrize("gradient", imitation.GRADIENTS)
+@pytest.mark.parametrize("gradient", settings.GRADIENTS)
 def test_a_stopped_run_resumes_to_the_same_parameters(gradient: str, tmp_path: Path) -> None:
-    study = imitation.Study(imitation.Config(**{**TINY, "gradient": gradient}), "mismatched")
+    study = Study(settings.Config(**{**TINY, "gradient": gradient}), "mismatched")
 
     def run(folder: Path, resume: bool = False) -> tuple[dict[str, list[float]], str]:
         with Run(folder, {}, seed=0, quiet=True, resume=resume) as part:
-            metrics = imitation.train(study, "both", part)
+            metrics = training.train(study, "both", part)
             return metrics, (folder / "metrics.jsonl").read_text()
 
     expected = run(tmp_path / "whole")
@@ -115,7 +117,7 @@ def test_a_stopped_run_resumes_to_the_same_parameters(gradient: str, tmp_path: P
     ],
 )
 def test_refuses_in_one_line(override: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["imitation", override]) == 2
+    assert main(["imitation", override]) == 2
     out = capsys.readouterr()
     assert says in out.err
     assert out.err.count("\n") == 1
@@ -174,8 +176,8 @@ def test_errors_ignore_what_no_data_could_tell(system: str) -> None:
 @pytest.mark.usefixtures("weak_expert")
 @pytest.mark.parametrize("system", TASKS)
 def test_likelihood_finds_the_truth_in_its_class_and_not_outside(system: str) -> None:
-    config = imitation.Config(**{**TINY, "system": system, "num_demonstrations": [5], "num_steps": 10})
-    matched, mismatched = imitation.Study(config, "matched"), imitation.Study(config, "mismatched")
+    config = settings.Config(**{**TINY, "system": system, "num_demonstrations": [5], "num_steps": 10})
+    matched, mismatched = Study(config, "matched"), Study(config, "mismatched")
     errors = {}
     for study in (matched, mismatched):
         controller = study.initial("likelihood")
@@ -204,13 +206,13 @@ def test_the_gradient_through_the_planner_is_that_of_finite_differences() -> Non
 
 
 def test_learning_brings_the_plans_to_the_experts(tmp_path: Path) -> None:
-    config = imitation.Config(
+    config = settings.Config(
         system="cartpole", num_demonstrations=[4], num_steps=10, num_seeds=1, num_updates=25, num_held_out=3,
         closed_loop_steps=2, eval_every=25, num_samples=48, num_elites=8, lr=0.04,
     )  # fmt: skip
-    study = imitation.Study(config, "matched")
+    study = Study(config, "matched")
     with Run(tmp_path, {}, seed=0, quiet=True) as run:
-        imitation.train(study, "dynamics", run)
+        training.train(study, "dynamics", run)
         first, last = run.records()
     assert last["imitation_loss_4_0"] < 0.3 * first["imitation_loss_4_0"]
     assert last["dynamics_error_4_0"] < first["dynamics_error_4_0"]
@@ -218,7 +220,7 @@ def test_learning_brings_the_plans_to_the_experts(tmp_path: Path) -> None:
 
 def test_everyone_is_judged_by_the_same_search() -> None:
     assert EXPERT.num_samples >= 100
-    config = imitation.Config(gradient="implicit")
-    assert isinstance(imitation.search(config).gradient, dcem.Implicit)
-    assert isinstance(imitation.search(config).selection, dcem.HardTopK)
-    assert isinstance(imitation.search(imitation.Config()).selection, dcem.LML)
+    config = settings.Config(gradient="implicit")
+    assert isinstance(settings.search(config).gradient, dcem.Implicit)
+    assert isinstance(settings.search(config).selection, dcem.HardTopK)
+    assert isinstance(settings.search(settings.Config()).selection, dcem.LML)

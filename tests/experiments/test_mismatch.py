@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from dcem.control import rollout
-from dcem.experiments import cli, mismatch, mismatch_study, mismatch_task
-from dcem.experiments.run import Interrupted, Run
+from dcem.experiments.harness.command import main
+from dcem.experiments.harness.run import Interrupted, Run
+from dcem.experiments.mismatch import deployment, settings, states, study
+from dcem.experiments.mismatch import task as mismatch_task
+from dcem.experiments.mismatch import training as mismatch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
@@ -26,29 +29,29 @@ SIZES: dict[str, Any] = {
     "eval_every": 2, "num_replans": 2, "num_executed": 2, "horizon": 4, "num_samples": 8, "num_elites": 2, "num_iterations": 2,
     "num_steps": 3, "num_valid": 3, "num_test": 3,
 }  # fmt: skip
-CONFIG = mismatch.Config(**SIZES)
+CONFIG = settings.Config(**SIZES)
 FEWER: dict[str, Any] = {"fit_updates": 2, "num_updates": 2, "num_replans": 1, "num_steps": 2}
 TINY = [f"{key}={value}".replace(" ", "") for key, value in (SIZES | FEWER).items()]
 NAMES = ["width-1", "width-2", "distractors-2"]
-MODELS = {f"{kind}-{name}" for kind in mismatch_study.LABELS for name in NAMES} | set(mismatch_study.phases(SIZES))
+MODELS = {f"{kind}-{name}" for kind in study.LABELS for name in NAMES} | set(study.phases(SIZES))
 
 
 def test_runs_and_their_study_leave_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         place = f"hydra.run.dir={tmp_path}/runs/{seed}"
-        assert cli.main(["mismatch", *TINY, f"seed={seed}", place]) == 0
+        assert main(["mismatch", *TINY, f"seed={seed}", place]) == 0
     summary = json.loads((tmp_path / "runs" / "0" / "summary.json").read_text())
-    assert summary["metrics"].keys() == MODELS | set(mismatch_study.REFERENCES)
+    assert summary["metrics"].keys() == MODELS | set(study.REFERENCES)
     for name in MODELS:
         assert summary["metrics"][name].keys() == {"mse", "task_mse", "return", "return_soft", "return_every_step"}
     capsys.readouterr()
-    assert cli.main(["mismatch-study", f"runs={tmp_path}/runs", f"hydra.run.dir={tmp_path}/study"]) == 0
+    assert main(["mismatch-study", f"runs={tmp_path}/runs", f"hydra.run.dir={tmp_path}/study"]) == 0
     table = (tmp_path / "study" / "table.md").read_text()
     assert "2 seeds" in table
     assert sum(line.startswith(("| 1 |", "| 2 |", "| 0 |")) for line in table.splitlines()) == 4
     for figure in ("capacity", "adversary", "distractors"):
         assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
-    assert cli.main(["mismatch", f"resume={tmp_path}/runs/0"]) == 0  # complete already: the same numbers
+    assert main(["mismatch", f"resume={tmp_path}/runs/0"]) == 0  # complete already: the same numbers
     assert json.loads((tmp_path / "runs" / "0" / "summary.json").read_text())["metrics"] == summary["metrics"]
 
 
@@ -56,7 +59,7 @@ def test_runs_and_their_study_leave_everything(tmp_path: Path, capsys: pytest.Ca
 def test_a_stopped_run_resumes_to_the_same_result(
     training: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = mismatch.make_task(CONFIG)
+    task = states.make_task(CONFIG)
     descend, calls = mismatch.descend, []
 
     def trained(folder: str, resume: bool = False) -> tuple[mismatch_task.DynamicsNet, list[dict[str, Any]]]:
@@ -99,22 +102,22 @@ def test_a_stopped_run_resumes_to_the_same_result(
     ],
 )
 def test_refuses_in_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["mismatch", *arguments]) == 2
+    assert main(["mismatch", *arguments]) == 2
     out = capsys.readouterr()
     assert says in out.err
     assert out.err.count("\n") == 1
 
 
 def test_a_study_names_what_is_missing_or_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["mismatch-study", f"runs={tmp_path}/none"]) == 2
+    assert main(["mismatch-study", f"runs={tmp_path}/none"]) == 2
     assert "runs: expected a folder of run folders" in capsys.readouterr().err
-    assert cli.main(["mismatch-study", f"runs={tmp_path}"]) == 2
+    assert main(["mismatch-study", f"runs={tmp_path}"]) == 2
     assert "runs: expected run folders with a summary.json" in capsys.readouterr().err
     for seed, lr in ((0, 0.1), (1, 0.2)):
         folder = tmp_path / str(seed)
         folder.mkdir()
         (folder / "summary.json").write_text(json.dumps({"config": {"seed": seed, "lr": lr}, "metrics": {}}))
-    assert cli.main(["mismatch-study", f"runs={tmp_path}"]) == 2
+    assert main(["mismatch-study", f"runs={tmp_path}"]) == 2
     assert "expected runs that differ in their seed alone" in capsys.readouterr().err
 
 
@@ -153,10 +156,10 @@ def test_a_net_rolls_out_as_it_steps_and_its_errors_have_the_unit_of_the_data() 
 
 def test_the_cost_of_a_plan_reaches_every_parameter_through_plant_and_planner() -> None:
     config = dataclasses.replace(CONFIG, batch_size=2)
-    task = mismatch.make_task(config)
+    task = states.make_task(config)
     model = mismatch_task.DynamicsNet(3, task.train).double()
     plant = mismatch_task.Plant().double()
-    mpc = mismatch.controller(model, plant, config, soft=True)
+    mpc = deployment.controller(model, plant, config, soft=True)
 
     def cost() -> torch.Tensor:
         systems = mismatch.Systems(plant, config)
@@ -193,24 +196,24 @@ def test_the_adversary_lowers_the_return_at_the_errors_allowed(tmp_path: Path) -
         "eval_every": 15,
     }
     config = dataclasses.replace(CONFIG, **sizes)
-    task = mismatch.make_task(config)
+    task = states.make_task(config)
     with Run(tmp_path / "fit", {}, seed=0, quiet=True) as run:
         model = mismatch.fit(run, task, config, 8)
     torch.manual_seed(0)
     allowed = mismatch_task.DynamicsNet(8, task.train)
-    before = mismatch.evaluation(model, task, config)["return"]
+    before = deployment.evaluation(model, task, config)["return"]
     with Run(tmp_path / "degrade", {}, seed=0, quiet=True) as run:
         mismatch.degrade(run, task, config, model, allowed)
     for data in (task.train, task.valid):
         limit = mismatch_task.squared_errors(allowed, data).mean()
         assert mismatch_task.squared_errors(model, data).mean() <= 1.0011 * limit
-    assert mismatch.evaluation(model, task, config)["return"] < 1.1 * before
+    assert deployment.evaluation(model, task, config)["return"] < 1.1 * before
 
 
 def test_returns_are_those_of_the_actions_taken() -> None:
     plant = mismatch_task.Plant()
     hanging = torch.tensor([[-1.0, 0.0, 0.0]])
-    at_rest = mismatch.returns(lambda states: torch.zeros(len(states), 3, 1), plant, hanging, 4)
+    at_rest = deployment.returns(lambda states: torch.zeros(len(states), 3, 1), plant, hanging, 4)
     assert at_rest == pytest.approx(-4 * torch.pi**2, rel=1e-3)
     seen = []
 
@@ -218,6 +221,6 @@ def test_returns_are_those_of_the_actions_taken() -> None:
         seen.append(states)
         return torch.ones(len(states), 3, 1)
 
-    mismatch.returns(policy, plant, hanging, 4)
+    deployment.returns(policy, plant, hanging, 4)
     assert len(seen) == 2
     torch.testing.assert_close(seen[1], rollout(plant, hanging, torch.ones(1, 3, 1))[:, -1])

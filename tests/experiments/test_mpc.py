@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from dcem.experiments import cli, mpc_benchmark, mpc_methods, mpc_tasks
-from dcem.experiments.run import Interrupted, Run
+from dcem.control import tasks as mpc_tasks
+from dcem.control.tasks import costs
+from dcem.experiments.harness.command import main
+from dcem.experiments.harness.run import Interrupted, Run
+from dcem.experiments.mpc import benchmark as mpc_benchmark
+from dcem.experiments.mpc import comparison, settings
+from dcem.experiments.mpc import methods as mpc_methods
 
 pytest.importorskip("gymnasium")
 pytest.importorskip("dm_control")
@@ -29,7 +34,7 @@ INSTALLED = [method for method in mpc_methods.LABELS if mpc_methods.is_installed
 
 def test_a_tiny_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["mpc", *TINY, "tasks=[pendulum,reacher]", "num_seeds=2", f"hydra.run.dir={tmp_path}"]
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
     assert list(metrics) == ["pendulum", "reacher"]
     assert list(metrics["pendulum"]) == INSTALLED
@@ -50,13 +55,13 @@ def test_a_rival_that_is_not_installed_is_left_out(
 ) -> None:
     monkeypatch.setitem(mpc_methods.RIVALS, "torchrl-cem", "a_package_that_nobody_has")
     arguments = ["mpc", *TINY, "tasks=[reacher]", "methods=[cem,torchrl-cem]", "num_seeds=1"]
-    assert cli.main([*arguments, f"hydra.run.dir={tmp_path}"]) == 0
+    assert main([*arguments, f"hydra.run.dir={tmp_path}"]) == 0
     assert "TorchRL CEMPlanner is left out: a_package_that_nobody_has is not installed" in capsys.readouterr().out
     assert list(json.loads((tmp_path / "summary.json").read_text())["metrics"]["reacher"]) == ["cem"]
 
 
 def test_a_stopped_run_resumes_to_the_same_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = mpc_benchmark.Config(
+    config = settings.Config(
         tasks=["pendulum"], methods=["icem", "learned", "pytorch-mppi"], num_samples=8, num_elites=2, num_iterations=2,
         length=0.015, decoder_updates=2, timing_rounds=1, num_seeds=2,
     )  # fmt: skip
@@ -64,7 +69,7 @@ def test_a_stopped_run_resumes_to_the_same_returns(tmp_path: Path, monkeypatch: 
 
     def returns(folder: Path, resume: bool = False) -> dict[str, list[float]]:
         with Run(folder, {}, seed=0, quiet=True, resume=resume) as run:
-            results = mpc_benchmark.main(config, run)
+            results = comparison.main(config, run)
         return {method: of_method["returns"] for method, of_method in results["pendulum"].items()}
 
     whole = returns(tmp_path / "whole")
@@ -102,15 +107,15 @@ def test_costs_are_the_rewards_of_the_tasks_and_what_leads_to_them(name: str) ->
         if name == "cartpole":
             assert cost == pytest.approx(-reward, abs=1e-5)
         elif name == "acrobot":
-            distance = float(mpc_tasks.acrobot_distance(state))
+            distance = float(costs.acrobot_distance(state))
             assert distance == pytest.approx(task.env.physics.to_target(), abs=1e-5)
             assert cost == pytest.approx(distance / 4 - reward + 0.001 * speed, abs=1e-5)
         elif name == "reacher":
-            distance = float(mpc_tasks.reacher_distance(state))
+            distance = float(costs.reacher_distance(state))
             assert distance == pytest.approx(task.env.physics.finger_to_target_dist(), abs=1e-5)
             assert reward == float(distance <= 0.02)
         else:
-            distance = float(mpc_tasks.point_mass_distance(state))
+            distance = float(costs.point_mass_distance(state))
             assert distance == pytest.approx(np.hypot(*task.env.physics.mass_to_target()[:2]), abs=1e-5)
             assert cost == pytest.approx(5 * distance - reward, abs=1e-4)
     assert rewarded or name == "reacher"
@@ -122,7 +127,7 @@ def test_every_method_swings_the_pendulum_the_cheap_way(method: str) -> None:
     on = mpc_tasks.load("pendulum", 1.0, 1)
     budget = mpc_methods.Budget(64, 8, 4)
     torch.manual_seed(0)
-    benchmark = mpc_benchmark.Benchmark(mpc_benchmark.Config(decoder_updates=25))
+    benchmark = mpc_benchmark.Benchmark(settings.Config(decoder_updates=25))
     if method == "learned":
         benchmark.train_decoder()
     policy = mpc_methods.controller(method, on, budget, benchmark.decoder)
@@ -140,5 +145,5 @@ def test_settings_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[s
         "length=2": "length: expected a share in (0, 1]; got 2",
         "device=cuda": "device: expected cpu",
     }.items():
-        assert cli.main(["mpc", arguments]) == 2
+        assert main(["mpc", arguments]) == 2
         assert says in capsys.readouterr().err

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dcem import plotting
-from dcem.experiments.run import Run
-from dcem.experiments.training import Schedule
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.training import Schedule
 
 
 def parameters() -> list[torch.nn.Parameter]:

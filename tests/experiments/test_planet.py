@@ -10,13 +10,13 @@ from PIL import Image
 pytest.importorskip("dm_control")
 
 from dcem.experiments import ConfigError
+from dcem.experiments.harness.run import Interrupted, Run
 from dcem.experiments.planet import Config, check, evaluation, main, study
 from dcem.experiments.planet.controllers import load
 from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Embedding, Planner, Tuning
 from dcem.experiments.planet.suite import Suite
 from dcem.experiments.planet.training import play
-from dcem.experiments.run import Interrupted, Run
 
 TINY = {
     "task": "cheetah.run", "num_envs": 2, "episode_steps": 40, "batch_size": 4, "updates_per_decision": 0.2, "hidden": 16,

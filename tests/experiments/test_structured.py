@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dcem import plotting
-from dcem.experiments import cli, digits, multilabel, set_valued, structured
-from dcem.experiments.run import Interrupted, Run
+from dcem.experiments.harness.command import main
+from dcem.experiments.harness.run import Interrupted, Run
+from dcem.experiments.structured import digits, multilabel, set_valued, training
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
@@ -30,7 +31,7 @@ MODULES = {"digits": digits, "multilabel": multilabel, "set-valued": set_valued}
 @pytest.mark.parametrize("name", MODULES)
 def test_a_tiny_run_leaves_everything(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [name, *TINY, *SIZES[name], f"hydra.run.dir={tmp_path}"]
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     curves = [""] if name != "set-valued" else ["root-", "spiral-"]
     expected = {curve + model for curve in curves for model in MODULES[name].LABELS}
@@ -47,7 +48,7 @@ def test_a_tiny_run_leaves_everything(name: str, tmp_path: Path, capsys: pytest.
     assert table.startswith(f"`dcem {name}")
     assert len(list(tmp_path.glob("*.png"))) == (2 if name != "set-valued" else 4)
     capsys.readouterr()
-    assert cli.main([name, f"resume={tmp_path}"]) == 0  # complete already: the same numbers
+    assert main([name, f"resume={tmp_path}"]) == 0  # complete already: the same numbers
     again = json.loads((tmp_path / "summary.json").read_text())["metrics"]
     assert again == summary["metrics"]
 
@@ -71,11 +72,11 @@ def test_a_stopped_run_resumes_to_the_same_curve(model: str, tmp_path: Path) -> 
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     with Run(whole, {}, seed=1, quiet=True) as run:
-        expected = structured.train(task, config, run, model, 1)
+        expected = training.train(task, config, run, model, 1)
     with pytest.raises(Interrupted), Run(stopped, {}, seed=1, quiet=True) as run:
-        structured.train(Stopping(config), config, run, model, 1)
+        training.train(Stopping(config), config, run, model, 1)
     with Run(stopped, {}, seed=1, quiet=True, resume=True) as run:
-        resumed = structured.train(task, config, run, model, 1)
+        resumed = training.train(task, config, run, model, 1)
     assert len(expected.records) == 3
     assert resumed.records == expected.records
     ours, theirs = resumed.model.state_dict(), expected.model.state_dict()
@@ -97,7 +98,7 @@ def test_a_stopped_run_resumes_to_the_same_curve(model: str, tmp_path: Path) -> 
     ],
 )
 def test_refuses_in_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     out = capsys.readouterr()
     assert says in out.err
     assert out.err.count("\n") == 1
@@ -136,7 +137,7 @@ def test_answers_of_the_curves(curve: str) -> None:
 
 def test_weights_of_an_icnn_do_not_decay_to_steep_ones() -> None:
     model = digits.Digits(digits.Config(num_train=16, num_valid=8, num_test=8, hidden=4)).build("icnn")
-    decays, others = structured._groups(model, 0.5)
+    decays, others = training._groups(model, 0.5)
     free = {id(p) for p in model.energy.free}
     assert free
     assert not free & {id(p) for p in decays["params"]}

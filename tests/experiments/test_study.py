@@ -5,9 +5,8 @@ import torch
 
 import dcem
 from dcem.energy import EnergyModel
-from dcem.experiments import regression
-from dcem.experiments import regression_study as study
-from dcem.experiments.cli import main
+from dcem.experiments.harness.command import main
+from dcem.experiments.regression import settings, study, task, training
 
 
 class Known(torch.nn.Module):
@@ -51,31 +50,31 @@ def test_a_folder_without_runs_is_named(tmp_path, capsys):
 
 
 def test_a_minimum_is_found_between_the_grid_s_points():
-    config = regression.Config(solver=regression.GD(), num_points=5)
+    config = settings.Config(solver=settings.GD(), num_points=5)
     model = EnergyModel(Known(lambda y, target: (y - target - 0.3).square()), 1, dcem.GradientDescent(0.5))
-    valley, distance = regression.minima(model, config, num=50)
+    valley, distance = task.minima(model, config, num=50)
     assert valley.tolist() == pytest.approx([0.3] * 5, abs=1e-3)
     assert distance.tolist() == pytest.approx([0.0] * 5, abs=1e-3)
 
 
 def test_at_the_edge_of_the_grid_there_is_a_minimum_if_the_energy_falls_to_it():
-    config = regression.Config(solver=regression.GD(), num_points=3)
+    config = settings.Config(solver=settings.GD(), num_points=3)
     model = EnergyModel(Known(lambda y, target: y), 1, dcem.GradientDescent(1e-9))
-    _, y = regression.data(config)
-    valley, distance = regression.minima(model, config, num=50)
+    _, y = task.data(config)
+    valley, distance = task.minima(model, config, num=50)
     lowest = float(y.min()) - 8
     assert valley.tolist() == pytest.approx((y[:, 0] - lowest).tolist(), abs=1e-4)
     assert distance.tolist() == pytest.approx([-lowest] * 3, abs=1e-4)
 
 
 def test_an_energy_that_light_solves_have_learned_is_deployed_with_the_paper_s_solver():
-    config = regression.Config(solver=regression.Light(), num_iterations=5)
-    model = regression.build(config)
-    searched, settings = regression.deployed(model, config)
+    config = settings.Config(solver=settings.Light(), num_iterations=5)
+    model = task.build(config)
+    searched, found = task.deployed(model, config)
     assert searched.energy is model.energy
-    assert (searched.solver.num_samples, searched.num_iterations, settings.num_iterations) == (100, 10, 10)
-    of_gd = regression.Config(solver=regression.GD(), num_iterations=5)
-    assert regression.deployed(model, of_gd) == (model, of_gd)
+    assert (searched.solver.num_samples, searched.num_iterations, found.num_iterations) == (100, 10, 10)
+    of_gd = settings.Config(solver=settings.GD(), num_iterations=5)
+    assert task.deployed(model, of_gd) == (model, of_gd)
 
 
 def test_seconds_of_an_update_are_those_of_the_group(monkeypatch):
@@ -84,9 +83,9 @@ def test_seconds_of_an_update_are_those_of_the_group(monkeypatch):
 
     clock = [0.0]
     monkeypatch.setattr(study.time, "process_time", lambda: clock[0])
-    monkeypatch.setattr(regression, "update", update)
-    configs = [regression.Config(solver=regression.GD(), batch_size=size) for size in (3, 7)]
-    groups = {str(c.batch_size): [study.Trained(c, regression.build(c), [])] for c in configs}
+    monkeypatch.setattr(training, "update", update)
+    configs = [settings.Config(solver=settings.GD(), batch_size=size) for size in (3, 7)]
+    groups = {str(c.batch_size): [study.Trained(c, task.build(c), [])] for c in configs}
     assert study.seconds_per_update(groups, rounds=3) == {"3": 3.0, "7": 7.0}
 
 

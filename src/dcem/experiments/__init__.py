@@ -21,31 +21,35 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS = {
     "demo": Experiment(
-        "dcem.experiments.demo",
+        "dcem.experiments.regression.demo",
         "the talk's point in under four minutes: short regressions by DCEM and by gradient descent",
     ),
     "regression": Experiment(
         "dcem.experiments.regression", "learn y = x sin x as the minimiser of an energy (ICML 2020, section 5.1)"
     ),
     "regression-study": Experiment(
-        "dcem.experiments.regression_study", "finished regressions compared over seeds: errors, minima, figures"
+        "dcem.experiments.regression.study", "finished regressions compared over seeds: errors, minima, figures"
     ),
     "digits": Experiment(
-        "dcem.experiments.digits", "complete handwritten digits by energies: feed-forward net, SPEN, ICNN compared"
+        "dcem.experiments.structured.digits",
+        "complete handwritten digits by energies: feed-forward net, SPEN, ICNN compared",
     ),
-    "multilabel": Experiment("dcem.experiments.multilabel", "fifty correlated labels by energies, compared by F1"),
+    "multilabel": Experiment(
+        "dcem.experiments.structured.multilabel", "fifty correlated labels by energies, compared by F1"
+    ),
     "set-valued": Experiment(
-        "dcem.experiments.set_valued", "maps with two answers: what a loss of the prediction loses, in likelihood"
+        "dcem.experiments.structured.set_valued",
+        "maps with two answers: what a loss of the prediction loses, in likelihood",
     ),
     "mpc": Experiment(
-        "dcem.experiments.mpc_benchmark",
+        "dcem.experiments.mpc",
         "closed-loop control with true models: returns and time a decision, beside TorchRL's and pytorch-mppi",
     ),
     "cartpole-embed": Experiment(
         "dcem.experiments.cartpole_embed", "an embedded control space for the cartpole (ICML 2020, section 5.2)"
     ),
     "cartpole-embed-study": Experiment(
-        "dcem.experiments.cartpole_embed_study", "finished cartpole embeddings compared with the full-space expert"
+        "dcem.experiments.cartpole_embed.study", "finished cartpole embeddings compared with the full-space expert"
     ),
     "embed-synthetic": Experiment(
         "dcem.experiments.embed_synthetic",
@@ -77,7 +81,7 @@ EXPERIMENTS = {
         "objective mismatch: dynamics fitted by likelihood against dynamics learned through the controller",
     ),
     "mismatch-study": Experiment(
-        "dcem.experiments.mismatch_study", "finished runs of mismatch compared over seeds: likelihood against control"
+        "dcem.experiments.mismatch.study", "finished runs of mismatch compared over seeds: likelihood against control"
     ),
 }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dcem.experiments.harness.run import Run
 from dcem.experiments.planet.settings import GROUPS, Config, check
 from dcem.experiments.planet.training import learn
-from dcem.experiments.run import Run
 
 __all__ = ["GROUPS", "Config", "check", "main"]
 

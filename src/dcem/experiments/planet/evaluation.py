@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.training import require
 from dcem.experiments.planet.controllers import Controller, load
 from dcem.experiments.planet.suite import ACTION_REPEAT, Suite
 from dcem.experiments.planet.training import play
-from dcem.experiments.run import Run
-from dcem.experiments.training import require
 from dcem.plotting import save_gif
 
 GROUPS: dict[str, dict[str, Any]] = {}

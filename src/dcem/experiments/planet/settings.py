@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dcem.experiments.harness.training import require
 from dcem.experiments.planet.suite import ACTION_REPEAT
-from dcem.experiments.training import require
 
 
 @dataclass

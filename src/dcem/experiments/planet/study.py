@@ -12,8 +12,8 @@ import torch
 from matplotlib.figure import Figure
 
 from dcem.experiments import ConfigError
-from dcem.experiments.run import METRICS, SUMMARY, Run
-from dcem.experiments.training import require
+from dcem.experiments.harness.run import METRICS, SUMMARY, Run
+from dcem.experiments.harness.training import require
 from dcem.plotting import COLOURS
 from dcem.plotting.figures import _student
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import dcem
 from dcem.control import MPC, Plan
+from dcem.experiments.harness.run import CHECKPOINT, Run
 from dcem.experiments.planet.controllers import (
     BeliefDecoder,
     Controller,
@@ -25,7 +26,6 @@ from dcem.experiments.planet.controllers import (
 from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Config
 from dcem.experiments.planet.suite import Suite
-from dcem.experiments.run import CHECKPOINT, Run
 from dcem.world import LatentModel, WorldModel
 
 EVALUATION_SEED = 1_000_000

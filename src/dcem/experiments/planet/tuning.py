@@ -16,11 +16,11 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 import dcem
+from dcem.experiments.harness.run import Run
 from dcem.experiments.planet.controllers import Controller, load, save
 from dcem.experiments.planet.settings import Config
 from dcem.experiments.planet.suite import Suite
 from dcem.experiments.planet.training import CONTROLLER, EVALUATION_SEED, play
-from dcem.experiments.run import Run
 from dcem.rl import Actor
 
 

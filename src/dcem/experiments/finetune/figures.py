@@ -1,0 +1,112 @@
+"""The table and the figures of the fine-tuning experiment."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from dcem import plotting
+
+Records = Mapping[str, Mapping[str, list[list[dict[str, Any]]]]]
+WITHIN = 0.05
+
+
+def curve(runs: list[list[dict[str, Any]]]) -> dict[int, list[float]]:
+    """The return of each seed at each number of environment steps that all have reached."""
+    steps = set.intersection(*({line["step"] for line in lines} for lines in runs))
+    at = [{line["step"]: line["return"] for line in lines} for lines in runs]
+    return {step: [of[step] for of in at] for step in sorted(steps)}
+
+
+def reached(returns: Mapping[int, list[float]], goal: float) -> int | None:
+    """The first evaluation at which the mean over seeds is at least the goal."""
+    return next((step for step, values in returns.items() if statistics.fmean(values) >= goal), None)
+
+
+def metrics(records: Records) -> dict[str, Any]:
+    """Final and best mean returns, and steps to within 5 % of the controller with the true model."""
+    result: dict[str, Any] = {}
+    for name, methods in records.items():
+        goal = _goal(records, name)
+        result[name] = {}
+        for method, runs in methods.items():
+            returns = curve(runs)
+            last = returns[max(returns)]
+            result[name][method] = {
+                "steps": max(returns),
+                "return": statistics.fmean(last),
+                "return_of_seeds": last,
+                "best": max(statistics.fmean(values) for values in returns.values()),
+                "steps_to_goal": None if goal is None else reached(returns, goal),
+            }
+    return result
+
+
+def table(records: Records, values: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """Returns and steps, in Markdown."""
+    lines = [
+        "Mean return over seeds (in brackets the worst seed) of episodes without exploration, the same initial states "
+        f"for all. Goal: within {WITHIN:.0%} of the controller with the true model and cost; steps to it are those of "
+        "the first evaluation at which the mean over seeds is there.",
+    ]
+    for name, methods in values.items():
+        goal = _goal(records, name)
+        lines += ["", f"**{name}**" + ("" if goal is None else f", goal {goal:.1f}"), ""]
+        lines += [
+            "| method | environment steps | return | best evaluation | steps to the goal |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for method, of in methods.items():
+            steps = "" if of["steps_to_goal"] is None else str(of["steps_to_goal"])
+            worst = min(of["return_of_seeds"])
+            lines.append(
+                f"| {labels[method]} | {of['steps']} | {of['return']:.1f} ({worst:.1f}) | {of['best']:.1f} | {steps} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def draw(records: Records, labels: Mapping[str, str]) -> dict[str, Figure]:
+    """Return against environment steps, a figure for each thing that a controller is wrong about."""
+    drawn: dict[str, Figure] = {}
+    for name, tuned in records.items():
+        task, _, wrong = name.partition("-")
+        if not wrong:
+            continue
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
+        axes = figure.subplots()
+        everything = {**records.get(task, {}), **tuned}
+        curves = {method: curve(runs) for method, runs in everything.items()}
+        least = min((s for c in curves.values() for s in c if s > 0), default=1)
+        for i, (method, returns) in enumerate(curves.items()):
+            colour = plotting.COLOURS[i % len(plotting.COLOURS)]
+            means = [statistics.fmean(values) for values in returns.values()]
+            if len(returns) == 1:
+                axes.axhline(means[0], color=colour, linestyle="--", linewidth=1.2, label=labels[method])
+                continue
+            x = [max(step, least / 2) for step in returns]
+            axes.plot(x, means, color=colour, label=labels[method])
+            errors = [_standard_error(values) for values in returns.values()]
+            low, high = ([m + sign * 2 * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
+            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xscale="log", xlabel="environment steps (the first point is before learning)", ylabel="return")
+        axes.set_title(name.replace("-", ": wrong "), fontsize="medium")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize="x-small")
+        drawn[name] = figure
+    return drawn
+
+
+def _goal(records: Records, name: str) -> float | None:
+    oracle = records.get(name.partition("-")[0], {}).get("oracle")
+    if oracle is None:
+        return None
+    mean = statistics.fmean(lines[-1]["return"] for lines in oracle)
+    return mean - WITHIN * abs(mean)
+
+
+def _standard_error(values: list[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -1,0 +1,71 @@
+"""Settings of the two algorithms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class PPO:
+    """Settings of proximal policy optimisation.
+
+    Attributes:
+        num_steps: environment steps in all.
+        num_envs: side by side; an iteration is one episode of each.
+        num_epochs: over an iteration's steps.
+        batch_size: of a minibatch.
+        lr: of what is learned in the policy.
+        critic_lr: of the value network.
+        critic_epochs: over an iteration's steps for the value network alone, before the policy's.
+        discount: per step.
+        gae_lambda: of the advantages.
+        clip: of the ratio.
+        target_kl: an iteration's policy updates end beyond it.
+        entropy: weight of the bonus.
+        max_grad_norm: of the policy's gradient.
+        eval_every: environment steps between evaluations; at least an iteration's.
+    """
+
+    num_steps: int = 0
+    num_envs: int = 8
+    num_epochs: int = 4
+    batch_size: int = 100
+    lr: float = 0.1
+    critic_lr: float = 3e-3
+    critic_epochs: int = 10
+    discount: float = 0.97
+    gae_lambda: float = 0.9
+    clip: float = 0.3
+    target_kl: float = 0.5
+    entropy: float = 0.0
+    max_grad_norm: float = 1.0
+    eval_every: int = 1
+
+
+@dataclass
+class SAC:
+    """Settings of soft actor-critic.
+
+    Attributes:
+        num_steps: environment steps in all.
+        num_envs: side by side.
+        warm_up: steps before learning begins.
+        steps_per_update: environment steps for each update.
+        batch_size: of an update.
+        lr: of what is learned in the policy.
+        critic_lr: of the value networks and the temperature.
+        discount: per step.
+        tau: by how much the target networks follow.
+        eval_every: environment steps between evaluations.
+    """
+
+    num_steps: int = 0
+    num_envs: int = 4
+    warm_up: int = 400
+    steps_per_update: int = 4
+    batch_size: int = 64
+    lr: float = 0.02
+    critic_lr: float = 3e-3
+    discount: float = 0.97
+    tau: float = 0.01
+    eval_every: int = 400

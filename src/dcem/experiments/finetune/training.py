@@ -1,0 +1,76 @@
+"""Run every method with every seed on every task."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dcem.experiments.finetune import figures
+from dcem.experiments.finetune.algorithms import ppo, sac
+from dcem.experiments.finetune.learner import Learner, network
+from dcem.experiments.finetune.settings import GRADIENTS, METHODS, Config, task_of
+from dcem.experiments.finetune.task import controller
+from dcem.experiments.harness.run import SUMMARY, Run
+from dcem.rl import Actor
+
+
+def main(config: Config, run: Run) -> dict[str, Any]:
+    """Run all methods and seeds, compare, draw; returns the metrics."""
+    records: dict[str, dict[str, list[list[dict[str, Any]]]]] = {}
+    for name, task, wrong, method in plan(config):
+        for seed in range(config.seed, config.seed + config.num_seeds):
+            folder = run.folder / f"{name}-{method}-{seed}"
+            if not (run.resume and (folder / SUMMARY).exists()):
+                with Run(
+                    folder, run.config, seed=seed, device=run.device, command=run.command, resume=run.resume
+                ) as part:
+                    part.verbose = False
+                    learn(config, task, wrong, method, part)
+                    part.finish(**part.records()[-1])
+            lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+            records.setdefault(name, {}).setdefault(method, []).append([json.loads(line) for line in lines])
+            last = records[name][method][-1][-1]
+            run.say(f"{name} {method} seed {seed}: return {last['return']:.1f} after {last['step']} steps")
+    metrics = figures.metrics(records)
+    text = figures.table(records, metrics, METHODS)
+    (run.folder / "table.md").write_text(f"`{run.command}`\n\n{text}", "utf-8")
+    run.say(text)
+    for title, figure in figures.draw(records, METHODS).items():
+        run.figure(title, figure)
+    run.finish(**metrics)
+    return metrics
+
+
+def plan(config: Config) -> list[tuple[str, str, str | None, str]]:
+    """What is run: where its records belong, the task, what is wrong, the method. Networks are wrong about nothing."""
+    runs: list[tuple[str, str, str | None, str]] = []
+    for task in config.tasks:
+        apart = [method for method in config.methods if method == "oracle" or method.endswith("network")]
+        tuned = [method for method in config.methods if method not in apart]
+        runs += [(task, task, None, method) for method in apart]
+        for wrong in config.wrong:
+            fits = [method for method in tuned if wrong == "model" or method != "ppo-likelihood"]
+            runs += [(f"{task}-{wrong}", task, wrong, method) for method in fits]
+    return runs
+
+
+def learn(config: Config, task_name: str, wrong: str | None, method: str, run: Run) -> None:
+    """One method with one seed; evaluations go to the run."""
+    task = task_of(config, task_name)
+    algorithm, _, variant = method.partition("-")
+    if variant == "network":
+        settings: Any = config.ppo_network if algorithm == "ppo" else config.sac_network
+        policy = network(task, algorithm)
+    else:
+        settings = {"ppo": config.ppo, "sac": config.sac}.get(algorithm)
+        mpc = controller(task, wrong, GRADIENTS[config.gradient](), config.num_samples, config.num_elites)
+        policy = Actor(mpc, std=task.std, seed=run.seed)
+    learner = Learner(task, policy, run.seed, config.num_judged)
+    if algorithm == "ppo":
+        ppo(learner, settings, run, config.likelihood if variant == "likelihood" else 0.0)
+    elif algorithm == "sac":
+        sac(learner, settings, run)
+    else:
+        run.track()
+        run.log(0, **learner.evaluate(), **learner.parameters())
+        run.checkpoint()

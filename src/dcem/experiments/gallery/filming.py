@@ -1,0 +1,58 @@
+"""Control a system and film it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import dcem
+from dcem import plotting
+from dcem.control import MPC, systems
+from dcem.experiments.gallery.settings import SCENES, Config, Scene
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.training import choose_device
+
+
+def main(config: Config, run: Run) -> dict[str, float]:
+    """Control each system and film it; returns the mean cost of a step, and of the last tenth of the steps."""
+    device = choose_device(config.device)
+    metrics: dict[str, float] = {}
+    for name in config.scenes:
+        scene = SCENES[name]
+        system = scene.system().to(device)
+        states, costs = controlled(system, scene, config, device)
+        path = run.folder / f"{name}.gif"
+        plotting.save_gif(path, plotting.frames(system, states.cpu()), 1 / system.dt)
+        run.say(f"film {path}")
+        last = costs[-max(1, len(costs) // 10) :]
+        metrics |= {f"{name}_cost": float(costs.mean()), f"{name}_last_cost": float(last.mean())}
+    run.log(0, **metrics)
+    run.finish(**metrics)
+    return metrics
+
+
+@torch.no_grad()
+def controlled(system: systems.System, scene: Scene, config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The states `(T + 1, *s)` of a closed loop, and what its steps cost, `(T,)`."""
+    low, high = (float(bound) for bound in system.bounds)
+    mpc = MPC(
+        system,
+        system.cost,
+        scene.horizon,
+        system.action_shape,
+        system.bounds,
+        dcem.CEM(config.num_samples, config.num_elites, dcem.HardTopK()),
+        num_iterations=config.num_iterations,
+        init_mean=(low + high) / 2,
+        init_std=(high - low) / 3,
+        noise=dcem.ColoredNoise(2.0, dim=-2),
+        answer="best",
+        constraint=getattr(system, "constraint", None),
+    ).to(device)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    states, costs, plan = [torch.tensor(scene.start, device=device)], [], None
+    for _ in range(scene.num_steps):
+        plan = mpc(states[-1], warm_start=plan, generator=generator)
+        costs.append(system.cost(states[-1], plan.action))
+        states.append(system(states[-1], plan.action))
+    return torch.stack(states), torch.stack(costs)

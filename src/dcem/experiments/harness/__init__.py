@@ -1,0 +1,1 @@
+"""What experiments share: the command, how it is launched, the run that resumes exactly, training and reports."""

@@ -1,0 +1,60 @@
+"""Bars of the results, and films."""
+
+from __future__ import annotations
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from dcem import plotting
+from dcem.control import tasks
+from dcem.control.systems import Pendulum
+from dcem.experiments.harness.run import Run
+from dcem.experiments.mpc import methods
+from dcem.experiments.mpc.benchmark import Benchmark
+from dcem.experiments.mpc.report import Results, interval
+
+
+def bars(results: Results, key: str, xlabel: str) -> Figure:
+    """A panel a task, a bar a method: the mean, its 95 % interval and the seeds as dots; a single number is written."""
+    names = [method for method in methods.LABELS if any(method in of_task for of_task in results.values())]
+    figure = Figure(figsize=(2.4 + 2.3 * len(results), 1.4 + 0.3 * len(names)), layout="constrained", dpi=150)
+    axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    for axis, (task, of_task) in zip(axes, results.items(), strict=True):
+        for place, method in enumerate(names):
+            if method not in of_task:
+                continue
+            value = of_task[method][key]
+            seeds = value if isinstance(value, list) else [value]
+            mean, half = interval(seeds)
+            axis.barh(place, mean, color=plotting.COLOURS[1 if method in methods.RIVALS else 0], alpha=0.75)
+            if isinstance(value, float):
+                axis.annotate(f" {value:.1f}", (value, place), va="center", fontsize="small")
+            elif len(seeds) > 1:
+                axis.errorbar(mean, place, xerr=half, color="black", capsize=2, linewidth=1)
+                axis.plot(seeds, [place] * len(seeds), ".", color="0.25", markersize=4)
+        axis.margins(x=0.25 if key == "milliseconds" else 0.05)
+        axis.set_title(tasks.LABELS[task], fontsize="medium")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(names)), [methods.LABELS[name] for name in names])
+    axes[0].invert_yaxis()
+    handles = [
+        Patch(color=plotting.COLOURS[i], alpha=0.75, label=of) for i, of in enumerate(("dcem", "other packages"))
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize="small")
+    figure.supxlabel(xlabel, fontsize="medium")
+    return figure
+
+
+def film(benchmark: Benchmark, run: Run) -> None:
+    """An episode of each task under iCEM, as `<task>.gif`."""
+    for task in benchmark.config.tasks:
+        path = run.folder / f"{task}.gif"
+        torch.manual_seed(run.seed)
+        if task == "pendulum":
+            states = benchmark.episode(task, "icem", run.seed, record=True).states[:, 0]
+            system = Pendulum()
+            plotting.save_gif(path, plotting.frames(system, states), 1 / system.dt)
+        else:
+            benchmark.episode(task, "icem", run.seed, video=path)
+        run.say(f"video {path}")

@@ -1,0 +1,201 @@
+"""Finished regressions compared: errors and where the energies have their minima, over seeds.
+
+`runs` is a folder of run folders that `dcem regression` has left. Runs that differ only in their seed make one row of
+the table, which is written as `table.md` beside the figures.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+
+from dcem import plotting
+from dcem.energy import EnergyModel
+from dcem.experiments import ConfigError
+from dcem.experiments.harness.run import CHECKPOINT, Run
+from dcem.experiments.harness.training import require
+from dcem.experiments.regression import figures, settings, task, training
+
+GROUPS: dict[str, dict[str, Any]] = {}
+ROUNDS = 30
+"""Updates of each group that are timed."""
+GOOD = 1e-3
+"""The training error whose cost in seconds the table names."""
+CURVES = {
+    "mse_deployed": "training mean squared error",
+    "valley_to_target": "valley to target, median over x",
+    "prediction_to_minimum": "prediction to minimum, median over x",
+}
+NOTES = (
+    "Medians over seeds. Energies learned through any DCEM are tested with the paper's. CPU seconds are updates times",
+    "the CPU time of one, which was measured for all in turn in one process; evaluations do not count.",
+    "Valley to target: distance of the energy's lowest point from the target, median over x.",
+    "Prediction to minimum: distance of the prediction from the nearest local minimum of the energy, likewise.",
+)
+
+
+@dataclass
+class Config:
+    """Settings of `dcem regression-study`."""
+
+    runs: str = "runs/regression"
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1
+
+
+class Trained(NamedTuple):
+    """A finished run."""
+
+    config: settings.Config
+    model: EnergyModel
+    records: list[dict[str, Any]]
+
+
+def check(config: Config) -> None:
+    """Refuse settings that cannot be run."""
+    require(Path(config.runs).is_dir(), "runs", "a folder of run folders", config.runs)
+
+
+def main(config: Config, run: Run) -> dict[str, Any]:
+    """Compare, draw, write the table; returns its rows."""
+    groups: dict[str, list[Trained]] = {}
+    for folder in sorted(path.parent for path in Path(config.runs).glob(f"*/{CHECKPOINT}")):
+        trained = load(folder)
+        groups.setdefault(_label(trained.config), []).append(trained)
+    if not groups:
+        raise ConfigError(f"runs: expected run folders with a {CHECKPOINT}, got none in {config.runs}")
+    seconds = seconds_per_update(groups)
+    rows = {label: _row(group, seconds[label]) for label, group in groups.items()}
+    text = table(rows, f"dcem regression-study runs={config.runs}")
+    (run.folder / "table.md").write_text(text, "utf-8")
+    run.say(text)
+    draw(groups, rows, run)
+    run.finish(**rows)
+    return rows
+
+
+def load(folder: Path) -> Trained:
+    """The trained model of a run folder."""
+    plain = OmegaConf.load(folder / "config.yaml")
+    solver = settings.GROUPS["solver"][plain.solver.name]
+    found = OmegaConf.to_container(plain)
+    assert isinstance(found, dict)
+    known = {key: value for key, value in found.items() if key in settings.Config.__dataclass_fields__}
+    config = settings.Config(**{**known, "solver": solver(**found["solver"])})
+    state = torch.load(folder / CHECKPOINT, weights_only=True)
+    model = task.build(config)
+    model.load_state_dict(state["tracked"]["model"])
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:  # where the search is the same in training and after it, there is one error
+        record.setdefault("mse_deployed", record[f"mse_{config.num_iterations}"])
+    return Trained(config, model, records)
+
+
+def _label(config: settings.Config) -> str:
+    setting = "single points" if config.batch_size == 1 else f"batches of {config.batch_size}"
+    schedule = f", evaluated every {config.eval_every}" if config.schedule == "plateau" else ""
+    return f"{settings.LABELS[config.solver.name]}, {setting}{schedule}"
+
+
+def seconds_per_update(groups: dict[str, list[Trained]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Processor seconds of an update: the median of `rounds`, in each of which every group has its turn, so that
+    whatever else the machine does is shared by all.
+    """
+    spent: dict[str, list[float]] = {label: [] for label in groups}
+    work = {}
+    for label, (trained, *_) in groups.items():
+        model = copy.deepcopy(trained.model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-9)  # the energy stays as it is
+        work[label] = (model, optimizer, trained.config, task.data(trained.config))
+    generator = torch.Generator().manual_seed(0)
+    for i in range(rounds + 1):
+        for label, (model, optimizer, config, (x, y)) in work.items():
+            chosen = training.batch(config, 1 + i * config.repeats, x.device)
+            started = time.process_time()
+            training.update(model, optimizer, x[chosen], y[chosen], config.grad_clip, generator)
+            if i:  # the first is a warm-up
+                spent[label].append(time.process_time() - started)
+    return {label: statistics.median(of_label) for label, of_label in spent.items()}
+
+
+def _row(group: Sequence[Trained], seconds: float) -> dict[str, Any]:
+    searched = [task.deployed(trained.model, trained.config) for trained in group]
+    errors = [task.errors(*of) for of in searched]
+    apart = [task.minima(*of) for of in searched]
+    reached = [next((r["step"] for r in t.records if r.get("mse_deployed", 1) <= GOOD), None) for t in group]
+    return {
+        "seeds": len(group),
+        "updates": group[0].config.num_updates,
+        "seconds_per_update": seconds,
+        "seconds_to_reach": [None if step is None else step * seconds for step in reached],
+        "mse_deployed": [e[settings.num_iterations] for e, (_, settings) in zip(errors, searched, strict=True)],
+        "mse": {str(t): [error[t] for error in errors] for t in errors[0]},
+        "valley_to_target": [float(valley.median()) for valley, _ in apart],
+        "prediction_to_minimum": [float(distance.median()) for _, distance in apart],
+    }
+
+
+def _reached(seconds: Sequence[float | None]) -> str:
+    """The median, or where half of the seeds did not get there, that."""
+    median = statistics.median(math.inf if s is None else s for s in seconds)
+    return f"{median:.0f}" if math.isfinite(median) else "not reached"
+
+
+def table(rows: dict[str, dict[str, Any]], command: str) -> str:
+    """The rows as Markdown: medians over the seeds, and the range of the error as trained."""
+    iterations = sorted({t for row in rows.values() for t in row["mse"]}, key=int)
+    head = ["energy learned through", "seeds", "updates", "CPU ms an update", "CPU s in all", f"CPU s to {GOOD:.0e}"]
+    head += [
+        *(f"MSE at {t}" for t in iterations),
+        "highest MSE of a seed",
+        "valley to target",
+        "prediction to minimum",
+    ]
+    lines = [
+        *NOTES,
+        f"Made by `{command}`.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "| " + " | ".join("---" for _ in head) + " |",
+    ]
+    for label, row in rows.items():
+        seconds = row["seconds_per_update"]
+        cells = [label, str(row["seeds"]), str(row["updates"]), f"{1000 * seconds:.1f}"]
+        cells += [f"{seconds * row['updates']:.0f}", _reached(row["seconds_to_reach"])]
+        cells += [f"{statistics.median(row['mse'][t]):.1e}" if t in row["mse"] else "" for t in iterations]
+        cells += [f"{max(row['mse_deployed']):.1e}"]
+        cells += [f"{statistics.median(row[key]):.3f}" for key in ("valley_to_target", "prediction_to_minimum")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(groups: dict[str, list[Trained]], rows: dict[str, dict[str, Any]], run: Run) -> None:
+    """Figures with bands over the seeds; surfaces and predictions of the first seed."""
+    searched = {label: [task.deployed(t.model, t.config) for t in group] for label, group in groups.items()}
+    trained_at = next(iter(searched.values()))[0][1].num_iterations
+    x, y = task.data(next(iter(groups.values()))[0].config)
+    records = {label: [trained.records for trained in group] for label, group in groups.items()}
+    for label, group in records.items():
+        for i, of_run in enumerate(group):  # the end at least, where a run has not followed its minima
+            of_run[-1] |= {key: rows[label][key][i] for key in ("valley_to_target", "prediction_to_minimum")}
+    errors = {label: [task.errors(*of) for of in group] for label, group in searched.items()}
+    surfaces = [figures.surface(*group[0], label) for label, group in searched.items()]
+    curves = {label: figures.curves(*group[0]) for label, group in searched.items()}
+    run.figure(
+        "seconds", plotting.by_seconds(records, CURVES, {k: row["seconds_per_update"] for k, row in rows.items()})
+    )
+    run.figure("iterations", plotting.error_by_iterations(errors, trained_at))
+    run.figure("energy", plotting.energy_surfaces(surfaces))
+    run.figure("predictions", plotting.predictions_by_iterations(x[:, 0], y[:, 0], curves, trained_at))

@@ -1,0 +1,78 @@
+"""Learn the energy through its solver."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dcem.energy import EnergyModel
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.training import Schedule, choose_device
+from dcem.experiments.regression.figures import draw
+from dcem.experiments.regression.settings import Config
+from dcem.experiments.regression.task import build, data, deployed, errors, minima
+
+
+def main(config: Config, run: Run) -> dict[str, float]:
+    """Train, evaluate, draw; returns the final metrics."""
+    model = train(config, run)
+    draw(model, config, run)
+    metrics = {f"mse_{t}": error for t, error in errors(model, config).items()}
+    run.finish(**metrics)
+    return metrics
+
+
+def train(config: Config, run: Run) -> EnergyModel:
+    """The training alone: checkpoints and metrics go to the run, the trained model comes back."""
+    device = choose_device(config.device)
+    x, y = data(config, device)
+    model = build(config).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    schedule = Schedule(optimizer, config.schedule, config.num_updates, config.patience)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    run.track(model=model, optimizer=optimizer, schedule=schedule, generator=generator)
+    if run.step == 0:
+        evaluate(model, config, run)
+    for step in run.steps(config.num_updates, config.checkpoint_every):
+        chosen = batch(config, step, device)
+        loss = update(model, optimizer, x[chosen], y[chosen], config.grad_clip, generator)
+        schedule.step()
+        if step % config.eval_every == 0 or step == config.num_updates:
+            metrics = evaluate(model, config, run, step, loss=loss.item(), lr=schedule.lr)
+            schedule.evaluated(metrics[f"mse_{config.num_iterations}"])
+    return model
+
+
+def update(
+    model: EnergyModel, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, clip: float, generator: torch.Generator
+) -> Tensor:
+    """One update; returns the loss before it."""
+    loss = (model(x, generator=generator) - y).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss
+
+
+def batch(config: Config, step: int, device: torch.device) -> Tensor:
+    """The points of an update: the same for `repeats` in a row, and a function of the step alone."""
+    seed = config.seed * 1_000_003 + (step - 1) // config.repeats
+    return torch.randperm(config.num_points, generator=torch.Generator().manual_seed(seed))[: config.batch_size].to(
+        device
+    )
+
+
+def evaluate(model: EnergyModel, config: Config, run: Run, step: int = 0, **more: float) -> dict[str, float]:
+    """Log the error as trained, and as deployed where that is another search; twenty times a run where the energy has
+    its minima; and at either end of the run the errors after the other numbers of iterations.
+    """
+    metrics = {f"mse_{t}": e for t, e in errors(model, config, trained_only=0 < step < config.num_updates).items()}
+    searched, settings = deployed(model, config)
+    if settings != config:
+        metrics["mse_deployed"] = errors(searched, settings, trained_only=True)[settings.num_iterations]
+    if step % max(1, config.num_updates // 20) < config.eval_every or step == config.num_updates:
+        valley, distance = minima(searched, settings, num=401)
+        metrics |= {"valley_to_target": float(valley.median()), "prediction_to_minimum": float(distance.median())}
+    run.log(step, **more, **metrics)
+    return metrics

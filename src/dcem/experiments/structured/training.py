@@ -1,0 +1,143 @@
+"""Train every model with every seed."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from dcem.energy import EnergyModel
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.training import Schedule, choose_device
+from dcem.experiments.structured.task import Split, Task
+from dcem.gradients import Detach
+
+
+class Trained(NamedTuple):
+    """A model after training, and what came out."""
+
+    model: Any
+    metrics: dict[str, Any]
+    records: list[dict[str, Any]]
+
+
+class _Best:
+    """The weights that were best so far, for checkpoints."""
+
+    def __init__(self) -> None:
+        self.value, self.weights = math.inf, dict[str, Tensor]()
+
+    def see(self, value: float, model: nn.Module) -> None:
+        if value < self.value:
+            self.value = value
+            self.weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value, self.weights = state["value"], state["weights"]
+
+
+class _Clock:
+    """Processor seconds spent in updates, those before a resume included."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.seconds = state["seconds"]
+
+
+def compare(task: Task, config: Any, run: Run, prefix: str = "") -> dict[str, list[Trained]]:
+    """Train every model with every seed; each is a run in its own folder."""
+    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    results: dict[str, list[Trained]] = {}
+    for name in config.models or task.labels:
+        for seed in range(config.seed, config.seed + config.num_seeds):
+            folder = run.folder / f"{prefix}{name}-{seed}"
+            with Run(folder, plain, seed=seed, device=run.device, command=run.command, resume=run.resume) as part:
+                part.verbose = False
+                trained = train(task, config, part, name, seed)
+                part.finish(**trained.metrics)
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in trained.metrics.items() if isinstance(v, float))
+            run.say(f"{prefix}{name} seed {seed}: {shown}")
+            results.setdefault(name, []).append(trained)
+    return results
+
+
+def train(task: Task, config: Any, run: Run, name: str, seed: int) -> Trained:
+    """Train one model; checkpoints and metrics go to the run."""
+    device = choose_device(config.device)
+    torch.manual_seed(seed)
+    model = task.build(name).to(device)
+    epochs = config.feed_forward_epochs if name == "feed-forward" else config.num_epochs
+    per_epoch = math.ceil(len(task.train.x) / config.batch_size)
+    total = epochs * per_epoch
+    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.lr)
+    schedule = Schedule(optimizer, "cosine", total, 0)
+    generator = torch.Generator(device).manual_seed(seed)
+    best, clock = _Best(), _Clock()
+    run.track(model=model, optimizer=optimizer, schedule=schedule, generator=generator, best=best, clock=clock)
+    every = per_epoch * config.eval_every
+    for step in run.steps(total, every):
+        started = time.process_time()
+        batch = _batch(task.train, seed, step - 1, per_epoch, config.batch_size)
+        loss = task.loss(name, model, batch, generator)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        optimizer.step()
+        schedule.step()
+        clock.seconds += time.process_time() - started
+        if step % every == 0 or step == total:
+            metrics = task.evaluate(name, model, task.valid)
+            run.log(step, loss=loss.item(), **metrics)
+            best.see(metrics[task.metric], model)
+    if best.weights:
+        model.load_state_dict(best.weights)
+    parameters = sum(p.numel() for p in model.parameters())
+    metrics = {**task.report(name, model), "seconds_per_epoch": clock.seconds / epochs, "parameters": parameters}
+    return Trained(model, metrics, run.records())
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, step sizes and initial distributions do not, nor what an ICNN takes the softplus of."""
+    named = list(model.named_parameters())
+    exempt = {name for name, p in named if p.ndim < 2 or name.startswith(("solver_", "init_")) or ".free." in name}
+    decays, others = ([p for name, p in named if (name in exempt) is so] for so in (False, True))
+    return [{"params": decays, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _batch(split: Split, seed: int, update: int, per_epoch: int, size: int) -> Split:
+    """The examples of an update: a function of the seed and the update's number alone."""
+    epoch, i = divmod(update, per_epoch)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    chosen = torch.randperm(len(split.x), generator=generator)[i * size : (i + 1) * size]
+    return Split(split.x[chosen], split.y[chosen])
+
+
+@torch.no_grad()
+def predictions(model: Any, x: Tensor, iterations: list[int], chunk: int = 512) -> dict[int, Tensor]:
+    """`ŷ` after each of the numbers of iterations; a model without iterations has one answer."""
+    if not isinstance(model, EnergyModel):
+        return dict.fromkeys(iterations, model(x))
+    wanted = sorted(set(iterations))
+    parts: dict[int, list[Tensor]] = {t: [] for t in wanted}
+    generator = torch.Generator(x.device).manual_seed(0)
+    for part in x.split(chunk):  # type: ignore[no-untyped-call]
+        history = model.solve(
+            part, num_iterations=wanted[-1], generator=generator, record=True, gradient=Detach()
+        ).history
+        dim = len(model.batch_shape(part))
+        for t in wanted:
+            mean = history[t - 1].distribution.mean
+            parts[t].append(model.decode(mean.unsqueeze(dim)).squeeze(dim))
+    return {t: torch.cat(of_t) for t, of_t in parts.items()}
