@@ -46,7 +46,8 @@ class Ranks:
         """What each process has, ``(n, ...)``, one after the other, ``(size * n, ...)``."""
         sent = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         result = sent.new_empty((self.size * len(x), *x.shape[1:]))
-        self._exchange(dist.all_gather_into_tensor, result, sent.contiguous())
+        gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name to torch 2.12
+        self._exchange(gather, result, sent.contiguous())
         return result.to(x.dtype)
 
     def total(self, x: Tensor) -> Tensor:
