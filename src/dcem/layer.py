@@ -236,8 +236,8 @@ class Argmin(nn.Module):
 
 def behind(objective: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`f(dec(z))` as an objective over `z`."""
-    of_x = WithData.of(objective)
-    return WithData(lambda z, data, cut: of_x.function(cut(decode(z)), data, cut), of_x.data)
+    decoded = WithData.of(objective)
+    return WithData(lambda z, data, cut: decoded.function(cut(decode(z)), data, cut), decoded.data)
 
 
 def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> Tensor:

@@ -67,5 +67,5 @@ class Compiled(nn.Module):
 
 
 def _rollout(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Any:
-    states = follow(dynamics, state, actions.movedim(batch_dims, 0), batch_dims).between(0, None)
+    states = follow(dynamics, state, actions.movedim(batch_dims, 0), batch_dims).states(0, None)
     return map_tensors(lambda leaf: leaf.movedim(0, batch_dims), states)  # in memory, time stays outside

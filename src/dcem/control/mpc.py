@@ -277,7 +277,7 @@ class MPC(Argmin):
         def followed(z: Tensor, data: tuple[Any, Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Any]:
             actions = self._actions(z, box, data[0])
             cost, violation, path = problem.outcome(data[0], actions, data[1])
-            states = path.between(0, None, len(batch) + particles)
+            states = path.states(0, None, len(batch) + particles)
             return actions, cost, violation, self._batch_first(states, len(batch))
 
         def watched(z: Tensor, data: tuple[Any, Tensor | None], cut: Cut) -> Any:

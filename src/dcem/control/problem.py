@@ -95,7 +95,7 @@ class Problem:
         start = map_tensors(spread, state)
         path = follow(self.dynamics, start, followed, len(particles) + len(lead))
         shape = (*particles, *lead)
-        states, last = path.between(0, horizon), path.last()
+        states, last = path.states(0, horizon), path.last()
         time = {"t": torch.arange(horizon, device=controls.device)} if knows_time(self.cost) else {}
         costs = _floating("cost", _asked("cost", self.cost, states, followed, **time), (horizon, *shape))
         weights = self._weights(path, horizon, shape, costs)
@@ -105,7 +105,7 @@ class Problem:
             total = total + _charged(at_end, None if weights is None else weights[horizon])
         violation = total.new_zeros(lead)
         if self.constraint is not None:
-            excess = self._excess(path.between(1, None), (horizon, *shape))  # (H, [P,] *batch, n, m)
+            excess = self._excess(path.states(1, None), (horizon, *shape))  # (H, [P,] *batch, n, m)
             if weights is not None:
                 excess = _charged(excess, weights[1:].unsqueeze(-1))
             total = total + self.constraint_weight * excess.sum((0, -1))
@@ -125,7 +125,7 @@ class Problem:
         A number of the state that was not finite to begin with, such as a deadline at infinity, may stay so.
         """
         lost: Any = ~controls.isfinite().flatten(dims - (self.num_particles > 1) + 1).all(-1).all(0)
-        for before, after in zip(leaves(start), leaves(path.between(1, None)), strict=True):
+        for before, after in zip(leaves(start), leaves(path.states(1, None)), strict=True):
             new = ~after.isfinite() & before.isfinite()
             new = new.flatten(dims + 1).any(-1) if new.dim() > dims + 1 else new
             lost = lost | (new if weights is None else new & (weights[1:] != 0)).any(0)
@@ -139,7 +139,7 @@ class Problem:
         weights = weights.reshape(horizon + 1, *(1,) * len(shape))
         if self.continues is None:
             return weights.expand(horizon + 1, *shape)
-        alive = _asked("continues", self.continues, path.between(1, None))
+        alive = _asked("continues", self.continues, path.states(1, None))
         alive = _shaped("continues", alive, (horizon, *shape))
         return weights * torch.cat([torch.ones_like(alive[:1]), alive.cumprod(0)])
 

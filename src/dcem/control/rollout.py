@@ -52,7 +52,7 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
             f"got {tuple(actions.shape)}"
         )
     path = follow(dynamics, state, actions.movedim(time_dim, 0), len(batch))
-    return path.between(0, None, len(batch))
+    return path.states(0, None, len(batch))
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,21 +60,21 @@ class Path:
     """The states ``x_0 ... x_H`` that actions led through.
 
     Followed one by one they stay apart, so that a state that nothing depends on takes no part in the backward pass; of
-    a model that rolls out by itself they come in one piece, with time as the first axis.
+    a model that rolls out by itself they come stacked, with time as the first axis.
     """
 
     steps: list[Any] | None = None
-    piece: Any = None
+    stacked: Any = None
 
-    def between(self, start: int, stop: int | None, dim: int = 0) -> Any:
+    def states(self, start: int, stop: int | None, dim: int = 0) -> Any:
         """These of them, with time as the axis ``dim``."""
         if self.steps is None:
-            return map_tensors(lambda leaf: leaf[start:stop].movedim(0, dim), self.piece)
+            return map_tensors(lambda leaf: leaf[start:stop].movedim(0, dim), self.stacked)
         return map_tensors(lambda *leaf: _stack(leaf, dim), *self.steps[start:stop])
 
     def last(self) -> Any:
         """The last of them."""
-        return map_tensors(lambda leaf: leaf[-1], self.piece) if self.steps is None else copied(self.steps[-1])
+        return map_tensors(lambda leaf: leaf[-1], self.stacked) if self.steps is None else copied(self.steps[-1])
 
 
 def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Path:
@@ -82,7 +82,7 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
     whole = getattr(dynamics, "rollout", None)
     noted = Versions(state, actions)
     if whole is not None and len(actions):
-        path = Path(piece=_asked(whole, state, actions, batch_dims))
+        path = Path(stacked=_asked(whole, state, actions, batch_dims))
     else:
         timed = knows_time(dynamics)
         shape = state.shape if isinstance(state, Tensor) else None  # the common case, which costs nothing

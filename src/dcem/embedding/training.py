@@ -108,10 +108,10 @@ def decoder_step(
     if max_grad_norm is not None:
         check_positive("max_grad_norm", max_grad_norm)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    of_z = embed(objective, decoder)
+    latent_objective = embed(objective, decoder)
     with torch.enable_grad():
         solution = minimize(
-            of_z,
+            latent_objective,
             init,
             CEM() if solver is None else solver,
             num_iterations=num_iterations,
@@ -123,7 +123,7 @@ def decoder_step(
         )
         sample_dim = solution.status.dim()
         z = solution.x.unsqueeze(sample_dim)
-        values = evaluated(of_z, z, sample_dim).squeeze(sample_dim)
+        values = evaluated(latent_objective, z, sample_dim).squeeze(sample_dim)
         values = values.to(torch.promote_types(values.dtype, torch.float32))  # half precision cannot add up a batch
         finite = values.isfinite()
         loss = values[finite].mean()

@@ -68,11 +68,11 @@ class Energy(ConditionedEnergy):
         """`E_θ(x, ·)`, with what depends on `x` alone computed now, once."""
         check_input(x, self.feature_shape)
         batch = tuple(x.shape[: x.ndim - len(self.feature_shape)])
-        of_y = self.condition_on(x)
+        conditioned = self.condition_on(x)
 
         def energy(y: Tensor) -> Tensor:
             check_candidates(y, batch, self.event_shape)
-            return of_y(y)
+            return conditioned(y)
 
         return energy
 

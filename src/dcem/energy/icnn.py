@@ -65,24 +65,24 @@ class ICNN(Energy):
         self.strong_convexity, self.activation = strong_convexity, activation()
         check_activation(self.activation)
         inputs, outputs = math.prod(self.feature_shape), math.prod(self.event_shape)
-        of_x = [inputs, *hidden]  # the widths of the path of x: u_0 = x, u_1, ...
-        of_z = [0, *hidden, 1]  # those of the path of y: z_0 is nothing, the last is the energy
+        widths_x = [inputs, *hidden]  # the widths of the path of x: u_0 = x, u_1, ...
+        widths_z = [0, *hidden, 1]  # those of the path of y: z_0 is nothing, the last is the energy
         layers = range(len(hidden) + 1)
-        self.path = nn.ModuleList(nn.Linear(of_x[i], of_x[i + 1]) for i in range(len(hidden)))
-        self.bias = nn.ModuleList(nn.Linear(of_x[i], of_z[i + 1]) for i in layers)
-        self.gate_y = nn.ModuleList(nn.Linear(of_x[i], outputs) for i in layers)
-        self.of_y = nn.ModuleList(nn.Linear(outputs, of_z[i + 1], bias=False) for i in layers)
-        self.gate_z = nn.ModuleList(nn.Linear(of_x[i], of_z[i]) for i in layers[1:])
-        self.free = nn.ParameterList(_nearly_mean(of_z[i], of_z[i + 1]) for i in layers[1:])
+        self.path = nn.ModuleList(nn.Linear(widths_x[i], widths_x[i + 1]) for i in range(len(hidden)))
+        self.bias = nn.ModuleList(nn.Linear(widths_x[i], widths_z[i + 1]) for i in layers)
+        self.gate_y = nn.ModuleList(nn.Linear(widths_x[i], outputs) for i in layers)
+        self.from_y = nn.ModuleList(nn.Linear(outputs, widths_z[i + 1], bias=False) for i in layers)
+        self.gate_z = nn.ModuleList(nn.Linear(widths_x[i], widths_z[i]) for i in layers[1:])
+        self.free = nn.ParameterList(_nearly_mean(widths_z[i], widths_z[i + 1]) for i in layers[1:])
         for gate in (*self.gate_y, *self.gate_z):
             nn.init.ones_(gate.bias)
 
     def condition_on(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         u = flat(x, self.feature_shape)
-        of_x = []
+        given = []
         for i, bias in enumerate(self.bias):
             gate_z = F.softplus(self.gate_z[i - 1](u)).unsqueeze(-2) if i else None
-            of_x.append((bias(u).unsqueeze(-2), self.gate_y[i](u).unsqueeze(-2), gate_z))
+            given.append((bias(u).unsqueeze(-2), self.gate_y[i](u).unsqueeze(-2), gate_z))
             if i < len(self.path):
                 u = F.softplus(self.path[i](u))
         positive = [F.softplus(free) for free in self.free]
@@ -90,8 +90,8 @@ class ICNN(Energy):
         def energy(y: Tensor) -> Tensor:
             y = flat(y, self.event_shape)
             z = y
-            for i, (bias, gate_y, gate_z) in enumerate(of_x):
-                value = self.of_y[i](y * gate_y) + bias
+            for i, (bias, gate_y, gate_z) in enumerate(given):
+                value = self.from_y[i](y * gate_y) + bias
                 if gate_z is not None:
                     value = value + F.linear(z * gate_z, positive[i - 1])
                 z = self.activation(value) if i < len(self.path) else value

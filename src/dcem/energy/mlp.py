@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcem._mlp import check_widths
+from dcem._mlp import check_widths, mlp
 from dcem.energy.base import Energy, flat
 
 
@@ -49,17 +48,14 @@ class MLPEnergy(Energy):
         check_widths("hidden", hidden)
         self.features = math.prod(self.feature_shape)
         self.first = nn.Linear(self.features + math.prod(self.event_shape), hidden[0])
-        layers: list[nn.Module] = []
-        for width, next_width in pairwise([*hidden, 1]):
-            layers += [activation(), nn.Linear(width, next_width)]
-        self.rest = nn.Sequential(*layers)
+        self.rest = nn.Sequential(activation(), *mlp([*hidden, 1], activation))
 
     def condition_on(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         weight_x, weight_y = self.first.weight[:, : self.features], self.first.weight[:, self.features :]
-        of_x = F.linear(flat(x, self.feature_shape), weight_x, self.first.bias).unsqueeze(-2)
+        hidden_x = F.linear(flat(x, self.feature_shape), weight_x, self.first.bias).unsqueeze(-2)
 
         def energy(y: Tensor) -> Tensor:
-            of_y = F.linear(flat(y, self.event_shape), weight_y)
-            return self.rest(of_x + of_y).squeeze(-1)
+            hidden_y = F.linear(flat(y, self.event_shape), weight_y)
+            return self.rest(hidden_x + hidden_y).squeeze(-1)
 
         return energy

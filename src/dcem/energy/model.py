@@ -116,13 +116,13 @@ class EnergyModel(Argmin):
 
     def objective(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """`E_θ(x, ·)`, checked: maps candidates `y` `(*batch, N, *event)` to `(*batch, N)`."""
-        of_x = condition(self.energy, x)
+        own = condition(self.energy, x)
 
-        def of_y(y: Tensor, given: Tensor, cut: Cut) -> Tensor:
+        def values_of(y: Tensor, given: Tensor, cut: Cut) -> Tensor:
             # Where a problem fails it is evaluated again on the input of another one; one of several processes is given
             # the inputs of its own problems.
             batch = self.batch_shape(given)
-            values: Any = (of_x if given is x else condition(self.energy, given))(y)
+            values: Any = (own if given is x else condition(self.energy, given))(y)
             expected = (*batch, y.shape[len(batch)])
             if not isinstance(values, Tensor) or tuple(values.shape) != expected:
                 came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -132,7 +132,7 @@ class EnergyModel(Argmin):
                 )
             return values
 
-        return WithData(of_y, x)
+        return WithData(values_of, x)
 
     def start(self, x: Tensor) -> Distribution | Tensor:
         """Where the search for these inputs starts: a distribution, or the means alone."""

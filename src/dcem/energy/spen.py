@@ -64,18 +64,18 @@ class SPEN(Energy):
         self.entropy, self.conditional = entropy, conditional
         self.features = nn.Sequential(mlp([math.prod(self.feature_shape), *hidden], activation), activation())
         self.local = nn.Linear(hidden[-1], outputs)
-        self.of_y = nn.Linear(outputs, global_hidden[0])
-        self.of_x = nn.Linear(hidden[-1], global_hidden[0], bias=False) if conditional else None
+        self.from_y = nn.Linear(outputs, global_hidden[0])
+        self.from_x = nn.Linear(hidden[-1], global_hidden[0], bias=False) if conditional else None
         self.rest = nn.Sequential(activation(), mlp([*global_hidden, 1], activation))
 
     def condition_on(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         features = self.features(flat(x, self.feature_shape))
         local = self.local(features).unsqueeze(-2)
-        shift = None if self.of_x is None else self.of_x(features).unsqueeze(-2)
+        shift = None if self.from_x is None else self.from_x(features).unsqueeze(-2)
 
         def energy(y: Tensor) -> Tensor:
             y = flat(y, self.event_shape)
-            hidden = self.of_y(y)
+            hidden = self.from_y(y)
             whole = self.rest(hidden if shift is None else hidden + shift).squeeze(-1)
             value = whole - (local * y).sum(-1)
             return value - self.entropy * binary_entropy(y).sum(-1) if self.entropy else value
