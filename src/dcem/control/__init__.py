@@ -2,6 +2,7 @@
 
 from dcem.control import systems
 from dcem.control.compiled import Compiled
+from dcem.control.cost_planner import CostPlanner
 from dcem.control.model import Model
 from dcem.control.mpc import MPC
 from dcem.control.mujoco_model import MujocoModel
@@ -14,6 +15,7 @@ __all__ = [
     "MPC",
     "CVaR",
     "Compiled",
+    "CostPlanner",
     "Episodes",
     "Mean",
     "Model",

@@ -1,0 +1,106 @@
+"""A planner in the form that stable-worldmodel has: `configure` it for environments, then `solve`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem.bounds import BoundsLike
+from dcem.minimize import minimize
+from dcem.solvers import CEM, Solver
+
+
+class CostPlanner:
+    """Plan for a world model that says what action sequences cost, and nothing else.
+
+    Any solver of this library stands where stable-worldmodel has its own: in its `WorldModelPolicy`, or in a loop of
+    yours. Nothing of that package is needed here.
+
+    Args:
+        model: has `get_cost(info, actions)`: the costs `(E, N)` of action sequences `(E, N, horizon, action_dim)` in
+            `E` environments. The tensors and arrays of `info`, `(E, ...)`, come with an axis for the candidates,
+            `(E, N, ...)`.
+        solver: :class:`dcem.CEM` by default.
+        num_iterations: of the solver, a plan.
+        bounds: of the actions as the model has them, which need not be those of the environments.
+        generator: source of randomness, so that a plan can be replayed.
+
+    Raises:
+        TypeError: the model has no `get_cost`.
+        RuntimeError: `solve` before `configure`.
+        ValueError: `init_action` is of another shape, or what :func:`dcem.minimize` raises.
+
+    Example:
+        >>> import gymnasium, torch, types
+        >>> class Model:  # the actions shall add up to what the environment wants
+        ...     def get_cost(self, info, actions):
+        ...         return (actions.sum(-2) - info["goal"]).square().sum(-1)
+        >>> planner = CostPlanner(Model(), num_iterations=20, generator=torch.Generator().manual_seed(0))
+        >>> planner.configure(action_space=gymnasium.spaces.Box(-1, 1, (3, 2)), n_envs=3,
+        ...                   config=types.SimpleNamespace(horizon=4, action_block=1))
+        >>> found = planner.solve({"goal": torch.ones(3, 2)})
+        >>> found["actions"].shape, bool((found["actions"].sum(1) - 1).abs().max() < 0.1)
+        (torch.Size([3, 4, 2]), True)
+
+    Source: the solver protocol of stable-worldmodel, https://github.com/rbalestr-lab/stable-worldmodel.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        solver: Solver | None = None,
+        *,
+        num_iterations: int = 10,
+        bounds: BoundsLike | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not callable(getattr(model, "get_cost", None)):
+            raise TypeError(f"model: expected a method get_cost(info, actions) -> costs, got {model!r}")
+        self.model, self.solver, self.num_iterations = model, CEM() if solver is None else solver, num_iterations
+        self.bounds, self.generator = bounds, generator
+        self.n_envs = self.horizon = self.action_dim = 0
+
+    def configure(self, *, action_space: Any, n_envs: int, config: Any) -> None:
+        """Plan for `n_envs` environments with the batched `action_space` `(n_envs, *a)`, `config.horizon` steps of
+        `config.action_block` actions each.
+        """
+        self.n_envs, self.horizon = n_envs, config.horizon
+        self.action_dim = math.prod(action_space.shape[1:]) * config.action_block
+
+    def solve(self, info_dict: Mapping[str, Any], init_action: Tensor | None = None) -> dict[str, Tensor]:
+        """The best `actions` `(n_envs, horizon, action_dim)` that were found, from `init_action` `(n_envs, t,
+        action_dim)`, `t <= horizon`, and zeros; with their `costs` `(n_envs,)` and their `status`.
+        """
+        if not self.horizon:
+            raise RuntimeError("solve: expected configure(action_space=..., n_envs=..., config=...) before")
+        start = torch.zeros(self.n_envs, self.horizon, self.action_dim)
+        if init_action is not None:
+            given = tuple(init_action.shape)
+            if len(given) != 3 or given[1] > self.horizon or given != (self.n_envs, given[1], self.action_dim):
+                raise ValueError(f"init_action: expected (n_envs, t, action_dim) of {tuple(start.shape)}, got {given}")
+            start = torch.cat([init_action.to(torch.float32), start.to(init_action.device)[:, given[1] :]], 1)
+
+        def cost(actions: Tensor) -> Tensor:
+            info = {key: _for_candidates(value, actions.shape[1]) for key, value in info_dict.items()}
+            costs: Tensor = self.model.get_cost(info, actions)
+            return costs
+
+        with torch.no_grad():
+            solution = minimize(
+                cost, start, self.solver, num_iterations=self.num_iterations, event_dims=2, bounds=self.bounds,
+                generator=self.generator,
+            )  # fmt: skip
+        return {"actions": solution.best_x, "costs": solution.best_value, "status": solution.status}
+
+    __call__ = solve
+
+
+def _for_candidates(value: Any, num: int) -> Any:
+    """What one environment says, for each of its candidates: `(E, ...)` becomes `(E, num, ...)`."""
+    if isinstance(value, Tensor):
+        return value.unsqueeze(1).expand(-1, num, *value.shape[1:])
+    return value[:, None].repeat(num, 1) if hasattr(value, "dtype") else value  # an array of NumPy
