@@ -23,15 +23,16 @@ from allocator import keep_freed_memory
 from dcem.control import MPC, Compiled
 from dcem.control.systems import Pendulum
 from dcem.control.tasks import Task, load
-from dcem.experiments.mpc.methods import LABELS, Budget, controller
+from dcem.experiments.harness.settings import Search
+from dcem.experiments.mpc.methods import LABELS, controller
 from overhead import alternate
 
 OUT = Path(__file__).parents[1] / "results" / "benchmarks" / "control.json"
-FIVE, ONE = Budget(500, 50, 5), Budget(2500, 250, 1)
+FIVE, ONE = Search(500, 50, 5), Search(2500, 250, 1)
 PAIRS = [("cem", "torchrl-cem", FIVE), ("mppi", "torchrl-mppi", FIVE), ("mppi", "pytorch-mppi", ONE)]
 
 
-def decision(method: str, task: Task, budget: Budget, state: Tensor) -> Callable[[], object]:
+def decision(method: str, task: Task, budget: Search, state: Tensor) -> Callable[[], object]:
     """One decision for each of the states."""
     policy = controller(method, task, budget, None)
     if method == "pytorch-mppi":

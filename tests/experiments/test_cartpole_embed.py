@@ -12,6 +12,7 @@ from dcem.experiments.cartpole_embed import training
 from dcem.experiments.cartpole_embed.settings import Config, Search
 from dcem.experiments.cartpole_embed.task import EXPERT, build, embedded, evaluate, validation_states
 from dcem.experiments.harness.command import main
+from dcem.experiments.harness.run import Run
 
 # hydra 1.3 and tensorboard 2.21 on newer Pythons
 pytestmark = [
@@ -26,7 +27,7 @@ TINY += ["num_updates=2", "eval_every=1", "checkpoint_every=1"]
 @pytest.fixture(autouse=True)
 def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """An expert and validation states that take no time."""
-    monkeypatch.setattr(training, "EXPERT", EXPERT._replace(num_samples=8, num_elites=2, num_iterations=2))
+    monkeypatch.setattr(training, "EXPERT", EXPERT.but(num_samples=8, num_elites=2, num_iterations=2))
     monkeypatch.setattr(training, "validation_states", lambda num=2, seed=20: validation_states(num, seed))
 
 
@@ -53,20 +54,20 @@ def test_without_temperature_only_the_decoder_is_differentiated(tmp_path: Path) 
 
 def test_a_stopped_run_ends_as_one_in_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole")
-    steps = training.Run.steps
+    steps = Run.steps
 
-    def stop_after_one(self: training.Run, total: int, checkpoint_every: int) -> object:
-        for step in steps(self, total, checkpoint_every):
+    def stop_after_one(self: Run, *arguments: object) -> object:
+        for step in steps(self, *arguments):
             yield step
             if step == 1:
                 self.step = 1
                 self.checkpoint()
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Run, "steps", stop_after_one)
+    monkeypatch.setattr(Run, "steps", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts")
-    monkeypatch.setattr(training.Run, "steps", steps)
+    monkeypatch.setattr(Run, "steps", steps)
     assert main(["cartpole-embed", f"resume={tmp_path / 'parts'}"]) == 0
     assert json.loads((tmp_path / "parts" / "summary.json").read_text())["metrics"] == whole
     weights = [torch.load(tmp_path / f / "checkpoint.pt")["tracked"]["decoder"] for f in ("whole", "parts")]
@@ -77,12 +78,12 @@ def test_a_stopped_run_ends_as_one_in_a_piece(tmp_path: Path, monkeypatch: pytes
     ("override", "says"),
     [
         ("latent=0", "latent: expected at least 1; got 0"),
-        ("temperature=-1", "temperature: expected 0 or above; got -1.0"),
+        ("temperature=-1", "temperature: expected at least 0; got -1.0"),
         ("num_elites=200", "num_elites: expected 0 < num_elites <= num_samples=100, got 200"),
-        ("answer=last", "answer: expected mean or best; got last"),
-        ("precision=half", "precision: expected bfloat16 or float32; got half"),
+        ("answer=last", "answer: expected one of mean, best; got last"),
+        ("precision=half", "precision: expected one of bfloat16, float32; got half"),
         ("lr=0", "lr: expected a positive number; got 0.0"),
-        ("hidden=[]", "hidden: expected positive widths; got []"),
+        ("hidden=[]", "hidden: expected numbers, at least 1; got []"),
     ],
 )
 def test_refuses_settings_in_one_line(override: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,11 +119,11 @@ def test_a_study_compares_seeds_with_the_expert(
     from dcem.experiments.cartpole_embed import study
 
     small = Search(8, 2, 3)
-    monkeypatch.setattr(study, "EXPERT", small._replace(init_std=50.0))
-    monkeypatch.setattr(study, "FULL_SEARCHES", (small._replace(init_std=50.0),))
+    monkeypatch.setattr(study, "EXPERT", small.but(init_std=50.0))
+    monkeypatch.setattr(study, "FULL_SEARCHES", (small.but(init_std=50.0),))
     monkeypatch.setattr(study, "DEPLOYED", small)
     monkeypatch.setattr(study, "ITERATIONS_SHOWN", (0, 2))
-    monkeypatch.setattr(study, "SEARCHES", (small, small._replace(answer="best")))
+    monkeypatch.setattr(study, "SEARCHES", (small, small.but(answer="best")))
     for seed in (0, 1):
         run(tmp_path / "runs" / f"{seed}", f"seed={seed}")
     run(tmp_path / "runs" / "fewer", "num_iterations=1", "answer=best", "temperature=0")

@@ -22,10 +22,10 @@ from dcem.experiments.finetune import figures, settings  # noqa: E402
 from dcem.experiments.finetune.algorithms import ppo, sac  # noqa: E402
 from dcem.experiments.finetune.hyperparameters import PPO, SAC  # noqa: E402
 from dcem.experiments.finetune.learner import Learner, network  # noqa: E402
-from dcem.experiments.finetune.task import TASKS, LearnedCost, LearnedSystem, PlantEnv, controller, make_env  # noqa: E402
+from dcem.experiments.finetune.task import TASKS, LearnedCost, LearnedSystem, controller, make_env  # noqa: E402
 from dcem.experiments.harness.command import main  # noqa: E402
 from dcem.experiments.harness.run import Interrupted, Run  # noqa: E402
-from dcem.rl import Actor  # noqa: E402
+from dcem.rl import Actor, SystemEnv  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
@@ -47,7 +47,7 @@ def arguments(**more: object) -> list[str]:
 
 
 def test_a_plant_steps_and_is_rewarded_as_gymnasiums() -> None:
-    env, theirs = PlantEnv(TASKS["pendulum"], 1, 0), gymnasium.make("Pendulum-v1").unwrapped
+    env, theirs = SystemEnv(TASKS["pendulum"].plant(), 1, 0), gymnasium.make("Pendulum-v1").unwrapped
     theirs.reset(seed=0)
     check_env_specs(make_env(TASKS["pendulum"], 2, 0))
     step = env.reset()
@@ -169,7 +169,7 @@ def test_steps_to_the_goal() -> None:
     ("methods=[]", "methods: expected some of"),
     ("gradient=implicit", "gradient: expected one of unroll, checkpoint, truncate, prune; got implicit"),
     ("num_elites=99", "num_elites: expected 1 to num_samples; got 99"),
-    ("ppo.num_envs=0", "ppo.num_envs: expected a positive number; got 0"),
+    ("ppo.num_envs=0", "ppo.num_envs: expected at least 1; got 0"),
     ("ppo.batch_size=9999", "ppo.batch_size: expected at most 800; got 9999"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense(capsys: pytest.CaptureFixture[str], override: str, message: str) -> None:

@@ -11,7 +11,7 @@ def test_films_a_system_under_control(tmp_path, monkeypatch):
     scene = SCENES["pendulum"]._replace(num_steps=3)
     monkeypatch.setitem(SCENES, "pendulum", scene)
     config = gallery.Config(scenes=["pendulum"], num_samples=20, num_elites=4, num_iterations=1)
-    gallery.check(config)
+    config.check()
     with Run(tmp_path / "run", {}, seed=0, quiet=True) as run:
         metrics = gallery.main(config, run)
     assert (tmp_path / "run" / "pendulum.gif").read_bytes().startswith(b"GIF89a")
@@ -22,4 +22,4 @@ def test_films_a_system_under_control(tmp_path, monkeypatch):
 @pytest.mark.parametrize("settings", [{"scenes": ["car"]}, {"scenes": []}, {"num_elites": 400}, {"num_samples": 0}])
 def test_refuses_what_it_cannot_run(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        gallery.check(gallery.Config(**settings))
+        gallery.Config(**settings).check()

@@ -107,7 +107,7 @@ def test_a_stopped_run_resumes_to_the_same_parameters(gradient: str, tmp_path: P
         ("plants=[real]", "plants: expected some of matched, mismatched; got ['real']"),
         ("methods=[cloning]", "methods: expected some of cost, dynamics,"),
         ("methods=[fine-tune]", "methods: expected one of cost, dynamics,"),
-        ("num_demonstrations=[]", "num_demonstrations: expected numbers of at least 1; got []"),
+        ("num_demonstrations=[]", "num_demonstrations: expected numbers, at least 1; got []"),
         ("gradient=exact", "gradient: expected one of unroll, truncate, implicit; got exact"),
         ("num_elites=97", "num_elites: expected 1 to num_samples; got 97"),
         ("lr=0", "lr: expected a positive number; got 0"),
@@ -221,6 +221,6 @@ def test_learning_brings_the_plans_to_the_experts(tmp_path: Path) -> None:
 def test_everyone_is_judged_by_the_same_search() -> None:
     assert EXPERT.num_samples >= 100
     config = settings.Config(gradient="implicit")
-    assert isinstance(settings.search(config).gradient, dcem.Implicit)
-    assert isinstance(settings.search(config).selection, dcem.HardTopK)
-    assert isinstance(settings.search(settings.Config()).selection, dcem.LML)
+    assert isinstance(config.search.gradient, dcem.Implicit)
+    assert isinstance(config.search.selection, dcem.HardTopK)
+    assert isinstance(settings.Config().search.selection, dcem.LML)

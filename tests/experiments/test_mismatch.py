@@ -14,9 +14,10 @@ import torch
 from dcem.control import rollout
 from dcem.experiments.harness.command import main
 from dcem.experiments.harness.run import Interrupted, Run
-from dcem.experiments.mismatch import deployment, settings, states, study
+from dcem.experiments.mismatch import deployment, settings, study
 from dcem.experiments.mismatch import task as mismatch_task
 from dcem.experiments.mismatch import training as mismatch
+from dcem.world import DynamicsNet
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
@@ -59,16 +60,16 @@ def test_runs_and_their_study_leave_everything(tmp_path: Path, capsys: pytest.Ca
 def test_a_stopped_run_resumes_to_the_same_result(
     training: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = states.make_task(CONFIG)
+    task = mismatch_task.make_task(CONFIG)
     descend, calls = mismatch.descend, []
 
-    def trained(folder: str, resume: bool = False) -> tuple[mismatch_task.DynamicsNet, list[dict[str, Any]]]:
+    def trained(folder: str, resume: bool = False) -> tuple[DynamicsNet, list[dict[str, Any]]]:
         with Run(tmp_path / folder, {}, seed=0, quiet=True, resume=resume) as run:
             if training == "fit":
                 model = mismatch.fit(run, task, CONFIG, 2)
             else:
                 torch.manual_seed(3)
-                start = mismatch_task.DynamicsNet(2, task.train)
+                start = DynamicsNet(2, task.train)
                 others = (copy.deepcopy(start),) if training == "degrade" else ()
                 model = getattr(mismatch, training)(run, task, CONFIG, start, *others)
             return model, run.records()
@@ -92,11 +93,11 @@ def test_a_stopped_run_resumes_to_the_same_result(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["widths=[0]"], "widths: expected positive widths; got [0]"),
+        (["widths=[0]"], "widths: expected numbers, at least 1; got [0]"),
         (["distractors=[3]"], "distractors: expected even numbers of at least 2; got [3]"),
         (["num_elites=65"], "num_elites: expected 1 to num_samples; got 65"),
         (["temperature=0"], "temperature: expected a positive number; got 0"),
-        (["restart=2"], "restart: expected a fraction; got 2"),
+        (["restart=2"], "restart: expected 0 to 1; got 2"),
         (["adversary_width=5"], "adversary_references: expected some of widths, and adversary_width too; got [12, 6]"),
         (["num_update=1"], "no setting 'num_update'; did you mean 'num_updates'?"),
     ],
@@ -112,7 +113,7 @@ def test_a_study_names_what_is_missing_or_mixed(tmp_path: Path, capsys: pytest.C
     assert main(["mismatch-study", f"runs={tmp_path}/none"]) == 2
     assert "runs: expected a folder of run folders" in capsys.readouterr().err
     assert main(["mismatch-study", f"runs={tmp_path}"]) == 2
-    assert "runs: expected run folders with a summary.json" in capsys.readouterr().err
+    assert "runs: expected folders of finished runs, with a summary.json" in capsys.readouterr().err
     for seed, lr in ((0, 0.1), (1, 0.2)):
         folder = tmp_path / str(seed)
         folder.mkdir()
@@ -138,9 +139,9 @@ def test_distractors_go_round_and_leave_the_pendulum_alone() -> None:
 
 def test_a_net_rolls_out_as_it_steps_and_its_errors_have_the_unit_of_the_data() -> None:
     plant = mismatch_task.Plant(2)
-    data = mismatch_task.transitions(plant, 20, 10, torch.Generator().manual_seed(0))
+    data = mismatch_task.explored(plant, 20, 10, torch.Generator().manual_seed(0))
     torch.testing.assert_close(plant(data.state, data.action), data.after)
-    model = mismatch_task.DynamicsNet(4, data)
+    model = DynamicsNet(4, data)
     state, actions = data.state[:6].reshape(2, 3, 5), data.action[:24].reshape(2, 3, 4, 1)
     states = state
     for t in range(4):
@@ -151,13 +152,13 @@ def test_a_net_rolls_out_as_it_steps_and_its_errors_have_the_unit_of_the_data() 
     torch.nn.init.zeros_(model.outer.weight)
     mean = (data.after - data.state).mean(0) / model.change_scale
     model.outer.bias.data = mean
-    torch.testing.assert_close(mismatch_task.squared_errors(model, data), torch.ones(5), rtol=0.01, atol=0)
+    torch.testing.assert_close(model.squared_errors(data), torch.ones(5), rtol=0.01, atol=0)
 
 
 def test_the_cost_of_a_plan_reaches_every_parameter_through_plant_and_planner() -> None:
     config = dataclasses.replace(CONFIG, batch_size=2)
-    task = states.make_task(config)
-    model = mismatch_task.DynamicsNet(3, task.train).double()
+    task = mismatch_task.make_task(config)
+    model = DynamicsNet(3, task.train).double()
     plant = mismatch_task.Plant().double()
     mpc = deployment.controller(model, plant, config, soft=True)
 
@@ -196,17 +197,17 @@ def test_the_adversary_lowers_the_return_at_the_errors_allowed(tmp_path: Path) -
         "eval_every": 15,
     }
     config = dataclasses.replace(CONFIG, **sizes)
-    task = states.make_task(config)
+    task = mismatch_task.make_task(config)
     with Run(tmp_path / "fit", {}, seed=0, quiet=True) as run:
         model = mismatch.fit(run, task, config, 8)
     torch.manual_seed(0)
-    allowed = mismatch_task.DynamicsNet(8, task.train)
+    allowed = DynamicsNet(8, task.train)
     before = deployment.evaluation(model, task, config)["return"]
     with Run(tmp_path / "degrade", {}, seed=0, quiet=True) as run:
         mismatch.degrade(run, task, config, model, allowed)
     for data in (task.train, task.valid):
-        limit = mismatch_task.squared_errors(allowed, data).mean()
-        assert mismatch_task.squared_errors(model, data).mean() <= 1.0011 * limit
+        limit = allowed.squared_errors(data).mean()
+        assert model.squared_errors(data).mean() <= 1.0011 * limit
     assert deployment.evaluation(model, task, config)["return"] < 1.1 * before
 
 

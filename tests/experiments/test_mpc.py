@@ -17,6 +17,7 @@ from dcem.control import tasks as mpc_tasks
 from dcem.control.tasks import costs
 from dcem.experiments.harness.command import main
 from dcem.experiments.harness.run import Interrupted, Run
+from dcem.experiments.harness.settings import Search
 from dcem.experiments.mpc import benchmark as mpc_benchmark
 from dcem.experiments.mpc import comparison, settings
 from dcem.experiments.mpc import methods as mpc_methods
@@ -125,7 +126,7 @@ def test_costs_are_the_rewards_of_the_tasks_and_what_leads_to_them(name: str) ->
 def test_every_method_swings_the_pendulum_the_cheap_way(method: str) -> None:
     """Near the top, at rest to the left of it, each pushes to the right; none is at its bounds by accident."""
     on = mpc_tasks.load("pendulum", 1.0, 1)
-    budget = mpc_methods.Budget(64, 8, 4)
+    budget = Search(64, 8, 4)
     torch.manual_seed(0)
     benchmark = mpc_benchmark.Benchmark(settings.Config(decoder_updates=25))
     if method == "learned":
@@ -142,7 +143,7 @@ def test_settings_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[s
         "tasks=[humanoid]": "tasks: expected some of pendulum,",
         "methods=[]": "methods: expected some of cem,",
         "num_elites=100": "num_elites: expected 2 to num_samples; got 100",
-        "length=2": "length: expected a share in (0, 1]; got 2",
+        "length=2": "length: expected above 0 and at most 1; got 2",
         "device=cuda": "device: expected cpu",
     }.items():
         assert main(["mpc", arguments]) == 2

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dcem import plotting
+from dcem.experiments import ConfigError
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.training import Schedule
 
@@ -21,7 +22,7 @@ def test_a_checkpoint_of_other_things_is_refused(tmp_path: Path) -> None:
     with Run(tmp_path, {}, seed=0, quiet=True) as run:
         run.track(model=torch.nn.Linear(1, 1))
         run.checkpoint()
-    with pytest.raises(ValueError, match=r"expected the state of \['net'\], got \['model'\]"):
+    with pytest.raises(ConfigError, match=r"expected the state of \['net'\], got \['model'\]"):
         Run(tmp_path, {}, seed=0, resume=True, quiet=True).track(net=torch.nn.Linear(1, 1))
     with pytest.raises(FileExistsError, match="holds a run"):
         Run(tmp_path, {}, seed=0, quiet=True)
@@ -57,7 +58,7 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
 
 
 def test_schedules() -> None:
-    cosine = Schedule(torch.optim.SGD(parameters(), lr=1.0), "cosine", 100, 0)
+    cosine = Schedule(torch.optim.SGD(parameters(), lr=1.0), 100)
     rates = []
     for _ in range(100):
         rates.append(cosine.lr)
@@ -65,7 +66,7 @@ def test_schedules() -> None:
         cosine.step()
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[-1] < 1e-3
-    plateau = Schedule(torch.optim.SGD(parameters(), lr=1.0), "plateau", 100, 2)
+    plateau = Schedule(torch.optim.SGD(parameters(), lr=1.0), 100, "plateau", 2)
     for _ in range(4):
         plateau.evaluated(1.0)
     assert plateau.lr == 0.5

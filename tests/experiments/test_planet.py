@@ -11,7 +11,7 @@ pytest.importorskip("dm_control")
 
 from dcem.experiments import ConfigError
 from dcem.experiments.harness.run import Interrupted, Run
-from dcem.experiments.planet import Config, check, evaluation, main, study
+from dcem.experiments.planet import Config, evaluation, main, study
 from dcem.experiments.planet.controllers import load
 from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Embedding, Planner, Tuning
@@ -28,7 +28,7 @@ TINY = {
 
 def run(folder, resume=False, **settings):
     config = Config(**(TINY | settings))
-    check(config)
+    config.check()
     with Run(folder, {}, seed=config.seed, resume=resume, quiet=True, command="dcem planet") as started:
         return main(config, started)
 
@@ -78,7 +78,7 @@ def test_the_recurrent_model_remembers_while_it_plays(tmp_path):
     torch.testing.assert_close(second, episodes.actions[:, 0])
     torch.testing.assert_close(seen, episodes.observations[:, 1])
     with pytest.raises(ConfigError, match="model: expected latent, to embed; got rssm"):
-        check(Config(**(TINY | {"model": "rssm", "phase": "embed", "start": str(tmp_path)})))
+        Config(**(TINY | {"model": "rssm", "phase": "embed", "start": str(tmp_path)})).check()
 
 
 def test_only_the_parts_that_are_named_are_tuned(phases, tmp_path):
@@ -118,7 +118,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(phases, tmp_path, mon
 
 def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):
     config = evaluation.Config(checkpoint=str(phases / "embed" / "controller.pt"), num_episodes=4, num_envs=2)
-    evaluation.check(config)
+    config.check()
     with Run(tmp_path, {}, seed=0, quiet=True, command="dcem planet-evaluate") as started:
         metrics = evaluation.main(config, started)
     assert metrics["trajectories"] == 8
@@ -148,7 +148,7 @@ def test_the_study_draws_what_runs_and_evaluations_have_left(phases, tmp_path):
             evaluation.main(config, started)
     runs, evaluations = ([str(f / name) for name in ("embed", "tune")] for f in (phases, tmp_path))
     settings = study.Config(runs=[str(phases / "model"), *runs], evaluations=evaluations)
-    study.check(settings)
+    settings.check()
     with Run(tmp_path / "study", {}, seed=0, quiet=True, command="dcem planet-study") as started:
         study.main(settings, started)
     assert {path.name for path in (tmp_path / "study").glob("*.png")} == {
@@ -193,17 +193,17 @@ def test_replayed_windows_are_steps_of_one_episode_in_order():
     ("settings", "says"),
     [
         ({"task": "cheetah.walk"}, "task: expected one of"),
-        ({"phase": "all"}, "phase: expected model, embed or tune"),
+        ({"phase": "all"}, "phase: expected one of model, embed, tune"),
         ({"phase": "embed"}, "start: expected"),
         ({"episode_steps": 1001}, "episode_steps: expected a multiple"),
         ({"tuning": Tuning(parts=["encoder"])}, "tuning.parts: expected some of"),
-        ({"planner": Planner(num_elites=1000)}, "planner.num_elites: expected at most"),
+        ({"planner": Planner(num_elites=1000)}, "planner.num_elites: expected 1 to num_samples"),
         ({"window": 1}, "window: expected at least 2"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, says):
     with pytest.raises(ConfigError, match=says):
-        check(Config(**(TINY | settings)))
+        Config(**(TINY | settings)).check()
 
 
 def test_a_checkpoint_of_something_else_is_refused(phases, tmp_path):

@@ -92,7 +92,7 @@ def test_a_stopped_run_resumes_to_the_same_curve(model: str, tmp_path: Path) -> 
         (["digits", "num_elites=500"], "num_elites: expected 1 to num_samples; got 500"),
         (["multilabel", "num_drawn=60"], "num_drawn: expected 2 to num_labels; got 60"),
         (["set-valued", "curves=[circle]"], "curves: expected some of root, spiral; got ['circle']"),
-        (["set-valued", "noise=0"], "noise: expected a positive number up to 0.1; got 0"),
+        (["set-valued", "noise=0"], "noise: expected above 0 and at most 0.1; got 0"),
         (["set-valued", "weight_decay=-1"], "weight_decay: expected at least 0; got -1"),
         (["set-valued", "sed=1"], "no setting 'sed'; did you mean 'seed'?"),
     ],

@@ -93,6 +93,6 @@ def test_the_table_names_what_a_seed_reached_and_what_half_of_them_did_not():
     row = {"seeds": 2, "updates": 10, "seconds_per_update": 0.1, "seconds_to_reach": [0.5, 0.7], "mse": {"2": [1, 3]}}
     row |= {"mse_deployed": [1, 3], "valley_to_target": [0.1, 0.3], "prediction_to_minimum": [0.0, 0.0]}
     short = row | {"seconds_to_reach": [0.5, None], "mse": {"4": [1, 3]}}
-    text = study.table({"a": row, "b": short}, "command").splitlines()
+    text = study.table({"a": row, "b": short}).splitlines()
     assert text[-2] == "| a | 2 | 10 | 100.0 | 1 | 1 | 2.0e+00 |  | 3.0e+00 | 0.200 | 0.000 |"
     assert text[-1] == "| b | 2 | 10 | 100.0 | 1 | not reached |  | 2.0e+00 | 3.0e+00 | 0.200 | 0.000 |"

@@ -1,6 +1,7 @@
 """Differentiable control: plan by sampling through a model, and learn model, cost and decoder through the plan."""
 
 from dcem.control import systems
+from dcem.control.closed_loop import closed_loop
 from dcem.control.compiled import Compiled
 from dcem.control.cost_planner import CostPlanner
 from dcem.control.model import Model
@@ -23,6 +24,7 @@ __all__ = [
     "Plan",
     "WarmStart",
     "WorstCase",
+    "closed_loop",
     "rollout",
     "run",
     "systems",

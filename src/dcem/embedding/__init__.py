@@ -1,6 +1,7 @@
 """Optimise over a small latent variable, decode it, and learn the decoder through the solve."""
 
 from dcem.embedding.decoder import Decoder
+from dcem.embedding.linear import LinearDecoder
 from dcem.embedding.mlp import MLPDecoder
 from dcem.embedding.objective import embed
 from dcem.embedding.recurrent import RecurrentDecoder
@@ -10,6 +11,7 @@ from dcem.embedding.training import DecoderStep, decoder_step
 __all__ = [
     "Decoder",
     "DecoderStep",
+    "LinearDecoder",
     "MLPDecoder",
     "RecurrentDecoder",
     "SplineDecoder",

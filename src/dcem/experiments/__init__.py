@@ -1,8 +1,7 @@
 """The paper's experiments and ours, behind the `dcem` command.
 
-An experiment is a module with `Config` (a dataclass for Hydra), `GROUPS` (its config groups),
-`check(config)`, which raises `ConfigError` for settings that make no sense, and `main(config, run)`, which
-returns the final metrics.
+An experiment is a module with `Config`, a subclass of :class:`~dcem.experiments.harness.settings.Settings`, and
+`main(config, run)`, which returns the final metrics; and with `GROUPS` where it has config groups for Hydra.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS = {
     "demo": Experiment(
         "dcem.experiments.regression.demo",
-        "the talk's point in under four minutes: short regressions by DCEM and by gradient descent",
+        "the talk's point in about a minute: short regressions by DCEM and by gradient descent",
     ),
     "regression": Experiment(
         "dcem.experiments.regression", "learn y = x sin x as the minimiser of an energy (ICML 2020, section 5.1)"

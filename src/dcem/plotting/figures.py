@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from dcem.plotting.intervals import student
+
 __all__ = [
     "COLOURS",
     "Panel",
@@ -107,13 +109,22 @@ def by_seconds(
 
 
 def error_by_iterations(
-    errors: Mapping[str, Sequence[Mapping[int, float]]], trained_at: int, ylabel: str = "mean squared error"
+    errors: Mapping[str, Sequence[Mapping[int, float]]],
+    trained_at: int | Mapping[str, int],
+    ylabel: str = "mean squared error",
 ) -> Figure:
-    """The error of solves with other numbers of inner iterations than the energy was trained with."""
+    """The error of solves with other numbers of inner iterations than the energy was trained with: one number for all
+    labels, or one for each.
+    """
     figure, axis = _one(xlabel="inner iterations at test time", ylabel=ylabel, yscale="log")
-    axis.axvline(trained_at, color="0.6", linestyle=":", label=f"trained with {trained_at}")
+    own = trained_at if isinstance(trained_at, Mapping) else {}
+    for of_all in [] if isinstance(trained_at, Mapping) else [trained_at]:
+        axis.axvline(of_all, color="0.6", linestyle=":", label=f"trained with {of_all}")
     for i, (label, seeds) in enumerate(errors.items()):
         iterations = sorted(seeds[0])
+        if label in own:
+            colour = COLOURS[i % len(COLOURS)]
+            axis.axvline(own[label], color=colour, linestyle=":", label=f"trained with {own[label]}: {label}")
         _band(axis, iterations, [[seed[t] for t in iterations] for seed in seeds], label, i, MARKERS[i % len(MARKERS)])
     columns = 2 if max(map(len, errors)) < 25 else 1
     figure.set_figheight(4 + 0.2 * (len(errors) + 2 if columns == 1 else 0))
@@ -125,7 +136,7 @@ def error_by_iterations(
 
 
 def predictions_by_iterations(
-    x: Tensor, target: Tensor, predictions: Mapping[str, Mapping[int, Tensor]], trained_at: int
+    x: Tensor, target: Tensor, predictions: Mapping[str, Mapping[int, Tensor]], trained_at: int | Mapping[str, int]
 ) -> Figure:
     """The predicted curves after different numbers of inner iterations, a panel a label."""
     figure, axes = _panels(len(predictions))
@@ -134,7 +145,8 @@ def predictions_by_iterations(
         axis.plot(x.numpy(), target.numpy(), color="black", linewidth=4, alpha=0.25, label="target")
         styles = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
         for i, (iterations, curve) in enumerate(curves.items()):
-            trained = " (trained)" if iterations == trained_at else ""
+            own = trained_at[label] if isinstance(trained_at, Mapping) else trained_at
+            trained = " (trained)" if iterations == own else ""
             style: Any = {"color": COLOURS[i % 6], "linestyle": styles[i % 6]}
             axis.plot(x.numpy(), curve.numpy(), label=f"{iterations} iterations{trained}", **style)
         axis.set(title=textwrap.fill(label, 42), xlim=(float(x[0]), float(x[-1])))
@@ -235,7 +247,7 @@ def _band(
     logs = np.log(np.maximum(np.asarray(values, dtype=float), 1e-30))
     mean, colour = logs.mean(0), COLOURS[i % len(COLOURS)]
     if len(values) > 1:
-        half = _student(len(values) - 1) * logs.std(0, ddof=1) / math.sqrt(len(values))
+        half = student(len(values) - 1) * logs.std(0, ddof=1) / math.sqrt(len(values))
         low, high = (np.exp(np.clip(mean + side, -200, 200)) for side in (-half, half))  # losses of 0 among others
         axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     axis.plot(x, np.exp(mean), color=colour, linestyle="--" if i % 2 else "-", marker=marker, label=label)
@@ -245,9 +257,3 @@ def _note(runs: Mapping[str, Sequence[Any]]) -> str | None:
     """A legend's title: what the lines and bands are, where there are several seeds."""
     counts = sorted({len(seeds) for seeds in runs.values()})
     return None if counts[-1] == 1 else f"{' or '.join(map(str, counts))} seeds: mean and 95 % band"
-
-
-def _student(freedom: int) -> float:
-    """97.5 % quantile of Student's t."""
-    table = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-    return table[freedom - 1] if freedom <= len(table) else 1.96 + 2.5 / freedom

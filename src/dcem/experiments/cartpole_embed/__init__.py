@@ -5,7 +5,7 @@ better forces than the cross-entropy method finds with 1000 samples in the space
 are used: the gradient of the cost reached flows through the search, which is differentiable at a temperature above 0.
 """
 
-from dcem.experiments.cartpole_embed.settings import GROUPS, Config, check
+from dcem.experiments.cartpole_embed.settings import Config
 from dcem.experiments.cartpole_embed.training import main
 
-__all__ = ["GROUPS", "Config", "check", "main"]
+__all__ = ["Config", "main"]

@@ -11,19 +11,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dcem.plotting import COLOURS
+from dcem.plotting.intervals import interval
 
 Curve = Sequence[tuple[int, float]]
 """Updates and costs of a run."""
 STYLES = ("-", "--", ":")
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of the 95 % confidence interval, by Student's t; NaN for one value."""
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    quantile = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)[min(n - 2, 9)]
-    return float(np.mean(values)), quantile * float(np.std(values, ddof=1)) / math.sqrt(n)
 
 
 def convergence(

@@ -2,102 +2,84 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import dcem
 from dcem.experiments import ConfigError
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness import settings
+from dcem.experiments.harness.settings import Settings, count, positive, require, setting
 
+VALIDATION_SEED, TEST_SEED = 20, 1000
+"""The expert's mean cost depends on the states by ±0.6. Of the seeds 0 to 23 this one comes closest to the expert's
+-9.17 on another set of 100, so that costs compare; it was chosen by the expert alone, before any training."""
 SELECTIONS = ("soft", "hard")
 
 
 @dataclass
-class Config:
-    """Settings of `dcem cartpole-embed`."""
-
-    latent: int = 8
-    temperature: float = 1.0
-    """0: a hard selection in training, and a gradient that does not go through the search."""
-    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
-    num_samples: int = 100
-    num_elites: int = 10
-    num_iterations: int = 10
-    init_std: float = 0.5
-    answer: str = "mean"
-    """Whose cost is lowered: that of the search's `mean`, or of its `best` sample."""
-    num_updates: int = 400
-    batch_size: int = 16
-    """Initial states an update."""
-    lr: float = 1e-3
-    """Its peak: it rises over a tenth of the updates and falls along a cosine."""
-    grad_clip: float = 1.0
-    precision: str = "bfloat16"
-    """Of the decoder's products in training, `bfloat16` or `float32`; evaluations are in float32."""
-    compile: bool = False
-    """Compile the rollouts in training: a minute once, also in a sweep, for a third less an update."""
-    eval_every: int = 50
-    checkpoint_every: int = 50
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
-
-
-GROUPS: dict[str, dict[str, Any]] = {}
-
-
-class Search(NamedTuple):
+class Search(settings.Search):
     """How a plan is searched for."""
 
-    num_samples: int
-    num_elites: int
-    num_iterations: int
     init_std: float = 0.5
     temperature: float = 0.0
     answer: str = "mean"
 
+    def but(self, **changes: Any) -> Search:
+        """The same, but for these."""
+        return replace(self, **changes)
+
+    def solver(self) -> dcem.CEM:
+        """The cross-entropy method, with a hard selection at temperature 0."""
+        selection = dcem.LML(self.temperature) if self.temperature > 0 else dcem.HardTopK()
+        return dcem.CEM(self.num_samples, self.num_elites, selection, init_std=self.init_std)
+
+    def __str__(self) -> str:
+        return f"{self.num_samples} × {self.num_iterations}, {self.num_elites} elites, {self.answer}"
+
+
+@dataclass
+class Config(Settings):
+    """Settings of `dcem cartpole-embed`."""
+
+    latent: int = count(8)
+    temperature: float = setting(1.0, at_least=0)
+    """0: a hard selection in training, and a gradient that does not go through the search."""
+    hidden: list[int] = count([256, 256, 256])
+    num_samples: int = count(100)
+    num_elites: int = count(10)
+    num_iterations: int = count(10)
+    init_std: float = positive(0.5)
+    answer: str = setting("mean", among=("mean", "best"))
+    """Whose cost is lowered: that of the search's `mean`, or of its `best` sample."""
+    num_updates: int = count(400)
+    batch_size: int = count(16)
+    """Initial states an update."""
+    lr: float = positive(1e-3)
+    """Its peak: it rises over a tenth of the updates and falls along a cosine."""
+    grad_clip: float = positive(1.0)
+    precision: str = setting("bfloat16", among=("bfloat16", "float32"))
+    """Of the decoder's products in training, `bfloat16` or `float32`; evaluations are in float32."""
+    compile: bool = False
+    """Compile the rollouts in training: a minute once, also in a sweep, for a third less an update."""
+    eval_every: int = count(50)
+    checkpoint_every: int = count(50)
+
+    def check(self) -> None:
+        super().check()
+        require(self.seed not in (VALIDATION_SEED, TEST_SEED), "seed", "none of a set of validation or test", self.seed)
+        try:
+            self.search.solver()
+        except (ValueError, TypeError) as error:
+            raise ConfigError(str(error)) from None
+
     @property
-    def num_trajectories(self) -> int:
-        """Evaluated in a solve."""
-        return self.num_samples * self.num_iterations
+    def search(self) -> Search:
+        """The search as in training."""
+        return Search(
+            self.num_samples, self.num_elites, self.num_iterations, self.init_std, self.temperature, self.answer
+        )
 
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    counts = ("latent", "num_updates", "batch_size", "num_iterations", "eval_every", "checkpoint_every", "threads")
-    for key in counts:
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
-    require(config.temperature >= 0, "temperature", "0 or above", config.temperature)
-    require(bool(config.hidden) and min(config.hidden) >= 1, "hidden", "positive widths", config.hidden)
-    require(config.init_std > 0, "init_std", "a positive number", config.init_std)
-    require(config.lr > 0, "lr", "a positive number", config.lr)
-    require(config.grad_clip > 0, "grad_clip", "a positive number", config.grad_clip)
-    require(config.answer in ("mean", "best"), "answer", "mean or best", config.answer)
-    require(config.precision in ("bfloat16", "float32"), "precision", "bfloat16 or float32", config.precision)
-    try:
-        solver(trained_search(config))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from None
-
-
-def trained_search(config: Config) -> Search:
-    """The search as in training."""
-    return Search(
-        config.num_samples,
-        config.num_elites,
-        config.num_iterations,
-        config.init_std,
-        config.temperature,
-        config.answer,
-    )
-
-
-def trajectories_an_update(config: Config) -> int:
-    """Evaluated for all the initial states of an update."""
-    return config.batch_size * trained_search(config).num_trajectories
-
-
-def solver(search: Search) -> dcem.CEM:
-    """The cross-entropy method of a search."""
-    selection = dcem.LML(search.temperature) if search.temperature > 0 else dcem.HardTopK()
-    return dcem.CEM(search.num_samples, search.num_elites, selection, init_std=search.init_std)
+    @property
+    def trajectories_an_update(self) -> int:
+        """Evaluated for all the initial states of an update."""
+        return self.batch_size * self.search.num_trajectories

@@ -8,29 +8,25 @@ states and on a thousand others.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from dcem.control import MPC, rollout
 from dcem.embedding import MLPDecoder
-from dcem.experiments import ConfigError
 from dcem.experiments.cartpole_embed import figures, settings, task
-from dcem.experiments.cartpole_embed.figures import Landscape, interval
-from dcem.experiments.cartpole_embed.settings import SELECTIONS, Search
+from dcem.experiments.cartpole_embed.figures import Landscape
+from dcem.experiments.cartpole_embed.settings import SELECTIONS, TEST_SEED, Search
 from dcem.experiments.cartpole_embed.task import EXPERT, HORIZON, SYSTEM, embedded, full, plan
-from dcem.experiments.harness.run import CHECKPOINT, SUMMARY, Run
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness.reading import checkpoint_of, finished_runs
+from dcem.experiments.harness.report import interval, markdown, plus_minus, write_table
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.settings import Settings, count
 
-GROUPS: dict[str, dict[str, Any]] = {}
-TEST_SEED = 1000
 PAPER = {
     2: {1.0: 1.08, 0.1: 1.05, 0.0: 1.09},
     8: {1.0: 1.18, 0.1: 0.80, 0.0: 0.89},
@@ -39,7 +35,7 @@ PAPER = {
 """The paper's improvement factors by latent size and temperature, of its best models, read off a plot."""
 FULL_SEARCHES = (
     EXPERT,
-    EXPERT._replace(num_elites=10),
+    EXPERT.but(num_elites=10),
     Search(num_samples=100, num_elites=10, num_iterations=10, init_std=50.0),
 )
 SEARCHES = (
@@ -63,15 +59,16 @@ ITERATIONS_SHOWN = (0, 3, 6, 9)
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem cartpole-embed-study`."""
 
     runs: str = "runs/cartpole-embed"
-    num_test: int = 1000
+    num_test: int = count(1000)
     """States of the test beside the validation states."""
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
+
+    def check(self) -> None:
+        super().check()
+        finished_runs(self.runs)
 
 
 class Trained(NamedTuple):
@@ -82,36 +79,26 @@ class Trained(NamedTuple):
     records: list[dict[str, Any]]
 
 
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    require(Path(config.runs).is_dir(), "runs", "a folder of run folders", config.runs)
-    require(config.num_test >= 1, "num_test", "at least 1", config.num_test)
-
-
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the tables; returns what is in them."""
     groups: dict[tuple[float | str, ...], list[Trained]] = {}
-    for path in sorted(Path(config.runs).rglob(CHECKPOINT)):
-        if not (path.parent / SUMMARY).exists():
-            run.say(f"{path.parent} is not finished: left out")
-            continue
-        trained = load(path.parent)
-        groups.setdefault(_order(trained.config), []).append(trained)
-    if not groups:
-        raise ConfigError(f"runs: expected folders of finished runs, got none in {config.runs}")
+    for found in finished_runs(config.runs):
+        decoder = task.build(of := settings.Config(**found.settings))
+        decoder.load_state_dict(checkpoint_of(found.folder)["tracked"]["decoder"])
+        groups.setdefault(_order(of), []).append(Trained(of, decoder, found.records))
     ordered = [groups[key] for key in sorted(groups)]
     states, test = task.validation_states(), task.validation_states(config.num_test, TEST_SEED)
     expert = mean_cost(full(EXPERT), states)
     rows = [row(group, states, expert) for group in ordered]
     bests: dict[int, Trained] = {}
     for trained in sorted((t for group in ordered for t in group), key=final_cost):
-        bests.setdefault(settings.trained_search(trained.config).num_trajectories, trained)
+        bests.setdefault(trained.config.search.num_trajectories, trained)
     for budget, best in bests.items():
         weights = {name: tensor.half() for name, tensor in best.decoder.state_dict().items()}
         torch.save(weights, run.folder / f"decoder-{budget}.pt")
         best.decoder.load_state_dict(weights)
     searches = [
-        {"over": over, "search": _search(search), "trajectories": search.num_trajectories, "num_test": len(test),
+        {"over": over, "search": str(search), "trajectories": search.num_trajectories, "num_test": len(test),
          "validation": mean_cost(controller, states), "test": mean_cost(controller, test)}
         for over, search, controller in [
             *(("forces", search, full(search)) for search in FULL_SEARCHES),
@@ -119,25 +106,11 @@ def main(config: Config, run: Run) -> dict[str, Any]:
               for budget, best in sorted(bests.items(), reverse=True) for search in SEARCHES),
         ]
     ]  # fmt: skip
-    text = tables(rows, searches, bests, f"dcem cartpole-embed-study runs={config.runs}")
-    (run.folder / "table.md").write_text(text, "utf-8")
-    run.say(text)
+    write_table(run, tables(rows, searches, bests))
     draw(ordered, bests[max(bests)], expert, states, run)
     results = {"expert": expert, "rows": rows, "searches": searches}
     run.finish(**results)
     return results
-
-
-def load(folder: Path) -> Trained:
-    """The trained decoder of a run folder."""
-    plain = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(plain, dict)
-    config = settings.Config(**{str(key): value for key, value in plain.items()})
-    state = torch.load(folder / CHECKPOINT, weights_only=True)
-    decoder = task.build(config)
-    decoder.load_state_dict(state["tracked"]["decoder"])
-    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    return Trained(config, decoder, [json.loads(line) for line in lines])
 
 
 def final_cost(trained: Trained) -> float:
@@ -147,7 +120,7 @@ def final_cost(trained: Trained) -> float:
 
 def _order(config: settings.Config) -> tuple[float | str, ...]:
     """What makes a row, in the table's order."""
-    search = settings.trained_search(config)
+    search = config.search
     return (-search.num_trajectories, config.answer != "mean", config.num_updates, config.latent, -config.temperature,
             config.num_samples, config.num_elites, config.batch_size)  # fmt: skip
 
@@ -160,7 +133,7 @@ def mean_cost(controller: MPC, states: Tensor) -> float:
 def row(group: Sequence[Trained], states: Tensor, expert: float) -> dict[str, Any]:
     """Costs and improvement factors at the end of training, a number a seed."""
     config = group[0].config
-    search = settings.trained_search(config)
+    search = config.search
     as_paper = search == Search(100, 10, 10, temperature=config.temperature)
     costs = {f"cost_{name}": [trained.records[-1][f"cost_{name}"] for trained in group] for name in SELECTIONS}
     costs["cost_deployed"] = [mean_cost(embedded(trained.decoder, DEPLOYED), states) for trained in group]
@@ -168,7 +141,7 @@ def row(group: Sequence[Trained], states: Tensor, expert: float) -> dict[str, An
     return {
         "latent": config.latent,
         "temperature": config.temperature,
-        "search": _search(search),
+        "search": str(search),
         "updates": config.num_updates,
         "batch_size": config.batch_size,
         "seeds": len(group),
@@ -178,57 +151,44 @@ def row(group: Sequence[Trained], states: Tensor, expert: float) -> dict[str, An
     }
 
 
-def _search(search: Search) -> str:
-    return f"{search.num_samples} × {search.num_iterations}, {search.num_elites} elites, {search.answer}"
-
-
-def tables(rows: list[dict[str, Any]], searches: list[dict[str, Any]], bests: dict[int, Trained], command: str) -> str:
+def tables(rows: list[dict[str, Any]], searches: list[dict[str, Any]], bests: dict[int, Trained]) -> str:
     """Both tables as Markdown."""
     expert = searches[0]
-    lines = [
+    note = (
         f"Mean cost of {task.NUM_VALIDATION} validation states over seeds, ± 95 % interval. The expert, CEM "
         f"over the forces with {EXPERT.num_trajectories} trajectories a solve, reaches {expert['validation']:.2f}; "
         "factor: cost over the expert's. Search: samples × iterations, elites, and whether the mean or the best sample "
         "is the answer. soft: the selection of the training; hard: the same decoder with a hard one; deployed: with "
-        f"{_search(DEPLOYED)}, and hard. best: of the seeds, soft or hard. paper: of its best models, read off a plot. "
-        f"Made by `{command}`.",
-        "",
-        "| latent | τ | search | updates | seeds | cost, soft | cost, hard | cost, deployed | factor, soft "
-        "| factor, hard | factor, deployed | best | paper |",
-        "| " + " | ".join(["---"] * 13) + " |",
-    ]
+        f"{DEPLOYED}, and hard. best: of the seeds, soft or hard. paper: of its best models, read off a plot."
+    )
+    head = ["latent", "τ", "search", "updates", "seeds"]
+    head += [f"{what}, {kind}" for what in ("cost", "factor") for kind in KINDS] + ["best", "paper"]
+    cells = []
     for r in rows:
-        numbers = [_with_interval(r[f"{what}_{name}"]) for what in ("cost", "factor") for name in KINDS]
+        numbers = [plus_minus(interval(r[f"{what}_{name}"]), ".2f") for what in ("cost", "factor") for name in KINDS]
         top = max(r["factor_soft"] + r["factor_hard"])
         paper = "" if r["factor_paper"] is None else f"{r['factor_paper']:.2f}"
         updates = f"{r['updates']} of {r['batch_size']}"
-        cells = [str(r["latent"]), f"{r['temperature']:g}", r["search"], updates, str(r["seeds"]), *numbers]
-        lines.append("| " + " | ".join([*cells, f"{top:.2f}", paper]) + " |")
-    lines += ["", "The best decoders, with weights rounded to half precision and a hard selection, in other searches:"]
+        first = [str(r["latent"]), f"{r['temperature']:g}", r["search"], updates, str(r["seeds"])]
+        cells.append([*first, *numbers, f"{top:.2f}", paper])
+    lines = [note, "", markdown(head, cells)]
+    lines += ["The best decoders, with weights rounded to half precision and a hard selection, in other searches:"]
     for budget, best in sorted(bests.items(), reverse=True):
         c = best.config
         lines.append(
             f"- `decoder-{budget}`: latent {c.latent}, τ = {c.temperature:g}, "
-            f"{_search(settings.trained_search(c))}, {c.num_updates} updates of {c.batch_size}, seed {c.seed}"
+            f"{c.search}, {c.num_updates} updates of {c.batch_size}, seed {c.seed}"
         )
     lines += [
         "",
-        f"test: {searches[0]['num_test']} states that nothing was chosen by; factor: over the expert's cost there.",
-        "",
-        "| search over | search | trajectories | validation | factor | test | factor |",
-        "| " + " | ".join(["---"] * 7) + " |",
+        f"test: {expert['num_test']} states that nothing was chosen by; factor: over the expert's cost there.",
     ]
+    cells = []
     for s in searches:
-        cells = [s["over"], s["search"], str(s["trajectories"])]
-        for states in ("validation", "test"):
-            cells += [f"{s[states]:.2f}", f"{s[states] / expert[states]:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _with_interval(values: Sequence[float]) -> str:
-    mean, half = interval(values)
-    return f"{mean:.2f}" if math.isnan(half) else f"{mean:.2f} ± {half:.2f}"
+        costs = [number for of in ("validation", "test") for number in (s[of], s[of] / expert[of])]
+        cells.append([s["over"], s["search"], str(s["trajectories"]), *(f"{cost:.2f}" for cost in costs)])
+    head = ["search over", "search", "trajectories", "validation", "factor", "test", "factor"]
+    return "\n".join([*lines, "", markdown(head, cells, text_columns=2)])
 
 
 def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, states: Tensor, run: Run) -> None:
@@ -243,7 +203,7 @@ def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, stat
             ]
             title = f"latent {config.latent}, {name} selection"
             panels.setdefault(title, {})[f"trained with τ = {config.temperature:g}"] = curves
-    trajectories = settings.trajectories_an_update(grid[0][0].config)
+    trajectories = grid[0][0].config.trajectories_an_update
     figure = figures.convergence(panels, expert, trajectories, rows=len(SELECTIONS))
     run.figure("convergence", figure)
     flat = [trained for group in groups for trained in group if trained.config.latent == 2]
@@ -287,7 +247,7 @@ def landscape(trained: Trained, state: Tensor, num: int = 101) -> Landscape:
     actions = trained.decoder(torch.cartesian_prod(grid, grid))
     path = follow(state, actions)
     cost = SYSTEM.cost(path[:, :HORIZON], actions).sum(-1).reshape(num, num)
-    search = settings.trained_search(trained.config)._replace(temperature=0.0)
+    search = trained.config.search.but(temperature=0.0)
     made = plan(embedded(trained.decoder, search), state, record=True)
     passed = [iteration.distribution for iteration in made.solution.history]
     means = torch.stack([torch.zeros(2), *(d.mean for d in passed)])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from dcem.embedding import MLPDecoder
-from dcem.experiments.cartpole_embed.settings import SELECTIONS, Config, trained_search, trajectories_an_update
+from dcem.experiments.cartpole_embed.figures import convergence
+from dcem.experiments.cartpole_embed.settings import SELECTIONS, Config
 from dcem.experiments.cartpole_embed.task import (
     COMPILED,
     EXPERT,
@@ -19,7 +19,8 @@ from dcem.experiments.cartpole_embed.task import (
     validation_states,
 )
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import Schedule, choose_device
+from dcem.experiments.harness.settings import choose_device
+from dcem.experiments.harness.training import Schedule, descend, training_loop
 
 
 def main(config: Config, run: Run) -> dict[str, float]:
@@ -39,33 +40,32 @@ def train(config: Config, run: Run) -> MLPDecoder:
     device = choose_device(config.device)
     decoder = build(config).to(device)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=config.lr)
-    schedule = Schedule(optimizer, "cosine", config.num_updates, patience=1)
+    schedule = Schedule(optimizer, config.num_updates)
     generator = torch.Generator(device).manual_seed(config.seed)
     run.track(decoder=decoder, optimizer=optimizer, schedule=schedule, generator=generator)
     dynamics = COMPILED if config.compile else SYSTEM
-    controller = embedded(decoder, trained_search(config), dynamics=dynamics).to(device)
+    controller = embedded(decoder, config.search, dynamics=dynamics).to(device)
     states = validation_states().to(device)
-    if run.step == 0:
-        run.log(0, **evaluate(decoder, config, states), seconds=0.0)
-    for step in run.steps(config.num_updates, config.checkpoint_every):
+
+    def update(step: int) -> float:
         initial = SYSTEM.sample_states(config.batch_size, generator=generator, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             loss = controller(initial, generator=generator).cost.mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), config.grad_clip)
-        optimizer.step()
-        schedule.step()
-        if step % config.eval_every == 0 or step == config.num_updates:
-            run.log(step, loss=loss.item(), **evaluate(decoder, config, states), seconds=run.elapsed, lr=schedule.lr)
+        return descend(optimizer, loss, config.grad_clip)
+
+    def evaluation(step: int, **values: float) -> None:
+        run.log(step, **values, **evaluate(decoder, config, states), seconds=run.elapsed if step else 0.0)
+
+    training_loop(
+        run, config.num_updates, update, evaluation, schedule,
+        eval_every=config.eval_every, checkpoint_every=config.checkpoint_every,
+    )  # fmt: skip
     return decoder
 
 
 def draw(config: Config, run: Run, expert: float) -> None:
     """The run's figure."""
-    from dcem.experiments.cartpole_embed.figures import convergence
-
     records = run.records()
     of = {f"{name} selection": [[(r["step"], r[f"cost_{name}"]) for r in records]] for name in SELECTIONS}
     title = f"latent {config.latent}, τ = {config.temperature:g}"
-    run.figure("convergence", convergence({title: of}, expert, trajectories_an_update(config)))
+    run.figure("convergence", convergence({title: of}, expert, config.trajectories_an_update))

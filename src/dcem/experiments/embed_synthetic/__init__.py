@@ -5,7 +5,7 @@ objective is seen. Full-space CEM and iCEM search all `N` numbers. The embedding
 the principal components of the true solutions, and a decoder learned with `dcem.embedding.decoder_step`.
 """
 
-from dcem.experiments.embed_synthetic.settings import GROUPS, Config, check
+from dcem.experiments.embed_synthetic.settings import Config
 from dcem.experiments.embed_synthetic.training import main
 
-__all__ = ["GROUPS", "Config", "check", "main"]
+__all__ = ["Config", "main"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,9 +10,9 @@ from torch import Tensor
 
 import dcem
 from dcem.embedding import MLPDecoder, embed
-from dcem.experiments.embed_synthetic.settings import BOX, Config, Search
+from dcem.experiments.embed_synthetic.settings import BOX
 from dcem.experiments.embed_synthetic.task import Problems
-from dcem.experiments.harness.training import choose_device
+from dcem.experiments.harness.settings import Search
 
 LABELS = {
     "cem": "full-space CEM",
@@ -59,23 +58,6 @@ def search(
         callback=note,
     )
     return curve, solution.x
-
-
-def random_embedding(config: Config, size: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A random linear map, clipped to the box (REMBO: Wang et al., IJCAI 2013), with the spread of the solutions."""
-    matrix = torch.randn(config.latent_size, size, generator=generator) * (0.5 / math.sqrt(config.latent_size))
-    matrix = matrix.to(choose_device(config.device))
-    return lambda z: (0.5 + z @ matrix).clamp(0, 1)
-
-
-def principal_components(config: Config, solutions: Tensor) -> Callable[[Tensor], Tensor]:
-    """The linear map that fits given solutions best; the box is two standard deviations wide on either side."""
-    mean = solutions.mean(0)
-    _, scale, directions = torch.linalg.svd(solutions - mean, full_matrices=False)
-    kept = min(config.latent_size, len(scale))
-    matrix = solutions.new_zeros(config.latent_size, solutions.shape[1])
-    matrix[:kept] = 2 * scale[:kept, None] / math.sqrt(len(solutions) - 1 or 1) * directions[:kept]
-    return lambda z: (mean + z @ matrix).clamp(0, 1)
 
 
 def needed(curve: Curve, cost: float) -> float | None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from dcem.experiments.embed_synthetic.methods import LABELS, Part, saved
 from dcem.experiments.embed_synthetic.settings import Config
+from dcem.experiments.harness.report import deviation, markdown, plus_minus
+
+GAINS = (
+    "N", "evaluations to CEM's final cost, learned", "CEM", "factor", "CEM to learned's final cost, factor",
+    "iCEM's final cost, factor", "training, s", "paid back after, problems",
+)  # fmt: skip
 
 
 def summary(config: Config, parts: dict[int, list[Part]]) -> dict[str, Any]:
@@ -29,13 +33,9 @@ def summary(config: Config, parts: dict[int, list[Part]]) -> dict[str, Any]:
 
 def table(config: Config, metrics: dict[str, Any]) -> str:
     """Markdown: final costs, then what was saved and what the training cost."""
-    cost = "| N | " + " | ".join(LABELS.values()) + " |\n|---:|" + "---:|" * len(LABELS) + "\n"
-    gain = (
-        "| N | evaluations to CEM's final cost, learned | CEM | factor | CEM to learned's final cost, factor | iCEM's "
-        "final cost, factor | training, s | paid back after, problems |\n|---:|" + "---:|" * 7 + "\n"
-    )
+    costs, gains = [], []
     for size, of in metrics["sizes"].items():
-        cost += f"| {size} | " + " | ".join(_mean(values, ".2e") for values in of["final_cost"].values()) + " |\n"
+        costs.append([str(size), *(_mean(values, ".2e") for values in of["final_cost"].values())])
         cem, icem = of["vs_cem"], of["vs_icem"]
         reached = all(s["rival_gets_there"] for s in cem)
         cells = [
@@ -47,7 +47,9 @@ def table(config: Config, metrics: dict[str, Any]) -> str:
             _mean(of["training_seconds"], ".0f"),
             ("" if reached else "< ") + _mean([_paid_back(metrics["training_evaluations"], s) for s in cem], ".0f"),
         ]
-        gain += f"| {size} | " + " | ".join(cells) + " |\n"
+        gains.append([str(size), *cells])
+    cost = markdown(["N", *LABELS.values()], costs, text_columns=0)
+    gain = markdown(GAINS, gains, text_columns=0)
     budget = metrics["sizes"][config.sizes[0]]["evaluations"]
     note = (
         f"Means over {config.num_seeds} seeds (± standard deviation); costs are means over {config.num_test} unseen "
@@ -66,8 +68,4 @@ def _paid_back(training: int, saving: dict[str, Any]) -> float | None:
 
 
 def _mean(values: list[Any], form: str) -> str:
-    if any(value is None for value in values):
-        return "–"
-    tensor = torch.tensor(values, dtype=torch.float64)
-    spread = float(tensor.std()) if len(values) > 1 else 0.0
-    return f"{float(tensor.mean()):{form}}" + (f" ± {spread:{form}}" if spread > 0 else "")
+    return "–" if any(value is None for value in values) else plus_minus(deviation(values), form)

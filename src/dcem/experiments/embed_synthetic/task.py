@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcem.experiments.embed_synthetic.settings import Config
-from dcem.experiments.harness.training import choose_device
+from dcem.experiments.embed_synthetic.settings import TEST_SEED, Config
+from dcem.experiments.harness.settings import choose_device
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Problems:
 
     config: Config
     hidden: Tensor
-    """`c`, `(n, 2)`: what nobody is told."""
+    """`c`, `(n, 2)`: not seen by any method."""
     solution: Tensor
     """`(n, size)`, of value 0."""
 
@@ -46,4 +46,4 @@ class Problems:
 
 def test_problems(config: Config, size: int, seed: int) -> Problems:
     """Problems that no decoder has seen."""
-    return Problems.draw(config, config.num_test, size, torch.Generator().manual_seed(1_000_000 + seed))
+    return Problems.draw(config, config.num_test, size, torch.Generator().manual_seed(TEST_SEED + seed))

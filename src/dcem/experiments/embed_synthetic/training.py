@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 import dcem
-from dcem.embedding import MLPDecoder, decoder_step
+from dcem.embedding import LinearDecoder, MLPDecoder, decoder_step
 from dcem.experiments.embed_synthetic import figures
-from dcem.experiments.embed_synthetic.methods import LABELS, Part, principal_components, random_embedding, search
+from dcem.experiments.embed_synthetic.methods import LABELS, Part, search
 from dcem.experiments.embed_synthetic.report import summary, table
 from dcem.experiments.embed_synthetic.settings import BOX, LATENT_STD, Config
 from dcem.experiments.embed_synthetic.task import Problems, test_problems
-from dcem.experiments.harness.run import SUMMARY, Run
-from dcem.experiments.harness.training import Schedule, choose_device
-
-
-class _Spent:
-    """Processor seconds spent in updates, those before a resume included."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.seconds = state["seconds"]
+from dcem.experiments.harness.report import write_table
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.settings import choose_device
+from dcem.experiments.harness.training import Clock, Schedule, training_loop
 
 
 def train(config: Config, size: int, seed: int, run: Run) -> tuple[MLPDecoder, Problems, float]:
@@ -42,36 +27,32 @@ def train(config: Config, size: int, seed: int, run: Run) -> tuple[MLPDecoder, P
     torch.manual_seed(seed)
     decoder = MLPDecoder(config.latent_size, size, config.hidden, bounds=(0, 1), activation=nn.SiLU).to(device)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=config.lr)
-    schedule = Schedule(optimizer, "cosine", config.num_updates, 0)
+    schedule = Schedule(optimizer, config.num_updates)
     solver = dcem.CEM(config.num_samples, config.num_elites, dcem.LML(config.temperature), init_std=LATENT_STD)
-    generator, spent = torch.Generator(device).manual_seed(seed), _Spent()
+    generator, spent = torch.Generator(device).manual_seed(seed), Clock()
     run.track(decoder=decoder, optimizer=optimizer, schedule=schedule, generator=generator, spent=spent)
-    for step in run.steps(config.num_updates, config.checkpoint_every, f"N = {size}, seed {seed}"):
-        started = time.process_time()
+
+    def update(step: int) -> float:
         chosen = torch.randperm(config.num_train, generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
-        result = decoder_step(
-            problems.some(chosen[: config.batch_size].to(device)),
-            decoder,
-            optimizer,
-            torch.zeros(config.batch_size, config.latent_size, device=device),
-            solver,
-            num_iterations=config.num_iterations,
-            bounds=BOX,
-            generator=generator,
-        )
-        schedule.step()
-        spent.seconds += time.process_time() - started
-        if step % config.checkpoint_every == 0 or step == config.num_updates:
-            run.log(step, loss=result.loss.item())
+        batch = problems.some(chosen[: config.batch_size].to(device))
+        init = torch.zeros(config.batch_size, config.latent_size, device=device)
+        return decoder_step(
+            batch, decoder, optimizer, init, solver,
+            num_iterations=config.num_iterations, bounds=BOX, generator=generator,
+        ).loss.item()  # fmt: skip
+
+    training_loop(
+        run, config.num_updates, update, lambda step, loss, **_: run.log(step, loss=loss), schedule, clock=spent,
+        eval_every=config.checkpoint_every, at_start=False, description=f"N = {size}, seed {seed}",
+    )  # fmt: skip
     return decoder, problems, spent.seconds
 
 
 def part(config: Config, size: int, seed: int, run: Run) -> Part:
     """Train, then solve the test problems with all methods; a part that is complete is read and not made again."""
     decoder, known, seconds = train(config, size, seed, run)
-    path = run.folder / SUMMARY
-    if path.exists():
-        return Part(json.loads(path.read_text("utf-8"))["metrics"]["curves"], seconds, decoder)
+    if run.finished:
+        return Part(run.metrics["curves"], seconds, decoder)
     test, device = test_problems(config, size, seed), choose_device(config.device)
     generator = torch.Generator(device).manual_seed(seed)
     full, icem, latent = (
@@ -82,9 +63,10 @@ def part(config: Config, size: int, seed: int, run: Run) -> Part:
             (config.latent, LATENT_STD, 0.0),
         )
     )
-    maps: dict[str, Callable[[Tensor], Tensor]] = {
-        "random": random_embedding(config, size, torch.Generator().manual_seed(seed)),
-        "pca": principal_components(config, known.solution),
+    centre, drawn = torch.full((size,), 0.5), torch.Generator().manual_seed(seed)
+    maps: dict[str, nn.Module] = {
+        "random": LinearDecoder.random(config.latent_size, centre, 0.5, bounds=(0, 1), generator=drawn).to(device),
+        "pca": LinearDecoder.principal_components(known.solution, config.latent_size, bounds=(0, 1)),
         "learned": decoder,
     }
     curves = {
@@ -99,21 +81,16 @@ def part(config: Config, size: int, seed: int, run: Run) -> Part:
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Every size and seed; tables, figures; returns the metrics."""
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
     parts: dict[int, list[Part]] = {}
     for size in config.sizes:
         for seed in range(config.seed, config.seed + config.num_seeds):
-            folder = run.folder / f"{size}-{seed}"
-            with Run(folder, plain, seed=seed, device=run.device, command=run.command, resume=run.resume) as one:
-                one.verbose = False
+            with run.part(f"{size}-{seed}", seed) as one:
                 done = part(config, size, seed, one)
             parts.setdefault(size, []).append(done)
             ends = "  ".join(f"{name} {curve[-1][1]:.2g}" for name, curve in done.curves.items())
             run.say(f"N = {size}, seed {seed}: final cost {ends}")
     metrics = summary(config, parts)
-    text = table(config, metrics)
-    (run.folder / "table.md").write_text(f"`{run.command}`\n\n{text}", encoding="utf-8")
-    run.say("\n" + text)
+    write_table(run, table(config, metrics))
     curves = {size: [one.curves for one in seeds] for size, seeds in parts.items()}
     run.figure("cost", figures.costs(curves, LABELS))
     run.figure("saved", figures.factors({size: of["vs_cem"] for size, of in metrics["sizes"].items()}))

@@ -6,7 +6,7 @@ return alone. Beside it: the controller as it was, the one with the true model a
 and SAC with a network from scratch.
 """
 
-from dcem.experiments.finetune.settings import GROUPS, Config, check
+from dcem.experiments.finetune.settings import Config
 from dcem.experiments.finetune.training import main
 
-__all__ = ["GROUPS", "Config", "check", "main"]
+__all__ = ["Config", "main"]

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dcem import plotting
+from dcem.experiments.harness.report import markdown
 
 Records = Mapping[str, Mapping[str, list[list[dict[str, Any]]]]]
 WITHIN = 0.05
@@ -48,25 +49,20 @@ def metrics(records: Records) -> dict[str, Any]:
 
 def table(records: Records, values: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     """Returns and steps, in Markdown."""
-    lines = [
+    text = (
         "Mean return over seeds (in brackets the worst seed) of episodes without exploration, the same initial states "
         f"for all. Goal: within {WITHIN:.0%} of the controller with the true model and cost; steps to it are those of "
-        "the first evaluation at which the mean over seeds is there.",
-    ]
+        "the first evaluation at which the mean over seeds is there.\n"
+    )
     for name, methods in values.items():
-        goal = _goal(records, name)
-        lines += ["", f"**{name}**" + ("" if goal is None else f", goal {goal:.1f}"), ""]
-        lines += [
-            "| method | environment steps | return | best evaluation | steps to the goal |",
-            "|---|---:|---:|---:|---:|",
-        ]
+        goal, rows = _goal(records, name), []
         for method, of in methods.items():
             steps = "" if of["steps_to_goal"] is None else str(of["steps_to_goal"])
-            worst = min(of["return_of_seeds"])
-            lines.append(
-                f"| {labels[method]} | {of['steps']} | {of['return']:.1f} ({worst:.1f}) | {of['best']:.1f} | {steps} |"
-            )
-    return "\n".join(lines) + "\n"
+            returned = f"{of['return']:.1f} ({min(of['return_of_seeds']):.1f})"
+            rows.append([labels[method], str(of["steps"]), returned, f"{of['best']:.1f}", steps])
+        head = ["method", "environment steps", "return", "best evaluation", "steps to the goal"]
+        text += f"\n**{name}**" + ("" if goal is None else f", goal {goal:.1f}") + "\n\n" + markdown(head, rows)
+    return text
 
 
 def draw(records: Records, labels: Mapping[str, str]) -> dict[str, Figure]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dcem.experiments.harness.settings import count, positive, setting
+
 
 @dataclass
 class PPO:
@@ -26,20 +28,20 @@ class PPO:
         eval_every: environment steps between evaluations; at least an iteration's.
     """
 
-    num_steps: int = 0
-    num_envs: int = 8
-    num_epochs: int = 4
-    batch_size: int = 100
-    lr: float = 0.1
-    critic_lr: float = 3e-3
-    critic_epochs: int = 10
-    discount: float = 0.97
-    gae_lambda: float = 0.9
-    clip: float = 0.3
-    target_kl: float = 0.5
-    entropy: float = 0.0
-    max_grad_norm: float = 1.0
-    eval_every: int = 1
+    num_steps: int = count(1)
+    num_envs: int = count(8)
+    num_epochs: int = count(4)
+    batch_size: int = count(100)
+    lr: float = positive(0.1)
+    critic_lr: float = positive(3e-3)
+    critic_epochs: int = setting(10, at_least=0)
+    discount: float = positive(0.97)
+    gae_lambda: float = positive(0.9)
+    clip: float = positive(0.3)
+    target_kl: float = positive(0.5)
+    entropy: float = setting(0.0, at_least=0)
+    max_grad_norm: float = positive(1.0)
+    eval_every: int = count(1)
 
 
 @dataclass
@@ -59,13 +61,13 @@ class SAC:
         eval_every: environment steps between evaluations.
     """
 
-    num_steps: int = 0
-    num_envs: int = 4
-    warm_up: int = 400
-    steps_per_update: int = 4
-    batch_size: int = 64
-    lr: float = 0.02
-    critic_lr: float = 3e-3
-    discount: float = 0.97
-    tau: float = 0.01
-    eval_every: int = 400
+    num_steps: int = count(1)
+    num_envs: int = count(4)
+    warm_up: int = setting(400, at_least=0)
+    steps_per_update: int = count(4)
+    batch_size: int = count(64)
+    lr: float = positive(0.02)
+    critic_lr: float = positive(3e-3)
+    discount: float = positive(0.97)
+    tau: float = positive(0.01)
+    eval_every: int = count(400)

@@ -13,10 +13,9 @@ from torchrl.data import Bounded
 from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
 
+from dcem.experiments.finetune.settings import JUDGES_SEED
 from dcem.experiments.finetune.task import Task, make_env
 from dcem.rl import Actor, parameter_groups, parts
-
-JUDGES_SEED = 1_000_000
 
 
 class Sampler:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
-from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase, StepCounter, Transform, TransformedEnv
+from torchrl.envs import StepCounter, Transform, TransformedEnv
 
 import dcem
 from dcem.control import MPC, rollout
 from dcem.control.systems import Cartpole, Pendulum, System
 from dcem.gradients import GradientMode
+from dcem.rl import SystemEnv
 
 WRONG = {"model": "wrong model", "cost": "wrong cost"}
 
@@ -155,39 +153,9 @@ def controller(task: Task, wrong: str | None, gradient: GradientMode, num_sample
     )
 
 
-class PlantEnv(EnvBase):  # type: ignore[misc]
-    """A batch of plants as a TorchRL environment; the observation is the state, the reward minus the task's cost."""
-
-    def __init__(self, task: Task, num_envs: int, seed: int) -> None:
-        super().__init__(batch_size=[num_envs])
-        self.plant = task.plant()
-        size, (low, high) = self.plant.state_shape[0], self.plant.bounds
-        self.observation_spec = Composite(observation=Unbounded((num_envs, size)), shape=(num_envs,))
-        self.action_spec = Bounded(low, high, (num_envs, 1))
-        self.reward_spec = Unbounded((num_envs, 1))
-        self.generator = torch.Generator()
-        self.set_seed(seed)
-
-    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
-        state = self.plant.sample_states(*self.batch_size, generator=self.generator)
-        return TensorDict(observation=state, batch_size=self.batch_size)
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        state, action = tensordict["observation"], tensordict["action"]
-        return TensorDict(
-            observation=self.plant(state, action),
-            reward=-self.plant.cost(state, action).unsqueeze(-1),
-            terminated=torch.zeros(*self.batch_size, 1, dtype=torch.bool),
-            batch_size=self.batch_size,
-        )
-
-    def _set_seed(self, seed: int | None) -> None:
-        self.generator.manual_seed(0 if seed is None else seed)
-
-
 def make_env(task: Task, num_envs: int, seed: int, *transforms: Transform) -> TransformedEnv:
     """Episodes of the task, which end for all at once, by the clock."""
-    env = TransformedEnv(PlantEnv(task, num_envs, seed), StepCounter(max_steps=task.num_steps))
+    env = TransformedEnv(SystemEnv(task.plant(), num_envs, seed), StepCounter(max_steps=task.num_steps))
     for transform in transforms:
         env.append_transform(transform)
     return env

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from dcem.experiments.finetune import figures
 from dcem.experiments.finetune.algorithms import ppo, sac
 from dcem.experiments.finetune.learner import Learner, network
-from dcem.experiments.finetune.settings import GRADIENTS, METHODS, Config, task_of
+from dcem.experiments.finetune.settings import GRADIENTS, METHODS, Config
 from dcem.experiments.finetune.task import controller
-from dcem.experiments.harness.run import SUMMARY, Run
+from dcem.experiments.harness.report import write_table
+from dcem.experiments.harness.run import Run
 from dcem.rl import Actor
 
 
@@ -19,22 +19,15 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     records: dict[str, dict[str, list[list[dict[str, Any]]]]] = {}
     for name, task, wrong, method in plan(config):
         for seed in range(config.seed, config.seed + config.num_seeds):
-            folder = run.folder / f"{name}-{method}-{seed}"
-            if not (run.resume and (folder / SUMMARY).exists()):
-                with Run(
-                    folder, run.config, seed=seed, device=run.device, command=run.command, resume=run.resume
-                ) as part:
-                    part.verbose = False
+            with run.part(f"{name}-{method}-{seed}", seed) as part:
+                if not part.finished:
                     learn(config, task, wrong, method, part)
                     part.finish(**part.records()[-1])
-            lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-            records.setdefault(name, {}).setdefault(method, []).append([json.loads(line) for line in lines])
-            last = records[name][method][-1][-1]
-            run.say(f"{name} {method} seed {seed}: return {last['return']:.1f} after {last['step']} steps")
+                lines = part.records()
+            records.setdefault(name, {}).setdefault(method, []).append(lines)
+            run.say(f"{name} {method} seed {seed}: return {lines[-1]['return']:.1f} after {lines[-1]['step']} steps")
     metrics = figures.metrics(records)
-    text = figures.table(records, metrics, METHODS)
-    (run.folder / "table.md").write_text(f"`{run.command}`\n\n{text}", "utf-8")
-    run.say(text)
+    write_table(run, figures.table(records, metrics, METHODS))
     for title, figure in figures.draw(records, METHODS).items():
         run.figure(title, figure)
     run.finish(**metrics)
@@ -56,7 +49,7 @@ def plan(config: Config) -> list[tuple[str, str, str | None, str]]:
 
 def learn(config: Config, task_name: str, wrong: str | None, method: str, run: Run) -> None:
     """One method with one seed; evaluations go to the run."""
-    task = task_of(config, task_name)
+    task = config.task(task_name)
     algorithm, _, variant = method.partition("-")
     if variant == "network":
         settings: Any = config.ppo_network if algorithm == "ppo" else config.sac_network

@@ -7,10 +7,10 @@ from torch import Tensor
 
 import dcem
 from dcem import plotting
-from dcem.control import MPC, systems
+from dcem.control import MPC, Plan, closed_loop, systems
 from dcem.experiments.gallery.settings import SCENES, Config, Scene
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import choose_device
+from dcem.experiments.harness.settings import choose_device
 
 
 def main(config: Config, run: Run) -> dict[str, float]:
@@ -50,9 +50,12 @@ def controlled(system: systems.System, scene: Scene, config: Config, device: tor
         constraint=getattr(system, "constraint", None),
     ).to(device)
     generator = torch.Generator(device).manual_seed(config.seed)
-    states, costs, plan = [torch.tensor(scene.start, device=device)], [], None
-    for _ in range(scene.num_steps):
-        plan = mpc(states[-1], warm_start=plan, generator=generator)
-        costs.append(system.cost(states[-1], plan.action))
-        states.append(system(states[-1], plan.action))
-    return torch.stack(states), torch.stack(costs)
+    plan: Plan | None = None
+
+    def act(state: Tensor) -> Tensor:
+        nonlocal plan
+        plan = mpc(state, warm_start=plan, generator=generator)
+        return plan.action.unsqueeze(-2)
+
+    states, actions = closed_loop(act, system, torch.tensor(scene.start, device=device), scene.num_steps)
+    return states, system.cost(states[:-1], actions)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from dcem.control import systems
-from dcem.experiments.harness.training import require
-
-GROUPS: dict[str, dict[str, Any]] = {}
+from dcem.experiments.harness.settings import Settings, count, setting, some_of
 
 
 class Scene(NamedTuple):
@@ -31,21 +29,10 @@ SCENES = {
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem gallery`."""
 
-    scenes: list[str] = field(default_factory=lambda: list(SCENES))
-    num_samples: int = 300
-    num_elites: int = 30
-    num_iterations: int = 4
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
-
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    for key in ("num_samples", "num_elites", "num_iterations", "threads"):
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
-    require(config.num_elites <= config.num_samples, "num_elites", "at most num_samples", config.num_elites)
-    require(bool(config.scenes) and set(config.scenes) <= set(SCENES), "scenes", ", ".join(SCENES), config.scenes)
+    scenes: list[str] = some_of(list(SCENES), list(SCENES))
+    num_samples: int = count(300)
+    num_elites: int = setting(30, at_least=1, at_most="num_samples")
+    num_iterations: int = count(4)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,20 +15,25 @@ from typing import Any
 import hydra
 import torch
 from hydra import compose, initialize
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.utils import run_job
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dcem.experiments import EXPERIMENTS, ConfigError
-from dcem.experiments.harness.run import CHECKPOINT, Interrupted, Run
-from dcem.experiments.harness.training import choose_device
+from dcem.experiments.harness.reading import CHECKPOINT, CONFIG
+from dcem.experiments.harness.run import Interrupted, Run
+from dcem.experiments.harness.settings import choose_device
 
-CONFIG = "config.yaml"
+SWEEPS = {"-m", "--multirun"}
+SHOWS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
 
 
 class BadCommand(Exception):
@@ -42,36 +49,44 @@ def launch(name: str, arguments: Sequence[str]) -> int:
     overrides = [argument for argument in arguments if argument not in flags]
     if not resumed:
         _refuse_a_used_folder(arguments)
-    if not {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"} & set(flags):
-        _validate(
-            name, module, [a for a in arguments if not a.startswith("-")], bool({"-m", "--multirun"} & set(flags))
-        )
     command = " ".join(["dcem", name, *arguments])
 
     def task(config: DictConfig) -> Any:
         folder = Path(HydraConfig.get().runtime.output_dir)
         if resumed:
             config = _continued(config, folder / CONFIG)
-        (folder / CONFIG).write_text(OmegaConf.to_yaml(config), "utf-8")
         settings: Any = OmegaConf.to_object(config)
-        plain: Any = OmegaConf.to_container(config)
-        device = choose_device(settings.device)
-        torch.set_num_threads(settings.threads)
-        with Run(folder, plain, seed=settings.seed, device=device, command=command, resume=resumed) as run:
-            try:
+        try:
+            settings.check()
+            (folder / CONFIG).write_text(OmegaConf.to_yaml(config), "utf-8")
+            plain: Any = OmegaConf.to_container(config)
+            device = choose_device(settings.device)
+            torch.set_num_threads(settings.threads)
+            with Run(folder, plain, seed=settings.seed, device=device, command=command, resume=resumed) as run:
                 return module.main(settings, run)
-            except ConfigError as error:  # a file that is not what its setting says
-                raise SystemExit(f"{name}: {error}") from None
-            except Interrupted:
-                run.say(f"continue with: dcem {name} resume={folder}")
-                raise
+        except ConfigError as error:  # a file that is not what its setting says
+            raise SystemExit(f"{name}: {error}") from None
+        except Interrupted:
+            print(f"continue with: dcem {name} resume={folder}", flush=True)
+            raise
 
     task.__module__ = "__main__"
-    before = sys.argv
-    sweep = [flag for flag in flags if flag in ("-m", "--multirun")]  # argparse wants flags at one end
-    arguments = [argument for argument in arguments if argument not in sweep]
     ours = [override for override in overrides if not override.lstrip("+").startswith("hydra")]
-    sys.argv = ["dcem", *_folders(name, ours), f"hydra.job.name={name}", *arguments, *sweep]
+    where = [*_folders(name, ours), f"hydra.job.name={name}"]
+    if SWEEPS & set(flags):
+        for each in _each(overrides):
+            with initialize(version_base="1.3", config_path=None):
+                _composed(name, module, each)
+    elif not SHOWS & set(flags):
+        with initialize(version_base="1.3", config_path=None):
+            config = _composed(name, module, [*where, *overrides])
+            context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config))
+            result = run_job(task, config, "hydra.run.dir", None, context, configure_logging=False)
+            _ = result.return_value  # raises what the run has raised
+        return 0
+    before = sys.argv
+    last = [flag for flag in flags if flag in SWEEPS]  # argparse wants flags at one end
+    sys.argv = ["dcem", *where, *(argument for argument in arguments if argument not in last), *last]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name=name)(task)()
     finally:
@@ -92,7 +107,7 @@ def _register(name: str, module: ModuleType) -> None:
     store = ConfigStore.instance()
     store.repo = {key: value for key, value in store.repo.items() if key in ("hydra", "_dummy_empty_config_.yaml")}
     store.store(name=name, node=module.Config)
-    for group, options in module.GROUPS.items():
+    for group, options in getattr(module, "GROUPS", {}).items():
         for option, node in options.items():
             package = "_global_" if isinstance(node, dict) else group
             store.store(group=group, name=option, node=node, package=package)
@@ -134,71 +149,46 @@ def _refuse_a_used_folder(arguments: list[str]) -> None:
                 raise BadCommand(f"hydra.run.dir: expected a new folder; {folder} holds a run (resume={folder})")
 
 
-def _validate(name: str, module: ModuleType, arguments: list[str], sweep: bool) -> None:
-    """Compose every config that the command asks for, and refuse the command in one line if one cannot be."""
-    for overrides in _each(arguments, sweep):
-        with initialize(version_base="1.3", config_path=None):
-            try:
-                config = _composed(name, overrides)
-                unknown = [str(key) for key in config if str(key) not in module.Config.__dataclass_fields__]
-                if unknown:
-                    raise BadCommand(_no_setting(unknown[0], config))
-                module.check(OmegaConf.to_object(config))
-            except ConfigError as error:
-                raise BadCommand(str(error)) from None
-            except (HydraException, OmegaConfBaseException) as error:
-                raise BadCommand(_one_line(error)) from None
-
-
-def _composed(name: str, overrides: list[str]) -> DictConfig:
-    """Compose all at once, a tenth of a second each; where that fails, one after the other, to explain the first."""
+def _composed(name: str, module: ModuleType, overrides: list[str]) -> DictConfig:
+    """The config that Hydra composes, checked; a command that makes no sense is refused in one line."""
     try:
-        return compose(name, overrides)
-    except (HydraException, OmegaConfBaseException):
-        default = compose(name, [])
-        for i in range(len(overrides)):
-            _compose(name, overrides[: i + 1], default)
-        raise
-
-
-def _compose(name: str, overrides: list[str], default: DictConfig) -> None:
-    """Compose, and where the last override is at fault explain it by what is there."""
-    key, _, value = overrides[-1].partition("=")
-    if key.lstrip("+~").startswith("hydra"):
-        return
-    try:
-        compose(name, overrides)
+        config = compose(name, overrides, return_hydra_config=True)
+        unknown = {str(key) for key in config} - {"hydra", *module.Config.__dataclass_fields__}
+        if unknown:
+            raise BadCommand(_no_setting(unknown.pop(), module))
+        plain = copy.deepcopy(config)
+        with open_dict(plain):
+            del plain["hydra"]
+        settings: Any = OmegaConf.to_object(plain)
+        settings.check()
+        return config
+    except ConfigError as error:
+        raise BadCommand(str(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
-        try:
-            known = compose(name, overrides[:-1])
-        except (HydraException, OmegaConfBaseException):
-            known = default
-        text = _one_line(error)
-        if "Could not override" in text or "Could not append" in text:
-            raise BadCommand(_no_setting(key, known)) from None
-        if "Available options" in text:
-            options = text.split("Available options")[1].split("Config search path")[0].split(";")[1:-1]
-            raise BadCommand(f"{key}: expected one of {', '.join(o.strip() for o in options)}; got {value}") from None
-        cause = f": {_one_line(error.__cause__)}" if error.__cause__ else ""
-        raise BadCommand(f"{overrides[-1]}: {text}{cause}") from None
+        unknown_key = re.match(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", str(error))
+        raise BadCommand(_no_setting(unknown_key[1], module) if unknown_key else _one_line(error)) from None
 
 
-def _no_setting(key: str, config: DictConfig) -> str:
-    keys = [known for known in _keys(config) if known != key]
+def _no_setting(key: str, module: ModuleType) -> str:
+    keys = list(module.Config.__dataclass_fields__)
     close = difflib.get_close_matches(key, keys, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"no setting {key!r}; {hint}there are: {', '.join(keys)}"
 
 
-def _each(arguments: list[str], sweep: bool) -> Iterator[list[str]]:
-    """The overrides of every run (with a sweep: every value once, the other keys at their first)."""
+def _one_line(error: BaseException) -> str:
+    """What Hydra says, and why, without advice and search paths."""
+    lines = re.split(r"Config search path|full_key:|\n.*https:|\nSee ", str(error))[0].split("\n")
+    cause = f": {_one_line(error.__cause__)}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return " ".join(line.strip() for line in lines if line.strip()) + cause
+
+
+def _each(arguments: list[str]) -> Iterator[list[str]]:
+    """The overrides of the runs of a sweep: every value once, the other keys at their first."""
     try:
-        parsed: list[Override] = OverridesParser.create().parse_overrides(arguments)
+        parsed = OverridesParser.create().parse_overrides(arguments)
     except HydraException as error:
         raise BadCommand(_one_line(error)) from None
-    if not sweep:
-        yield arguments
-        return
     keys = [str(override.get_key_element()) for override in parsed]
     swept = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [] for o in parsed]
     values = [[f"{key}={value}" for value in several] for key, several in zip(keys, swept, strict=True)]
@@ -207,16 +197,3 @@ def _each(arguments: list[str], sweep: bool) -> Iterator[list[str]]:
     for i, others in enumerate(values):
         for other in others[1:]:
             yield [*firsts[:i], other, *firsts[i + 1 :]]
-
-
-def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in map(str, config):
-        value = None if OmegaConf.is_missing(config, key) else config[key]
-        if isinstance(value, DictConfig):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def _one_line(error: BaseException) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip() and "See https" not in line)

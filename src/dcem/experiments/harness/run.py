@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dcem.experiments import ConfigError
+from dcem.experiments.harness.reading import CHECKPOINT, METRICS, SUMMARY, checkpoint_of, records_of, summary_of
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-CHECKPOINT, METRICS, SUMMARY = "checkpoint.pt", "metrics.jsonl", "summary.json"
 
 
 class Interrupted(SystemExit):
@@ -76,6 +77,7 @@ class Run:
         self._tracked: dict[str, Any] = {}
         self._tensorboard: Any = None
         self._metrics: Any = None
+        self._has_parts = False
         torch.manual_seed(seed)
         random.seed(seed)
 
@@ -91,24 +93,59 @@ class Run:
     def track(self, **objects: Any) -> None:
         """Name what a checkpoint holds, things with `state_dict` and `torch.Generator`s; with `resume` restore it."""
         self._tracked.update(objects)
-        path = self.folder / CHECKPOINT
+        path, metrics = self.folder / CHECKPOINT, self.folder / METRICS
         if not path.exists():  # started, and stopped before the first checkpoint
-            os.truncate(self.folder / METRICS, 0)
+            if self.finished:
+                raise ConfigError(f"{path}: expected the checkpoint of a run, which has a {SUMMARY}; it is not there")
+            os.truncate(metrics, 0)
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = checkpoint_of(self.folder, self.device)
         if state["tracked"].keys() != self._tracked.keys():
-            raise ValueError(f"{path}: expected the state of {sorted(self._tracked)}, got {sorted(state['tracked'])}")
-        for name, thing in self._tracked.items():
-            if isinstance(thing, torch.Generator):
-                thing.set_state(state["tracked"][name].cpu())
-            else:
-                thing.load_state_dict(state["tracked"][name])
+            raise ConfigError(f"{path}: expected the state of {sorted(self._tracked)}, got {sorted(state['tracked'])}")
+        if metrics.stat().st_size < state["metrics_bytes"]:
+            size = metrics.stat().st_size
+            raise ConfigError(f"{metrics}: expected {state['metrics_bytes']} bytes, as {CHECKPOINT} says; got {size}")
+        try:
+            for name, thing in self._tracked.items():
+                if isinstance(thing, torch.Generator):
+                    thing.set_state(state["tracked"][name].cpu())
+                else:
+                    thing.load_state_dict(state["tracked"][name])
+        except (KeyError, RuntimeError, ValueError) as error:  # of a model of other sizes
+            raise ConfigError(f"{path}: expected the state of this run's {name}; {error}") from None
         torch.set_rng_state(state["torch"].cpu())
         if torch.cuda.is_available() and state["cuda"]:
             torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
         random.setstate(state["random"])
         self.step, self._elapsed = state["step"], state["elapsed"]
-        os.truncate(self.folder / METRICS, state["metrics_bytes"])
+        os.truncate(metrics, state["metrics_bytes"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run that is resumed has come to its end before."""
+        return self.resume and (self.folder / SUMMARY).exists()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What it has finished with."""
+        metrics: dict[str, Any] = summary_of(self.folder)["metrics"]
+        return metrics
+
+    @contextmanager
+    def part(self, name: str, seed: int | None = None) -> Iterator[Run]:
+        """A run inside this one, in a folder of its own, which says little; what it has cost counts here, too."""
+        if not self._has_parts and (self.folder / CHECKPOINT).exists():
+            self.track()
+        self._has_parts = True
+        with Run(
+            self.folder / name, self.config, seed=self.seed if seed is None else seed, device=self.device,
+            command=self.command, resume=self.resume, quiet=self.quiet,
+        ) as part:  # fmt: skip
+            part.verbose = False
+            try:
+                yield part
+            finally:
+                self.checkpoint()
 
     def steps(self, total: int, checkpoint_every: int, description: str = "training") -> Iterator[int]:
         """Yield up to `total` from where the checkpoint stands, writing one now and then, at signals and at the end."""
@@ -185,8 +222,7 @@ class Run:
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl` so far."""
-        lines = (self.folder / METRICS).read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return records_of(self.folder)
 
     @property
     def elapsed(self) -> float:

@@ -7,7 +7,7 @@ constant force that the learner's model class lacks. All runs of a method, over 
 one batch.
 """
 
-from dcem.experiments.imitation.settings import GROUPS, Config, check
+from dcem.experiments.imitation.settings import Config
 from dcem.experiments.imitation.training import main
 
-__all__ = ["GROUPS", "Config", "check", "main"]
+__all__ = ["Config", "main"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import dcem
-from dcem.control import MPC
+from dcem.control import MPC, closed_loop
 from dcem.control.systems import System
 from dcem.embedding import SplineDecoder
 from dcem.experiments.imitation.task import Task, true_plant
@@ -18,8 +17,7 @@ from dcem.experiments.imitation.task import Task, true_plant
 HORIZON, KNOTS = 12, 4
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(NamedTuple):
     """How a plan is searched for."""
 
     num_samples: int
@@ -133,11 +131,14 @@ class Demonstrations(NamedTuple):
 @torch.no_grad()
 def drive(policy: Callable[[Tensor], Tensor], plant: System, states: Tensor, steps: int) -> Demonstrations:
     """Apply the first actions of a policy's plans to the plant, from `states` `(*runs, num, *s)`."""
-    visited, plans = [states], []
-    for _ in range(steps):
-        plans.append(policy(visited[-1]))
-        visited.append(plant(visited[-1], plans[-1][..., 0, :]))
-    return Demonstrations(torch.stack(visited, -2), torch.stack(plans, -3))
+    plans: list[Tensor] = []
+
+    def first(state: Tensor) -> Tensor:
+        plans.append(policy(state))
+        return plans[-1][..., :1, :]
+
+    visited, _ = closed_loop(first, plant, states, steps)
+    return Demonstrations(visited, torch.stack(plans, -3))
 
 
 def demonstrate(task: Task, matched: bool, num: int, steps: int, seed: int) -> Demonstrations:

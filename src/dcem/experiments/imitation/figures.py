@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dcem import plotting
+from dcem.experiments.harness.report import markdown
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
 COLUMNS = {
@@ -31,18 +32,16 @@ def by_number(values: list[float], config: Any) -> dict[int, list[float]]:
 
 def table(metrics: Metrics, labels: Mapping[str, str], config: Any) -> str:
     """Medians over seeds, and the worst seed of the closed-loop cost, in Markdown."""
-    lines = [
+    note = (
         f"{config.system}, {config.num_seeds} seeds, medians over seeds (in brackets the worst). Imitation loss: mean "
         "squared error of the first action on held-out states, in units of the bound. Closed-loop cost: the expert's "
         f"cost over {config.closed_loop_steps} steps in the plant from held-out states, relative to the expert's own. "
         "Errors of parameters: root mean square, relative (of logarithms); the cost's weights up to their common "
         "scale; the goal in rad and m. One-step error: root mean square error of the next state, in units of the "
-        "standard deviation of its change.",
-    ]
+        "standard deviation of its change.\n"
+    )
     for plant, methods in metrics.items():
-        lines += ["", f"**{TITLES[plant]}**", ""]
-        lines += ["| learned | demonstrations | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
-        lines += ["|---|" + "---:|" * (1 + len(COLUMNS))]
+        rows = []
         for method, of_method in methods.items():
             for num in config.num_demonstrations:
                 cells = []
@@ -51,8 +50,10 @@ def table(metrics: Metrics, labels: Mapping[str, str], config: Any) -> str:
                     cell = f"{statistics.median(values):{form}}" if values else ""
                     worst = key == "relative_cost" and len(values) > 1
                     cells.append(cell + (f" ({max(values):{form}})" if worst else ""))
-                lines.append(f"| {labels[method]} | {num} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+                rows.append([labels[method], str(num), *cells])
+        head = ["learned", "demonstrations", *(title for title, _ in COLUMNS.values())]
+        note += f"\n**{TITLES[plant]}**\n\n" + markdown(head, rows)
+    return note
 
 
 def draw(metrics: Metrics, records: Mapping[str, Any], labels: Mapping[str, str], config: Any) -> dict[str, Figure]:

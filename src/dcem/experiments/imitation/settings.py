@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import dcem
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness.settings import Settings, count, positive, require, setting, some_of
 from dcem.experiments.imitation.controller import HORIZON, Search
 from dcem.experiments.imitation.task import TASKS
 
@@ -23,79 +22,59 @@ OF_PLANT = {
     "mismatched": ("dynamics", "both", "fine-tune", "likelihood", "network"),
 }
 GRADIENTS = ("unroll", "truncate", "implicit")
-GROUPS: dict[str, dict[str, Any]] = {}
+HELD_OUT_SEED = 1_000_000
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem imitation`."""
 
-    system: str = "pendulum"
-    plants: list[str] = field(default_factory=lambda: ["matched", "mismatched"])
+    seed: int = setting(0, at_least=0, below=HELD_OUT_SEED)
+    system: str = setting("pendulum", among=tuple(TASKS))
+    plants: list[str] = some_of(["matched", "mismatched"], list(OF_PLANT))
     """`matched`: the learner's model class holds the plant; `mismatched`: it lacks a damping and a constant force."""
-    methods: list[str] = field(default_factory=list)
+    methods: list[str] = some_of([], list(METHODS), may_be_empty=True)
     """Which to compare; empty: all that make sense for the plant."""
-    num_demonstrations: list[int] = field(default_factory=lambda: [10, 50, 100])
-    num_steps: int = 20
+    num_demonstrations: list[int] = setting([10, 50, 100], at_least=1, distinct=True)
+    num_steps: int = setting(20, at_least=2)
     """Of a demonstration."""
-    wrong: float = 0.2
+    wrong: float = setting(0.2, at_least=0)
     """Root mean square error of the logarithms of the parameters that the learner starts from."""
-    num_updates: int = 160
-    batch_size: int = 16
-    lr: float = 0.02
-    cutoff: float = 1.0
+    num_updates: int = count(160)
+    batch_size: int = count(16)
+    lr: float = positive(0.02)
+    cutoff: float = positive(1.0)
     """Plans that differ by much more than this (in units of the action's bound) count as of another branch."""
-    matched_steps: int = 1
+    matched_steps: int = setting(1, at_least=1, at_most=HORIZON)
     """How much of the plans is compared: 1 is the action that is applied, 12 the whole."""
-    gradient: str = "truncate"
+    gradient: str = setting("truncate", among=GRADIENTS)
     """How the learner's plans are differentiated: unroll, truncate (the last three iterations), implicit."""
-    num_samples: int = 96
-    num_elites: int = 12
-    num_iterations: int = 12
-    temperature: float = 0.1
+    num_samples: int = count(96)
+    num_elites: int = setting(12, at_least=1, at_most="num_samples")
+    num_iterations: int = count(12)
+    temperature: float = positive(0.1)
     """Of the soft selection that unroll and truncate need."""
-    network_updates: int = 1000
-    eval_every: int = 20
-    num_held_out: int = 10
+    network_updates: int = count(1000)
+    eval_every: int = count(20)
+    num_held_out: int = count(10)
     """Trajectories that the learners are judged on, and initial states of their own ones."""
-    closed_loop_steps: int = 40
-    num_seeds: int = 4
-    seed: int = 0
-    device: str = "cpu"
+    closed_loop_steps: int = count(40)
+    num_seeds: int = count(4)
+    device: str = setting("cpu", among=("cpu",))
     """The tensors are small: only cpu."""
-    threads: int = 1
 
+    def check(self) -> None:
+        super().check()
+        for plant in self.plants:
+            require(bool(self.methods_on(plant)), "methods", f"one of {', '.join(OF_PLANT[plant])}", self.methods)
 
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    require(config.system in TASKS, "system", f"one of {', '.join(TASKS)}", config.system)
-    unknown = [plant for plant in config.plants if plant not in OF_PLANT]
-    require(bool(config.plants) and not unknown, "plants", f"some of {', '.join(OF_PLANT)}", config.plants)
-    unknown = [method for method in config.methods if method not in METHODS]
-    require(not unknown, "methods", f"some of {', '.join(METHODS)}", ", ".join(unknown))
-    for plant in config.plants:
-        require(bool(_methods(config, plant)), "methods", f"one of {', '.join(OF_PLANT[plant])}", config.methods)
-    numbers = config.num_demonstrations
-    require(bool(numbers) and min(numbers) >= 1, "num_demonstrations", "numbers of at least 1", numbers)
-    counts = ("num_updates", "batch_size", "num_iterations", "network_updates", "eval_every", "num_held_out")
-    for key in (*counts, "num_samples", "closed_loop_steps", "num_seeds", "threads"):
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
-    require(config.num_steps >= 2, "num_steps", "at least 2", config.num_steps)
-    require(config.wrong >= 0, "wrong", "at least 0", config.wrong)
-    for key in ("lr", "cutoff", "temperature"):
-        require(getattr(config, key) > 0, key, "a positive number", getattr(config, key))
-    require(1 <= config.num_elites <= config.num_samples, "num_elites", "1 to num_samples", config.num_elites)
-    require(1 <= config.matched_steps <= HORIZON, "matched_steps", f"1 to {HORIZON}", config.matched_steps)
-    require(config.gradient in GRADIENTS, "gradient", f"one of {', '.join(GRADIENTS)}", config.gradient)
-    require(config.device == "cpu", "device", "cpu", config.device)
+    def methods_on(self, plant: str) -> list[str]:
+        """Those asked for that make sense for the plant."""
+        return [method for method in OF_PLANT[plant] if not self.methods or method in self.methods]
 
-
-def search(config: Config) -> Search:
-    """The learner's search. What is differentiated implicitly may be hard, what is unrolled has to be soft."""
-    modes = {"implicit": dcem.Implicit(), "unroll": dcem.Unroll(), "truncate": dcem.Truncate(3)}
-    selection = dcem.HardTopK() if config.gradient == "implicit" else dcem.LML(config.temperature)
-    return Search(config.num_samples, config.num_elites, config.num_iterations, selection, modes[config.gradient])
-
-
-def _methods(config: Config, plant: str) -> list[str]:
-    return [method for method in OF_PLANT[plant] if not config.methods or method in config.methods]
+    @property
+    def search(self) -> Search:
+        """The learner's. What is differentiated implicitly may be hard, what is unrolled has to be soft."""
+        modes = {"implicit": dcem.Implicit(), "unroll": dcem.Unroll(), "truncate": dcem.Truncate(3)}
+        selection = dcem.HardTopK() if self.gradient == "implicit" else dcem.LML(self.temperature)
+        return Search(self.num_samples, self.num_elites, self.num_iterations, selection, modes[self.gradient])

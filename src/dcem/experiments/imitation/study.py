@@ -17,10 +17,8 @@ from dcem.experiments.imitation.controller import (
     residuals,
     running_cost,
 )
-from dcem.experiments.imitation.settings import Config
+from dcem.experiments.imitation.settings import HELD_OUT_SEED, Config
 from dcem.experiments.imitation.task import TASKS, true_plant
-
-HELD_OUT_SEED = 1_000_000
 
 
 class Study:

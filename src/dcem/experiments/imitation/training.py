@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dcem.experiments.harness.run import SUMMARY, Run
-from dcem.experiments.harness.training import Schedule
+from dcem.experiments.harness.report import write_table
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.training import Schedule, descend, training_loop
 from dcem.experiments.imitation import figures
 from dcem.experiments.imitation.controller import Controller, parameter_errors
-from dcem.experiments.imitation.settings import METHODS, Config, _methods, search
+from dcem.experiments.imitation.settings import METHODS, Config
 from dcem.experiments.imitation.study import Study
 from dcem.experiments.imitation.task import Task
 
@@ -44,23 +44,15 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     records: dict[str, dict[str, Any]] = {}
     for plant in config.plants:
         study: Study | None = None
-        for method in _methods(config, plant):
-            folder = run.folder / f"{plant}-{method}"
-            if not (run.resume and (folder / SUMMARY).exists()):
-                study = study or Study(config, plant)
-                with Run(
-                    folder, run.config, seed=config.seed, device=run.device, command=run.command, resume=run.resume
-                ) as part:
-                    part.verbose = False
+        for method in config.methods_on(plant):
+            with run.part(f"{plant}-{method}") as part:
+                if not part.finished:
+                    study = study or Study(config, plant)
                     part.finish(**train(study, method, part))
-            summary = json.loads((folder / SUMMARY).read_text("utf-8"))
-            metrics.setdefault(plant, {})[method] = summary["metrics"]
-            lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-            records.setdefault(plant, {})[method] = [json.loads(line) for line in lines]
-            run.say(f"{plant} {method}: " + _shown(summary["metrics"]))
-    text = figures.table(metrics, METHODS, config)
-    (run.folder / "table.md").write_text(f"`{run.command}`\n\n{text}", "utf-8")
-    run.say(text)
+                metrics.setdefault(plant, {})[method] = part.metrics
+                records.setdefault(plant, {})[method] = part.records()
+            run.say(f"{plant} {method}: " + _shown(part.metrics))
+    write_table(run, figures.table(metrics, METHODS, config))
     for name, figure in figures.draw(metrics, records, METHODS, config).items():
         run.figure(name, figure)
     run.finish(**metrics)
@@ -76,26 +68,24 @@ def train(study: Study, method: str, run: Run) -> dict[str, list[float]]:
         return study.report(controller.policy(), controller)
     if method == "network":
         return _clone(study, run)
-    controller, plan_with = study.initial(method), search(config)
+    controller = study.initial(method)
     learned = {"cost": [controller.weights, controller.goal], "dynamics": [controller.dynamics]}
     optimizer = torch.optim.Adam(learned.get(method, [*controller.parameters()]), lr=config.lr)
-    schedule = Schedule(optimizer, "cosine", config.num_updates, 0)
+    schedule = Schedule(optimizer, config.num_updates)
     generator = torch.Generator().manual_seed(config.seed)
     run.track(controller=controller, optimizer=optimizer, schedule=schedule, generator=generator)
-    if run.step == 0:
-        _log(study, controller, run, 0)
-    for step in run.steps(config.num_updates, config.eval_every, method):
+
+    def update(step: int) -> float:
         states, plans = study.batch(generator, config.batch_size)
-        planned = controller.planner(plan_with)(states, generator=generator).actions
+        planned = controller.planner(config.search)(states, generator=generator).actions
         error = ((planned - plans) / study.task.max_action)[..., : config.matched_steps, :].square().mean((-2, -1))
         # Where the plan is on another branch (it swings the other way) the derivative of the plan knows no way back.
-        loss = (error / (1 + error / config.cutoff**2)).mean(-1).sum()  # runs share no parameter
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % config.eval_every == 0 or step == config.num_updates:
-            _log(study, controller, run, step)
+        return descend(optimizer, (error / (1 + error / config.cutoff**2)).mean(-1).sum())  # runs share no parameter
+
+    training_loop(
+        run, config.num_updates, update, lambda step, **_: _log(study, controller, run, step), schedule,
+        eval_every=config.eval_every, description=method,
+    )  # fmt: skip
     return study.report(controller.policy(), controller)
 
 
@@ -104,18 +94,18 @@ def _clone(study: Study, run: Run) -> dict[str, list[float]]:
     config = study.config
     networks = Networks(study.task, [seed for _, seed in study.runs])
     optimizer = torch.optim.Adam(networks.parameters(), lr=3e-3)
-    schedule = Schedule(optimizer, "cosine", config.network_updates, 0)
+    schedule = Schedule(optimizer, config.network_updates)
     generator = torch.Generator().manual_seed(config.seed)
     run.track(networks=networks, optimizer=optimizer, schedule=schedule, generator=generator)
-    every = max(1, config.network_updates // 5)
-    for _ in run.steps(config.network_updates, every, "network"):
+
+    def update(step: int) -> float:
         states, plans = study.batch(generator, 64)
         error = networks(states)[..., 0, :] - plans[..., 0, :]
-        loss = (error / study.task.max_action).square().mean((-2, -1)).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return descend(optimizer, (error / study.task.max_action).square().mean((-2, -1)).sum())
+
+    every = max(1, config.network_updates // 5)
+    nothing: Any = lambda step, **_: None  # noqa: E731
+    training_loop(run, config.network_updates, update, nothing, schedule, eval_every=every, description="network")
     with torch.no_grad():
         return study.report(networks, networks)
 

@@ -6,7 +6,7 @@ system, and the true cost is differentiated with respect to the net. Then the li
 ruined; then the state has numbers that do not matter, on which a likelihood spends a small net.
 """
 
-from dcem.experiments.mismatch.settings import GROUPS, Config, check
+from dcem.experiments.mismatch.settings import Config
 from dcem.experiments.mismatch.training import main
 
-__all__ = ["GROUPS", "Config", "check", "main"]
+__all__ = ["Config", "main"]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import dcem
-from dcem.control import MPC, rollout
-from dcem.experiments.mismatch.settings import Config
-from dcem.experiments.mismatch.states import TEST_SEED, Task
-from dcem.experiments.mismatch.task import TASK_DIMS, DynamicsNet, Plant, squared_errors
+from dcem.control import MPC, Plan, closed_loop
+from dcem.experiments.mismatch.settings import TEST_SEED, Config
+from dcem.experiments.mismatch.task import TASK_DIMS, Plant, Task
+from dcem.world import DynamicsNet
 
 Policy = Callable[[Tensor], Tensor]
 """From states `(n, num_states)` to the actions of some steps ahead, `(n, any, 1)`."""
@@ -26,7 +26,8 @@ def controller(model: nn.Module, plant: Plant, config: Config, *, soft: bool) ->
 
 def planning(model: nn.Module, plant: Plant, config: Config, *, soft: bool, num_executed: int) -> Policy:
     """Plan, and hand out the first actions of the plan. With one alone, each plan starts from the one before."""
-    mpc, plan = controller(model, plant, config, soft=soft), None
+    mpc = controller(model, plant, config, soft=soft)
+    plan: Plan | None = None
     generator = torch.Generator(plant.turn.device).manual_seed(TEST_SEED)
 
     def act(states: Tensor) -> Tensor:
@@ -41,13 +42,8 @@ def planning(model: nn.Module, plant: Plant, config: Config, *, soft: bool, num_
 @torch.no_grad()
 def returns(policy: Policy, plant: Plant, states: Tensor, num_steps: int) -> float:
     """Minus the true cost of an episode of closed loop, on average."""
-    total, step = states.new_zeros(len(states)), 0
-    while step < num_steps:
-        actions = policy(states)[:, : num_steps - step]
-        visited = rollout(plant, states, actions)
-        total -= plant.cost(visited[:, :-1], actions).sum(-1)
-        states, step = visited[:, -1], step + actions.shape[1]
-    return total.mean().item()
+    visited, actions = closed_loop(policy, plant, states, num_steps)
+    return -plant.cost(visited[:, :-1], actions).sum(-1).mean().item()
 
 
 @torch.no_grad()
@@ -55,18 +51,18 @@ def evaluation(model: DynamicsNet, task: Task, config: Config) -> dict[str, floa
     """On validation data, during training. The model is chosen by the return with the selection of deployment."""
     policy = planning(model, task.plant, config, soft=False, num_executed=config.num_executed)
     mean = returns(policy, task.plant, task.valid_states, config.num_steps)
-    return {"mse": squared_errors(model, task.valid).mean().item(), "return": mean, "score": mean}
+    return {"mse": model.squared_errors(task.valid).mean().item(), "return": mean}
 
 
 @torch.no_grad()
 def report(model: DynamicsNet, task: Task, config: Config) -> dict[str, float]:
     """On test data and test states: as deployed, with the soft selection of training, and with a plan at every step."""
-    errors = squared_errors(model, task.test)
+    errors = model.squared_errors(task.test)
     metrics = {"mse": errors.mean().item(), "task_mse": errors[:TASK_DIMS].mean().item()}
-    return metrics | closed_loop(model, task, config)
+    return metrics | deployed(model, task, config)
 
 
-def closed_loop(model: nn.Module, task: Task, config: Config) -> dict[str, float]:
+def deployed(model: nn.Module, task: Task, config: Config) -> dict[str, float]:
     """Returns of planning with a model, for the three ways to deploy it."""
     ways = {"return": (False, config.num_executed), "return_soft": (True, config.num_executed)}
     ways |= {"return_every_step": (False, 1)}
@@ -87,7 +83,7 @@ def references(task: Task, config: Config) -> dict[str, dict[str, float]]:
         ),
         "zero": lambda states: states.new_zeros(len(states), 1, 1),
     }
-    metrics = {"true-model": closed_loop(task.plant, task, config)}
+    metrics = {"true-model": deployed(task.plant, task, config)}
     for name, policy in policies.items():
         metrics[name] = {"return": returns(policy, task.plant, task.test_states, config.num_steps)}
     return metrics

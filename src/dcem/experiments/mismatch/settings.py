@@ -2,71 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness.settings import Settings, count, positive, require, setting
 
-GROUPS: dict[str, dict[str, Any]] = {}
+DATA_SEED, VALID_SEED, TEST_SEED = 1_000, 2_000, 3_000
+"""The states that models are chosen and tested by are those of every run; the data are the seed's own."""
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem mismatch`."""
 
-    widths: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 12])
-    adversary_width: int = 12
+    seed: int = setting(0, at_least=0, below=DATA_SEED)
+    """Beyond it the data of one seed would be the states that another is tested by."""
+    widths: list[int] = setting([1, 2, 3, 4, 6, 12], at_least=1, distinct=True)
+    adversary_width: int = count(12)
     """Of the model that is degraded and then recovered, among `widths`."""
-    adversary_references: list[int] = field(default_factory=lambda: [12, 6])
+    adversary_references: list[int] = setting([12, 6], at_least=1, distinct=True, may_be_empty=True)
     """Whose errors the degraded one may have: widths of fitted models, among `widths`."""
-    distractors: list[int] = field(default_factory=lambda: [2, 8, 32])
-    distractor_width: int = 6
-    num_episodes: int = 100
+    distractors: list[int] = setting([2, 8, 32], at_least=2, distinct=True, may_be_empty=True)
+    distractor_width: int = count(6)
+    num_episodes: int = count(100)
     """Of random actions, from the task's initial states; as many again to validate, and to test."""
-    episode_length: int = 25
-    fit_updates: int = 3000
-    fit_batch_size: int = 256
-    fit_lr: float = 1e-2
-    num_updates: int = 120
+    episode_length: int = count(25)
+    fit_updates: int = count(3000)
+    fit_batch_size: int = count(256)
+    fit_lr: float = positive(1e-2)
+    num_updates: int = count(120)
     """End to end; also of the adversary."""
-    batch_size: int = 16
-    lr: float = 1e-2
-    grad_clip: float = 1.0
-    eval_every: int = 20
-    num_replans: int = 3
+    batch_size: int = count(16)
+    lr: float = positive(1e-2)
+    grad_clip: float = positive(1.0)
+    eval_every: int = count(20)
+    num_replans: int = count(3)
     """Plans in a row that an update is differentiated through."""
-    num_executed: int = 5
+    num_executed: int = setting(5, at_least=1, at_most="horizon")
     """Actions of each that are executed."""
-    restart: float = 0.3
+    restart: float = setting(0.3, at_least=0, at_most=1)
     """How many of the systems that an update has controlled start anew; the others go on from where they are."""
-    horizon: int = 15
-    num_samples: int = 64
-    num_elites: int = 8
-    num_iterations: int = 4
-    temperature: float = 0.3
+    horizon: int = count(15)
+    num_samples: int = count(64)
+    num_elites: int = setting(8, at_least=1, at_most="num_samples")
+    num_iterations: int = count(4)
+    temperature: float = positive(0.3)
     """Of DCEM, in training; what is trained is tested with the hard selection, too."""
-    num_steps: int = 50
+    num_steps: int = count(50)
     """Of an episode of closed loop."""
-    num_valid: int = 64
-    num_test: int = 128
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
+    num_valid: int = count(64)
+    num_test: int = count(128)
 
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    others = ("widths", "adversary_references", "distractors", "fit_lr", "lr", "grad_clip", "restart", "temperature")
-    for key in (of.name for of in fields(config) if of.name not in (*others, "seed", "device")):
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
-    require(bool(config.widths) and min(config.widths) >= 1, "widths", "positive widths", config.widths)
-    among = {*config.adversary_references, config.adversary_width} <= set(config.widths)
-    known = among or not config.adversary_references
-    require(known, "adversary_references", "some of widths, and adversary_width too", config.adversary_references)
-    even = all(num >= 2 and num % 2 == 0 for num in config.distractors)
-    require(even, "distractors", "even numbers of at least 2", config.distractors)
-    for key in ("fit_lr", "lr", "grad_clip", "temperature"):
-        require(getattr(config, key) > 0, key, "a positive number", getattr(config, key))
-    require(1 <= config.num_elites <= config.num_samples, "num_elites", "1 to num_samples", config.num_elites)
-    require(config.num_executed <= config.horizon, "num_executed", "at most horizon", config.num_executed)
-    require(0 <= config.restart <= 1, "restart", "a fraction", config.restart)
+    def check(self) -> None:
+        super().check()
+        among = {*self.adversary_references, self.adversary_width} <= set(self.widths)
+        known = among or not self.adversary_references
+        require(known, "adversary_references", "some of widths, and adversary_width too", self.adversary_references)
+        even = all(num % 2 == 0 for num in self.distractors)
+        require(even, "distractors", "even numbers of at least 2", self.distractors)

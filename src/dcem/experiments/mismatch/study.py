@@ -5,24 +5,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dcem.experiments import ConfigError
-from dcem.experiments.harness.run import METRICS, SUMMARY, Run
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness import reading
+from dcem.experiments.harness.reading import finished_runs, records_of
+from dcem.experiments.harness.report import interval, markdown, write_table
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.settings import Settings
 from dcem.plotting import COLOURS
-from dcem.plotting.figures import _student
 
-GROUPS: dict[str, dict[str, Any]] = {}
 LABELS = {"likelihood": "maximum likelihood", "end-to-end": "end to end through DCEM"}
 DEPLOYED = {
     "return": "return",
@@ -33,13 +31,14 @@ REFERENCES = {"true-model": "planning with the true model", "random": "random ac
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem mismatch-study`."""
 
     runs: str = "runs/mismatch"
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
+
+    def check(self) -> None:
+        super().check()
+        load_all(self.runs)
 
 
 class Finished(NamedTuple):
@@ -47,7 +46,7 @@ class Finished(NamedTuple):
 
     config: dict[str, Any]
     metrics: dict[str, dict[str, float]]
-    records: dict[str, list[dict[str, float]]]
+    records: dict[str, list[dict[str, Any]]]
     """Of the adversary and the recovery, an entry an evaluation."""
 
 
@@ -59,19 +58,11 @@ class Estimate(NamedTuple):
     high: float
 
 
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    require(Path(config.runs).is_dir(), "runs", "a folder of run folders", config.runs)
-    load_all(config.runs)
-
-
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the tables; returns the metrics of all seeds."""
     finished = load_all(config.runs)
     settings = finished[0].config
-    text = tables(finished, run.command)
-    (run.folder / "table.md").write_text(text, "utf-8")
-    run.say(text)
+    write_table(run, tables(finished))
     run.figure("capacity", draw_capacity(finished))
     if settings["adversary_references"]:
         run.figure("adversary", draw_adversary(finished))
@@ -84,30 +75,24 @@ def main(config: Config, run: Run) -> dict[str, Any]:
 
 def load_all(runs: str) -> list[Finished]:
     """The runs in a folder."""
-    finished = [load(path.parent) for path in sorted(Path(runs).glob(f"*/{SUMMARY}"))]
-    if not finished:
-        raise ConfigError(f"runs: expected run folders with a {SUMMARY}; got none in {runs}")
+    finished = [load(found) for found in finished_runs(runs)]
     settings = [{key: value for key, value in of.config.items() if key != "seed"} for of in finished]
     if any(other != settings[0] for other in settings):
         raise ConfigError(f"runs: expected runs that differ in their seed alone; got others in {runs}")
     return finished
 
 
-def load(folder: Path) -> Finished:
+def load(found: reading.Finished) -> Finished:
     """What a run left."""
-    summary = json.loads((folder / SUMMARY).read_text("utf-8"))
-    records = {}
-    for path in (*folder.glob(f"adversary-*/{METRICS}"), *folder.glob(f"recovered-*/{METRICS}")):
-        records[path.parent.name] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return Finished(summary["config"], summary["metrics"], records)
+    parts = sorted((*found.folder.glob("adversary-*"), *found.folder.glob("recovered-*")))
+    return Finished(found.settings, found.metrics, {part.name: records_of(part) for part in parts})
 
 
 def estimate(values: Sequence[float], *, logarithmic: bool = False) -> Estimate:
     """By Student's t; in logarithms for what is only positive."""
     values = [math.log(value) for value in values] if logarithmic else values
-    mean, half = statistics.mean(values), 0.0
-    if len(values) > 1:
-        half = _student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean, half = interval(values)
+    half = 0.0 if math.isnan(half) else half
     numbers = (mean, mean - half, mean + half)
     return Estimate(*(map(math.exp, numbers) if logarithmic else numbers))
 
@@ -133,7 +118,7 @@ def phases(config: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
-def tables(finished: Sequence[Finished], command: str) -> str:
+def tables(finished: Sequence[Finished]) -> str:
     """Three tables in Markdown."""
     config, seeds = finished[0].config, len(finished)
 
@@ -146,20 +131,16 @@ def tables(finished: Sequence[Finished], command: str) -> str:
     def shown(value: Estimate) -> str:
         return f"{value.mean:.0f}" + (f" ± {value.high - value.mean:.0f}" if seeds > 1 else "")
 
-    def table(first: str, rows: Mapping[str, str], mse: str) -> list[str]:
+    def table(first: str, rows: Mapping[str, str], mse: str) -> str:
         """A row a pair of models, whose names end in a value of `rows`: fitted / end to end."""
-        lines = [f"| {first} | MSE | {' | '.join(DEPLOYED.values())} | gain |"]
-        lines += ["|---:|" + "---:|" * (2 + len(DEPLOYED))]
+        cells = []
         for label, suffix in rows.items():
-            cells = [" / ".join(cell(f"{kind}-{suffix}", key) for kind in LABELS) for key in (mse, *DEPLOYED)]
-            cells += [shown(estimate(gains(finished, suffix)))]
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-        return lines
+            pairs = [" / ".join(cell(f"{kind}-{suffix}", key) for kind in LABELS) for key in (mse, *DEPLOYED)]
+            cells.append([label, *pairs, shown(estimate(gains(finished, suffix)))])
+        return markdown([first, "MSE", *DEPLOYED.values(), "gain"], cells, text_columns=0)
 
     references = "; ".join(f"{label} {cell(name, 'return')}" for name, label in REFERENCES.items())
     lines = [
-        f"`{command}`",
-        "",
         f"{seeds} seeds; means, of errors geometric ones; ± is half the 95 % interval. MSE: one step, on unseen data, "
         f"in variances of the change. Return: minus the cost of {config['num_steps']} steps of closed loop from "
         f"{config['num_test']} unseen states, planned with {config['num_samples']} samples, {config['num_elites']} "
@@ -171,22 +152,18 @@ def tables(finished: Sequence[Finished], command: str) -> str:
         "",
         "## Capacity: maximum likelihood / end to end",
         "",
-        *table("hidden width", {str(width): f"width-{width}" for width in config["widths"]}, "mse"),
-        "",
+        table("hidden width", {str(width): f"width-{width}" for width in config["widths"]}, "mse"),
     ]
     if config["adversary_references"]:
-        lines += ["## Adversary", "", f"| model | MSE | {' | '.join(DEPLOYED.values())} |"]
-        lines += ["|---|" + "---:|" * (1 + len(DEPLOYED))]
-        for name, label in phases(config).items():
-            lines.append(f"| {label} | {' | '.join(cell(name, key) for key in ('mse', *DEPLOYED))} |")
-        lines += [""]
+        rows = [[label, *(cell(name, key) for key in ("mse", *DEPLOYED))] for name, label in phases(config).items()]
+        lines += ["## Adversary", "", markdown(["model", "MSE", *DEPLOYED.values()], rows)]
     if config["distractors"]:
-        rows = {str(num): f"distractors-{num}" for num in config["distractors"]}
+        named = {str(num): f"distractors-{num}" for num in config["distractors"]}
         if config["distractor_width"] in config["widths"]:
-            rows = {"0": f"width-{config['distractor_width']}", **rows}
+            named = {"0": f"width-{config['distractor_width']}", **named}
         title = f"## Distractors: maximum likelihood / end to end, hidden width {config['distractor_width']}"
         lines += [title, "", "MSE of the numbers that matter.", ""]
-        lines += [*table("distractors", rows, "task_mse"), ""]
+        lines += [table("distractors", named, "task_mse")]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What the experiment on objective mismatch controls, what it knows of it, and the nets that model it."""
+"""The plant of the experiment on objective mismatch, what is known of it, and the states to choose and test by."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dcem.control import rollout
 from dcem.control.systems import Pendulum
+from dcem.experiments.harness.settings import choose_device
+from dcem.experiments.mismatch.settings import DATA_SEED, TEST_SEED, VALID_SEED, Config
+from dcem.world import Transitions, transitions
 
 DT = 0.1
 """Seconds a step: two of Gymnasium's."""
@@ -52,59 +54,32 @@ class Plant(nn.Module):
         return torch.cat([pendulum, torch.stack([phase.cos(), phase.sin()], -1).flatten(1)], -1)
 
 
-class Transitions(NamedTuple):
-    """States, actions and the states after them, `(n, ...)` each."""
-
-    state: Tensor
-    action: Tensor
-    after: Tensor
-
-
 @torch.no_grad()
-def transitions(plant: Plant, num_episodes: int, length: int, generator: torch.Generator) -> Transitions:
+def explored(plant: Plant, num_episodes: int, length: int, generator: torch.Generator) -> Transitions:
     """What random actions show of the plant."""
     low, high = plant.bounds
     actions = low + (high - low) * torch.rand(num_episodes, length, 1, generator=generator, device=generator.device)
-    states = rollout(plant, plant.sample_states(num_episodes, generator), actions)
-    return Transitions(states[:, :-1].flatten(0, 1), actions.flatten(0, 1), states[:, 1:].flatten(0, 1))
+    return transitions(plant, plant.sample_states(num_episodes, generator), actions)
 
 
-class DynamicsNet(nn.Module):
-    """`x + W₂ tanh(W₁ [x, u] + b₁) + b₂`, inputs and changes on the scale of the data."""
+class Task(NamedTuple):
+    """A plant, what is known of it, and the states that controllers are chosen and tested by."""
 
-    input_scale: Tensor
-    change_scale: Tensor
-
-    def __init__(self, width: int, data: Transitions) -> None:
-        super().__init__()
-        self.num_states = data.state.shape[-1]
-        self.inner = nn.Linear(self.num_states + data.action.shape[-1], width)
-        self.outer = nn.Linear(width, self.num_states)
-        self.register_buffer("input_scale", torch.cat([data.state, data.action], -1).std(0))
-        self.register_buffer("change_scale", (data.after - data.state).std(0))
-
-    def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """The next state."""
-        return self.rollout(state, action.unsqueeze(-2)).select(-2, 1)
-
-    def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
-        """All states at once: what depends on actions alone is computed ahead, each step is two matrix products."""
-        *batch, horizon, size = actions.shape
-        weight = self.inner.weight / self.input_scale
-        of_state, of_action = weight[:, : self.num_states].T, weight[:, self.num_states :]
-        rows = actions.movedim(-2, 0).reshape(horizon, -1, size)
-        driven = nn.functional.linear(rows, of_action, self.inner.bias)
-        out, bias = (self.outer.weight.T * self.change_scale), self.outer.bias * self.change_scale
-        states = [state.reshape(-1, self.num_states)]
-        for drive in driven.unbind(0):
-            hidden = torch.addmm(drive, states[-1], of_state).tanh()
-            states.append(torch.addmm(states[-1] + bias, hidden, out))
-        return torch.stack(states).reshape(horizon + 1, *batch, self.num_states).movedim(0, -2)
+    plant: Plant
+    train: Transitions
+    valid: Transitions
+    test: Transitions
+    valid_states: Tensor
+    test_states: Tensor
 
 
-def squared_errors(model: DynamicsNet, data: Transitions) -> Tensor:
-    """Mean squared error of one step, by number of the state: `(num_states,)`. The unit is the variance of the change.
-
-    The negative log-likelihood of a Gaussian with those variances is half its sum, but for a constant.
-    """
-    return ((model(data.state, data.action) - data.after) / model.change_scale).square().mean(0)
+def make_task(config: Config, num_distractors: int = 0) -> Task:
+    """Plant, data and states."""
+    device = choose_device(config.device)
+    plant = Plant(num_distractors).to(device)
+    seeds = (DATA_SEED + config.seed, VALID_SEED + config.seed, TEST_SEED + config.seed)
+    size = (config.num_episodes, config.episode_length)
+    train, valid, test = (explored(plant, *size, torch.Generator(device).manual_seed(seed)) for seed in seeds)
+    valid_states = plant.sample_states(config.num_valid, torch.Generator(device).manual_seed(VALID_SEED))
+    test_states = plant.sample_states(config.num_test, torch.Generator(device).manual_seed(TEST_SEED))
+    return Task(plant, train, valid, test, valid_states, test_states)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcem.control import MPC, rollout
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import Schedule, choose_device
+from dcem.experiments.harness.settings import choose_device
+from dcem.experiments.harness.training import Best, Schedule, descend, training_loop
 from dcem.experiments.mismatch.deployment import controller, evaluation, references, report
 from dcem.experiments.mismatch.settings import Config
-from dcem.experiments.mismatch.states import Task, make_task
-from dcem.experiments.mismatch.task import DynamicsNet, Plant, Transitions, squared_errors
+from dcem.experiments.mismatch.task import Plant, Task, make_task
+from dcem.world import DynamicsNet, Transitions
+
+FAR = 1e9
+"""Worse than any return: what the errors that are too large are multiplied with."""
 
 
 class Systems:
@@ -51,52 +53,33 @@ class Systems:
         self.generator.set_state(state["generator"].cpu())
 
 
-class Best:
-    """The weights that were best on validation; part of a checkpoint."""
-
-    def __init__(self) -> None:
-        self.score, self.weights = -math.inf, dict[str, Tensor]()
-
-    def see(self, score: float, model: nn.Module) -> None:
-        """Keep them if they are better."""
-        if score > self.score:
-            self.score, self.weights = score, {key: t.detach().clone() for key, t in model.state_dict().items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
-        return {"score": self.score, "weights": self.weights}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
-        self.score, self.weights = state["score"], state["weights"]
-
-
 def train(
     run: Run,
     model: DynamicsNet,
     update: Callable[[torch.optim.Optimizer], float],
-    evaluate: Callable[[], dict[str, float]],
+    evaluate: Callable[[], tuple[dict[str, float], float]],
     num_updates: int,
     lr: float,
     eval_every: int,
     **state: Any,
 ) -> None:
-    """Updates with evaluations; the weights of the highest `score` stay. `state` is what else a checkpoint holds."""
+    """Updates with evaluations, each of some metrics and a value; the weights of the lowest value stay. `state` is
+    what else a checkpoint holds.
+    """
     optimizer, best = torch.optim.Adam(model.parameters(), lr=lr), Best()
-    schedule = Schedule(optimizer, "cosine", num_updates, 0)
+    schedule = Schedule(optimizer, num_updates)
     run.track(model=model, optimizer=optimizer, schedule=schedule, best=best, **state)
-    if run.step == 0:
-        metrics = evaluate()
-        run.log(0, **metrics)
-        best.see(metrics["score"], model)
-    for step in run.steps(num_updates, eval_every, run.folder.name):
-        loss = update(optimizer)
-        schedule.step()
-        if step % eval_every == 0 or step == num_updates:
-            metrics = evaluate()
-            run.log(step, loss=loss, **metrics)
-            best.see(metrics["score"], model)
-    model.load_state_dict(best.weights)
+
+    def evaluation(step: int, lr: float = 0.0, **loss: float) -> None:
+        metrics, value = evaluate()
+        run.log(step, **loss, **metrics)
+        best.see(value, model)
+
+    training_loop(
+        run, num_updates, lambda step: update(optimizer), evaluation, schedule, eval_every=eval_every,
+        description=run.folder.name,
+    )  # fmt: skip
+    best.restore(model)
 
 
 def fit(run: Run, task: Task, config: Config, width: int) -> DynamicsNet:
@@ -108,12 +91,12 @@ def fit(run: Run, task: Task, config: Config, width: int) -> DynamicsNet:
     def update(optimizer: torch.optim.Optimizer) -> float:
         size = (config.fit_batch_size,)
         chosen = torch.randint(len(task.train.state), size, generator=generator, device=generator.device)
-        return descend(optimizer, squared_errors(model, Transitions(*(t[chosen] for t in task.train))).mean())
+        return descend(optimizer, model.squared_errors(Transitions(*(t[chosen] for t in task.train))).mean())
 
     @torch.no_grad()
-    def evaluate() -> dict[str, float]:
-        error = squared_errors(model, task.valid).mean().item()
-        return {"mse": error, "score": -error}
+    def evaluate() -> tuple[dict[str, float], float]:
+        error = model.squared_errors(task.valid).mean().item()
+        return {"mse": error}, error
 
     every = max(1, config.fit_updates // 10)
     train(run, model, update, evaluate, config.fit_updates, config.fit_lr, every, generator=generator)
@@ -127,8 +110,9 @@ def learn(run: Run, task: Task, config: Config, model: DynamicsNet) -> DynamicsN
     def update(optimizer: torch.optim.Optimizer) -> float:
         return descend(optimizer, systems.cost(mpc), config.grad_clip)
 
-    def evaluate() -> dict[str, float]:
-        return evaluation(model, task, config)
+    def evaluate() -> tuple[dict[str, float], float]:
+        metrics = evaluation(model, task, config)
+        return metrics, -metrics["return"]
 
     train(run, model, update, evaluate, config.num_updates, config.lr, config.eval_every, systems=systems)
     return model
@@ -138,15 +122,15 @@ def degrade(run: Run, task: Task, config: Config, model: DynamicsNet, allowed: D
     """The adversary: raise the true cost of what the model plans, at errors no larger than those of another model.
 
     After each step up the cost, steps down the errors (of the training or of the validation data, whichever have grown
-    more) as long as they are larger.
+    more) as long as they are larger. Of a model that is too small for such errors the weights nearest to them stay.
     """
     mpc, systems = controller(model, task.plant, config, soft=True), Systems(task.plant, config)
     sets = (task.train, task.valid)
     with torch.no_grad():
-        limits = torch.stack([squared_errors(allowed, data).mean() for data in sets])
+        limits = torch.stack([allowed.squared_errors(data).mean() for data in sets])
 
     def excess() -> Tensor:
-        return (torch.stack([squared_errors(model, data).mean() for data in sets]) / limits).max() - 1
+        return (torch.stack([model.squared_errors(data).mean() for data in sets]) / limits).max() - 1
 
     def update(optimizer: torch.optim.Optimizer) -> float:
         loss = descend(optimizer, -systems.cost(mpc), config.grad_clip)
@@ -162,36 +146,23 @@ def degrade(run: Run, task: Task, config: Config, model: DynamicsNet, allowed: D
                     parameter.sub_(over / norm * gradient)  # Polyak's step, to where they would be as large
         return -loss
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> tuple[dict[str, float], float]:
         metrics = evaluation(model, task, config)
         with torch.no_grad():
-            kept = float(excess()) <= 0.001
-        return {**metrics, "score": -metrics["return"] if kept else -math.inf}
+            over = float(excess())
+        return metrics, metrics["return"] if over <= 0.001 else FAR * (1 + over)
 
     train(run, model, update, evaluate, config.num_updates, config.lr, config.eval_every, systems=systems)
     return model
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float = math.inf) -> float:
-    """One step down a loss."""
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), grad_clip)
-    optimizer.step()
-    return loss.item()
-
-
 def main(config: Config, run: Run) -> dict[str, dict[str, float]]:
     """All models of one seed, each a run in its own folder; returns what they reach."""
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
     task, metrics = make_task(config), dict[str, dict[str, float]]()
     metrics |= references(task, config)
 
     def part(name: str, task: Task, training: Callable[..., DynamicsNet], *arguments: Any) -> DynamicsNet:
-        with Run(
-            run.folder / name, plain, seed=config.seed, device=run.device, command=run.command, resume=run.resume
-        ) as inner:
-            inner.verbose, inner.quiet = False, run.quiet
+        with run.part(name) as inner:
             model = training(inner, task, config, *arguments)
             metrics[name] = report(model, task, config)
             inner.finish(**metrics[name])

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import dcem
 from dcem.control import MPC, Plan, tasks
@@ -17,8 +17,8 @@ from dcem.control.run import Episodes
 from dcem.control.run import run as run_episodes
 from dcem.control.systems import Pendulum
 from dcem.embedding import MLPDecoder
+from dcem.experiments.harness.training import descend
 from dcem.experiments.mpc import methods
-from dcem.experiments.mpc.methods import Budget
 from dcem.experiments.mpc.settings import Config
 
 LATENT = 4
@@ -40,7 +40,6 @@ class Benchmark:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.budget = Budget(config.num_samples, config.num_elites, config.num_iterations)
         self.decoder = MLPDecoder(LATENT, (tasks.HORIZONS["pendulum"], 1), (64, 64), bounds=(-2.0, 2.0))
         self.task: Callable[[str], tasks.Task] = cache(lambda name: tasks.load(name, config.length, config.threads))
 
@@ -70,7 +69,7 @@ class Benchmark:
         return {"return": float(episode.returns), "replaced": float(episode.num_replaced)}
 
     def controller(self, task: str, method: str) -> Any:
-        return methods.controller(method, self.task(task), self.budget, self.decoder)
+        return methods.controller(method, self.task(task), self.config.budget, self.decoder)
 
     def episode(self, task: str, method: str, seed: int, **options: Any) -> Episodes:
         """One episode."""
@@ -103,11 +102,7 @@ class Benchmark:
             states = system.sample_states(16)
             states[:, 2] *= system.max_speed
             cost = mpc(states, gradient=dcem.Unroll()).cost.mean()
-            optimizer.zero_grad()
-            cost.backward()
-            nn.utils.clip_grad_norm_(mpc.parameters(), 1.0)
-            optimizer.step()
-            costs.append(cost.item())
+            costs.append(descend(optimizer, cost, 1.0))
         return statistics.mean(costs[-50:])
 
 

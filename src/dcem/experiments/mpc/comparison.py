@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dcem.experiments.harness.report import write_table
 from dcem.experiments.harness.run import Run
 from dcem.experiments.mpc import methods
 from dcem.experiments.mpc.benchmark import Benchmark
@@ -28,9 +29,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         shown = "  ".join(f"{key} {value:.4g}" for key, value in result.items())
         run.say(f"{' '.join(str(part) for part in job)}: {shown}")
     results = collect(benchmark, jobs, run.records())
-    text = table(results)
-    (run.folder / "table.md").write_text(f"`{run.command}`\n\n{text}", encoding="utf-8")
-    run.say("\n" + text)
+    write_table(run, table(results))
     run.figure("returns", bars(results, "returns", "return of an episode"))
     run.figure("milliseconds", bars(results, "milliseconds", "CPU milliseconds a decision"))
     if config.videos:

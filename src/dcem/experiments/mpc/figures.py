@@ -12,7 +12,8 @@ from dcem.control.systems import Pendulum
 from dcem.experiments.harness.run import Run
 from dcem.experiments.mpc import methods
 from dcem.experiments.mpc.benchmark import Benchmark
-from dcem.experiments.mpc.report import Results, interval
+from dcem.experiments.mpc.report import Results
+from dcem.plotting.intervals import interval
 
 
 def bars(results: Results, key: str, xlabel: str) -> Figure:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import dcem
 from dcem.control import MPC
 from dcem.control.tasks import Task
 from dcem.embedding import SplineDecoder
+from dcem.experiments.harness.settings import Search
 
 LABELS = {
     "cem": "CEM",
@@ -38,21 +38,12 @@ the tasks.
 """
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What each method may spend on a decision: `num_iterations` of `num_samples` trajectories."""
-
-    num_samples: int
-    num_elites: int
-    num_iterations: int
-
-
 def is_installed(method: str) -> bool:
     """Whether the package that a method needs is there."""
     return method not in RIVALS or importlib.util.find_spec(RIVALS[method]) is not None
 
 
-def controller(method: str, task: Task, budget: Budget, decoder: nn.Module | None) -> MPC | Callable[[Tensor], Tensor]:
+def controller(method: str, task: Task, budget: Search, decoder: nn.Module | None) -> MPC | Callable[[Tensor], Tensor]:
     """A fresh controller of that name; `decoder` is the learned one's."""
     if method in ("torchrl-cem", "torchrl-mppi"):
         return _torchrl(method, task, budget)
@@ -80,7 +71,7 @@ def controller(method: str, task: Task, budget: Budget, decoder: nn.Module | Non
     return MPC(task.model, task.cost, task.horizon, task.num_actions, task.bounds, solver, **options)
 
 
-def _pytorch_mppi(task: Task, budget: Budget) -> Callable[[Tensor], Tensor]:
+def _pytorch_mppi(task: Task, budget: Search) -> Callable[[Tensor], Tensor]:
     """pytorch-mppi makes one iteration a decision: it gets the trajectories of all iterations at once."""
     from pytorch_mppi import MPPI  # type: ignore[import-untyped]
 
@@ -94,7 +85,7 @@ def _pytorch_mppi(task: Task, budget: Budget) -> Callable[[Tensor], Tensor]:
     return lambda state: planner.command(state[0]).unsqueeze(0)
 
 
-def _torchrl(method: str, task: Task, budget: Budget) -> Callable[[Tensor], Tensor]:
+def _torchrl(method: str, task: Task, budget: Search) -> Callable[[Tensor], Tensor]:
     """TorchRL's planners on the model as one of its environments."""
     from tensordict import TensorDict
     from tensordict.nn import TensorDictModule

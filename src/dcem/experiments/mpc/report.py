@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dcem.control import tasks
+from dcem.experiments.harness.report import interval, markdown, plus_minus
 from dcem.experiments.mpc.benchmark import Benchmark, Job
 from dcem.experiments.mpc.methods import LABELS
-from dcem.plotting.figures import _student
 
 Results = dict[str, dict[str, dict[str, Any]]]
 """By task and method: `returns`, `milliseconds`, `replaced`."""
@@ -34,29 +32,16 @@ def collect(benchmark: Benchmark, jobs: Sequence[Job], records: Sequence[Mapping
     return results
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % confidence interval; NaN of one value."""
-    if len(values) < 2:
-        return statistics.mean(values), math.nan
-    return statistics.mean(values), _student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-
-
 def table(results: Results) -> str:
     """Markdown; a difference to CEM is taken start by start, since starts differ more than methods do."""
-    lines = ["| task | method | return | difference to CEM's | CPU ms a decision | times DCEM's |"]
-    lines.append("|---|---|---:|---:|---:|---:|")
+    rows = []
     for task, methods in results.items():
-        reference = methods.get("dcem", {}).get("milliseconds", math.nan)
+        reference = methods.get("dcem", {}).get("milliseconds")
         for method, of_method in methods.items():
-            cells = [tasks.LABELS[task], LABELS[method], _plus_minus(of_method["returns"])]
-            cem = methods.get("cem", of_method)["returns"]
-            difference = _plus_minus([one - other for one, other in zip(of_method["returns"], cem, strict=True)])
-            cells.append("" if cem is of_method["returns"] else difference)
-            ms = of_method["milliseconds"]
-            lines.append("| " + " | ".join([*cells, f"{ms:.1f}", f"{ms / reference:.2f}"]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _plus_minus(values: Sequence[float]) -> str:
-    mean, half = interval(values)
-    return f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+            cem, ms = methods.get("cem", of_method)["returns"], of_method["milliseconds"]
+            differences = [one - other for one, other in zip(of_method["returns"], cem, strict=True)]
+            difference = "" if cem is of_method["returns"] else plus_minus(interval(differences), ".1f")
+            cells = [tasks.LABELS[task], LABELS[method], plus_minus(interval(of_method["returns"]), ".1f"), difference]
+            rows.append([*cells, f"{ms:.1f}", "" if reference is None else f"{ms / reference:.2f}"])
+    head = ["task", "method", "return", "difference to CEM's", "CPU ms a decision", "times DCEM's"]
+    return markdown(head, rows, text_columns=2)

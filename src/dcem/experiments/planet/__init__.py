@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from dcem.experiments.harness.run import Run
-from dcem.experiments.planet.settings import GROUPS, Config, check
+from dcem.experiments.planet.settings import GROUPS, Config
 from dcem.experiments.planet.training import learn
 
-__all__ = ["GROUPS", "Config", "check", "main"]
+__all__ = ["GROUPS", "Config", "main"]
 
 
 def main(config: Config, run: Run) -> dict[str, Any]:

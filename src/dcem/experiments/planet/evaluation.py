@@ -12,43 +12,37 @@ import numpy as np
 import torch
 
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness.settings import Settings, count, require, setting
 from dcem.experiments.planet.controllers import Controller, load
 from dcem.experiments.planet.suite import ACTION_REPEAT, Suite
 from dcem.experiments.planet.training import play
 from dcem.plotting import save_gif
 
-GROUPS: dict[str, dict[str, Any]] = {}
 TEST_SEED = 2_000_000
 """Neither training nor its evaluations start from these."""
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem planet-evaluate`."""
 
     checkpoint: str = "controller.pt"
     """Written by `dcem planet`."""
-    num_episodes: int = 50
-    num_envs: int = 10
+    num_episodes: int = count(50)
+    num_envs: int = count(10)
     """Played side by side."""
-    animate: int = 0
+    animate: int = setting(0, at_least=0)
     """Decisions of one more episode to show in episode.gif, from its beginning; 0 for no picture.
 
     MuJoCo needs a renderer for it: EGL, or what the environment variable MUJOCO_GL names.
     """
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
 
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    require(config.num_envs >= 1, "num_envs", "at least 1", config.num_envs)
-    require(config.animate >= 0, "animate", "at least 0", config.animate)
-    even = config.num_episodes >= 1 and config.num_episodes % config.num_envs == 0
-    require(even, "num_episodes", f"a multiple of num_envs={config.num_envs}", config.num_episodes)
-    require(Path(config.checkpoint).is_file(), "checkpoint", "a file that dcem planet has written", config.checkpoint)
+    def check(self) -> None:
+        super().check()
+        even = self.num_episodes % self.num_envs == 0
+        require(even, "num_episodes", f"a multiple of num_envs={self.num_envs}", self.num_episodes)
+        is_there = Path(self.checkpoint).is_file()
+        require(is_there, "checkpoint", "a file that dcem planet has written", self.checkpoint)
 
 
 class _Returns(list[float]):

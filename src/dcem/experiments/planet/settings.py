@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness.settings import Settings, count, positive, require, setting, some_of
 from dcem.experiments.planet.suite import ACTION_REPEAT
 
 
@@ -13,14 +13,14 @@ from dcem.experiments.planet.suite import ACTION_REPEAT
 class Planner:
     """The search of one decision."""
 
-    horizon: int = 3
-    num_samples: int = 128
-    num_elites: int = 16
-    num_iterations: int = 4
-    num_proposals: int = 16
+    horizon: int = count(3)
+    num_samples: int = count(128)
+    num_elites: int = setting(16, at_least=1, at_most="num_samples")
+    num_iterations: int = count(4)
+    num_proposals: int = count(16)
     """Of the latent model's policy, beside the samples."""
-    init_std: float = 1.0
-    min_std: float = 0.05
+    init_std: float = positive(1.0)
+    min_std: float = setting(0.05, above=0, at_most="max_std")
     max_std: float = 1.0
 
 
@@ -28,96 +28,101 @@ class Planner:
 class Embedding:
     """The search over a decoder's latent, and how the decoder is learned."""
 
-    latent_size: int = 6
-    num_samples: int = 14
-    num_elites: float = 4
-    num_iterations: int = 4
-    temperature: float = 1.0
-    init_std: float = 1.0
-    batch_size: int = 32
+    latent_size: int = count(6)
+    num_samples: int = count(14)
+    num_elites: float = setting(4, above=0, at_most="num_samples")
+    num_iterations: int = count(4)
+    temperature: float = positive(1.0)
+    init_std: float = positive(1.0)
+    batch_size: int = count(32)
     """Beliefs planned from in an update."""
-    lr: float = 3e-4
+    lr: float = positive(3e-4)
 
 
 @dataclass
 class Tuning:
     """Proximal policy optimisation through the controller."""
 
-    parts: list[str] = field(default_factory=lambda: ["reward", "dynamics", "value", "decoder"])
+    parts: list[str] = some_of(["reward", "dynamics", "value", "decoder"], ["reward", "dynamics", "value", "decoder"])
     """What is tuned, among `reward`, `dynamics`, `value` and `decoder`; the rest is frozen."""
-    lr: float = 1e-5
-    std: float = 0.1
+    lr: float = positive(1e-5)
+    std: float = positive(0.1)
     """Of the action around the plan."""
     learn_std: bool = False
-    rounds_per_step: int = 2
+    rounds_per_step: int = count(2)
     """Of episodes, for one PPO step."""
-    passes: int = 1
+    passes: int = count(1)
     """Over the episodes of a step."""
-    share: float = 0.25
+    share: float = setting(0.25, above=0, at_most=1)
     """Of their states, which are planned from again with a gradient."""
-    minibatch_size: int = 125
-    last: int = 2
+    minibatch_size: int = count(125)
+    last: int = count(2)
     """Iterations of the search that are differentiated."""
-    clip: float = 0.2
-    max_divergence: float = 0.05
+    clip: float = positive(0.2)
+    max_divergence: float = positive(0.05)
     """KL from the policy that played, beyond which a pass ends."""
-    grad_clip: float = 1.0
-    gae_lambda: float = 0.95
-    critic_lr: float = 1e-3
-    critic_updates: int = 200
-    critic_batch_size: int = 256
-    eval_rounds: int = 2
-
-
-PARTS = ("reward", "dynamics", "value", "decoder")
+    grad_clip: float = positive(1.0)
+    gae_lambda: float = setting(0.95, at_least=0, at_most=1)
+    critic_lr: float = positive(1e-3)
+    critic_updates: int = count(200)
+    critic_batch_size: int = count(256)
+    eval_rounds: int = count(2)
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem planet`."""
 
+    seed: int = setting(0, at_least=0, below=50)
+    """Beyond it a round of training would start from the seeds of another phase, or of an evaluation."""
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"scale": "cpu"}])
-    task: str = "walker.walk"
+    task: str = setting("walker.walk", among=tuple(ACTION_REPEAT))
     """`walker.walk` or `cheetah.run`."""
-    phase: str = "model"
+    phase: str = setting("model", among=("model", "embed", "tune"))
     """`model` (full-space planning), `embed` (embedded DCEM; its decoder is learned while the model goes on), or `tune`
     (proximal policy optimisation through the controller).
     """
-    model: str = "latent"
+    model: str = setting("latent", among=("latent", "rssm"))
     """`latent` (`LatentModel`, with values and proposals), or `rssm` (the recurrent model of the paper, by likelihood
     alone, for full-space planning).
     """
     start: str = ""
     """To embed: the folder of a run of the same task, whose model and replay go on. To tune: a controller.pt."""
-    num_rounds: int = 25
+    num_rounds: int = count(25)
     """Of one episode in each environment."""
-    seed_rounds: int = 1
+    seed_rounds: int = count(1)
     """With random actions, before anything is learned."""
-    num_envs: int = 4
+    num_envs: int = count(4)
     """In lock-step, planned for in one batch."""
     episode_steps: int = 1000
     """Simulator steps of an episode, at most 1000, where the task ends it."""
-    explore: float = 0.05
+    explore: float = setting(0.05, at_least=0)
     """The least std of the noise on actions while learning."""
-    updates_per_decision: float = 0.5
+    updates_per_decision: float = positive(0.5)
     """Of the model, for each decision in each environment."""
-    batch_size: int = 128
-    window: int = 3
+    batch_size: int = count(128)
+    window: int = setting(3, at_least=2)
     """Steps of a replayed sequence."""
-    lr: float = 1e-3
-    encoder_lr: float = 3e-4
-    grad_clip: float = 20.0
-    latent_size: int = 128
-    hidden: int = 256
-    discount: float = 0.99
+    lr: float = positive(1e-3)
+    encoder_lr: float = positive(3e-4)
+    grad_clip: float = positive(20.0)
+    latent_size: int = count(128)
+    hidden: int = count(256)
+    discount: float = setting(0.99, at_least=0, below=1)
     planner: Planner = field(default_factory=Planner)
     embedding: Embedding = field(default_factory=Embedding)
     tuning: Tuning = field(default_factory=Tuning)
-    eval_every: int = 5
+    eval_every: int = count(5)
     """Rounds between evaluations, an episode in each environment without exploration."""
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
+
+    def check(self) -> None:
+        super().check()
+        require(self.model == "latent" or self.phase == "model", "model", f"latent, to {self.phase}", self.model)
+        repeat = ACTION_REPEAT[self.task]
+        whole = 2 * repeat <= self.episode_steps <= 1000 and self.episode_steps % repeat == 0
+        require(whole, "episode_steps", f"a multiple of the action repeat {repeat}, at most 1000", self.episode_steps)
+        started = self.phase == "model" or bool(self.start)
+        require(started, "start", "a run to embed or a controller to tune", self.start)
 
 
 GROUPS: dict[str, dict[str, Any]] = {
@@ -131,52 +136,3 @@ GROUPS: dict[str, dict[str, Any]] = {
         "gpu": {"num_envs": 16, "updates_per_decision": 1.0, "batch_size": 256, "hidden": 512, "latent_size": 512},
     }
 }  # fmt: skip
-
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    require(config.phase in ("model", "embed", "tune"), "phase", "model, embed or tune", config.phase)
-    require(config.model in ("latent", "rssm"), "model", "latent or rssm", config.model)
-    require(config.model == "latent" or config.phase == "model", "model", f"latent, to {config.phase}", config.model)
-    require(config.task in ACTION_REPEAT, "task", f"one of {', '.join(ACTION_REPEAT)}", config.task)
-    repeat = ACTION_REPEAT[config.task]
-    whole = 2 * repeat <= config.episode_steps <= 1000 and config.episode_steps % repeat == 0
-    require(whole, "episode_steps", f"a multiple of the action repeat {repeat}, at most 1000", config.episode_steps)
-    for key in ("num_rounds", "seed_rounds", "num_envs", "batch_size", "eval_every", "latent_size", "hidden"):
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
-    require(config.window >= 2, "window", "at least 2 steps", config.window)
-    for key in ("updates_per_decision", "lr", "encoder_lr", "grad_clip"):
-        require(getattr(config, key) > 0, key, "a positive number", getattr(config, key))
-    require(0 <= config.discount < 1, "discount", "a number in [0, 1)", config.discount)
-    require(config.explore >= 0, "explore", "at least 0", config.explore)
-    require(
-        config.phase == "model" or bool(config.start), "start", "a run to embed or a controller to tune", config.start
-    )
-    tuning = config.tuning
-    named = bool(tuning.parts) and set(tuning.parts) <= set(PARTS)
-    require(named, "tuning.parts", f"some of {', '.join(PARTS)}", tuning.parts)
-    for key in (
-        "rounds_per_step",
-        "passes",
-        "minibatch_size",
-        "last",
-        "critic_updates",
-        "critic_batch_size",
-        "eval_rounds",
-    ):
-        require(getattr(tuning, key) >= 1, f"tuning.{key}", "at least 1", getattr(tuning, key))
-    for key in ("lr", "std", "clip", "max_divergence", "grad_clip", "critic_lr"):
-        require(getattr(tuning, key) > 0, f"tuning.{key}", "a positive number", getattr(tuning, key))
-    require(0 < tuning.share <= 1, "tuning.share", "a share above 0, at most 1", tuning.share)
-    require(0 <= tuning.gae_lambda <= 1, "tuning.gae_lambda", "a number in [0, 1]", tuning.gae_lambda)
-    planner, embedding = config.planner, config.embedding
-    for key in ("latent_size", "num_samples", "num_iterations", "batch_size"):
-        require(getattr(embedding, key) >= 1, f"embedding.{key}", "at least 1", getattr(embedding, key))
-    for key in ("temperature", "init_std", "lr"):
-        require(getattr(embedding, key) > 0, f"embedding.{key}", "a positive number", getattr(embedding, key))
-    elites = embedding.num_elites
-    require(0 < elites <= embedding.num_samples, "embedding.num_elites", "above 0, at most num_samples", elites)
-    for key in ("horizon", "num_samples", "num_elites", "num_iterations", "num_proposals"):
-        require(getattr(planner, key) >= 1, f"planner.{key}", "at least 1", getattr(planner, key))
-    require(planner.num_elites <= planner.num_samples, "planner.num_elites", "at most num_samples", planner.num_elites)
-    require(0 < planner.min_std <= planner.max_std, "planner.min_std", "0 < min_std <= max_std", planner.min_std)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,26 +11,30 @@ import torch
 from matplotlib.figure import Figure
 
 from dcem.experiments import ConfigError
-from dcem.experiments.harness.run import METRICS, SUMMARY, Run
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness.reading import METRICS, SUMMARY, records_of, settings_of, summary_of
+from dcem.experiments.harness.report import interval, markdown, plus_minus, write_table
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.settings import Settings, require, setting
 from dcem.plotting import COLOURS
-from dcem.plotting.figures import _student
 
-GROUPS: dict[str, dict[str, Any]] = {}
 PHASES = {"model": "full space", "embed": "embedded", "tune": "embedded, fine-tuned"}
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem planet-study`."""
 
-    runs: list[str] = field(default_factory=list)
+    runs: list[str] = setting([], distinct=True, may_be_empty=True)
     """Folders of `dcem planet`, finished or not."""
-    evaluations: list[str] = field(default_factory=list)
+    evaluations: list[str] = setting([], distinct=True, may_be_empty=True)
     """Folders of `dcem planet-evaluate`, of the same number of episodes from the same seeds."""
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
+
+    def check(self) -> None:
+        super().check()
+        require(bool(self.runs or self.evaluations), "runs", "folders of dcem planet", self.runs)
+        for key, folders, wanted in (("runs", self.runs, METRICS), ("evaluations", self.evaluations, SUMMARY)):
+            for folder in folders:
+                require((Path(folder) / wanted).is_file(), key, f"folders with a {wanted}", folder)
 
 
 class Evaluation(NamedTuple):
@@ -49,15 +52,6 @@ class Evaluation(NamedTuple):
         return f"{PHASES[self.phase]}\n{self.trajectories} trajectories\n{self.env_steps // 1000}k steps"
 
 
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    require(bool(config.runs or config.evaluations), "runs", "folders of dcem planet", config.runs)
-    for key, folders in {"runs": config.runs, "evaluations": config.evaluations}.items():
-        wanted = METRICS if key == "runs" else SUMMARY
-        for folder in folders:
-            require((Path(folder) / wanted).is_file(), key, f"folders with a {wanted}", folder)
-
-
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Draw, and write the table; returns the medians."""
     curves: dict[str, list[Curve]] = {}
@@ -73,8 +67,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     for task, evaluated in evaluations.items():
         run.figure(f"returns-{task}", draw_returns(task, evaluated))
     text = table([evaluation for of_task in evaluations.values() for evaluation in of_task])
-    (run.folder / "table.md").write_text(text, "utf-8")
-    run.say(text)
+    write_table(run, text)
     metrics = {
         task: {evaluation.label.replace("\n", ", "): quartiles(evaluation.returns)[1] for evaluation in evaluated}
         for task, evaluated in evaluations.items()
@@ -94,16 +87,13 @@ class Curve(NamedTuple):
 
 def load_curve(folder: Path) -> Curve:
     """What a run has logged so far."""
-    from omegaconf import OmegaConf
-
-    config: Any = OmegaConf.load(folder / "config.yaml")
-    records = [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
-    return Curve(config.task, config.phase, folder.name, records)
+    settings = settings_of(folder)
+    return Curve(settings["task"], settings["phase"], folder.name, records_of(folder))
 
 
 def load_evaluation(folder: Path) -> Evaluation:
     """What fresh episodes returned."""
-    metrics = json.loads((folder / SUMMARY).read_text("utf-8"))["metrics"]
+    metrics = summary_of(folder)["metrics"]
     try:
         return Evaluation(*(metrics[key] for key in Evaluation._fields))
     except KeyError as error:
@@ -150,18 +140,14 @@ def quartiles(returns: Sequence[float]) -> tuple[float, float, float]:
 
 def table(evaluations: Sequence[Evaluation]) -> str:
     """In Markdown."""
-    rows = [
-        "| task | controller | trajectories a decision | environment steps | median | quartiles | mean | episodes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ["task", "controller", "trajectories a decision", "environment steps", "median", "quartiles", "mean"]
+    rows = []
     for of in evaluations:
         low, median, high = quartiles(of.returns)
-        rows.append(
-            f"| {of.task} | {PHASES[of.phase]} | {of.trajectories} | {of.env_steps:,} | {median:.0f} | "
-            f"{low:.0f} to {high:.0f} | {sum(of.returns) / len(of.returns):.0f} | {len(of.returns)} |"
-        )
-    rows += _paired(evaluations)
-    return "\n".join(rows) + "\n"
+        cells = [of.task, PHASES[of.phase], str(of.trajectories), f"{of.env_steps:,}", f"{median:.0f}"]
+        cells += [f"{low:.0f} to {high:.0f}", f"{sum(of.returns) / len(of.returns):.0f}", str(len(of.returns))]
+        rows.append(cells)
+    return "\n".join([markdown([*head, "episodes"], rows, text_columns=2), *_paired(evaluations)])
 
 
 def _paired(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -171,7 +157,7 @@ def _paired(evaluations: Sequence[Evaluation]) -> list[str]:
     for of in evaluations:
         if of.phase != "tune" or of.task not in before:
             continue
-        gains = torch.tensor(of.returns) - torch.tensor(before[of.task].returns)
-        half = _student(len(gains) - 1) * gains.std().item() / len(gains) ** 0.5
-        lines.append(f"\n{of.task}: fine-tuning gained {gains.mean():.1f} ± {half:.1f} on the same episodes.")
+        pairs = zip(of.returns, before[of.task].returns, strict=True)
+        gained = plus_minus(interval([after - earlier for after, earlier in pairs]), ".1f")
+        lines.append(f"{of.task}: fine-tuning gained {gained} on the same episodes.\n")
     return lines

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import dcem
 from dcem.control import MPC, Plan
-from dcem.experiments.harness.run import CHECKPOINT, Run
+from dcem.experiments.harness.reading import checkpoint_of
+from dcem.experiments.harness.run import Run
 from dcem.experiments.planet.controllers import (
     BeliefDecoder,
     Controller,
@@ -215,7 +216,7 @@ def _start(config: Config, suite: Suite) -> tuple[Model, Replay, int]:
         return model, Replay(decisions, config.batch_size, config.window), 0
     folder = Path(config.start)
     before, _ = load(folder / CONTROLLER, config.task)
-    state = torch.load(folder / CHECKPOINT, weights_only=True)["tracked"]
+    state = checkpoint_of(folder)["tracked"]
     model.load_state_dict(state["model"])
     replay = Replay(decisions + len(state["replay"]["data"]["episode"]), config.batch_size, config.window)
     replay.load_state_dict(state["replay"])

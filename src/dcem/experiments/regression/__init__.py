@@ -4,7 +4,7 @@ Unrolled gradient descent learns an energy that is right only after the number o
 learned through DCEM has its minimum where the target is, so more inner iterations do no harm.
 """
 
-from dcem.experiments.regression.settings import GROUPS, Config, check
+from dcem.experiments.regression.settings import GROUPS, Config
 from dcem.experiments.regression.training import main
 
-__all__ = ["GROUPS", "Config", "check", "main"]
+__all__ = ["GROUPS", "Config", "main"]

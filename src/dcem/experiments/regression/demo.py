@@ -1,4 +1,4 @@
-"""The talk's point in a few minutes: the same energy, learned through DCEM and through unrolled gradient descent."""
+"""The talk's point in a minute: the same energy, learned through light DCEM and through unrolled gradient descent."""
 
 from __future__ import annotations
 
@@ -10,33 +10,31 @@ from omegaconf import OmegaConf
 from dcem import plotting
 from dcem.energy import EnergyModel
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness.settings import Settings, count
 from dcem.experiments.regression import figures, task, training
 from dcem.experiments.regression import settings as regression
 
-GROUPS: dict[str, dict[str, Any]] = {}
-
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem demo`."""
 
-    num_updates: int = 1200
+    num_updates: int = count(1200)
     """Updates of each energy."""
     dcem: dict[str, Any] = field(default_factory=dict)
-    """More settings of the DCEM regression, such as `+dcem.batch_size=32`."""
+    """More settings of the DCEM regression, such as `+dcem.batch_size=16`."""
     gd: dict[str, Any] = field(default_factory=dict)
     """More settings of the gradient descent regression."""
-    num_seeds: int = 1
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
+    num_seeds: int = count(1)
+
+    def check(self) -> None:
+        super().check()
+        for name in SOLVERS:
+            regression_settings(self, name, self.seed)
 
 
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    for key in ("num_updates", "num_seeds", "threads"):
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
+SOLVERS: dict[str, Any] = {"dcem": regression.Light, "gd": regression.GD}
+COMMON = {"batch_size": 32, "lr": 5e-3, "eval_every": 100}
 
 
 def main(config: Config, run: Run) -> dict[str, Any]:
@@ -44,26 +42,27 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     errors: dict[str, list[dict[int, float]]] = {}
     records: dict[str, list[Any]] = {}
     shown: dict[str, tuple[EnergyModel, regression.Config]] = {}
-    for name in ("dcem", "gd"):
+    for name in SOLVERS:
         label = regression.LABELS[name]
         for seed in range(config.seed, config.seed + config.num_seeds):
-            settings = _settings(config, name, seed)
-            model, part = _train(settings, run, f"{name}-{seed}", label)
-            errors.setdefault(label, []).append(task.errors(model, settings))
-            records.setdefault(label, []).append(part)
+            settings = regression_settings(config, name, seed)
+            run.say(f"{label}: {settings.num_updates} updates, seed {seed}")
+            with run.part(f"{name}-{seed}", seed) as part:
+                model = training.train(settings, part)
+                found = task.errors(model, settings)
+                part.finish(**{f"mse_{t}": error for t, error in found.items()})
+                lines = [{**line, "mse": line[f"mse_{settings.num_iterations}"]} for line in part.records()]
+            errors.setdefault(label, []).append(found)
+            records.setdefault(label, []).append(lines)
             shown.setdefault(label, (model, settings))
-    trained_at = regression.Config().num_iterations
+    trained_at = {label: settings.num_iterations for label, (_, settings) in shown.items()}
     x, y = task.data(regression.Config())
+    curves = {label: figures.curves(*of) for label, of in shown.items()}
     paths = [
         run.figure("energy", plotting.energy_surfaces([figures.surface(*of, label) for label, of in shown.items()])),
         run.figure("iterations", plotting.error_by_iterations(errors, trained_at)),
-        run.figure(
-            "predictions",
-            plotting.predictions_by_iterations(
-                x[:, 0], y[:, 0], {label: figures.curves(*of) for label, of in shown.items()}, trained_at
-            ),
-        ),
-        run.figure("loss", plotting.loss_curves(records, f"mse_{trained_at}", "training mean squared error")),
+        run.figure("predictions", plotting.predictions_by_iterations(x[:, 0], y[:, 0], curves, trained_at)),
+        run.figure("loss", plotting.loss_curves(records, "mse", "training mean squared error")),
     ]
     points = verdict(*errors.values())
     _print_table(errors, trained_at, points, [str(path) for path in paths], run.elapsed)
@@ -81,30 +80,20 @@ def verdict(dcem: list[dict[int, float]], gd: list[dict[int, float]]) -> dict[st
     }
 
 
-def _settings(config: Config, name: str, seed: int) -> regression.Config:
-    solver = regression.DCEM() if name == "dcem" else regression.GD()
-    common = {"num_updates": config.num_updates, "eval_every": 100, "seed": seed, "device": config.device}
+def regression_settings(config: Config, name: str, seed: int) -> regression.Config:
+    """Of one of the two regressions."""
+    solver = SOLVERS[name]()
+    iterations = {"num_iterations": 5} if name == "dcem" else {}
+    common = {**COMMON, **iterations, "num_updates": config.num_updates, "seed": seed, "device": config.device}
     schema = OmegaConf.structured(regression.Config(solver=solver))
     merged: Any = OmegaConf.to_object(OmegaConf.merge(schema, common, getattr(config, name)))
-    regression.check(merged)
+    merged.check()
     return merged
-
-
-def _train(settings: regression.Config, run: Run, name: str, label: str) -> tuple[EnergyModel, Any]:
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(settings))
-    run.say(f"{label}: {settings.num_updates} updates, seed {settings.seed}")
-    with Run(
-        run.folder / name, plain, seed=settings.seed, device=run.device, command=run.command, resume=run.resume
-    ) as part:
-        part.verbose = False
-        model = training.train(settings, part)
-        part.finish(**{f"mse_{t}": error for t, error in task.errors(model, settings).items()})
-        return model, part.records()
 
 
 def _print_table(
     errors: dict[str, list[dict[int, float]]],
-    trained_at: int,
+    trained_at: dict[str, int],
     points: dict[str, bool],
     figures: list[str],
     seconds: float,
@@ -112,14 +101,17 @@ def _print_table(
     from rich.console import Console
     from rich.table import Table
 
-    note = f"Mean squared error by inner iterations at test time (trained with {trained_at})"
+    note = "Mean squared error by inner iterations at test time"
     table = Table(title=note, title_justify="left")
     table.add_column("learned through", no_wrap=True)
-    iterations = sorted(next(iter(errors.values()))[0])
+    iterations = sorted(set.intersection(*(set(of) for seeds in errors.values() for of in seeds)))
     for t in iterations:
         table.add_column(str(t), justify="right", no_wrap=True)
     for label, seeds in errors.items():
-        table.add_row(label, *(f"{sum(e[t] for e in seeds) / len(seeds):.1e}" for t in iterations))
+        table.add_row(
+            f"{label}, trained with {trained_at[label]}",
+            *(f"{sum(e[t] for e in seeds) / len(seeds):.1e}" for t in iterations),
+        )
     console = Console(soft_wrap=True, width=max(100, Console().width))
     console.print(table)
     for point, holds in points.items():

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from dcem.experiments import ConfigError
-from dcem.experiments.harness.training import require
+import dcem
+from dcem.experiments.harness.settings import Settings, count, positive, require, setting
 
 
 @dataclass
@@ -16,10 +16,15 @@ class DCEM:
     """Settings of `solver=dcem`."""
 
     name: str = "dcem"
-    num_samples: int = 100
-    num_elites: int = 10
-    temperature: float = 1.0
-    init_std: float = 7.0
+    num_samples: int = count(100)
+    num_elites: int = setting(10, at_least=1, at_most="num_samples")
+    temperature: float = setting(1.0, at_least=0)
+    init_std: float = positive(7.0)
+
+    def solver(self) -> dcem.Solver:
+        """The cross-entropy method, with a hard selection at temperature 0."""
+        selection = dcem.LML(self.temperature) if self.temperature > 0 else dcem.HardTopK()
+        return dcem.CEM(self.num_samples, self.num_elites, selection, init_std=self.init_std)
 
 
 @dataclass
@@ -27,9 +32,9 @@ class Light(DCEM):
     """Settings of `solver=light`: DCEM with few samples, at a temperature at which they settle in five iterations."""
 
     name: str = "light"
-    num_samples: int = 30
-    num_elites: int = 5
-    temperature: float = 0.3
+    num_samples: int = count(30)
+    num_elites: int = setting(5, at_least=1, at_most="num_samples")
+    temperature: float = setting(0.3, at_least=0)
 
 
 @dataclass
@@ -37,36 +42,43 @@ class GD:
     """Settings of `solver=gd`: unrolled gradient descent from 0."""
 
     name: str = "gd"
-    lr: float = 0.1
-    momentum: float = 0.0
+    lr: float = positive(0.1)
+    momentum: float = setting(0.0, at_least=0, below=1)
+
+    def solver(self) -> dcem.Solver:
+        """Gradient descent."""
+        return dcem.GradientDescent(self.lr, self.momentum)
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem regression`."""
 
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"setting": "fast"}, {"solver": "dcem"}])
     solver: Any = MISSING
-    hidden: list[int] = field(default_factory=lambda: [128, 128, 128])
-    num_points: int = 100
-    num_iterations: int = 10
+    hidden: list[int] = count([128, 128, 128])
+    num_points: int = setting(100, at_least=2)
+    num_iterations: int = count(10)
     """Inner iterations in training."""
-    test_iterations: list[int] = field(default_factory=lambda: [1, 5, 8, 10, 12, 20, 30])
-    num_updates: int = 2000
-    batch_size: int = 16
-    repeats: int = 1
+    test_iterations: list[int] = count([1, 5, 8, 10, 12, 20, 30])
+    num_updates: int = count(2000)
+    batch_size: int = setting(16, at_least=1, at_most="num_points")
+    repeats: int = count(1)
     """Updates in a row on one batch."""
-    lr: float = 3e-3
-    schedule: str = "cosine"
+    lr: float = positive(3e-3)
+    schedule: str = setting("cosine", among=("cosine", "plateau"))
     """`cosine` (with a warm-up of a tenth) or `plateau` (halved after `patience` evaluations without progress)."""
-    patience: int = 20
-    grad_clip: float = 1.0
-    eval_every: int = 100
-    checkpoint_every: int = 200
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
+    patience: int = count(20)
+    grad_clip: float = positive(1.0)
+    eval_every: int = count(100)
+    checkpoint_every: int = count(200)
+    threads: int = count(1)
     """More than one only slows a model of this size down, badly so on a busy machine."""
+
+    def check(self) -> None:
+        super().check()
+        expected = type(self.solver)().name
+        require(self.solver.name == expected, "solver.name", f"{expected} (solver=... chooses)", self.solver.name)
 
 
 GROUPS: dict[str, dict[str, Any]] = {
@@ -95,35 +107,3 @@ GROUPS: dict[str, dict[str, Any]] = {
     },
 }
 LABELS = {"dcem": "DCEM", "light": "light DCEM", "gd": "unrolled gradient descent"}
-
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    counts = (
-        "num_iterations",
-        "num_updates",
-        "batch_size",
-        "repeats",
-        "eval_every",
-        "checkpoint_every",
-        "patience",
-        "threads",
-    )
-    for key in counts:
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
-    require(config.num_points >= 2, "num_points", "at least 2", config.num_points)
-    require(config.batch_size <= config.num_points, "batch_size", "at most num_points", config.batch_size)
-    require(config.lr > 0, "lr", "a positive number", config.lr)
-    require(config.schedule in ("cosine", "plateau"), "schedule", "cosine or plateau", config.schedule)
-    require(bool(config.hidden) and min(config.hidden) >= 1, "hidden", "positive widths", config.hidden)
-    iterations = config.test_iterations
-    require(bool(iterations) and min(iterations) >= 1, "test_iterations", "numbers of at least 1", iterations)
-    expected = type(config.solver)().name
-    require(config.solver.name == expected, "solver.name", f"{expected} (solver=... chooses)", config.solver.name)
-
-    from dcem.experiments.regression.task import build
-
-    try:
-        build(config)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"solver.{error}") from None

@@ -7,26 +7,23 @@ the table, which is written as `table.md` beside the figures.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
 
 from dcem import plotting
 from dcem.energy import EnergyModel
-from dcem.experiments import ConfigError
-from dcem.experiments.harness.run import CHECKPOINT, Run
-from dcem.experiments.harness.training import require
+from dcem.experiments.harness.reading import Finished, checkpoint_of, finished_runs
+from dcem.experiments.harness.report import markdown, write_table
+from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.settings import Settings
 from dcem.experiments.regression import figures, settings, task, training
 
-GROUPS: dict[str, dict[str, Any]] = {}
 ROUNDS = 30
 """Updates of each group that are timed."""
 GOOD = 1e-3
@@ -45,13 +42,14 @@ NOTES = (
 
 
 @dataclass
-class Config:
+class Config(Settings):
     """Settings of `dcem regression-study`."""
 
     runs: str = "runs/regression"
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 1
+
+    def check(self) -> None:
+        super().check()
+        finished_runs(self.runs)
 
 
 class Trained(NamedTuple):
@@ -62,45 +60,31 @@ class Trained(NamedTuple):
     records: list[dict[str, Any]]
 
 
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    require(Path(config.runs).is_dir(), "runs", "a folder of run folders", config.runs)
-
-
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the table; returns its rows."""
     groups: dict[str, list[Trained]] = {}
-    for folder in sorted(path.parent for path in Path(config.runs).glob(f"*/{CHECKPOINT}")):
-        trained = load(folder)
+    for found in finished_runs(config.runs):
+        trained = load(found)
         groups.setdefault(_label(trained.config), []).append(trained)
-    if not groups:
-        raise ConfigError(f"runs: expected run folders with a {CHECKPOINT}, got none in {config.runs}")
     seconds = seconds_per_update(groups)
     rows = {label: _row(group, seconds[label]) for label, group in groups.items()}
-    text = table(rows, f"dcem regression-study runs={config.runs}")
-    (run.folder / "table.md").write_text(text, "utf-8")
-    run.say(text)
+    write_table(run, table(rows))
     draw(groups, rows, run)
     run.finish(**rows)
     return rows
 
 
-def load(folder: Path) -> Trained:
-    """The trained model of a run folder."""
-    plain = OmegaConf.load(folder / "config.yaml")
-    solver = settings.GROUPS["solver"][plain.solver.name]
-    found = OmegaConf.to_container(plain)
-    assert isinstance(found, dict)
-    known = {key: value for key, value in found.items() if key in settings.Config.__dataclass_fields__}
-    config = settings.Config(**{**known, "solver": solver(**found["solver"])})
-    state = torch.load(folder / CHECKPOINT, weights_only=True)
+def load(found: Finished) -> Trained:
+    """The trained model of a run."""
+    plain = found.settings
+    solver = settings.GROUPS["solver"][plain["solver"]["name"]](**plain["solver"])
+    known = {key: value for key, value in plain.items() if key in settings.Config.__dataclass_fields__}
+    config = settings.Config(**{**known, "solver": solver})
     model = task.build(config)
-    model.load_state_dict(state["tracked"]["model"])
-    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    for record in records:  # where the search is the same in training and after it, there is one error
+    model.load_state_dict(checkpoint_of(found.folder)["tracked"]["model"])
+    for record in found.records:  # where the search is the same in training and after it, there is one error
         record.setdefault("mse_deployed", record[f"mse_{config.num_iterations}"])
-    return Trained(config, model, records)
+    return Trained(config, model, found.records)
 
 
 def _label(config: settings.Config) -> str:
@@ -153,23 +137,13 @@ def _reached(seconds: Sequence[float | None]) -> str:
     return f"{median:.0f}" if math.isfinite(median) else "not reached"
 
 
-def table(rows: dict[str, dict[str, Any]], command: str) -> str:
+def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as Markdown: medians over the seeds, and the range of the error as trained."""
     iterations = sorted({t for row in rows.values() for t in row["mse"]}, key=int)
     head = ["energy learned through", "seeds", "updates", "CPU ms an update", "CPU s in all", f"CPU s to {GOOD:.0e}"]
-    head += [
-        *(f"MSE at {t}" for t in iterations),
-        "highest MSE of a seed",
-        "valley to target",
-        "prediction to minimum",
-    ]
-    lines = [
-        *NOTES,
-        f"Made by `{command}`.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "| " + " | ".join("---" for _ in head) + " |",
-    ]
+    head += [f"MSE at {t}" for t in iterations]
+    head += ["highest MSE of a seed", "valley to target", "prediction to minimum"]
+    lines = []
     for label, row in rows.items():
         seconds = row["seconds_per_update"]
         cells = [label, str(row["seeds"]), str(row["updates"]), f"{1000 * seconds:.1f}"]
@@ -177,8 +151,8 @@ def table(rows: dict[str, dict[str, Any]], command: str) -> str:
         cells += [f"{statistics.median(row['mse'][t]):.1e}" if t in row["mse"] else "" for t in iterations]
         cells += [f"{max(row['mse_deployed']):.1e}"]
         cells += [f"{statistics.median(row[key]):.3f}" for key in ("valley_to_target", "prediction_to_minimum")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return "\n".join([*NOTES, "", markdown(head, lines)])
 
 
 def draw(groups: dict[str, list[Trained]], rows: dict[str, dict[str, Any]], run: Run) -> None:

@@ -18,15 +18,9 @@ EVALUATION_SEED = 0
 
 def build(config: Config) -> EnergyModel:
     """The model that the config describes."""
-    energy = MLPEnergy(1, 1, config.hidden)
-    solver: dcem.Solver
-    if isinstance(config.solver, GD):
-        solver, std = dcem.GradientDescent(config.solver.lr, config.solver.momentum), None
-    else:
-        settings = config.solver
-        selection = dcem.LML(settings.temperature) if settings.temperature > 0 else dcem.HardTopK()
-        solver, std = dcem.CEM(settings.num_samples, settings.num_elites, selection), settings.init_std
-    return EnergyModel(energy, 1, solver, num_iterations=config.num_iterations, init_std=std)
+    energy, solver = MLPEnergy(1, 1, config.hidden), config.solver
+    std = getattr(solver, "init_std", None)
+    return EnergyModel(energy, 1, solver.solver(), num_iterations=config.num_iterations, init_std=std)
 
 
 def deployed(model: EnergyModel, config: Config) -> tuple[EnergyModel, Config]:

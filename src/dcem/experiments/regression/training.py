@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dcem.energy import EnergyModel
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import Schedule, choose_device
+from dcem.experiments.harness.settings import choose_device
+from dcem.experiments.harness.training import Schedule, descend, training_loop
 from dcem.experiments.regression.figures import draw
 from dcem.experiments.regression.settings import Config
 from dcem.experiments.regression.task import build, data, deployed, errors, minima
@@ -28,31 +29,29 @@ def train(config: Config, run: Run) -> EnergyModel:
     x, y = data(config, device)
     model = build(config).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    schedule = Schedule(optimizer, config.schedule, config.num_updates, config.patience)
+    schedule = Schedule(optimizer, config.num_updates, config.schedule, config.patience)
     generator = torch.Generator(device).manual_seed(config.seed)
     run.track(model=model, optimizer=optimizer, schedule=schedule, generator=generator)
-    if run.step == 0:
-        evaluate(model, config, run)
-    for step in run.steps(config.num_updates, config.checkpoint_every):
+
+    def evaluation(step: int, **values: float) -> float:
+        return evaluate(model, config, run, step, **values)[f"mse_{config.num_iterations}"]
+
+    def next_update(step: int) -> float:
         chosen = batch(config, step, device)
-        loss = update(model, optimizer, x[chosen], y[chosen], config.grad_clip, generator)
-        schedule.step()
-        if step % config.eval_every == 0 or step == config.num_updates:
-            metrics = evaluate(model, config, run, step, loss=loss.item(), lr=schedule.lr)
-            schedule.evaluated(metrics[f"mse_{config.num_iterations}"])
+        return update(model, optimizer, x[chosen], y[chosen], config.grad_clip, generator)
+
+    training_loop(
+        run, config.num_updates, next_update, evaluation, schedule,
+        eval_every=config.eval_every, checkpoint_every=config.checkpoint_every,
+    )  # fmt: skip
     return model
 
 
 def update(
     model: EnergyModel, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, clip: float, generator: torch.Generator
-) -> Tensor:
+) -> float:
     """One update; returns the loss before it."""
-    loss = (model(x, generator=generator) - y).square().mean()
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return loss
+    return descend(optimizer, (model(x, generator=generator) - y).square().mean(), clip)
 
 
 def batch(config: Config, step: int, device: torch.device) -> Tensor:

@@ -15,11 +15,11 @@ import dcem
 from dcem import plotting
 from dcem.energy import ICNN, SPEN, ConvEnergy, EnergyModel, end_to_end_loss
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import require
-from dcem.experiments.structured import report, settings, training
+from dcem.experiments.harness.settings import choose_device, count, positive, require, setting, some_of
+from dcem.experiments.structured import report, training
+from dcem.experiments.structured.settings import StructuredSettings
 from dcem.experiments.structured.task import Split, Task
 
-GROUPS: dict[str, dict[str, Any]] = {}
 SHAPE = (1, 8, 4)
 LABELS = {
     "feed-forward": "feed-forward net",
@@ -32,27 +32,25 @@ LABELS = {
 
 
 @dataclass
-class Config(settings.Config):
+class Config(StructuredSettings):
     """Settings of `dcem digits`."""
 
-    hidden: int = 128
-    num_epochs: int = 40
-    lr: float = 1e-2
-    weight_decay: float = 0.3
-    latent: int = 16
+    models: list[str] = some_of([], list(LABELS), may_be_empty=True)
+    """Which to compare; empty: all."""
+    hidden: int = count(128)
+    num_epochs: int = count(40)
+    lr: float = positive(1e-2)
+    weight_decay: float = setting(0.3, at_least=0)
+    latent: int = count(16)
     """Numbers in the latent of embedded DCEM."""
-    num_train: int = 1200
-    num_valid: int = 200
-    num_test: int = 397
+    num_train: int = count(1200)
+    num_valid: int = count(200)
+    num_test: int = count(397)
 
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    settings.check(config, LABELS)
-    for key in ("hidden", "latent", "num_train", "num_valid", "num_test"):
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
-    most = 1797 - config.num_valid - config.num_test
-    require(config.num_train <= most, "num_train", f"at most {most}", config.num_train)
+    def check(self) -> None:
+        super().check()
+        most = 1797 - self.num_valid - self.num_test
+        require(self.num_train <= most, "num_train", f"at most {most}", self.num_train)
 
 
 class Digits(Task):
@@ -66,7 +64,7 @@ class Digits(Task):
 
         images = torch.as_tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 16
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
-        images = images.to(config.device if config.device != "auto" else "cpu")
+        images = images.to(choose_device(config.device))
         x, y = images[..., :4].contiguous(), images[..., 4:].contiguous()
         ends = (config.num_train, config.num_train + config.num_valid)
         self.train = Split(x[: ends[0]], y[: ends[0]])

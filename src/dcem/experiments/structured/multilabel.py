@@ -17,11 +17,11 @@ import dcem
 from dcem import plotting
 from dcem.energy import ICNN, SPEN, EnergyModel, end_to_end_loss
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import require
-from dcem.experiments.structured import report, settings, training
+from dcem.experiments.harness.settings import choose_device, count, setting, some_of
+from dcem.experiments.structured import report, training
+from dcem.experiments.structured.settings import StructuredSettings
 from dcem.experiments.structured.task import Split, Task
 
-GROUPS: dict[str, dict[str, Any]] = {}
 LABELS = {
     "feed-forward": "feed-forward net",
     "spen-gd": "SPEN, unrolled gradient descent",
@@ -33,30 +33,24 @@ THRESHOLDS = torch.linspace(0.02, 0.98, 49)
 
 
 @dataclass
-class Config(settings.Config):
+class Config(StructuredSettings):
     """Settings of `dcem multilabel`."""
 
-    hidden: int = 64
-    weight_decay: float = 3.0
-    feed_forward_epochs: int = 100
-    latent: int = 10
-    num_labels: int = 50
-    num_drawn: int = 15
+    models: list[str] = some_of([], list(LABELS), may_be_empty=True)
+    """Which to compare; empty: all."""
+    hidden: int = count(64)
+    weight_decay: float = setting(3.0, at_least=0)
+    feed_forward_epochs: int = count(100)
+    latent: int = count(10)
+    num_labels: int = count(50)
+    num_drawn: int = setting(15, at_least=2, at_most="num_labels")
     """Labels that the examples are made from; the others follow from them."""
-    num_features: int = 60
-    length: int = 200
+    num_features: int = count(60)
+    length: int = count(200)
     """Counts in one input: the more, the less noise."""
-    num_train: int = 600
-    num_valid: int = 300
-    num_test: int = 1000
-
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    settings.check(config, LABELS)
-    for key in ("hidden", "latent", "num_features", "num_train", "num_valid", "num_test"):
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
-    require(2 <= config.num_drawn <= config.num_labels, "num_drawn", "2 to num_labels", config.num_drawn)
+    num_train: int = count(600)
+    num_valid: int = count(300)
+    num_test: int = count(1000)
 
 
 class MultiLabel(Task):
@@ -67,7 +61,7 @@ class MultiLabel(Task):
 
     def __init__(self, config: Config) -> None:
         x, y = examples(config)
-        device = config.device if config.device != "auto" else "cpu"
+        device = choose_device(config.device)
         x, y = x.to(device), y.to(device)
         a, b = config.num_train, config.num_train + config.num_valid
         x = (x - x[:a].mean(0)) / x[:a].std(0).clamp(min=1e-3)

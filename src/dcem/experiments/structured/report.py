@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from dcem import plotting
+from dcem.experiments.harness.report import deviation, markdown, plus_minus, write_table
 from dcem.experiments.harness.run import Run
 from dcem.experiments.structured.training import Trained
 
@@ -15,26 +15,19 @@ def table(
     results: Mapping[str, list[Trained]], labels: Mapping[str, str], columns: Mapping[str, tuple[str, str]]
 ) -> str:
     """A markdown table: mean ± standard deviation over seeds of the metrics that `columns` names and formats."""
-    lines = ["| model | " + " | ".join(title for title, _ in columns.values()) + " |"]
-    lines.append("|---|" + "---:|" * len(columns))
+    rows = []
     for name, seeds in results.items():
         cells = []
         for key, (_, form) in columns.items():
             values = [float(trained.metrics[key]) for trained in seeds if trained.metrics.get(key) is not None]
-            if not values:
-                cells.append("")
-                continue
-            mean = sum(values) / len(values)
-            spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1))
-            cells.append(f"{mean:{form}}" + (f" ± {spread:{form}}" if len(values) > 1 and spread > 0 else ""))
-        lines.append(f"| {labels[name]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            cells.append(plus_minus(deviation(values), form) if values else "")
+        rows.append([labels[name], *cells])
+    return markdown(["model", *(title for title, _ in columns.values())], rows)
 
 
 def finish(run: Run, results: Mapping[str, list[Trained]], text: str, note: str) -> dict[str, Any]:
     """Write the table and the summary; returns the metrics."""
-    (run.folder / "table.md").write_text(f"`{run.command}`\n\n{note}\n\n{text}", encoding="utf-8")
-    run.say("\n" + text)
+    write_table(run, note + "\n\n" + text)
     metrics = {name: [trained.metrics for trained in seeds] for name, seeds in results.items()}
     run.finish(**metrics)
     return metrics

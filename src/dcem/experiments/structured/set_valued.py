@@ -7,7 +7,7 @@ energy trained by likelihood, or by telling targets from what DCEM finds, has a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ import dcem
 from dcem import plotting
 from dcem.energy import ICNN, SPEN, EnergyModel, contrastive_loss, end_to_end_loss, log_likelihood
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import require
-from dcem.experiments.structured import report, settings, training
+from dcem.experiments.harness.settings import choose_device, count, setting, some_of
+from dcem.experiments.structured import report, training
+from dcem.experiments.structured.settings import StructuredSettings
 from dcem.experiments.structured.task import Split, Task
 
-GROUPS: dict[str, dict[str, Any]] = {}
 BOX = 1.5
 """Densities are over `[-1.5, 1.5]` in each direction."""
 CROSS = torch.tensor([(-0.08, 0.0), (0.08, 0.0), (math.nan, math.nan), (0.0, -0.08), (0.0, 0.08)])
@@ -41,27 +41,19 @@ BY_DENSITY = ("contrastive-gd", "contrastive-dcem", "likelihood")
 
 
 @dataclass
-class Config(settings.Config):
+class Config(StructuredSettings):
     """Settings of `dcem set-valued`."""
 
-    curves: list[str] = field(default_factory=lambda: ["root", "spiral"])
-    hidden: int = 32
-    num_epochs: int = 35
-    noise: float = 0.08
-    num_train: int = 1000
-    num_valid: int = 500
-    num_test: int = 1000
-    num_negatives: int = 64
-
-
-def check(config: Config) -> None:
-    """Refuse settings that cannot be run."""
-    settings.check(config, LABELS)
-    for key in ("hidden", "num_train", "num_valid", "num_test", "num_negatives"):
-        require(getattr(config, key) >= 1, key, "at least 1", getattr(config, key))
-    require(0 < config.noise <= 0.1, "noise", "a positive number up to 0.1", config.noise)
-    known = bool(config.curves) and set(config.curves) <= {"root", "spiral"}
-    require(known, "curves", "some of root, spiral", config.curves)
+    models: list[str] = some_of([], list(LABELS), may_be_empty=True)
+    """Which to compare; empty: all."""
+    curves: list[str] = some_of(["root", "spiral"], ["root", "spiral"])
+    hidden: int = count(32)
+    num_epochs: int = count(35)
+    noise: float = setting(0.08, above=0, at_most=0.1)
+    num_train: int = count(1000)
+    num_valid: int = count(500)
+    num_test: int = count(1000)
+    num_negatives: int = count(64)
 
 
 def branches(curve: str, x: Tensor) -> Tensor:
@@ -84,7 +76,7 @@ class SetValued(Task):
     def __init__(self, config: Config, curve: str) -> None:
         self.config, self.curve, self.size = config, curve, 1 if curve == "root" else 2
         generator = torch.Generator().manual_seed(0)
-        device = config.device if config.device != "auto" else "cpu"
+        device = choose_device(config.device)
 
         def split(n: int) -> Split:
             x = 4 * torch.rand(n, 1, generator=generator) - 2

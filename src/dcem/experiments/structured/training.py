@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from dcem.energy import EnergyModel
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.training import Schedule, choose_device
+from dcem.experiments.harness.settings import choose_device
+from dcem.experiments.harness.training import Best, Clock, Schedule, descend, training_loop
 from dcem.experiments.structured.task import Split, Task
 from dcem.gradients import Detach
 
@@ -25,46 +24,12 @@ class Trained(NamedTuple):
     records: list[dict[str, Any]]
 
 
-class _Best:
-    """The weights that were best so far, for checkpoints."""
-
-    def __init__(self) -> None:
-        self.value, self.weights = math.inf, dict[str, Tensor]()
-
-    def see(self, value: float, model: nn.Module) -> None:
-        if value < self.value:
-            self.value = value
-            self.weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "weights": self.weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value, self.weights = state["value"], state["weights"]
-
-
-class _Clock:
-    """Processor seconds spent in updates, those before a resume included."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.seconds = state["seconds"]
-
-
 def compare(task: Task, config: Any, run: Run, prefix: str = "") -> dict[str, list[Trained]]:
     """Train every model with every seed; each is a run in its own folder."""
-    plain: Any = OmegaConf.to_container(OmegaConf.structured(config))
     results: dict[str, list[Trained]] = {}
     for name in config.models or task.labels:
         for seed in range(config.seed, config.seed + config.num_seeds):
-            folder = run.folder / f"{prefix}{name}-{seed}"
-            with Run(folder, plain, seed=seed, device=run.device, command=run.command, resume=run.resume) as part:
-                part.verbose = False
+            with run.part(f"{prefix}{name}-{seed}", seed) as part:
                 trained = train(task, config, part, name, seed)
                 part.finish(**trained.metrics)
             shown = "  ".join(f"{k} {v:.4g}" for k, v in trained.metrics.items() if isinstance(v, float))
@@ -80,29 +45,26 @@ def train(task: Task, config: Any, run: Run, name: str, seed: int) -> Trained:
     model = task.build(name).to(device)
     epochs = config.feed_forward_epochs if name == "feed-forward" else config.num_epochs
     per_epoch = math.ceil(len(task.train.x) / config.batch_size)
-    total = epochs * per_epoch
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.lr)
-    schedule = Schedule(optimizer, "cosine", total, 0)
+    schedule = Schedule(optimizer, epochs * per_epoch)
     generator = torch.Generator(device).manual_seed(seed)
-    best, clock = _Best(), _Clock()
+    best, clock = Best(), Clock()
     run.track(model=model, optimizer=optimizer, schedule=schedule, generator=generator, best=best, clock=clock)
-    every = per_epoch * config.eval_every
-    for step in run.steps(total, every):
-        started = time.process_time()
+
+    def update(step: int) -> float:
         batch = _batch(task.train, seed, step - 1, per_epoch, config.batch_size)
-        loss = task.loss(name, model, batch, generator)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.step()
-        schedule.step()
-        clock.seconds += time.process_time() - started
-        if step % every == 0 or step == total:
-            metrics = task.evaluate(name, model, task.valid)
-            run.log(step, loss=loss.item(), **metrics)
-            best.see(metrics[task.metric], model)
-    if best.weights:
-        model.load_state_dict(best.weights)
+        return descend(optimizer, task.loss(name, model, batch, generator), config.grad_clip)
+
+    def evaluate(step: int, loss: float, **_: float) -> None:
+        metrics = task.evaluate(name, model, task.valid)
+        run.log(step, loss=loss, **metrics)
+        best.see(metrics[task.metric], model)
+
+    training_loop(
+        run, epochs * per_epoch, update, evaluate, schedule, clock=clock, eval_every=per_epoch * config.eval_every,
+        at_start=False,
+    )  # fmt: skip
+    best.restore(model)
     parameters = sum(p.numel() for p in model.parameters())
     metrics = {**task.report(name, model), "seconds_per_epoch": clock.seconds / epochs, "parameters": parameters}
     return Trained(model, metrics, run.records())

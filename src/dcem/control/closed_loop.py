@@ -1,0 +1,48 @@
+"""A policy and a plant in closed loop, where the plant is a function of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dcem._check import check_count
+from dcem.control.rollout import Dynamics, rollout
+
+
+def closed_loop(
+    policy: Callable[[Tensor], Tensor], plant: Dynamics, state: Tensor, num_steps: int
+) -> tuple[Tensor, Tensor]:
+    """Let a policy act on a plant; gradients flow through both. For environments there is :func:`dcem.control.run`.
+
+    Args:
+        policy: from states ``(*batch, s)`` to the actions of the next steps, ``(*batch, n, a)``: all of them are
+            applied before it is asked again. ``n`` may change from one time to the next.
+        plant: ``(state, action) -> next_state``.
+        state: where it begins, ``(*batch, s)``.
+        num_steps: steps in all; of the last answer of the policy what goes beyond them is left out.
+
+    Returns:
+        The states ``(*batch, num_steps + 1, s)`` and the actions ``(*batch, num_steps, a)``.
+
+    Raises:
+        ValueError: ``num_steps`` is not positive, or the policy returns no action, or actions of another batch.
+
+    Example:
+        >>> import torch
+        >>> states, actions = closed_loop(lambda x: -0.5 * x.unsqueeze(-2), torch.add, torch.ones(1), 3)
+        >>> states.squeeze(-1), actions.squeeze(-1)
+        (tensor([1.0000, 0.5000, 0.2500, 0.1250]), tensor([-0.5000, -0.2500, -0.1250]))
+    """
+    check_count("num_steps", num_steps)
+    visited, applied, step = [state.unsqueeze(-2)], list[Tensor](), 0
+    while step < num_steps:
+        actions = policy(state)[..., : num_steps - step, :]
+        if not actions.shape[-2]:
+            raise ValueError(f"policy: expected actions (*batch, n, a) with n at least 1, got {tuple(actions.shape)}")
+        path = rollout(plant, state, actions)
+        visited.append(path[..., 1:, :])
+        applied.append(actions)
+        state, step = path[..., -1, :], step + actions.shape[-2]
+    return torch.cat(visited, -2), torch.cat(applied, -2)

@@ -1,0 +1,110 @@
+"""Small networks that predict the next state, and the transitions that they are fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dcem._check import check_count
+from dcem.control.rollout import rollout
+
+
+class Transitions(NamedTuple):
+    """States, actions and the states after them.
+
+    Attributes:
+        state: ``(n, s)``.
+        action: ``(n, a)``.
+        after: ``(n, s)``.
+    """
+
+    state: Tensor
+    action: Tensor
+    after: Tensor
+
+
+@torch.no_grad()
+def transitions(plant: Callable[[Tensor, Tensor], Tensor], states: Tensor, actions: Tensor) -> Transitions:
+    """What sequences of actions show of a plant.
+
+    Args:
+        plant: ``(state, action) -> next_state``.
+        states: where the sequences begin, ``(m, s)``.
+        actions: ``(m, T, a)``.
+
+    Returns:
+        ``m T`` transitions, those of one sequence after those of the other.
+
+    Example:
+        >>> import torch
+        >>> transitions(torch.add, torch.zeros(1, 1), torch.ones(1, 3, 1)).after.squeeze(-1)
+        tensor([1., 2., 3.])
+    """
+    visited = rollout(plant, states, actions)
+    return Transitions(visited[:, :-1].flatten(0, 1), actions.flatten(0, 1), visited[:, 1:].flatten(0, 1))
+
+
+class DynamicsNet(nn.Module):
+    """One hidden layer that predicts how a state changes: ``x + W₂ tanh(W₁ [x, u] + b₁) + b₂``.
+
+    Inputs and changes are on the scale of the data. Sequences are followed at once by :meth:`rollout`, which is what a
+    controller that plans with the net asks for.
+
+    Args:
+        width: of the hidden layer.
+        data: transitions that inputs and changes have their scale from.
+
+    Shapes: ``state`` ``(*batch, s)``, ``action`` ``(*batch, a)`` -> the next state ``(*batch, s)``.
+
+    Raises:
+        ValueError: ``width`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> data = transitions(torch.add, torch.randn(5, 1), torch.randn(5, 3, 1))
+        >>> net = DynamicsNet(8, data)
+        >>> net(torch.zeros(7, 1), torch.zeros(7, 1)).shape
+        torch.Size([7, 1])
+        >>> bool(net.squared_errors(data).mean() > 0)
+        True
+    """
+
+    input_scale: Tensor
+    change_scale: Tensor
+
+    def __init__(self, width: int, data: Transitions) -> None:
+        super().__init__()
+        check_count("width", width)
+        self.num_states = data.state.shape[-1]
+        self.inner = nn.Linear(self.num_states + data.action.shape[-1], width)
+        self.outer = nn.Linear(width, self.num_states)
+        self.register_buffer("input_scale", torch.cat([data.state, data.action], -1).std(0))
+        self.register_buffer("change_scale", (data.after - data.state).std(0))
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """The next state."""
+        return self.rollout(state, action.unsqueeze(-2)).select(-2, 1)
+
+    def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
+        """All states at once: what depends on actions alone is computed ahead, each step is two matrix products."""
+        *batch, horizon, size = actions.shape
+        weight = self.inner.weight / self.input_scale
+        of_state, of_action = weight[:, : self.num_states].T, weight[:, self.num_states :]
+        rows = actions.movedim(-2, 0).reshape(horizon, -1, size)
+        driven = nn.functional.linear(rows, of_action, self.inner.bias)
+        out, bias = (self.outer.weight.T * self.change_scale), self.outer.bias * self.change_scale
+        states = [state.reshape(-1, self.num_states)]
+        for drive in driven.unbind(0):
+            hidden = torch.addmm(drive, states[-1], of_state).tanh()
+            states.append(torch.addmm(states[-1] + bias, hidden, out))
+        return torch.stack(states).reshape(horizon + 1, *batch, self.num_states).movedim(0, -2)
+
+    def squared_errors(self, data: Transitions) -> Tensor:
+        """Mean squared error of one step, by number of the state: ``(s,)``. The unit is the variance of the change.
+
+        The negative log-likelihood of a Gaussian with those variances is half its sum, but for a constant.
+        """
+        return ((self(data.state, data.action) - data.after) / self.change_scale).square().mean(0)
