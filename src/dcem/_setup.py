@@ -60,7 +60,7 @@ class Setup:
         batch_shape, event_shape, mean = distribution.batch_shape, distribution.event_shape, distribution.mean
         box = Bounds.check(bounds, event_shape, mean, dtype)
         shape = (*batch_shape, solver.num_samples, *event_shape)
-        draw = _noise_source(noise, num_iterations, shape, event_shape, mean, generator)
+        draw = _draws(noise, num_iterations, shape, event_shape, mean, generator)
         state = solver.init(distribution if box is None else distribution.clip(box))
         if proposals is not None:
             state = _with_proposals(state, proposals, solver)
@@ -145,15 +145,15 @@ def _single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _noise_source(
+def _draws(
     noise: Tensor | NoiseSource | None,
     num_iterations: int | None,
     shape: tuple[int, ...],
     event_shape: torch.Size,
     like: Tensor,
     generator: torch.Generator | None,
-) -> Callable[[int], Tensor]:
-    """A function from the iteration's number to its standard normal draws."""
+) -> Given | Drawn:
+    """From the iteration's number to its standard normal draws."""
     if isinstance(noise, Tensor):
         expected = (num_iterations, *shape)
         if noise.dim() != len(expected) or any(expected[i] not in (None, n) for i, n in enumerate(noise.shape)):
@@ -163,24 +163,44 @@ def _noise_source(
             )
         if not noise.is_floating_point():
             raise TypeError(f"noise: expected floating-point draws, got {noise.dtype}")
-        given = noise.to(like)
-
-        def at(t: int) -> Tensor:
-            if t >= len(given):
-                raise ValueError(f"noise: expected draws for more than {t} iterations, got {len(given)}")
-            return given[t]
-
-        return at
+        return Given(noise.to(like))
     if noise is not None and not callable(noise):
         raise TypeError(f"noise: expected a Tensor, a noise source or None, got {noise!r}")
     source = WhiteNoise() if noise is None else noise
     check_noise_source(source, event_shape)
+    return Drawn(source, shape, like.dtype, like.device, generator)
 
-    def draw(t: int) -> Tensor:
-        drawn: Any = source(shape, dtype=like.dtype, device=like.device, generator=generator)
-        if not isinstance(drawn, Tensor) or tuple(drawn.shape) != shape:
+
+# No closures: a search that is copied or pickled takes its draws, and its generator, with it.
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The draws of all iterations, ``(T, *batch, num_samples, *event)``."""
+
+    noise: Tensor
+
+    def __call__(self, t: int) -> Tensor:
+        """Those of iteration ``t``."""
+        if t >= len(self.noise):
+            raise ValueError(f"noise: expected draws for more than {t} iterations, got {len(self.noise)}")
+        return self.noise[t]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Draws that are made when they are asked for, in the order of the iterations."""
+
+    source: NoiseSource
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    generator: torch.Generator | None
+
+    def __call__(self, t: int) -> Tensor:
+        """The next."""
+        drawn: Any = self.source(self.shape, dtype=self.dtype, device=self.device, generator=self.generator)
+        if not isinstance(drawn, Tensor) or tuple(drawn.shape) != self.shape:
             came = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
-            raise ValueError(f"noise: expected the source to return {shape}, got {came}")
+            raise ValueError(f"noise: expected the source to return {self.shape}, got {came}")
         return drawn
-
-    return draw

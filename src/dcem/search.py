@@ -123,21 +123,35 @@ class Search:
         """Go on from where a search of the same arguments was saved.
 
         Raises:
-            ValueError: It was saved of another one: other shapes, another family, with or without a generator.
+            TypeError: `state_dict` is no mapping.
+            ValueError: It was saved of another one: other shapes, another family, with or without a generator. The
+                search then stays as it was.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: expected what state_dict() returned, got {type(state_dict).__name__}")
         generator = state_dict.get("generator")
         if (generator is None) != (self._generator is None):
             has, had = ("none" if one is None else "one" for one in (self._generator, generator))
             raise ValueError(f"state_dict: expected the state of a search with {has} as generator, got one with {had}")
-        like = Progress.start(self._setup)
-        progress = restored(like, state_dict.get("progress"), "state_dict")
-        asked = state_dict.get("asked")
-        if asked is not None:
-            mean = like.state.distribution.mean
-            asked = Candidates(*(restored(None, asked[name], "state_dict").to(mean) for name in Candidates._fields))
-        self._progress, self._asked = progress, asked
+        progress = restored(Progress.start(self._setup), state_dict.get("progress"), "state_dict")
+        asked = self._restored(state_dict.get("asked"), progress.state)
         if self._generator is not None:
             self._generator.set_state(generator.cpu())  # type: ignore[union-attr]
+        self._progress, self._asked = progress, asked
+
+    def _restored(self, asked: Any, state: Any) -> Candidates | None:
+        """The candidates that were asked for, as they would be in this state."""
+        mean = state.distribution.mean
+        batch_dims = len(state.distribution.batch_shape)
+        shape = (*mean.shape[:batch_dims], self._solver.num_samples, *mean.shape[batch_dims:])
+        try:
+            like = self._quietly(self._solver.ask, state, mean.new_zeros(shape), self._setup.clip)
+        except RuntimeError as error:
+            raise ValueError(f"state_dict: expected the state of a search by {self._solver}, got another's") from error
+        if asked is None:
+            return None
+        candidates: Candidates = restored(like, asked, "state_dict.asked")
+        return candidates
 
     def _quietly(self, call: Callable[..., Any], *given: Any) -> Any:
         """Without a gradient, and in the precision of the search whatever the caller's autocast says."""

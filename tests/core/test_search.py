@@ -1,6 +1,8 @@
 """`dcem.Search`: the loop of `minimize` by ask and tell, saved and resumed."""
 
+import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -131,6 +133,16 @@ def test_a_saved_state_is_a_copy(generator):
     assert_same(again.solution, before)
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda search: pickle.loads(pickle.dumps(search))])
+def test_a_copy_of_a_search_goes_on_by_itself(duplicate, generator):
+    search = dcem.Search(torch.zeros(3, 2), generator=generator)
+    finish(search, 1)
+    other = duplicate(search)
+    assert_same(finish(other, 2), finish(search, 2))  # its draws are its own
+    assert torch.equal(other.state_dict()["generator"], search.state_dict()["generator"])
+    assert torch.equal(other.ask(), search.ask())
+
+
 def test_what_is_asked_stays_until_it_is_told(generator):
     search = dcem.Search(torch.zeros(3, 2), generator=generator)
     asked = search.ask()
@@ -204,3 +216,35 @@ def test_the_state_of_another_search_is_refused(other, message):
     with pytest.raises(ValueError, match=message):
         search.load_state_dict(saved)
     assert torch.equal(search.ask(), before)
+
+
+def _without(saved, name):
+    return {key: value for key, value in saved.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda saved: [saved], TypeError, r"state_dict: expected what state_dict\(\) returned, got list"),
+        (lambda saved: {}, ValueError, "state_dict: expected"),
+        (lambda saved: {**saved, "asked": _without(saved["asked"], "drawn")}, ValueError, r"state_dict\.asked"),
+        (lambda saved: {**saved, "asked": {"drawn": torch.zeros(3), "samples": torch.zeros(3)}}, ValueError, r"asked"),
+    ],
+)
+def test_a_damaged_state_is_refused(damage, error, message):
+    search = dcem.Search(torch.zeros(3, 2))
+    before = search.ask()
+    with pytest.raises(error, match=message):
+        search.load_state_dict(damage(search.state_dict()))
+    assert torch.equal(search.ask(), before)
+
+
+def test_the_state_of_a_search_by_another_solver_is_refused():
+    asked = dcem.Search(torch.zeros(3, 2), dcem.CEM(20, 4))
+    asked.ask()
+    with pytest.raises(ValueError, match=r"asked\.drawn: expected shape \(3, 30, 2\), got \(3, 20, 2\)"):
+        dcem.Search(torch.zeros(3, 2), dcem.CEM(30, 4)).load_state_dict(asked.state_dict())
+    kept = dcem.Search(torch.zeros(3, 2), dcem.CEM(50, 20, dcem.HardTopK(), keep_elites=1.0))
+    finish(kept, 1)
+    with pytest.raises(ValueError, match="state of a search by CEM"):  # more elites than it has candidates
+        dcem.Search(torch.zeros(3, 2), dcem.CEM(10, 4)).load_state_dict(kept.state_dict())

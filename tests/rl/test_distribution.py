@@ -57,6 +57,34 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(functions, (loc, std))
 
 
+@pytest.mark.parametrize("bounds", [(-torch.inf, torch.inf), (-torch.inf, 1.0), (0.0, torch.inf)])
+def test_open_bounds_have_gradients_too(bounds):
+    low, high = (torch.tensor(side, dtype=torch.float64) for side in bounds)
+    loc, std = (torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (0.4, 0.3))
+    value = torch.tensor([0.6], dtype=torch.float64)
+
+    def functions(loc, std):
+        of = TruncatedNormal(loc, std, low, high)
+        torch.manual_seed(3)
+        return of.log_prob(value), of.entropy(), of.mean, of.variance, of.rsample((2,))
+
+    assert torch.autograd.gradcheck(functions, (loc, std))
+
+
+def test_a_dimension_that_its_bounds_hold_is_no_random_variable():
+    loc, std = (torch.tensor(values, requires_grad=True) for values in ([0.3, 0.5], [0.2, 0.2]))
+    low, high = torch.tensor([-1.0, 0.5]), torch.tensor([1.0, 0.5])
+    held, free = TruncatedNormal(loc, std, low, high), TruncatedNormal(loc[:1], std[:1], low[:1], high[:1])
+    x = held.rsample((5,))
+    assert bool((x[:, 1] == 0.5).all())
+    torch.testing.assert_close(held.log_prob(x), free.log_prob(x[:, :1]))
+    torch.testing.assert_close(held.entropy(), free.entropy())
+    assert held.mean[1] == 0.5
+    assert held.variance[1] == 0
+    slopes = torch.autograd.grad(held.log_prob(x).sum() + held.entropy() + held.mean.sum() + x.sum(), (loc, std))
+    assert all(bool(slope.isfinite().all()) for slope in slopes)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extremes_stay_finite(dtype):
     low, high = torch.tensor(-1.0), torch.tensor(1.0)
@@ -68,6 +96,7 @@ def test_extremes_stay_finite(dtype):
         assert bool((x.abs() <= 1).all())
         (of.log_prob(x).sum() + of.entropy()).backward()
         assert bool(loc.grad.isfinite().all() and scale.grad.isfinite().all())
+        assert bool((of.variance >= 0).all())
 
 
 def test_without_exploration_the_planned_action_is_taken_and_events_of_any_rank_count_as_one():

@@ -14,6 +14,7 @@ pytest.importorskip("torchrl")
 from rl_cases import Filter, filter_mpc, pendulum_mpc  # noqa: E402
 
 from dcem.rl import policy  # noqa: E402
+from dcem.world import RSSM, LatentModel  # noqa: E402
 
 
 def test_a_loop_of_ones_own():
@@ -92,6 +93,40 @@ def test_input_that_makes_no_sense_loses_nothing():
         policy(lambda x: x)
     with pytest.raises(TypeError, match="envs: expected a Box of continuous actions"):
         run(act, gymnasium.make("CartPole-v1"))
+
+
+def test_episodes_that_begin_are_told_as_environments_tell_them():
+    act = policy(pendulum_mpc(), seed=0)
+    observations = np.tile(np.array([1.0, 0.0, 0.0]), (4, 1))
+    act(observations)
+    act.reset(np.array([True, False, False, True]))
+    assert act.memory.started.tolist() == [False, True, True, False]
+    with pytest.raises(ValueError, match=r"where: expected the shape \(4,\) of the batch, got \(2,\)"):
+        act.reset(torch.tensor([True, False]))
+    with pytest.raises(ValueError, match=r"got \(\)"):  # would have been broadcast
+        act.reset(True)
+    with pytest.raises(TypeError, match=r"where: expected booleans, got torch\.int64"):
+        act.reset(torch.tensor([1, 0, 0, 1]))
+    assert act.memory.started.tolist() == [False, True, True, False]
+    np.testing.assert_array_equal(act(observations[:, ::-1]).shape, (4, 1))  # torch takes no reversed views
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        LatentModel(3, 1, latent_size=16, hidden=16),
+        RSSM(3, 1, deterministic_size=8, stochastic_size=4, hidden_sizes=(8,)),
+    ],
+)
+def test_observations_are_taken_in_the_precision_of_the_model(model):
+    for dtype, seen in (
+        (torch.float32, torch.zeros(3).double()),
+        (torch.float64, np.zeros(3)),
+        (torch.bfloat16, [0.0] * 3),
+    ):
+        model = model.to(dtype)
+        mpc = dcem.control.MPC(model.imagine, model.cost, 2, 1, (-1.0, 1.0), dcem.CEM(8, 2), num_iterations=1)
+        assert np.isfinite(np.asarray(policy(mpc, model, seed=0)(seen))).all()
 
 
 def test_a_solve_that_failed_is_not_remembered():

@@ -16,7 +16,8 @@ class TruncatedNormal(Distribution):
     """Explore around a planned action within the bounds: independent normal variables, given ``low <= x <= high``.
 
     Unlike clipped draws its draws have a density, the one that :meth:`log_prob` gives, also where the planned action
-    lies on a bound. Its most likely value, the planned action, is its deterministic sample.
+    lies on a bound. Its most likely value, the planned action, is its deterministic sample. A dimension whose bounds
+    are equal is no random variable: it adds 0 to the log-probability and to the entropy.
 
     Args:
         loc: the planned action, ``(*batch, *event)``, within the bounds.
@@ -41,7 +42,8 @@ class TruncatedNormal(Distribution):
         of = torch.broadcast_tensors(loc, scale, low.to(loc), high.to(loc))  # type: ignore[no-untyped-call]
         self.loc, self.scale, self.low, self.high = of
         self.event_dims = event_dims
-        self._alpha, self._beta = (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+        self._fixed = self.low >= self.high  # leaves nothing to chance, and no density
+        self._alpha, self._beta = self._standard(self.low), self._standard(self.high)
         self._below, self._above = (self._alpha / _SQRT_2).erf(), (self._beta / _SQRT_2).erf()  # in [-1, 0], [0, 1]
         split = self.loc.dim() - event_dims
         super().__init__(self.loc.shape[:split], self.loc.shape[split:], validate_args=False)
@@ -59,14 +61,16 @@ class TruncatedNormal(Distribution):
     @property
     def mean(self) -> Tensor:
         """Of the variables as they are cut off."""
-        return self.loc + self.scale * (_density(self._alpha) - _density(self._beta)) / self._mass
+        shift = self.scale * (_density(self._alpha) - _density(self._beta)) / self._mass
+        return torch.where(self._fixed, self.low, self.loc + shift)
 
     @property
     def variance(self) -> Tensor:
         """Of the variables as they are cut off."""
         low, high = _density(self._alpha) / self._mass, _density(self._beta) / self._mass
         curve = _times(self._alpha, low) - _times(self._beta, high)
-        return self.scale.square() * (1 + curve - (low - high).square())
+        share = (1 + curve - (low - high).square()).clamp(min=0)  # of what rounding leaves of it
+        return torch.where(self._fixed, 0.0, self.scale.square() * share)
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         """Draws ``(*sample_shape, *batch, *event)``, differentiable in ``loc`` and ``scale``."""
@@ -79,6 +83,7 @@ class TruncatedNormal(Distribution):
         """Log-density of actions ``(..., *event)``, summed over the event; ``-inf`` outside the bounds."""
         standard = (value - self.loc) / self.scale
         each = -0.5 * standard.square() - _LOG_SQRT_2_PI - self.scale.log() - self._mass.log()
+        each = torch.where(self._fixed, 0.0, each)
         inside = (value >= self.low) & (value <= self.high)
         return self._summed(torch.where(inside, each, -torch.inf))
 
@@ -86,12 +91,18 @@ class TruncatedNormal(Distribution):
         """Of the action, in nats."""
         low, high = _density(self._alpha) / self._mass, _density(self._beta) / self._mass
         curve = _times(self._alpha, low) - _times(self._beta, high)
-        return self._summed(0.5 + _LOG_SQRT_2_PI + self.scale.log() + self._mass.log() + 0.5 * curve)
+        each = 0.5 + _LOG_SQRT_2_PI + self.scale.log() + self._mass.log() + 0.5 * curve
+        return self._summed(torch.where(self._fixed, 0.0, each))
 
     @property
     def _mass(self) -> Tensor:
         """How much of the normal distribution the box holds."""
-        return 0.5 * (self._above - self._below)
+        return torch.where(self._fixed, 1.0, 0.5 * (self._above - self._below))
+
+    def _standard(self, bound: Tensor) -> Tensor:
+        """A bound in stds from ``loc``; an open one does not move with them, which would be ``0 * inf``."""
+        open_, closed = bound.isinf(), torch.where(bound.isinf(), 0.0, bound)
+        return torch.where(open_, bound, (closed - self.loc) / self.scale)
 
     def _summed(self, each: Tensor) -> Tensor:
         return each.flatten(each.dim() - self.event_dims).sum(-1) if self.event_dims else each

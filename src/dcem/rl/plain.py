@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcem._check import check_int
 from dcem.control import MPC
 from dcem.rl.controller import Controller, Memory
 from dcem.solution import Status
@@ -50,15 +51,15 @@ def policy(
         ...     observation, reward, *_ = env.step(act(observation))
         >>> act.reset()
     """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return Policy(Controller(mpc, model, state_of, residual), generator)
+    return Policy(Controller(mpc, model, state_of, residual), None if seed is None else check_int("seed", seed))
 
 
 class Policy:
     """What :func:`policy` returns."""
 
-    def __init__(self, controller: Controller, generator: torch.Generator | None) -> None:
-        self.controller, self.generator = controller, generator
+    def __init__(self, controller: Controller, seed: int | None) -> None:
+        self.controller, self.seed = controller, seed
+        self.generator: torch.Generator | None = None  # made with the first decision, where it is made
         self.memory: Memory | None = None
         self.status: Tensor | None = None
 
@@ -68,7 +69,7 @@ class Policy:
 
         A decision whose solve failed (:attr:`dcem.Status.NONFINITE`) is not remembered: the next one starts afresh.
         """
-        seen = observation if isinstance(observation, Tensor) else _as_tensor(observation)
+        seen = observation if isinstance(observation, Tensor) else _as_tensor(observation).to(self._device)
         batch = tuple(seen.shape[:-1])
         if self.memory is None:
             self.memory = self.controller.blank(batch, seen)
@@ -77,22 +78,49 @@ class Policy:
                 f"observation: expected a batch {tuple(self.memory.started.shape)} as before, got {batch}; reset() "
                 "starts anew with another"
             )
+        if self.generator is None and self.seed is not None:
+            self.generator = torch.Generator(seen.device).manual_seed(self.seed)
         decision = self.controller(seen, self.memory, generator=self.generator)
         failed = decision.status == Status.NONFINITE
         self.memory, self.status = decision.memory._replace(started=~failed), decision.status
-        return decision.action if isinstance(observation, Tensor) else decision.action.cpu().numpy()
+        if isinstance(observation, Tensor):
+            return decision.action
+        action = decision.action.cpu()
+        return (action.float() if action.dtype == torch.bfloat16 else action).numpy()  # NumPy has no bfloat16
 
-    def reset(self, where: Tensor | None = None) -> None:
-        """Forget: an episode begins, in all environments or, ``(*batch,)`` boolean, in some."""
+    def reset(self, where: Any = None) -> None:
+        """Forget: an episode begins, in all environments or, booleans ``(*batch,)`` as a tensor or an array, in some.
+
+        Raises:
+            TypeError: ``where`` holds no booleans.
+            ValueError: it has another shape than the batch of the observations.
+        """
         if where is None:
             self.memory = None
         elif self.memory is not None:
-            self.memory = self.memory._replace(started=self.memory.started & ~where.to(self.memory.started.device))
+            started = self.memory.started
+            mask = where if isinstance(where, Tensor) else torch.as_tensor(where)
+            if mask.dtype != torch.bool:
+                raise TypeError(f"where: expected booleans, got {mask.dtype}")
+            if mask.shape != started.shape:
+                came = tuple(mask.shape)
+                raise ValueError(f"where: expected the shape {tuple(started.shape)} of the batch, got {came}")
+            self.memory = self.memory._replace(started=started & ~mask.to(started.device))
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the controller is: arrays come from environments, which know nothing of devices."""
+        held = [*self.controller.parameters(), *self.controller.buffers()]
+        return held[0].device if held else torch.device("cpu")
 
 
 def _as_tensor(observation: Any) -> Tensor:
     """An array or a list as a float32 tensor."""
+    if hasattr(observation, "__array__"):
+        import numpy as np
+
+        observation = np.ascontiguousarray(observation)  # torch takes no reversed views
     try:
         return torch.as_tensor(observation, dtype=torch.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"observation: expected an array or a tensor, got {type(observation).__name__}") from None

@@ -166,7 +166,7 @@ class LatentModel(WorldModel):
 
     def encode(self, observation: Tensor) -> Tensor:
         """The latent of an observation, ``(*batch, latent_size)``."""
-        z: Tensor = self.encoder(symlog(observation))
+        z: Tensor = self.encoder(symlog(observation.to(self.low)))
         return z
 
     def act(self, belief: Tensor) -> Tensor:
@@ -190,6 +190,7 @@ class LatentModel(WorldModel):
 
     def _unit(self, action: Tensor) -> Tensor:
         """Actions in half widths around the middle of the bounds."""
+        action = action.to(self.low)
         return (2 * action - (self.high + self.low)) / (self.high - self.low)
 
     def _noisy(self, action: Tensor, noise: Tensor) -> Tensor:
