@@ -1,7 +1,11 @@
 """Objectives evaluated by workers that die, dawdle and raise."""
 
+import copy
+import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -146,6 +150,8 @@ def test_plans_through_a_simulator(kind: Any) -> None:
         ({"timeout": 0.0}, ValueError, "timeout: expected"),
         ({"retries": -1}, ValueError, "retries: expected an int >= 0"),
         ({"batch_size": 0}, ValueError, "batch_size: expected at least 1"),
+        ({"event_dims": -1}, ValueError, "event_dims: expected an int >= 0"),
+        ({"start_method": "clone"}, ValueError, "start_method: expected one of .*, got 'clone'"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -153,12 +159,70 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], message:
         PoolObjective(**{"function": bowl, "num_workers": 1} | options)
 
 
-def test_a_function_that_returns_something_else() -> None:
-    with (
-        PoolObjective(lambda x: x, 1) as objective,
-        pytest.raises(ValueError, match="function: expected to return 1 numbers, got 2"),
-    ):
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda x: x, ValueError, "function: expected to return 1 numbers, got 2"),
+        (lambda x: None, TypeError, "function: expected to return 1 numbers, got None"),  # forgot to return
+        (lambda x: "low", TypeError, "function: expected to return 1 numbers, got 'low'"),
+        (lambda x: lambda: x, RuntimeError, "function: raised for every candidate, the last time .*pickle"),
+    ],
+)
+def test_a_function_that_returns_something_else(function: Any, error: type[Exception], message: str) -> None:
+    with PoolObjective(function, 1) as objective, pytest.raises(error, match=message):
         objective(torch.zeros(3, 2))
+
+
+def test_states_and_events_that_do_not_fit() -> None:
+    with PoolRollout(lambda state, actions: None, 1) as simulator:
+        with pytest.raises(TypeError, match=r"function: expected to return states \(H \+ 1, s\) = \(4, 1\), got None"):
+            simulator.rollout(torch.zeros(1), torch.zeros(3, 1))
+        with pytest.raises(TypeError, match=r"state: expected a tensor \(\*batch, s\), got dict"):
+            simulator.rollout({"position": torch.zeros(1)}, torch.zeros(3, 1))
+    with pytest.raises(ValueError, match="event_dims: expected at most 1 for candidates"):
+        PoolObjective(bowl, 1, event_dims=2)(torch.zeros(3, 2))
+
+
+def test_half_precision() -> None:
+    with PoolObjective(lambda x: x.sum().bfloat16(), 1) as objective:
+        assert objective(torch.ones(2, 2, dtype=torch.bfloat16)).tolist() == [2.0, 2.0]
+
+
+def test_a_copy_has_workers_of_its_own() -> None:
+    with PoolObjective(bowl, 1) as objective:
+        assert objective(torch.zeros(1, 2)).tolist() == [2.0]
+        with copy.deepcopy(objective) as other, pickle.loads(pickle.dumps(objective)) as third:
+            assert other(torch.zeros(1, 2)).tolist() == third(torch.zeros(1, 2)).tolist() == [2.0]
+        assert objective(torch.zeros(1, 2)).tolist() == [2.0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_no_worker_outlives_a_process_that_is_killed() -> None:
+    def works(pipe: Any) -> None:
+        objective = PoolObjective(lambda x: os.getpid(), 2)
+        pipe.send([int(pid) for pid in {*objective(torch.zeros(8, 2).double()).tolist()}])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=works, args=(theirs,))
+    process.start()
+    workers = ours.recv()
+    process.join()
+    for _ in range(600):
+        if not any(map(_is_running, workers)):
+            return
+        threading.Event().wait(0.1)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    pytest.fail("workers went on")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_ray_missing(monkeypatch: pytest.MonkeyPatch) -> None:

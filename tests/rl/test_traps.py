@@ -227,6 +227,25 @@ def test_arguments_of_the_wrong_kind():
         Actor(pendulum_mpc(), residual=nn.Identity())(TensorDict(observation=torch.zeros(2, 3), batch_size=[2]))
 
 
+def test_settings_of_the_controller_that_change_later():
+    mpc = pendulum_mpc()
+    actor = Actor(mpc, std=1.0)
+    step = TensorDict(observation=torch.tensor([-1.0, 0.0, 0.0]).expand(64, 3), batch_size=[64])
+    mpc.bounds = (-0.1, 0.2)
+    with set_exploration_type(ExplorationType.RANDOM):
+        drawn = actor(step.clone())
+    assert bool(((drawn["action"] >= -0.1) & (drawn["action"] <= 0.2)).all())
+    assert bool(drawn["action_log_prob"].isfinite().all())
+    for name, value in (("num_iterations", 3), ("solver", dcem.CEM(20, 3))):
+        before = getattr(mpc, name)
+        setattr(mpc, name, value)
+        with pytest.raises(Exception, match="mpc: expected num_iterations and num_samples to stay .* make another"):
+            actor(step.clone())
+        setattr(mpc, name, before)
+    with pytest.raises(TypeError, match="seed: expected an int, got None"):
+        Actor(mpc, seed=None)
+
+
 def test_a_checkpoint_of_another_controller():
     model = Filter()
     actor = Actor(filter_mpc(model), model)

@@ -25,6 +25,10 @@ class Failed(Exception):
     """The function raised."""
 
 
+LOST: Any = object()
+"""In the place of what a call that was lost, or that raised, would have returned."""
+
+
 class Engine(ABC):
     """Starts workers that hold a function, and talks to them."""
 
@@ -70,18 +74,22 @@ class Workers:
         self._all: list[Worker] = []
         self._finalizer = weakref.finalize(self, _stop_all, engine, self._all)
 
+    def __reduce__(self) -> Any:
+        """A copy, of a controller that holds a simulator say, starts workers of its own."""
+        return Workers, (self.engine, self.num_workers, self.timeout, self.retries, self.progress)
+
     def close(self) -> None:
         """End the workers. They are started again when they are needed."""
         _stop_all(self.engine, self._all)
         self._idle.clear()
 
     def call(self, tasks: list[tuple[Any, ...]]) -> list[Any]:
-        """What the function returns for each task; None for those that were lost, or in which it raised.
+        """What the function returns for each task; ``LOST`` for those that were lost, or in which it raised.
 
         Raises:
             RuntimeError: it raised in every one of them.
         """
-        results: list[Any] = [None] * len(tasks)
+        results = [LOST] * len(tasks)
         waiting = deque((i, 0) for i in range(len(tasks)))
         running: dict[Worker, tuple[int, int, float]] = {}
         errors: list[Failed] = []
@@ -183,17 +191,30 @@ class BlackBox:
         self.close()
 
     def _values(self, samples: Tensor, batch: torch.Size, event_dims: int) -> Tensor:
-        rows = samples.detach().cpu().reshape(-1, *samples.shape[samples.dim() - event_dims :])
+        rows = _given(samples).reshape(-1, *samples.shape[samples.dim() - event_dims :])
         chunks = list(rows.split(1 if self.batch_size is None else self.batch_size))  # type: ignore[no-untyped-call]
         found = self.workers.call([(chunk if self.batch_size else chunk[0],) for chunk in chunks])
         values = [_numbers(result, len(chunk)) for result, chunk in zip(found, chunks, strict=True)]
         return torch.cat(values).to(samples).reshape(batch)
 
 
+def _given(x: Tensor) -> Tensor:
+    """As a function gets it, by way of NumPy, which has no bfloat16."""
+    x = x.detach().cpu()
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def _tensor(result: Any, expected: str, dtype: torch.dtype | None = None) -> Tensor:
+    try:
+        return torch.as_tensor(result, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"function: expected to return {expected}, got {result!r}") from None
+
+
 def _numbers(result: Any, num: int) -> Tensor:
-    if result is None:
+    if result is LOST:
         return torch.full((num,), torch.nan, dtype=torch.float64)
-    values = torch.as_tensor(result, dtype=torch.float64).reshape(-1)
+    values = _tensor(result, f"{num} numbers", torch.float64).reshape(-1)
     if len(values) != num:
         raise ValueError(f"function: expected to return {num} numbers, got {len(values)}")
     return values
@@ -205,10 +226,18 @@ class BlackBoxObjective(BlackBox):
     def __init__(self, workers: Workers, batch_size: int | None, event_dims: int) -> None:
         super().__init__(workers, batch_size)
         self.event_dims = check_int("event_dims", event_dims)
+        if self.event_dims < 0:
+            raise ValueError(f"event_dims: expected an int >= 0, got {event_dims}")
 
     def __call__(self, samples: Tensor) -> Tensor:
         """The values of candidates; NaN of those that were lost, or for which the function raised."""
-        return self._values(samples, samples.shape[: samples.dim() - self.event_dims], self.event_dims)
+        dim = samples.dim() - self.event_dims
+        if dim < 1:
+            raise ValueError(
+                f"event_dims: expected at most {samples.dim() - 1} for candidates (*batch, N, *event) = "
+                f"{tuple(samples.shape)}, got {self.event_dims}"
+            )
+        return self._values(samples, samples.shape[:dim], self.event_dims)
 
 
 class BlackBoxRollout(BlackBox):
@@ -216,17 +245,20 @@ class BlackBoxRollout(BlackBox):
 
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
         """The states ``(*batch, H + 1, *s)`` of sequences ``(*batch, H, *a)``; NaN of those that were lost."""
+        if not isinstance(state, Tensor):
+            raise TypeError(f"state: expected a tensor (*batch, s), got {type(state).__name__}")
         batch = state.shape[:-1]
-        starts = state.detach().cpu().reshape(-1, state.shape[-1])
-        sequences = actions.detach().cpu().reshape(len(starts), *actions.shape[len(batch) :])
+        starts = _given(state).reshape(-1, state.shape[-1])
+        sequences = _given(actions).reshape(len(starts), *actions.shape[len(batch) :])
         found = self.workers.call(list(zip(starts, sequences, strict=True)))
         lost = torch.full((sequences.shape[1] + 1, starts.shape[-1]), torch.nan)
         paths = []
         for start, result in zip(starts, found, strict=True):
-            path = lost.clone() if result is None else torch.as_tensor(result)
+            expected = f"states (H + 1, s) = {tuple(lost.shape)}"
+            path = lost.clone() if result is LOST else _tensor(result, expected)
             if tuple(path.shape) != tuple(lost.shape):
-                raise ValueError(f"function: expected states (H + 1, s) = {tuple(lost.shape)}, got {tuple(path.shape)}")
-            if result is None:
+                raise ValueError(f"function: expected {expected}, got {tuple(path.shape)}")
+            if result is LOST:
                 path[0] = start
             paths.append(path.to(state))
         return torch.stack(paths).reshape(*batch, *lost.shape)

@@ -36,11 +36,14 @@ class Actors(Engine):
             import ray
         except ImportError:
             raise ImportError("RayObjective: expected Ray: pip install 'dcem[ray]', or use PoolObjective") from None
-        self.ray, self.function = ray, function
+        self.ray, self.function, self.options = ray, function, options
         if not ray.is_initialized():
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a cluster that is this process's own
             ray.init(log_to_driver=False, include_dashboard=False)
         self.actor = ray.remote(_Holder).options(**({} if options is None else options))
+
+    def __reduce__(self) -> Any:
+        return Actors, (self.function, self.options)
 
     def start(self) -> Any:
         return _Worker(self.actor.remote(self.function))

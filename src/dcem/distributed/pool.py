@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from multiprocessing import connection
+from multiprocessing.reduction import ForkingPickler
+from traceback import format_exception_only
 from typing import Any
 
 import torch
@@ -16,21 +19,28 @@ from dcem.distributed.black_box import BlackBoxObjective, BlackBoxRollout, Engin
 
 def _serve(function: Callable[..., Any], pipe: Any) -> None:
     torch.set_num_threads(1)
+    parent = os.getppid()
     while True:
         try:
+            while not pipe.poll(2.0):  # forked workers hold each other's pipes: none ends with the parent's death
+                if os.getppid() != parent:
+                    return
             arguments = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            answer = (True, function(*(torch.from_numpy(array) for array in arguments)))
-        except Exception as error:
-            answer = (False, f"{type(error).__name__}: {error}")
-        # As plain numbers: a tensor would be sent as a handle to memory that ends with this process.
-        pipe.send((answer[0], _plain(answer[1])))
+            # As plain numbers: a tensor would be sent as a handle to memory that ends with this process.
+            answer = ForkingPickler.dumps((True, _plain(function(*(torch.from_numpy(array) for array in arguments)))))
+        except Exception as error:  # also of what cannot be sent
+            answer = ForkingPickler.dumps((False, "".join(format_exception_only(type(error), error)).strip()))
+        pipe.send_bytes(answer)
 
 
 def _plain(value: Any) -> Any:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 class Processes(Engine):
@@ -40,11 +50,15 @@ class Processes(Engine):
         if not callable(function):
             raise TypeError(f"function: expected a callable, got {function!r}")
         method = ("fork" if sys.platform == "linux" else "spawn") if start_method is None else start_method
-        self.function, self.context = function, multiprocessing.get_context(method)
+        if method not in multiprocessing.get_all_start_methods():
+            known = ", ".join(multiprocessing.get_all_start_methods())
+            raise ValueError(f"start_method: expected one of {known}, got {start_method!r}")
+        self.function, self.method = function, method
 
     def start(self) -> Any:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(self.function, theirs), daemon=True)  # type: ignore[attr-defined]
+        context: Any = multiprocessing.get_context(self.method)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(self.function, theirs), daemon=True)
         with warnings.catch_warnings():  # of Python 3.12 about threads: a worker does nothing but call the function
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()

@@ -13,7 +13,7 @@ from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules import ProbabilisticActor
 
-from dcem._check import check_number
+from dcem._check import check_int, check_number
 from dcem._tree import leaves
 from dcem.control import MPC
 from dcem.distributions import WhiteNoise
@@ -162,15 +162,17 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
         self.controller = controller
         self.std: Tensor
         self.noise: Tensor
+        self.low: Tensor
+        self.high: Tensor
         _hold_std(self, std, mpc.action_shape)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_int("seed", seed))
         source = WhiteNoise() if mpc.noise is None else mpc.noise
         shape = (mpc.solver.num_samples, *mpc.latent_shape)
         draws = [source(shape, dtype=torch.float32, generator=generator) for _ in range(mpc.num_iterations)]
         self.register_buffer("noise", torch.stack(draws))
-        low, high = controller.bounds(self.noise)
-        self.register_buffer("low", low, persistent=False)
-        self.register_buffer("high", high, persistent=False)
+        self._bounds = mpc.bounds
+        for name, side in zip(("low", "high"), controller.bounds(self.noise), strict=True):
+            self.register_buffer(name, side, persistent=False)
         self.storage = Storage(controller, self.noise)
         self.in_keys = self.storage.in_keys
         self.out_keys = ["loc", "scale", *map(after, self.storage.decided)]
@@ -180,6 +182,7 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
         """Write ``loc``, ``scale``, and under ``"next"`` what the next decision needs."""
         observation, memory = self.storage.read(tensordict, self.controller, self.noise)
         batch = memory.started.shape
+        self._check_draws()
         noise = self.noise.reshape(len(self.noise), *(1,) * len(batch), *self.noise.shape[1:])
         noise = noise.expand(len(noise), *batch, *self.noise.shape[1:])
         decision = self.controller(observation, memory, noise=noise, proposals=tensordict.get(PROPOSALS, None))
@@ -191,8 +194,21 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
         return tensordict
 
     def distribution(self, loc: Tensor, scale: Tensor) -> TruncatedNormal:
-        """Of the action around the planned one."""
+        """Of the action around the planned one, within the bounds that the controller has now."""
+        if self.controller.mpc.bounds is not self._bounds:
+            self._bounds = self.controller.mpc.bounds
+            self.low, self.high = self.controller.bounds(self.noise)
         return TruncatedNormal(loc, scale, self.low, self.high, len(self.controller.mpc.action_shape))
+
+    def _check_draws(self) -> None:
+        """The draws are those of the search as it was: they are stored, so that its decisions can be made again."""
+        mpc = self.controller.mpc
+        expected = (mpc.num_iterations, mpc.solver.num_samples)
+        if tuple(self.noise.shape[:2]) != expected:
+            raise ValueError(
+                "mpc: expected num_iterations and num_samples to stay as the actor was made with, "
+                f"{tuple(self.noise.shape[:2])}, got {expected}: make another actor"
+            )
 
     def action_spec(self) -> TensorSpec:
         """What actions there are."""
