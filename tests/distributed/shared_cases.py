@@ -26,11 +26,13 @@ def parameters() -> tuple[Tensor, Tensor]:
 
 
 def curved(theta: Tensor, scale: Tensor) -> Callable[[Tensor], Tensor]:
-    """Closes over a leaf and over a tensor that was computed from one before."""
+    """Closes over leaves, one of them looked at without a gradient first, and over a tensor computed from one before."""
     factor = scale.exp()
 
     def objective(x: Tensor) -> Tensor:
-        away = x - theta[:, None]
+        with torch.no_grad():
+            shift = 0.01 * scale.to(x)  # which is `scale` itself
+        away = x - theta.to(x)[:, None] + scale - shift
         mixed = away @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]], dtype=x.dtype)
         return (factor * mixed.square()).sum(-1) + torch.sin(3 * x).sum(-1)
 
@@ -159,10 +161,11 @@ def refusals(rank: int, size: int) -> dict[str, str]:
 
     def attempt(name: str, objective: Any = quadratic, num_samples: int = 12 * size, **options: Any) -> None:
         options = {"generator": torch.Generator().manual_seed(0), "shard": shard} | options
+        options = {"init": torch.ones(2), "solver": dcem.CEM(num_samples, 4)} | options
         try:
-            dcem.minimize(objective, torch.ones(2), dcem.CEM(num_samples, 4), **options)
+            dcem.minimize(objective, **options)
             said[name] = "nothing"
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             said[name] = f"{type(error).__name__}: {error}"
 
     last = rank == size - 1
@@ -172,6 +175,12 @@ def refusals(rank: int, size: int) -> dict[str, str]:
     attempt("objective", lambda x: (1 + last) * quadratic(x))
     attempt("iterations", num_iterations=10 + last)
     attempt("batch", shard=dcem.distributed.Problems())
+    attempt("precision", init=torch.ones(2, dtype=torch.float64 if last else torch.float32))
+    attempt("start", init=dcem.Gaussian(torch.ones(2), 1.0 + last))
+    attempt("bounds", bounds=(None, 2.0 + last))
+    attempt("temperature", solver=dcem.CEM(12 * size, 4, dcem.LML(1.0 + last)))
+    attempt("init", init=[1.0, 1.0])
+    attempt("half", noise=torch.ones(10, 12 * size, 2).bfloat16())
     attempt("nothing wrong")
     calls = []
 

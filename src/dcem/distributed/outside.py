@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dcem.distributed.ranks import Ranks, Share
@@ -52,7 +52,14 @@ class OwnWork(TorchFunctionMode):
         if torch.is_grad_enabled():
             args, kwargs = tree_map_only(Tensor, self._inside, (args, kwargs))
         result = fn(*args, **kwargs)
-        tree_map_only(Tensor, self._note, result)
+
+        def note(x: Tensor) -> Tensor:
+            # A leaf may come back as it was given, as from `theta.to(x)` where no gradient is kept: it was not made.
+            if x.grad_fn is None and not (x.requires_grad and any(x is of for of in _tensors(args, kwargs))):
+                self._made[x] = True
+            return x
+
+        tree_map_only(Tensor, note, result)
         return result
 
     def made(self, x: Tensor) -> Tensor:
@@ -67,10 +74,9 @@ class OwnWork(TorchFunctionMode):
             return x
         return self.made(self.outside.of(x))
 
-    def _note(self, x: Tensor) -> Tensor:
-        if x.grad_fn is None:
-            self._made[x] = True
-        return x
+
+def _tensors(*trees: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
 
 
 def _now() -> int:

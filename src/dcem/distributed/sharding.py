@@ -12,6 +12,7 @@ from torch import Tensor
 from dcem._check import check_positive
 from dcem._eager import in_forward_mode, is_eager
 from dcem._guard import Cut, WithData
+from dcem._setup import Setup
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds
 from dcem.distributed.outside import Outside, OwnWork
@@ -40,18 +41,35 @@ class _Shard:
         """Raise where the processes do not solve the same problem, or would draw other samples."""
         if not is_eager() or in_forward_mode():
             raise RuntimeError("shard: works outside torch.compile, torch.func transforms and forward mode")
-        shapes = [tuple(leaf.shape) for leaf in leaves(init)]
-        kind = (type(solver).__name__, solver.num_samples, options["num_iterations"], options["gradient"])
-        self.ranks.agree("the same solver, gradient mode, number of iterations and shapes", shapes, kind)
+        given = ("num_iterations", "event_dims", "bounds", "generator", "noise", "proposals")
+        setup = Setup.of(init, solver, **{name: options[name] for name in given})  # says what is wrong here
+        start, gradient = leaves(setup.start), options["gradient"]
+        numbers = [*start, *_numbers([solver, gradient, setup.bounds])]
+        kind = (type(solver), solver.num_samples, options["num_iterations"], options["tolerance"], type(gradient))
+        shapes = [(x.shape, x.dtype, x.requires_grad) for x in numbers]
+        what = "the same solver, gradient mode, number of iterations and shapes"
+        self.ranks.agree(what, kind, torch.is_grad_enabled(), shapes)
+        self.ranks.agree_up_to_rounding("the same start, bounds and settings of the solver", numbers)
         noise, generator = options["noise"], options["generator"]
         if isinstance(noise, Tensor):
             self.ranks.agree("the same noise", noise)
         elif generator is not None:
             self.ranks.agree("a generator with the same seed", generator.get_state())
         else:
-            on_gpu = leaves(init)[0].is_cuda
-            state = torch.cuda.get_rng_state(leaves(init)[0].device) if on_gpu else torch.get_rng_state()
+            device = start[0].device
+            state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
             self.ranks.agree("the same torch.manual_seed, or a generator,", state)
+
+
+def _numbers(settings: Any) -> list[Tensor]:
+    """The numbers and tensors that settings are made of."""
+    if isinstance(settings, (Tensor, int, float)):
+        return [settings if isinstance(settings, Tensor) else torch.tensor(float(settings))]
+    if isinstance(settings, torch.nn.Module) or hasattr(settings, "__dataclass_fields__"):
+        settings = vars(settings)
+    if isinstance(settings, dict):
+        settings = [*settings.values()]
+    return [x for part in settings for x in _numbers(part)] if isinstance(settings, (list, tuple)) else []
 
 
 class Samples(_Shard):
@@ -97,6 +115,7 @@ class Samples(_Shard):
         self, minimize: Minimize, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, **options: Any
     ) -> Solution:
         """``minimize(objective, init, solver, **options)`` by all processes of the group."""
+        self._agree(init, solver, options)
         if not isinstance(solver, SamplingSolver):
             raise ValueError(f"shard: expected a solver that selects among samples, or Problems(), got {solver}")
         if solver.num_samples % self.ranks.size:
@@ -104,7 +123,6 @@ class Samples(_Shard):
                 f"shard: expected a number of samples that {self.ranks.size} processes can share evenly, "
                 f"got num_samples={solver.num_samples}"
             )
-        self._agree(init, solver, options)
         whole = WithData.of(objective)
         event_dims = options["event_dims"] if isinstance(init, Tensor) else init.event_dims
         mean = init if isinstance(init, Tensor) else init.mean
@@ -195,6 +213,7 @@ class Problems(_Shard):
         self, minimize: Minimize, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, **options: Any
     ) -> Solution:
         """``minimize(objective, init, solver, **options)`` by all processes of the group."""
+        self._agree(init, solver, options)
         start: Distribution = solver.distribution(init, options["event_dims"]) if isinstance(init, Tensor) else init
         batch = start.batch_shape
         if not batch or batch[0] % self.ranks.size:
@@ -202,7 +221,6 @@ class Problems(_Shard):
                 f"shard: expected a batch whose first axis {self.ranks.size} processes can share evenly, "
                 f"got {tuple(batch)}"
             )
-        self._agree(init, solver, options)
         whole, outside = WithData.of(objective), Outside(self.ranks)
         work, parts = OwnWork(outside), []
 
