@@ -241,9 +241,13 @@ def behind(objective: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Ten
 
 
 def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> Tensor:
-    """A number or a tensor that broadcasts to `shape`, as a tensor."""
+    """A number or a tensor that broadcasts to `shape`, as a tensor.
+
+    A number keeps its digits, for a solve in double precision; but a mean says in which precision a layer solves.
+    """
+    dtype = torch.get_default_dtype() if name == "init_mean" else torch.float64
     try:
-        tensor = value if isinstance(value, Tensor) else torch.tensor(float(check_number(name, value)))
+        tensor = value if isinstance(value, Tensor) else torch.tensor(float(check_number(name, value)), dtype=dtype)
     except TypeError:
         raise TypeError(f"{name}: expected a number or a tensor, got {value!r}") from None
     try:

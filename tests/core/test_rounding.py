@@ -158,3 +158,35 @@ def test_the_doctor_says_so():
     for objective, is_flat in ((equal, True), (lambda x: x.square().sum(-1), False)):
         advice = dcem.diagnose(objective, torch.ones(2), dcem.CEM(), num_seeds=2).advice
         assert any("equal up to rounding" in sentence for sentence in advice) == is_flat
+
+
+def test_numbers_keep_their_digits_in_double_precision():
+    """`0.1` is no single-precision number: of settings that are tensors inside, eight digits were left."""
+    state = torch.ones(1, 1, dtype=torch.float64)
+    noise = torch.randn(1, 1, 20, 3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mpc = dcem.control.MPC(
+        lambda x, u: x + u, lambda x, u: 0 * x.sum(-1), 3, 1, solver=dcem.CEM(20, 5), num_iterations=1, init_std=0.3,
+        action_rate_cost=0.1,
+    )  # fmt: skip
+    plan = mpc(state, noise=noise, record=True)
+    torch.testing.assert_close(plan.solution.history[0].samples, 0.3 * noise[0], rtol=1e-15, atol=0)
+    change = plan.actions[:, 1:] - plan.actions[:, :-1]
+    torch.testing.assert_close(plan.cost, 0.1 * change.square().sum((1, 2)), rtol=1e-14, atol=0)
+    mpc.action_rate_cost = 0.7
+    torch.testing.assert_close(mpc(state, noise=noise).cost, 0.7 * _change(mpc, state, noise), rtol=1e-14, atol=0)
+
+
+def _change(mpc, state, noise):
+    actions = mpc(state, noise=noise).actions
+    return (actions[:, 1:] - actions[:, :-1]).square().sum((1, 2))
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_failed_samples_leave_double_precision_to_the_rest(standardize):
+    """Their share was a quotient of whole numbers, which is of single precision."""
+    values = torch.randn(2, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values[1, ::4] = torch.nan
+    kept = values[1].isfinite()
+    weights, _ = dcem.CEM(13, 4, dcem.LML(0.3), standardize=standardize).weigh(values)
+    alone, _ = dcem.CEM(13, 4, dcem.LML(0.3), standardize=standardize).weigh(values[1, kept])
+    torch.testing.assert_close(weights[1, kept], alone, rtol=1e-13, atol=0)

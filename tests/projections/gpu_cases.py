@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_kernels import rows
 
-from dcem.kernels import gpu
+from dcem.kernels import gpu, gpu_refit
 from dcem.projections.autograd import _pull, _reference
+from dcem.solvers import refit
 
 NAMES = ("normal", "ties", "cauchy cubed", "equal with an offset", "huge", "masked")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -54,3 +55,32 @@ def test_rows_longer_than_a_block_and_rows_without_an_answer(monkeypatch: pytest
     w = gpu.project(bad, None, 1.0, 2, "sigmoid")[0]
     assert w[:3].isnan().all()
     torch.testing.assert_close(w[3], torch.tensor([1.0, 1.0, 0.0]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("standardize", "event", "limits"), [(True, (3,), (1e-6, math.inf)), (False, (2, 2), (0.2, 0.9))]
+)
+def test_the_refit(monkeypatch, dtype, standardize: bool, event: tuple[int, ...], limits: tuple[float, float]) -> None:
+    """Failed samples, a row without enough of them, equal values, huge ones; samples of more than one tile."""
+    monkeypatch.setattr(gpu_refit, "TILE", 16)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(6, 13, generator=generator, dtype=dtype)
+    values[1, ::4], values[2, 2:] = math.nan, math.inf
+    values[3], values[4] = 2.0, 1e30 * values[4] if standardize else values[4] + 1e3
+    samples = 3 + 0.1 * torch.randn(6, 13, *event, generator=generator, dtype=dtype)
+    options = (4.5, 0.3, standardize, *limits)
+    weights, mean, std, valid, kept = gpu_refit.refit(values, samples, *options)
+    expected = refit._composite(values, samples, *options)
+    assert torch.equal(valid, expected[3])
+    eps = torch.finfo(dtype).eps
+    for one, other in zip((weights, mean, std), expected[:3], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e3 * eps)
+    grads = [torch.randn(x.shape, generator=generator, dtype=dtype) for x in (weights, mean, std)]
+    for chosen in ((0, 1, 2), (1,), (2,)):
+        given = [g if i in chosen else None for i, g in enumerate(grads)]
+        found = gpu_refit.refit_backward(values, samples, *options, weights, std, kept, *given)
+        for one, other in zip(found, refit._pull(values, samples, *options, weights, std, kept, *given), strict=True):
+            size = other.flatten(1).abs().amax(-1).clamp(min=1e-30).reshape(-1, *(1,) * (other.dim() - 1))
+            torch.testing.assert_close(one / size, other / size, rtol=0, atol=5e4 * eps)

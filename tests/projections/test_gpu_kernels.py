@@ -29,13 +29,18 @@ def test_the_compiler_takes_them() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from dcem.kernels import gpu
+    from dcem.kernels import gpu, gpu_refit
 
-    for name, num_pointers in (("_project", 4), ("_pull_back", 7)):
-        kernel = getattr(gpu, name)
-        constants = {"LINK": 0, "BLOCK": 1024, "WHOLE": True, "DOUBLE": False}
+    row = {"BLOCK": 1024, "WHOLE": True, "DOUBLE": False}
+    tile = {"ROWS": 64, "COLUMNS": 32}
+    for kernel, constants in (
+        (gpu._project, row | {"LINK": 0}), (gpu._pull_back, row | {"LINK": 0}),
+        (gpu_refit._scores, row | {"STANDARDIZE": True}), (gpu_refit._moments, tile),
+        (gpu_refit._moments_back, tile), (gpu_refit._scores_back, row | {"STANDARDIZE": True}),
+    ):  # fmt: skip
         kinds = {arg: "*fp32" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constants}
+        if "valid_ptr" in kinds:
+            kinds["valid_ptr"] = "*i8"
         source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
         compiled = compile(source, target=GPUTarget("cuda", 90, 32))
         assert ".target sm_90" in compiled.asm["ptx"]
-        assert num_pointers <= len(kinds)

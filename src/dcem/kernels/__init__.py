@@ -7,8 +7,10 @@ reference in Python are registered by the rooms above; a kernel for another devi
 without them, as do those in Triton where it is installed. ``DCEM_NATIVE=0`` in the environment turns both off.
 """
 
+import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,17 +20,17 @@ from .derivatives import differentiate
 
 if torch.version.cuda is not None and importlib.util.find_spec("triton") and os.environ.get("DCEM_NATIVE") != "0":
 
-    def _project(*inputs: Any) -> Any:
-        from . import gpu  # Triton takes a second to import, and is needed on a GPU alone
+    def _in_triton(module: str, name: str) -> Callable[..., Any]:
+        """The kernel of that name: Triton takes a second to import, and is needed on a GPU alone."""
 
-        return gpu.project(*inputs)
+        def kernel(*inputs: Any) -> Any:
+            return getattr(importlib.import_module(f"dcem.kernels.{module}"), name)(*inputs)
 
-    def _project_backward(*inputs: Any) -> Any:
-        from . import gpu
+        return kernel
 
-        return gpu.project_backward(*inputs)
-
-    operators.compile_for("cuda", operators.project, _project)
-    operators.compile_for("cuda", operators.project_backward, _project_backward)
+    for module, name in (
+        ("gpu", "project"), ("gpu", "project_backward"), ("gpu_refit", "refit"), ("gpu_refit", "refit_backward"),
+    ):  # fmt: skip
+        operators.compile_for("cuda", getattr(operators, name), _in_triton(module, name))
 
 __all__ = ["cpu", "differentiate", "operators"]

@@ -70,11 +70,11 @@ def _number(key, DOUBLE: tl.constexpr):
 
 @triton.jit
 def _project(
-    x_ptr, tau_ptr, tau_stride, k_ptr, w_ptr, nu_ptr, c_ptr, n,
+    x_ptr, x_stride, tau_ptr, tau_stride, k_ptr, w_ptr, nu_ptr, c_ptr, stride, n,
     LINK: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * n
+    x_ptr += row * x_stride
     w_ptr += row * n
     k = tl.load(k_ptr)
     tau = tl.load(tau_ptr + row * tau_stride)
@@ -179,20 +179,21 @@ def _project(
         finite = x > float("-inf")
         w = tl.where(finite | (is_valid == 0), _phi(_scaled(tl.where(finite, x, c), c, inverse) + nu, LINK), 0)
         tl.store(w_ptr + start + at, tl.where(is_valid, w, nan), mask=start + at < n)
-    tl.store(nu_ptr + row, nu)
-    tl.store(c_ptr + row, c)
+    tl.store(nu_ptr + row * stride, nu)
+    tl.store(c_ptr + row * stride, c)
 
 
 @triton.jit
 def _pull_back(
-    x_ptr, tau_ptr, tau_stride, nu_ptr, c_ptr, g_w_ptr, g_nu_ptr, g_x_ptr, g_tau_ptr, n,
+    x_ptr, x_stride, tau_ptr, tau_stride, nu_ptr, c_ptr, stride, g_w_ptr, g_nu_ptr, g_nu_stride, g_x_ptr, g_tau_ptr, n,
     LINK: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * n
+    x_ptr += row * x_stride
     g_w_ptr += row * n
     g_x_ptr += row * n
-    nu, c, g_nu = tl.load(nu_ptr + row), tl.load(c_ptr + row), tl.load(g_nu_ptr + row)
+    nu, c = tl.load(nu_ptr + row * stride), tl.load(c_ptr + row * stride)
+    g_nu = tl.load(g_nu_ptr + row * g_nu_stride)
     tau = tl.load(tau_ptr + row * tau_stride)
     TINY: tl.constexpr = 4.930380657631324e-32 if DOUBLE else 1.4210854715202004e-14
     inverse = tl.minimum(1 / tau, 1e300 if DOUBLE else 1e37)
@@ -220,7 +221,8 @@ def _pull_back(
     tl.store(g_tau_ptr + row, -pull)
 
 
-def _options(n: int, dtype: torch.dtype) -> dict[str, object]:
+def options(n: int, dtype: torch.dtype) -> dict[str, object]:
+    """How a program holds a row of ``n`` numbers."""
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dcem::project: expected float32 or float64, got {dtype}")
     block = min(triton.next_power_of_2(n), LARGEST_BLOCK)
@@ -243,7 +245,7 @@ def project(
     center, k_on_device = torch.empty_like(nu), x.new_full((1,), k)
     if nu.numel():
         _project[(nu.numel(),)](
-            x, tau, stride, k_on_device, w, nu, center, n, LINK=LINKS[link], **_options(n, x.dtype)
+            x, n, tau, stride, k_on_device, w, nu, center, 1, n, LINK=LINKS[link], **options(n, x.dtype)
         )  # fmt: skip
     return w, nu, center
 
@@ -260,6 +262,6 @@ def project_backward(
     g_x, g_tau = torch.empty_like(x), torch.empty_like(nu)
     if nu.numel():
         _pull_back[(nu.numel(),)](
-            x, tau, stride, nu, center, g_w, g_nu, g_x, g_tau, n, LINK=LINKS[link], **_options(n, x.dtype)
+            x, n, tau, stride, nu, center, 1, g_w, g_nu, 1, g_x, g_tau, n, LINK=LINKS[link], **options(n, x.dtype)
         )  # fmt: skip
     return g_x, g_tau

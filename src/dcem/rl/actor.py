@@ -254,7 +254,7 @@ def as_stored(loc: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
 def _hold_std(module: nn.Module, std: float | Tensor, shape: tuple[int, ...]) -> None:
     if not isinstance(std, Tensor):
         check_number("std", std)
-    tensor = std if isinstance(std, Tensor) else torch.tensor(float(std))
+    tensor = std if isinstance(std, Tensor) else torch.tensor(float(std), dtype=torch.float64)  # in any precision
     value = tensor.detach().abs() if isinstance(std, nn.Parameter) else tensor
     if not bool(((value > 0) & value.isfinite()).all()):
         raise ValueError(f"std: expected finite numbers > 0, got {std}")

@@ -74,7 +74,7 @@ def _standardized(
         center = torch.where(usable, scaled, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
     scaled = torch.where(usable, scaled, center)
     # ... but makes the std smaller than that of the usable values by sqrt(count / N).
-    factor = (count / values.shape[-1]).to(values.dtype).sqrt()
+    factor = (count.to(values.dtype) / values.shape[-1]).sqrt()  # whole numbers would be divided in single precision
     return -factor * _normalized(scaled)
 
 
