@@ -6,13 +6,14 @@ DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 
-.PHONY: setup demo test gpu sanitize lint bench docs dist clean
+.PHONY: setup demo test gpu sanitize lint bench docs tutorials dist clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   energy-based regression through DCEM and through unrolled gradient descent (< 4 minutes)"
 	@echo "make test   the test suite (< 8 minutes)        make lint   ruff and mypy --strict"
 	@echo "make bench  benchmarks, JSON under results/     make docs   the documentation site, under site/"
+	@echo "make tutorials  runs the tutorials, writes what they print and their figures into docs/"
 	@echo "make gpu    the tests that take a device, on CUDA"
 	@echo "make dist   sdist and wheels, under dist/, each tried in an empty environment"
 	@echo "make sanitize  the kernels' tests on a build that checks memory and undefined behaviour (gcc, Linux)"
@@ -66,6 +67,9 @@ bench: $(READY)
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
+
+tutorials: $(READY)
+	$(BIN)/python tools/tutorials.py
 
 dist: $(READY)
 	$(PIP) --group dist

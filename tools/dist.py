@@ -1,6 +1,7 @@
 """Build the source distribution and wheels with and without kernels, and try each as a stranger would.
 
-Every one is installed into an environment that holds nothing but torch, and runs the README's examples there.
+Every one is installed into an environment that holds nothing but torch, and runs the README's examples there; then it
+is taken out again, and nothing of it may be left.
 """
 
 from __future__ import annotations
@@ -28,12 +29,18 @@ assert (home / "py.typed").exists()
 assert bool([*home.rglob("*.so"), *home.rglob("*.pyd")]) == (kernels == "True"), "kernels"
 result = doctest.testfile(readme, module_relative=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
 assert result.attempted > 10 and not result.failed, result
+print(f"{result.attempted} examples, kernels: {kernels}")
 """
 
 
-def run(*command: str | Path, **environment: str) -> None:
+def run(*command: str | Path, **environment: str) -> str:
     environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **environment}
-    subprocess.run(list(map(str, command)), check=True, cwd=tempfile.gettempdir(), env=environment)
+    done = subprocess.run(
+        list(map(str, command)), cwd=tempfile.gettempdir(), env=environment, text=True, stdout=subprocess.PIPE
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}\nfailed: {' '.join(map(str, command[:4]))} ...")
+    return done.stdout
 
 
 def main() -> None:
@@ -51,15 +58,19 @@ def main() -> None:
     (pure,) = set(DIST.glob("*.whl")) - {native}
     assert pure.name.endswith("-py3-none-any.whl"), pure
     run(sys.executable, "-m", "twine", "check", "--strict", source, native, pure)
-    for file, kernels in ((source, True), (native, True), (pure, False)):
-        with tempfile.TemporaryDirectory() as folder:
-            run(sys.executable, "-m", "venv", folder)
-            python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-            install = [python, "-m", "pip", "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt"]
-            run(*install, "torch")  # first and alone, as in the Makefile
+    with tempfile.TemporaryDirectory() as folder:
+        run(sys.executable, "-m", "venv", folder)
+        python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+        install = [python, "-m", "pip", "install", "-q", "--no-compile", "-c", ROOT / "constraints.txt"]
+        run(*install, "torch")  # first and alone, as in the Makefile
+        before = run(python, "-m", "pip", "freeze")
+        for file, kernels in ((source, True), (native, True), (pure, False)):
             run(*install, file)
-            run(python, *WARNINGS, "-c", TRY, VERSION, str(kernels), ROOT / "README.md")
-        print(f"{file.name}: the README's examples run")
+            print(run(python, *WARNINGS, "-c", TRY, VERSION, str(kernels), ROOT / "README.md"), end="")
+            run(python, "-m", "pip", "uninstall", "-q", "-y", "dcem")
+            assert run(python, "-m", "pip", "freeze") == before, "it asks for more than torch, or leaves something"
+            assert not [*Path(folder).rglob("dcem*")], "it leaves files"
+            print(f"{file.name}: the README's examples run")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,10 @@ class Truncate(GradientMode):
     Args:
         last: how many iterations to differentiate through, at least 1.
 
+    Raises:
+        TypeError: ``last`` is no integer.
+        ValueError: it is below 1.
+
     Source: truncated back-propagation through time, Shaban et al., AISTATS 2019.
     """
 
@@ -131,6 +135,10 @@ class Implicit(GradientMode):
 
     Args:
         tolerance: the largest Newton step, relative to ``1 + |x|``, that still counts as stationary.
+
+    Raises:
+        TypeError: ``tolerance`` is no number.
+        ValueError: it is not above 0.
 
     Source: Dontchev & Rockafellar, "Implicit functions and solution mappings", 2009.
     """
@@ -194,6 +202,10 @@ class Prune(GradientMode):
         keep: the fraction of the samples to keep, in ``(0, 1]``.
         unbiased: draw the samples in proportion to ``w (1 - w)`` and weigh them by their inverse probability, instead
             of taking the largest: right on average, at the price of variance.
+
+    Raises:
+        TypeError: ``keep`` is no number, or ``unbiased`` no boolean.
+        ValueError: ``keep`` is outside ``(0, 1]``, or the solver weighs no samples.
 
     Source: the influence ``w (1 - w)`` is the derivative of the LML projection, Amos, Koltun & Kolter, 2019.
     """

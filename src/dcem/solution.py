@@ -32,6 +32,9 @@ class Status(IntEnum):
             backward pass, which then writes it here. Look at the objective.
         NOT_STATIONARY: with ``gradient=Implicit()``, the answer is too far from a stationary point for the implicit
             function theorem to apply; its gradient is zero. Make more iterations, or use another gradient mode.
+        FLAT: in every iteration the values were equal up to rounding: nothing was selected, and the answer is where the
+            search started. Widen the search, or take a constant out of the objective.
+        INVALID: the answer does not pass the check that was given as ``validate``.
     """
 
     OK = 0

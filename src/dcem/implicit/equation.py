@@ -59,6 +59,8 @@ def root(
         ValueError: `residual` returns another shape, does not depend on `x`, or an option is out of its
             range.
 
+    Source: Dontchev & Rockafellar, "Implicit Functions and Solution Mappings", 2009, theorem 1B.1.
+
     >>> a = torch.tensor(2.0, requires_grad=True)
     >>> x = root(lambda x: x**3 - a, torch.tensor(2.0).pow(1 / 3))     # the cube root of a
     >>> torch.autograd.grad(x, a)[0]                                   # 1 / (3 x²)

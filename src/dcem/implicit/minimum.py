@@ -18,16 +18,19 @@ from dcem.implicit.transforms import by_newton
 
 
 class Stationarity(NamedTuple):
-    """How much of a minimum a point is, for each problem of a batch."""
+    """How much of a minimum a point is, for each problem of a batch.
+
+    Attributes:
+        gradient_norm: `‖∇f‖`, `(*batch,)`.
+        step: `‖H⁻¹ ∇f‖`, `(*batch,)`, the length of Newton's step: about how far away the stationary point is; `inf`
+            where `H` is singular up to rounding (see `root`).
+        min_curvature: Smallest eigenvalue of the Hessian, `(*batch,)` (an upper bound of it for large problems);
+            positive at a strict minimum, and not positive where `H` is singular up to rounding.
+    """
 
     gradient_norm: Tensor
-    """`‖∇f‖`."""
     step: Tensor
-    """`‖H⁻¹ ∇f‖`, the length of Newton's step: about how far away the stationary point is; `inf` where `H` is
-    singular up to rounding (see `root`)."""
     min_curvature: Tensor
-    """Smallest eigenvalue of the Hessian (an upper bound of it for large problems); positive at a strict
-    minimum, and not positive where `H` is singular up to rounding."""
 
     def is_minimum(self, tolerance: float = 1e-2, scale: float | Tensor = 1.0) -> Tensor:
         """Where Newton's step is at most `tolerance * scale` and the curvature positive."""
@@ -63,6 +66,8 @@ def argmin(
         ValueError: `objective` returns another shape, does not depend on `x`, or an option is out of its
             range.
 
+    Source: Dontchev & Rockafellar, "Implicit Functions and Solution Mappings", 2009, theorem 1B.1.
+
     >>> centre = torch.tensor([1.0, 3.0], requires_grad=True)
     >>> x = argmin(lambda x: ((x - 2 * centre) ** 2).sum(), torch.tensor([2.0, 6.0]))
     >>> torch.autograd.grad(x.sum(), centre)[0]
@@ -83,7 +88,19 @@ def stationarity(
 ) -> Stationarity:
     """Measure how close `solution` is to a strict minimum, which is what `argmin`'s gradient rests on.
 
-    Arguments are those of `argmin`; every field of the result has the shape `(*batch,)` and is detached.
+    Args:
+        objective: As in `argmin`.
+        solution: As in `argmin`, `(*batch, *event)`; it need not be a minimum.
+        *params: As in `argmin`.
+        batch_dims: As in `argmin`.
+        method: As in `argmin`.
+
+    Returns:
+        Its fields have the shape `(*batch,)` and are detached.
+
+    Raises:
+        TypeError: As `argmin`.
+        ValueError: As `argmin`.
 
     >>> where = stationarity(lambda x: (x**2 - 1) ** 2, torch.tensor([-1.0, 0.0, 1.1]), batch_dims=1)
     >>> where.is_minimum()                     # a minimum, a maximum, a point on the slope

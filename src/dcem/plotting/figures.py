@@ -41,23 +41,31 @@ Records = Sequence[Mapping[str, Any]]
 
 
 class Surface(NamedTuple):
-    """An energy over a grid, with the curve it should have its valley on."""
+    """An energy over a grid, with the curve it should have its valley on.
+
+    Attributes:
+        title: of the panel.
+        x: inputs, `(n,)`, increasing.
+        y: candidates, `(m,)`, increasing.
+        energy: `(n, m)`.
+        target: the answer to each input, `(n,)`.
+        prediction: likewise, of the model.
+    """
 
     title: str
     x: Tensor
-    """`(n,)`"""
     y: Tensor
-    """`(m,)`"""
     energy: Tensor
-    """`(n, m)`"""
     target: Tensor
-    """`(n,)`"""
     prediction: Tensor
-    """`(n,)`"""
 
 
 def energy_surfaces(surfaces: Sequence[Surface]) -> Figure:
-    """Energies side by side, each column above its own minimum, with the target and the predictions."""
+    """Energies side by side, each column above its own minimum, with the target and the predictions.
+
+    Args:
+        surfaces: a panel each, at least one.
+    """
     figure, axes = _panels(len(surfaces))
     for axis, surface in zip(axes.flat, surfaces, strict=False):
         x, y, energy, target, prediction = (tensor.numpy() for tensor in surface[1:])
@@ -76,7 +84,13 @@ def energy_surfaces(surfaces: Sequence[Surface]) -> Figure:
 
 
 def loss_curves(runs: Mapping[str, Sequence[Records]], key: str, ylabel: str) -> Figure:
-    """A metric over the updates, on a logarithmic axis."""
+    """A metric over the updates, on a logarithmic axis.
+
+    Args:
+        runs: by label the runs of its seeds, each a list of metric records with a `"step"`.
+        key: the metric.
+        ylabel: of the axis.
+    """
     figure, axis = _one(xlabel="update", ylabel=ylabel, yscale="log")
     for i, (label, seeds) in enumerate(runs.items()):
         steps = sorted(set.intersection(*({r["step"] for r in seed} for seed in seeds)))
@@ -89,7 +103,13 @@ def loss_curves(runs: Mapping[str, Sequence[Records]], key: str, ylabel: str) ->
 def by_seconds(
     runs: Mapping[str, Sequence[Records]], keys: Mapping[str, str], seconds_per_update: Mapping[str, float]
 ) -> Figure:
-    """Metrics over processor seconds, a panel a metric, of the runs that have it; `keys` names metrics and axes."""
+    """Metrics over processor seconds, a panel a metric, of the runs that have it.
+
+    Args:
+        runs: by label the runs of its seeds, each a list of metric records with a `"step"`.
+        keys: the metrics, each with the label of its axis.
+        seconds_per_update: by label, in seconds.
+    """
     figure = Figure(figsize=(4.3 * len(keys), 4.2), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(keys), squeeze=False)[0]
     for axis, (key, ylabel) in zip(axes, keys.items(), strict=True):
@@ -113,8 +133,12 @@ def error_by_iterations(
     trained_at: int | Mapping[str, int],
     ylabel: str = "mean squared error",
 ) -> Figure:
-    """The error of solves with other numbers of inner iterations than the energy was trained with: one number for all
-    labels, or one for each.
+    """The error of solves with other numbers of inner iterations than the energy was trained with.
+
+    Args:
+        errors: by label, of each seed the error by the number of inner iterations.
+        trained_at: the number that they were trained with, of all labels or of each.
+        ylabel: of the axis.
     """
     figure, axis = _one(xlabel="inner iterations at test time", ylabel=ylabel, yscale="log")
     own = trained_at if isinstance(trained_at, Mapping) else {}
@@ -138,7 +162,14 @@ def error_by_iterations(
 def predictions_by_iterations(
     x: Tensor, target: Tensor, predictions: Mapping[str, Mapping[int, Tensor]], trained_at: int | Mapping[str, int]
 ) -> Figure:
-    """The predicted curves after different numbers of inner iterations, a panel a label."""
+    """The predicted curves after different numbers of inner iterations, a panel a label.
+
+    Args:
+        x: inputs, `(n,)`.
+        target: `(n,)`.
+        predictions: by label, the curve `(n,)` by the number of inner iterations.
+        trained_at: the number that they were trained with, of all labels or of each.
+    """
     figure, axes = _panels(len(predictions))
     spread = float(target.max() - target.min())
     for axis, (label, curves) in zip(axes.flat, predictions.items(), strict=False):
@@ -159,7 +190,12 @@ def predictions_by_iterations(
 
 
 def image_rows(rows: Mapping[str, Tensor], given_columns: int) -> Figure:
-    """Images `(n, height, width)` in rows with a label each; a line separates the columns that were given."""
+    """Images in rows with a label each; a line separates the columns that were given.
+
+    Args:
+        rows: by label, `(n, height, width)` with values in `[0, 1]`.
+        given_columns: how many columns from the left were given.
+    """
     shape = next(iter(rows.values())).shape
     figure = Figure(figsize=(2.6 + 0.75 * shape[0], 0.8 * len(rows) + 0.5), layout="constrained", dpi=150)
     axes = figure.subplots(len(rows), shape[0], squeeze=False)
@@ -174,23 +210,33 @@ def image_rows(rows: Mapping[str, Tensor], given_columns: int) -> Figure:
 
 
 class Panel(NamedTuple):
-    """A density over a grid, with the curves it should be high on and the points that were predicted."""
+    """A density over a grid, with the curves it should be high on and the points that were predicted.
+
+    Attributes:
+        title: of the panel.
+        x: of the grid, `(n,)`, increasing.
+        y: likewise, `(m,)`.
+        density: `(n, m)`, at least 0.
+        curves: lines, each `(any, 2)`.
+        points: `(any, 2)`.
+    """
 
     title: str
     x: Tensor
-    """`(n,)`"""
     y: Tensor
-    """`(m,)`"""
     density: Tensor
-    """`(n, m)`"""
     curves: Sequence[Tensor]
-    """Each `(any, 2)`."""
     points: Tensor
-    """`(any, 2)`"""
 
 
 def densities(panels: Sequence[Panel], xlabel: str, ylabel: str) -> Figure:
-    """Densities, four in a row, each coloured from zero to its own maximum."""
+    """Densities, four in a row, each coloured from zero to its own maximum.
+
+    Args:
+        panels: at least one.
+        xlabel: of the common axis.
+        ylabel: likewise.
+    """
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.3 * columns, 3.4 * rows + 0.4), layout="constrained", dpi=150)
@@ -213,7 +259,13 @@ def densities(panels: Sequence[Panel], xlabel: str, ylabel: str) -> Figure:
 
 
 def correlations(matrix: Tensor, name: str, of: str) -> Figure:
-    """A symmetric matrix of numbers in `[-1, 1]`."""
+    """A symmetric matrix of numbers.
+
+    Args:
+        matrix: `(n, n)`, in `[-1, 1]`.
+        name: of rows and columns.
+        of: what the colours mean.
+    """
     figure, axis = _one(xlabel=name, ylabel=name)
     image = axis.imshow(matrix.numpy(), cmap="PuOr", vmin=-1, vmax=1)
     axis.grid(visible=False)

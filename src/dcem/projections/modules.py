@@ -74,6 +74,8 @@ class LML(_Soft):
         >>> w = LML(effective=4)(torch.arange(10.0), 2)
         >>> (w.sum().square() / w.square().sum()).round(decimals=3)
         tensor(4.)
+
+    Source: "The Limited Multi-Label Projection Layer", Amos, Koltun & Kolter, 2019.
     """
 
     _link = "sigmoid"
@@ -93,6 +95,8 @@ class ConstrainedSoftmax(_Soft):
         >>> import torch
         >>> ConstrainedSoftmax()(torch.tensor([2.0, 0.0, 0.0]), 2)
         tensor([1.0000, 0.5000, 0.5000])
+
+    Source: as of [`constrained_softmax`][dcem.constrained_softmax].
     """
 
     _link = "capped_exponential"
@@ -112,6 +116,8 @@ class ConstrainedSparsemax(_Soft):
         >>> import torch
         >>> ConstrainedSparsemax()(torch.tensor([2.0, 0.5, 0.0, -2.0]), 2)
         tensor([1.0000, 0.7500, 0.2500, 0.0000])
+
+    Source: as of [`constrained_sparsemax`][dcem.constrained_sparsemax].
     """
 
     _link = "clip"

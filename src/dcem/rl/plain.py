@@ -55,7 +55,16 @@ def policy(
 
 
 class Policy:
-    """What :func:`policy` returns."""
+    """What :func:`policy` returns: a controller with its memory.
+
+    Args:
+        controller: what plans, and says what it has to remember.
+        generator: of the planner's draws; None: torch's global generator.
+
+    Raises:
+        TypeError: in a call, the observation is neither an array nor a tensor of numbers.
+        ValueError: in a call, it has another shape than before, or is not finite.
+    """
 
     def __init__(self, controller: Controller, seed: int | None) -> None:
         self.controller, self.seed = controller, seed

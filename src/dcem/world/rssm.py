@@ -19,7 +19,12 @@ CARRIED = ("mean", "sample")
 
 
 class RSSMBelief(NamedTuple):
-    """What an :class:`RSSM` knows: ``deterministic`` ``(*batch, deterministic_size)`` and ``stochastic``."""
+    """What an :class:`RSSM` knows.
+
+    Attributes:
+        deterministic: the state of the GRU, ``(*batch, deterministic_size)``.
+        stochastic: the Gaussian half, ``(*batch, stochastic_size)``.
+    """
 
     deterministic: Tensor
     stochastic: Tensor

@@ -13,13 +13,21 @@ KEYS = ("observation", "action", ("next", "reward"), ("next", "terminated"))
 
 
 class Sequences(NamedTuple):
-    """Steps of episodes, batch first: the action taken at an observation, and the reward and end it led to."""
+    """Steps of episodes, batch first: the action taken at an observation, and the reward and end it led to.
 
-    observation: Tensor  # (B, T, observation_size)
-    action: Tensor  # (B, T, action_size)
-    reward: Tensor  # (B, T)
-    terminated: Tensor  # (B, T), 1.0 where the episode ended with this step
-    next_observation: Tensor | None  # (B, T, observation_size), where it was recorded
+    Attributes:
+        observation: ``(B, T, observation_size)``.
+        action: ``(B, T, action_size)``.
+        reward: ``(B, T)``.
+        terminated: ``(B, T)``, 1.0 where the episode ended with this step, else 0.0.
+        next_observation: ``(B, T, observation_size)`` where it was recorded, else None.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    next_observation: Tensor | None
 
 
 def check_vectors(name: str, value: Any, batch_shape: tuple[int, ...] | torch.Size, size: int) -> None:

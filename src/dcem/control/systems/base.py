@@ -19,6 +19,16 @@ class System(nn.Module, abc.ABC):
     a buffer; or an ``nn.Parameter``, which is learned. A tensor may hold a value a problem, if it broadcasts to the
     leading axes of the states.
 
+    Args:
+        dt: seconds a step, above 0.
+        bounds: lowest and highest value of each action.
+        **parameters: the physical parameters by name.
+
+    Raises:
+        TypeError: a parameter is neither a number nor a tensor.
+        ValueError: ``dt`` is not above 0, or the low bound not below the high one; in a call, ``state`` or ``action``
+            has another last axis.
+
     A subclass gives the shapes of states and actions, ``_step``, ``_cost``, ``sample_states``, and how it is drawn:
     ``view``, ``shapes``.
     """

@@ -25,6 +25,9 @@ class PointMass(System):
         max_force: the most in each direction, N.
         dt: seconds a step. The force is held over it, so that a step is exact.
 
+    Raises:
+        ValueError: ``obstacles`` has another shape; and what :class:`System` raises.
+
     Example:
         >>> import torch
         >>> from dcem.control.systems import PointMass
