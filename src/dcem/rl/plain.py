@@ -59,7 +59,7 @@ class Policy:
 
     Args:
         controller: what plans, and says what it has to remember.
-        generator: of the planner's draws; None: torch's global generator.
+        seed: of the planner's draws; None: torch's global generator.
 
     Raises:
         TypeError: in a call, the observation is neither an array nor a tensor of numbers.
