@@ -12,6 +12,7 @@ from dcem.control import MPC, Compiled, Plan
 from dcem.control.systems import Cartpole
 from dcem.embedding import MLPDecoder
 from dcem.experiments.cartpole_embed.settings import VALIDATION_SEED, Config, Search
+from dcem.experiments.harness.processes import shard
 
 HORIZON = 20
 SYSTEM = Cartpole()
@@ -37,7 +38,9 @@ def full(search: Search) -> MPC:
 
 
 def _controller(search: Search, dynamics: nn.Module, **options: Any) -> MPC:
-    common: dict[str, Any] = {"num_iterations": search.num_iterations, "answer": search.answer, **options}
+    common: dict[str, Any] = {
+        "num_iterations": search.num_iterations, "answer": search.answer, "shard": shard(), **options,
+    }  # fmt: skip
     return MPC(dynamics, SYSTEM.cost, HORIZON, 1, SYSTEM.bounds, search.solver(), **common)
 
 

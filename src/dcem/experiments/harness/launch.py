@@ -28,10 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dcem.experiments import EXPERIMENTS, ConfigError
+from dcem.experiments.harness.processes import joined, own_folder
 from dcem.experiments.harness.reading import CHECKPOINT, CONFIG
 from dcem.experiments.harness.run import Interrupted, Run
 from dcem.experiments.harness.settings import choose_device
 
+FOLDERS = ("resume=", "hydra.run.dir=")
 SWEEPS = {"-m", "--multirun"}
 SHOWS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
 
@@ -41,7 +43,18 @@ class BadCommand(Exception):
 
 
 def launch(name: str, arguments: Sequence[str]) -> int:
-    """Run experiment `name` with Hydra's command line `arguments`."""
+    """Run experiment `name` with Hydra's command line `arguments`, as one of the processes that there are."""
+    with joined() as rank:
+        asked = [argument for argument in arguments if argument.startswith(FOLDERS)]
+        with own_folder(rank, asked[0].partition("=")[2].strip("'\"") if asked else None) as folder:
+            if rank > 0:
+                others = [argument for argument in arguments if argument not in asked]
+                resumed = asked and asked[0].startswith("resume=")
+                arguments = [f"{'resume' if resumed else 'hydra.run.dir'}={folder}", *others]
+            return _launch(name, arguments)
+
+
+def _launch(name: str, arguments: Sequence[str]) -> int:
     module = importlib.import_module(EXPERIMENTS[name].module)
     _register(name, module)
     arguments, resumed = _resume(list(arguments))

@@ -12,6 +12,7 @@ import dcem
 from dcem.control import MPC, closed_loop
 from dcem.control.systems import System
 from dcem.embedding import SplineDecoder
+from dcem.experiments.harness.processes import shard
 from dcem.experiments.imitation.task import Task, true_plant
 
 HORIZON, KNOTS = 12, 4
@@ -87,6 +88,7 @@ class Controller(nn.Module):
             latent_bounds=system.bounds,
             init_std=system.bounds[1] / 2,
             noise=common_noise,
+            shard=shard(),
         )
 
     def policy(self, system: System | None = None) -> Callable[[Tensor], Tensor]:

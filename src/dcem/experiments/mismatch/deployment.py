@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import dcem
 from dcem.control import MPC, Plan, closed_loop
+from dcem.experiments.harness.processes import shard
 from dcem.experiments.mismatch.settings import TEST_SEED, Config
 from dcem.experiments.mismatch.task import TASK_DIMS, Plant, Task
 from dcem.world import DynamicsNet
@@ -21,7 +22,8 @@ def controller(model: nn.Module, plant: Plant, config: Config, *, soft: bool) ->
     """The planner of all models, with DCEM's selection or CEM's."""
     selection = dcem.LML(config.temperature) if soft else dcem.HardTopK()
     solver = dcem.CEM(config.num_samples, config.num_elites, selection, init_std=plant.bounds[1] / 2)
-    return MPC(model, plant.cost, config.horizon, 1, plant.bounds, solver, num_iterations=config.num_iterations)
+    options = {"num_iterations": config.num_iterations, "shard": shard()}
+    return MPC(model, plant.cost, config.horizon, 1, plant.bounds, solver, **options)
 
 
 def planning(model: nn.Module, plant: Plant, config: Config, *, soft: bool, num_executed: int) -> Policy:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import dcem
 from dcem.energy import EnergyModel, MLPEnergy
+from dcem.experiments.harness.processes import shard
 from dcem.experiments.regression.settings import DCEM, GD, Config
 
 EVALUATION_SEED = 0
@@ -20,7 +21,7 @@ def build(config: Config) -> EnergyModel:
     """The model that the config describes."""
     energy, solver = MLPEnergy(1, 1, config.hidden), config.solver
     std = getattr(solver, "init_std", None)
-    return EnergyModel(energy, 1, solver.solver(), num_iterations=config.num_iterations, init_std=std)
+    return EnergyModel(energy, 1, solver.solver(), num_iterations=config.num_iterations, init_std=std, shard=shard())
 
 
 def deployed(model: EnergyModel, config: Config) -> tuple[EnergyModel, Config]:

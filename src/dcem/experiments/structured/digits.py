@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import dcem
 from dcem import plotting
 from dcem.energy import ICNN, SPEN, ConvEnergy, EnergyModel, end_to_end_loss
+from dcem.experiments.harness.processes import shard
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import choose_device, count, positive, require, setting, some_of
 from dcem.experiments.structured import report, training
@@ -78,7 +79,7 @@ class Digits(Task):
             wide = width * 5 // 4
             layers = [nn.Flatten(), nn.Linear(32, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU()]
             return nn.Sequential(*layers, nn.Linear(wide, 32), nn.Sigmoid(), nn.Unflatten(-1, SHAPE))
-        common: dict[str, Any] = {"num_iterations": config.num_iterations, "feature_dims": 3}
+        common: dict[str, Any] = {"num_iterations": config.num_iterations, "feature_dims": 3, "shard": shard()}
         mean = self.train.y.mean(0)
         if name == "icnn":
             energy = ICNN(SHAPE, SHAPE, (width,), strong_convexity=1.0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import dcem
 from dcem import plotting
 from dcem.energy import ICNN, SPEN, EnergyModel, end_to_end_loss
+from dcem.experiments.harness.processes import shard
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import choose_device, count, setting, some_of
 from dcem.experiments.structured import report, training
@@ -75,7 +76,7 @@ class MultiLabel(Task):
             wide = width * 3 // 2
             layers = [nn.Linear(inputs, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU(), nn.Linear(wide, outputs)]
             return nn.Sequential(*layers, nn.Sigmoid())
-        common: dict[str, Any] = {"num_iterations": config.num_iterations}
+        common: dict[str, Any] = {"num_iterations": config.num_iterations, "shard": shard()}
         frequency = self.train.y.mean(0).clamp(0.02, 0.98)
         if name == "icnn":
             energy = ICNN(inputs, outputs, (width,), strong_convexity=1.0)

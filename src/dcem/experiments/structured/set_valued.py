@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import dcem
 from dcem import plotting
 from dcem.energy import ICNN, SPEN, EnergyModel, contrastive_loss, end_to_end_loss, log_likelihood
+from dcem.experiments.harness.processes import shard
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import choose_device, count, setting, some_of
 from dcem.experiments.structured import report, training
@@ -93,6 +94,8 @@ class SetValued(Task):
             layers = [nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)]
             return nn.Sequential(*layers, nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, self.size))
         common: dict[str, Any] = {"num_iterations": config.num_iterations}
+        if not name.startswith("contrastive"):  # whose negatives are the samples of all problems
+            common["shard"] = shard()
         if name == "icnn":
             energy = ICNN(1, self.size, (width, width), strong_convexity=1.0)
             common |= {"num_iterations": 20, "gradient": dcem.Implicit()}
