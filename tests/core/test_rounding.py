@@ -190,3 +190,10 @@ def test_failed_samples_leave_double_precision_to_the_rest(standardize):
     weights, _ = dcem.CEM(13, 4, dcem.LML(0.3), standardize=standardize).weigh(values)
     alone, _ = dcem.CEM(13, 4, dcem.LML(0.3), standardize=standardize).weigh(values[1, kept])
     torch.testing.assert_close(weights[1, kept], alone, rtol=1e-13, atol=0)
+
+
+def test_constants_of_the_library_keep_their_digits_in_double_precision():
+    state = torch.tensor([-0.3, 0.0, 0.0, 0.0], dtype=torch.float64)
+    depth = dcem.control.systems.PointMass().constraint(state)
+    torch.testing.assert_close(depth[2], torch.tensor(0.3 - 0.8, dtype=torch.float64), rtol=1e-15, atol=0)
+    assert dcem.control.systems.PointMass().constraint(state.float()).dtype == torch.float32

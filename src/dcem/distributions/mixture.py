@@ -130,7 +130,7 @@ class Mixture(Distribution):
     def rsample(self, noise: Tensor) -> Tensor:
         # Sample i of N belongs to the component in whose share of (0, 1) the point (i + 1/2) / N lies.
         num_samples = noise.shape[self.sample_dim]
-        points = (torch.arange(num_samples, device=noise.device) + 0.5) / num_samples
+        points = (torch.arange(num_samples, device=noise.device, dtype=torch.float64) + 0.5) / num_samples
         ends = self.weights.detach().cumsum(-1)[..., :-1]
         component = (points.unsqueeze(-1) > ends.unsqueeze(-2)).sum(-1)
         component = component.reshape(component.shape + (1,) * self.event_dims)

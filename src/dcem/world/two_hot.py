@@ -47,7 +47,7 @@ class TwoHot(nn.Module):
         if not 0 < limit < float("inf"):
             raise ValueError(f"limit: expected a finite number > 0, got {limit}")
         self.num_bins, self.limit = num_bins, limit
-        self.register_buffer("bins", torch.linspace(-limit, limit, num_bins), persistent=False)
+        self.register_buffer("bins", torch.linspace(-limit, limit, num_bins, dtype=torch.float64), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
         """Numbers ``(...)`` as distributions ``(..., num_bins)`` with at most two neighbouring bins each."""

@@ -51,15 +51,16 @@ class PointMass(System):
         max_force: float = 2.0,
         dt: float = 0.1,
     ):
-        obstacles = torch.tensor(OBSTACLES) if obstacles is None else obstacles
+        obstacles = torch.tensor(OBSTACLES, dtype=torch.float64) if obstacles is None else obstacles
         if obstacles.ndim != 2 or obstacles.shape[-1] != 3:
             raise ValueError(f"obstacles: expected shape (n, 3), rows of x, y, radius, got {tuple(obstacles.shape)}")
         super().__init__(dt=dt, bounds=(-max_force, max_force), mass=mass, obstacles=obstacles)
 
     def constraint(self, state: Tensor) -> Tensor:
         """How deep the mass is inside each obstacle, in m; negative outside, by the distance. ``(*batch, n)``."""
-        centres, radii = self.obstacles[:, :2], self.obstacles[:, 2]
-        return radii - torch.linalg.vector_norm(state[..., None, :2] - centres, dim=-1)
+        obstacles = self.obstacles.to(state.dtype)
+        distance = torch.linalg.vector_norm(state[..., None, :2] - obstacles[:, :2], dim=-1)
+        return obstacles[:, 2] - distance
 
     def _step(self, state: Tensor, action: Tensor) -> Tensor:
         x, y, velocity_x, velocity_y = columns(state)
