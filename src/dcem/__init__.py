@@ -31,6 +31,7 @@ from dcem.projections import (
     hard_topk,
     lml,
 )
+from dcem.scalars import Scalars
 from dcem.search import Search
 from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, MPPI, GradientDescent, SamplingSolver, Solver, Step
@@ -66,6 +67,7 @@ __all__ = [
     "Product",
     "Prune",
     "SamplingSolver",
+    "Scalars",
     "Search",
     "Solution",
     "Solver",
