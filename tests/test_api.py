@@ -24,7 +24,7 @@ CITES_NOTHING = [
     "error_by_iterations", "frames", "GradientMode", "hard_topk", "HardTopK", "image_rows", "Iteration",
     "LinearDecoder", "load_replay", "loss_curves", "Mean", "MLPEnergy", "Model", "Panel", "parameter_groups",
     "parts", "Plan", "PointMass", "Policy", "policy", "predictions_by_iterations", "Quadrotor", "RSSMBelief",
-    "run", "SamplingSolver", "save_gif", "save_replay", "Sequences", "Solution", "Solver", "Stationarity",
+    "run", "Scalars", "SamplingSolver", "save_gif", "save_replay", "Sequences", "Solution", "Solver", "Stationarity",
     "stationarity", "Status", "Step", "Surface", "System", "SystemEnv", "total_loss", "trajectories",
     "Transitions", "transitions", "WarmStart", "WhiteNoise", "WorstCase",
 ]  # fmt: skip

@@ -470,3 +470,48 @@ def test_mppi_where_every_cost_overflows_its_temperature():
     solution = dcem.minimize(lambda x: 1e37 + 1e36 * x.square().sum(-1), torch.ones(2), dcem.MPPI(50, 1e-6))
     assert solution.x.isfinite().all()
     assert solution.status == dcem.Status.OK
+
+
+class Boltzmann(dcem.SamplingSolver):
+    """No more than the two methods that are its own."""
+
+    def weigh(self, values):
+        return (-values.argsort(-1).argsort(-1) / 3.0).softmax(-1), None
+
+    def fit(self, distribution, samples, weights):
+        return distribution.fit(samples, weights)
+
+
+class Fewer(Boltzmann):
+    num_samples, init_std = 30, 2.0
+
+
+@pytest.mark.parametrize("solver", [Boltzmann(), Fewer()])
+def test_a_solver_of_ones_own_needs_two_methods(solver, generator):
+    objective = lambda x: (x - 1.0).abs().sum(-1)  # noqa: E731
+    solution = dcem.minimize(objective, torch.zeros(2), solver, num_iterations=20, generator=generator, record=True)
+    num_samples, std = (30, 2.0) if isinstance(solver, Fewer) else (100, 1.0)
+    assert len(solution.history[0].values) == num_samples
+    assert (solution.x - 1).abs().max() < 0.1
+    assert solver.distribution(torch.zeros(2), 1).std.tolist() == [std, std]
+    assert dcem.Search(torch.zeros(2), solver).ask().shape == (num_samples, 2)
+    mpc = dcem.control.MPC(lambda x, u: x + u, lambda x, u: x.square().sum(-1), 3, 1, (-1.0, 1.0), solver)
+    assert mpc(torch.ones(1), generator=generator).action < 0
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        dcem.CEM(10, 2, dcem.LML(torch.nn.Parameter(torch.tensor(0.3))), init_std=torch.ones(2)),
+        dcem.CEM(10, 2, dcem.LML(effective=5.0)),
+        dcem.CEM(10, 2, dcem.ConstrainedSoftmax()),
+        dcem.CEM(10, 2, dcem.ConstrainedSparsemax()),
+        dcem.CEM(10, 2, dcem.HardTopK()),
+        dcem.MPPI(10, torch.tensor(0.5)),
+        dcem.GradientDescent(0.1),
+    ],
+    ids=str,
+)
+def test_saved_solvers_are_data(solver, tmp_path):
+    torch.save(solver, tmp_path / "solver.pt")
+    assert str(torch.load(tmp_path / "solver.pt", weights_only=True)) == str(solver)

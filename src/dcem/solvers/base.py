@@ -108,8 +108,26 @@ class Candidates(NamedTuple):
 class SamplingSolver(Solver):
     """The template of CEM and MPPI: sample, evaluate, weigh, refit.
 
-    A subclass defines :meth:`weigh` and :meth:`fit`; it may override :meth:`sample` and :meth:`advance`.
+    A subclass defines :meth:`weigh` and :meth:`fit`; it may override :meth:`sample` and :meth:`advance`. It draws
+    ``num_samples = 100`` candidates an iteration, the first with the std ``init_std = 1.0``, unless it says otherwise: as
+    attributes of the class, or as fields of a frozen dataclass.
+
+    Example:
+        >>> import torch, dcem
+        >>> class Boltzmann(dcem.SamplingSolver):  # weights from the ranks of the values
+        ...     def weigh(self, values):
+        ...         ranks = values.argsort(-1).argsort(-1)
+        ...         return (-ranks / 3).softmax(-1), None
+        ...     def fit(self, distribution, samples, weights):
+        ...         return distribution.fit(samples, weights)
+        >>> solver = Boltzmann()
+        >>> x = dcem.minimize(lambda x: (x - 1).abs().sum(-1), torch.zeros(2), solver,
+        ...                   generator=torch.Generator().manual_seed(0)).x
+        >>> bool((x - 1).abs().max() < 0.1)
+        True
     """
+
+    num_samples = 100  # no field: a dataclass says in which order its own come
 
     def init(self, distribution: Distribution) -> SamplingState:
         return SamplingState(distribution, 0, None)
