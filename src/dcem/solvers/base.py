@@ -109,8 +109,8 @@ class SamplingSolver(Solver):
     """The template of CEM and MPPI: sample, evaluate, weigh, refit.
 
     A subclass defines :meth:`weigh` and :meth:`fit`; it may override :meth:`sample` and :meth:`advance`. It draws
-    ``num_samples = 100`` candidates an iteration, the first with the std ``init_std = 1.0``, unless it says otherwise: as
-    attributes of the class, or as fields of a frozen dataclass.
+    ``num_samples = 100`` candidates an iteration, the first with the std ``init_std = 1.0``, unless it says otherwise:
+    as attributes of the class, or as fields of a frozen dataclass.
 
     Example:
         >>> import torch, dcem
