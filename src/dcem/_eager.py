@@ -1,5 +1,7 @@
 """What may be decided in Python: only outside ``torch.compile`` and ``torch.func`` transforms."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,3 +41,10 @@ def all_true(mask: Tensor) -> bool:
     return (
         is_eager() and type(mask) is Tensor and mask.is_cpu and bool(mask.all())
     )  # tracers' subclasses hold no numbers
+
+
+def next_node() -> int:
+    """Nodes of autograd's graph are numbered as they are made: the number of the next one; 0 in inference mode."""
+    with torch.enable_grad():
+        node: Any = torch.empty(0, requires_grad=True).view(0).grad_fn
+    return 0 if node is None else int(node._sequence_nr())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dcem._check import check_count
+from dcem._gradient_check import Comparison, Inside, checked, compare, direction
 from dcem._setup import NoiseSource
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _DEFAULT_SOLVER = CEM()
 _DEFAULT_GRADIENT = Unroll()
-STEPS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Of the finite differences, in units of the parameters; the pair that agrees best counts."""
 
 
 class Row(NamedTuple):
@@ -44,26 +42,6 @@ class Row(NamedTuple):
     effective_elites: float
     failed: float
     gradient_norm: float
-
-
-class Comparison(NamedTuple):
-    """A derivative of the answer along a random direction: as the gradient mode gives it, and by finite differences.
-
-    Attributes:
-        given: by the gradient mode.
-        expected: by central differences with the same noise.
-        uncertainty: of ``expected``, by how much two step sizes differ.
-    """
-
-    given: float
-    expected: float
-    uncertainty: float
-
-    @property
-    def error(self) -> float:
-        """Relative to the larger of the two, without what the finite differences leave open; 0 where both vanish."""
-        scale = max(abs(self.given), abs(self.expected))
-        return max(0.0, abs(self.given - self.expected) - self.uncertainty) / scale if scale > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +115,8 @@ def diagnose(
         event_dims: likewise.
         bounds: likewise.
         noise: a source of noise, likewise.
-        parameters: the tensors whose gradient to check; None for all leaves that the answer depends on. They are moved
-            a little and put back.
+        parameters: the tensors whose gradient to check; None for all leaves that the answer depends on, but those from
+            which something was computed before the solve. They are moved a little and put back.
         num_seeds: how many solves to compare, at least 2.
         seed: of the first.
 
@@ -147,7 +125,7 @@ def diagnose(
 
     Raises:
         TypeError: as :func:`dcem.minimize`.
-        ValueError: likewise, or ``num_seeds`` is below 2.
+        ValueError: likewise, or ``num_seeds`` is below 2, or something was computed of a parameter before the solve.
 
     Example:
         >>> import torch, dcem
@@ -161,22 +139,26 @@ def diagnose(
     check_count("num_seeds", num_seeds)
     if num_seeds < 2:
         raise ValueError(f"num_seeds: expected at least 2, got {num_seeds}")
+    if isinstance(noise, Tensor):
+        raise TypeError("noise: expected a source of noise or None, of which each seed draws another, got a Tensor")
+    asked = None if parameters is None else checked(parameters)
 
     def solve(seed: int, mode: GradientMode, *, record: bool = False) -> Solution:
-        device = init.device if isinstance(init, Tensor) else init.mean.device
+        mean = init.mean if isinstance(init, Distribution) else init
+        device = mean.device if isinstance(mean, Tensor) else None  # what else it is the solve says
         return minimize(
             objective, init, solver, num_iterations=num_iterations, gradient=mode, event_dims=event_dims, bounds=bounds,
-            noise=noise, generator=torch.Generator(device).manual_seed(seed), record=record,
+            noise=noise, generator=torch.Generator(device or "cpu").manual_seed(seed), record=record,
         )  # fmt: skip
 
-    refused = None
+    refused, inside = None, Inside()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), inside:
             solution = solve(seed, gradient, record=True)
     except ValueError as error:  # a gradient that cannot be given: everything else can still be looked at
         if "gradient" not in str(error):
             raise
-        refused, solution = str(error), solve(seed, Detach(), record=True)
+        refused, solution = f"there is no gradient: {error}", solve(seed, Detach(), record=True)
     start = solver.distribution(init, event_dims) if isinstance(init, Tensor) else init
     scale = _std_of(start)
     with torch.no_grad():
@@ -186,16 +168,21 @@ def diagnose(
         travelled = float(((solution.x - start.mean).abs() / scale).max())
     comparison, norms = None, [float("nan")] * len(solution.history)
     if solution.x.requires_grad:
-        weights = _direction(solution.x)
-        leaves = list(parameters) if parameters is not None else _leaves(solution.x)
         try:
-            norms = _gradient_norms(solution, weights)
-            if leaves:
-                comparison = _compare(lambda: solve(seed, Detach()).x, solution.x, weights, leaves)
+            with torch.enable_grad():
+                weights = direction(solution.x)
+                norms = _gradient_norms(solution, weights)
+                leaves, has_earlier = inside.leaves(solution.x, asked)
+                if leaves:
+                    comparison = compare(lambda: solve(seed, Detach()).x, solution.x, weights, leaves)
+                elif has_earlier:
+                    refused = (
+                        "gradient: not checked, as all that it is of was computed before; compute it in the objective"
+                    )
         except RuntimeError as error:  # of a hard selection, when it is asked
             if "no gradient" not in str(error):
                 raise
-            refused = str(error)
+            refused = f"there is no gradient: {error}"
     rows = _rows(solution, norms)
     advice = _advice(rows, comparison, travelled, spread, solution, solver, refused)
     return Diagnosis(rows, comparison, travelled, spread, solution.status, advice, solution)
@@ -204,28 +191,6 @@ def diagnose(
 def _std_of(distribution: Distribution) -> Tensor:
     std: Any = getattr(distribution, "std", None)
     return torch.ones_like(distribution.mean) if std is None else std.detach().clamp(min=1e-12)
-
-
-def _direction(x: Tensor) -> Tensor:
-    """A fixed direction of length one, in which no symmetry of a problem hides."""
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x)
-    return direction / direction.norm()
-
-
-def _leaves(x: Tensor) -> list[Tensor]:
-    """The tensors that ``x`` depends on and that ask for a gradient."""
-    found: dict[int, Tensor] = {}
-    seen, waiting = set[Any](), [x.grad_fn]
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found[id(node.variable)] = node.variable
-        waiting += [parent for parent, _ in node.next_functions]
-    return list(found.values())
 
 
 def _gradient_norms(solution: Solution, weights: Tensor) -> list[float]:
@@ -239,33 +204,6 @@ def _gradient_norms(solution: Solution, weights: Tensor) -> list[float]:
         of_mean = next(gradients) if mean.requires_grad else None
         norms.append(float("nan") if of_mean is None else float(of_mean.norm()))
     return norms
-
-
-def _compare(solve: Callable[[], Tensor], x: Tensor, weights: Tensor, leaves: list[Tensor]) -> Comparison:
-    gradients = torch.autograd.grad((x * weights).sum(), leaves, retain_graph=True, allow_unused=True)
-    directions = [_direction(leaf) for leaf in leaves]
-    given = 0.0
-    for gradient, direction in zip(gradients, directions, strict=True):
-        given += 0.0 if gradient is None else float((gradient * direction).sum())  # type: ignore[redundant-expr]
-    size = max(1e-3, max(float(leaf.detach().abs().max()) for leaf in leaves))
-
-    def moved(step: float) -> float:
-        """The answer, summed in double precision, with the parameters moved along the direction."""
-        before = [leaf.detach().clone() for leaf in leaves]
-        try:
-            with torch.no_grad():
-                for leaf, direction in zip(leaves, directions, strict=True):
-                    leaf.add_(direction, alpha=step)
-                return float((solve().double() * weights).sum())
-        finally:
-            with torch.no_grad():
-                for leaf, value in zip(leaves, before, strict=True):
-                    leaf.copy_(value)
-
-    estimates = [(moved(size * step) - moved(-size * step)) / (2 * size * step) for step in STEPS]
-    gaps = [abs(one - other) for one, other in pairwise(estimates)]
-    best = min(range(len(gaps)), key=gaps.__getitem__)
-    return Comparison(given, (estimates[best] + estimates[best + 1]) / 2, gaps[best])
 
 
 def _rows(solution: Solution, norms: list[float]) -> list[Row]:
@@ -292,7 +230,7 @@ def _advice(
     wanted = getattr(solver, "num_elites", None)
     first, last = rows[0], rows[-1]
     if refused is not None:
-        advice.append(f"there is no gradient: {refused}")
+        advice.append(refused)
     if (solution.status == Status.NONFINITE).any():
         advice.append("objective: too few values were finite in some iteration; look at the samples of its history")
     elif max(row.failed for row in rows) > 0.1:
@@ -305,7 +243,8 @@ def _advice(
         )
     if travelled > 2.5:  # where a std that shrinks with each selection stops a search: at about 3
         advice.append(f"init_std: the answer lies {travelled:.2g} stds from the start; raise init_std, or move init")
-    if wanted is not None and first.effective_elites > 3 * wanted:
+    told = (solution.status != Status.NONFINITE) & (solution.status != Status.FLAT)
+    if wanted is not None and first.effective_elites > 3 * wanted and told.any():
         advice.append(
             f"temperature: {first.effective_elites:.0f} samples share the weight where num_elites asks for {wanted:g}; "
             "lower the temperature of the selection to select more sharply"
@@ -329,7 +268,7 @@ def _advice(
             f"{comparison.expected:.3g}; with Unroll() or Checkpoint() they agree unless the objective itself is not "
             "differentiable there"
         )
-    elif comparison is not None and comparison.uncertainty > 0.5 * abs(comparison.expected):
+    elif comparison is not None and comparison.is_open:
         advice.append(
             "gradient: finite differences of several step sizes do not agree: the answer jumps with the parameters; "
             "raise the temperature, or use float64"

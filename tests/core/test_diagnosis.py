@@ -89,3 +89,77 @@ def test_a_diagnosis_is_drawn():
     theta = target(1.0, -1.0)
     found = dcem.diagnose(lambda x: (x - theta).square().sum(-1), torch.zeros(2, dtype=torch.float64), GOOD)
     assert len(found.figure().axes) == 4
+
+
+def away_from(theta):
+    return lambda x: (x - theta).square().sum(-1)
+
+
+@pytest.mark.parametrize("name", ["descent", "implicit", "start computed before", "part computed before", "no grad"])
+def test_no_gradient_that_is_right_is_called_wrong(name):
+    """Leaves that the solve makes, and leaves from which something was computed before it, cannot be moved."""
+    theta, earlier = target(0.5, -0.5), target(0.3, 0.4)
+    init, objective, solver = torch.zeros(2, dtype=torch.float64), away_from(theta), GOOD
+    options = {"num_iterations": 4}
+    if name == "descent":
+        solver = dcem.GradientDescent(0.1)
+    elif name == "implicit":
+        options = {"gradient": dcem.Implicit(), "num_iterations": 30}
+    elif name == "start computed before":
+        init = 0.5 * earlier
+    elif name == "part computed before":
+        feature = 0.5 * earlier
+        objective = lambda x: away_from(theta)(x - feature)  # noqa: E731
+    with torch.set_grad_enabled(name != "no grad"):
+        found = dcem.diagnose(objective, init, solver, **options)
+    assert found.comparison.error < 1e-3
+    assert abs(found.comparison.given) > 0.1
+    assert not any("gradient" in sentence for sentence in found.advice)
+
+
+def test_what_was_computed_before_is_not_checked_unless_it_is_asked_for():
+    earlier = target(0.3, 0.4)
+    feature = 2 * earlier
+    found = dcem.diagnose(away_from(feature), torch.zeros(2, dtype=torch.float64), GOOD)
+    assert found.comparison is None
+    assert any(sentence.startswith("gradient: not checked") for sentence in found.advice)
+    found = dcem.diagnose(away_from(feature), torch.zeros(2, dtype=torch.float64), GOOD, parameters=[feature])
+    assert found.comparison.error < 1e-3
+    assert abs(found.comparison.given) > 0.1
+    feature.sum().backward()  # graphs that hold it have not noticed
+    with pytest.raises(ValueError, match="parameters: expected tensors that the objective uses itself"):
+        dcem.diagnose(away_from(2 * earlier), torch.zeros(2, dtype=torch.float64), GOOD, parameters=[earlier])
+
+
+@pytest.mark.parametrize(("start", "theta"), [(0.0, 1.0), (1e4, 1e-4)])
+def test_rounding_is_not_taken_for_a_wrong_gradient(start, theta):
+    """In low precision, or with a parameter far smaller than the answer, finite differences are 0."""
+    dtype = torch.bfloat16 if start == 0 else torch.float32
+    theta = target(theta, theta, dtype=torch.float32)
+    found = dcem.diagnose(lambda x: (x - start - theta).square().sum(-1), torch.full((2,), start, dtype=dtype), GOOD)
+    assert not any(sentence.startswith("gradient: it is") for sentence in found.advice)
+    assert any(sentence.startswith("gradient: finite differences") for sentence in found.advice)
+
+
+def test_a_gradient_of_nothing_is_not_called_wrong():
+    theta = target(2.0)
+    cost = torch.arange(3.0, dtype=torch.float64)
+    init = dcem.Categorical(torch.zeros(4, 3, dtype=torch.float64), 2)
+    found = dcem.diagnose(lambda x: (x * cost).sum((-1, -2)) * theta, init, dcem.CEM(100, 10))  # only scales the values
+    assert abs(found.comparison.given) < 1e-6
+    assert not any("gradient" in sentence for sentence in found.advice)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"init": [0.0]}, TypeError, "init: expected a Tensor of means or a dcem distribution, got list"),
+        ({"noise": torch.zeros(10, 100, 2)}, TypeError, "noise: expected a source of noise or None"),
+        ({"parameters": torch.zeros(2, requires_grad=True)}, TypeError, "parameters: expected an iterable of tensors"),
+        ({"parameters": [torch.zeros(2)]}, TypeError, "parameters: expected tensors that require a gradient"),
+        ({"num_seeds": 1}, ValueError, "num_seeds: expected at least 2"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        dcem.diagnose(**{"objective": away_from(torch.ones(2)), "init": torch.zeros(2)} | options)

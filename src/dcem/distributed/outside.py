@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dcem._eager import next_node
 from dcem.distributed.ranks import Ranks, Share
 
 
@@ -44,7 +45,7 @@ class OwnWork(TorchFunctionMode):
     def __init__(self, outside: Outside) -> None:
         super().__init__()
         self.outside = outside
-        self._start = _now()
+        self._start = next_node()
         self._made: Any = WeakIdKeyDictionary()  # leaves that were made since, and the shares
 
     def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,11 +78,3 @@ class OwnWork(TorchFunctionMode):
 
 def _tensors(*trees: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
-
-
-def _now() -> int:
-    """Nodes of the graph are numbered as they are made: the number of the next one."""
-    with torch.enable_grad():
-        node: Any = torch.empty(0, requires_grad=True).view(0).grad_fn
-    number: int = node._sequence_nr()
-    return number
