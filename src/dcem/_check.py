@@ -85,6 +85,12 @@ def check_fraction(name: str, value: float | Tensor, *, below_one: bool = False)
         raise ValueError(f"{name}: expected a number {expected}, got {value}")
 
 
+def check_scalar(name: str, value: float | Tensor) -> None:
+    """No number for each of something, of which it would not be known what."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name}: expected a number or a tensor of one, got shape {tuple(value.shape)}")
+
+
 def check_std(name: str, value: float | Tensor) -> None:
     """A finite number of at least zero; or a tensor of such numbers."""
     if isinstance(value, Tensor):

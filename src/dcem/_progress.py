@@ -86,7 +86,7 @@ class Progress(NamedTuple):
             status = torch.where(not_stationary, int(Status.NOT_STATIONARY), status)
         x = x.to(setup.dtype)
         if validate is not None:
-            status = torch.where(_passes(validate, x.detach(), status), status, int(Status.INVALID))
+            status = torch.where(_passes(validate, x.detach().clone(), status), status, int(Status.INVALID))
         status = torch.where(self.failed, int(Status.NONFINITE), status)
         best_x, best_value = best.samples[0].squeeze(batch_dims), best.values[0].squeeze(-1)
         found: Distribution = self.state.distribution

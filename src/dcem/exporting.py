@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from dcem.kernels.operators import in_torch_operations
 from dcem.layer import Argmin
+from dcem.solvers import GradientDescent
 
 
 def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
@@ -28,7 +29,7 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
             before, NaN for none, as its second input.
 
     Raises:
-        TypeError: the layer has no method ``decision``.
+        TypeError: the layer has no method ``decision``, or solves by gradient descent.
 
     Example:
         >>> import torch, dcem
@@ -44,6 +45,8 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
     """
     if not hasattr(layer, "decision"):
         raise TypeError(f"layer: expected a dcem.control.MPC or a dcem.energy.EnergyModel, got {layer!r}")
+    if isinstance(layer.solver, GradientDescent):
+        raise TypeError("solver: expected one that samples, as torch.export takes no slopes; got GradientDescent")
     with torch.no_grad():
         if hasattr(layer, "horizon") and len(inputs) == 1:
             mean = layer.initial(_batch_of(layer, *inputs))

@@ -100,6 +100,14 @@ def test_time_goes_on_from_what_was_sent_to_the_plan() -> None:
     assert times[:5] == [-3, -2, -1, 0, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_what_was_sent_may_be_of_the_precision_of_the_plant(dtype: torch.dtype) -> None:
+    layer = torch.nn.Linear(2, 1)
+    mpc = MPC(lambda x, u: layer(torch.cat([x, u], -1)), lambda x, u: x.square().sum(-1), 3, 1)
+    plan = mpc(torch.ones(2, 1), sent=torch.ones(2, 2, 1, dtype=dtype))
+    assert plan.actions.dtype == plan.states.dtype == torch.float32
+
+
 def test_bad_delays() -> None:
     state = torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"sent: expected actions \(\*batch, d, \*a\) with batch \(3,\)"):

@@ -183,6 +183,22 @@ def test_continues_of_the_wrong_shape_is_refused():
         mpc(torch.zeros(1))
 
 
+@pytest.mark.parametrize("continues", [lambda x: 4 * x[..., 0], lambda x: x[..., 0] - 3])  # logits, say
+def test_continues_that_is_no_probability_is_refused(continues):
+    mpc = MPC(lambda x, u: x + u, lambda x, u: x.square().sum(-1), 3, 1, continues=continues)
+    with pytest.raises(ValueError, match=r"continues: expected probabilities in \[0, 1\], got numbers from"):
+        mpc(torch.ones(1))
+
+
+def test_proposals_leave_the_state_as_it_is():
+    def proposals(state, horizon, num):
+        return state.zero_().expand(num, horizon, 1)
+
+    mpc = MPC(lambda x, u: x + u, lambda x, u: x.square().sum(-1), 3, 1, proposals=proposals)
+    with pytest.raises(ValueError, match="proposals: expected to leave states and actions as they are"):
+        mpc(torch.ones(1))
+
+
 class Timed(nn.Module):
     def forward(self, x, u, t):
         return x + u * (t + 1)

@@ -343,6 +343,46 @@ def test_std_stays_between_floor_and_ceiling():
         assert (solution.history[0].samples.std(0) < 1).all()  # the first draw respects the ceiling as well
 
 
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (
+            dcem.MPPI(20, torch.ones(4)),
+            r"temperature: expected a number, or a Tensor that broadcasts to the batch shape",
+        ),
+        (dcem.MPPI(20, torch.ones(20)), r"temperature: expected .* got shape \(20,\)"),  # not one for each sample
+        (lambda: dcem.MPPI(20, smoothing=torch.full((2,), 0.1)), r"smoothing: expected a number or a tensor of one"),
+        (lambda: dcem.CEM(20, 4, smoothing=torch.full((2,), 0.1)), r"smoothing: expected .* got shape \(2,\)"),
+        (lambda: dcem.GradientDescent(0.1, torch.full((2,), 0.1)), r"momentum: expected a number or a tensor of one"),
+        (
+            dcem.GradientDescent(torch.full((3, 5), 0.1)),
+            r"lr: expected .* broadcast to .* = \(2, 2\), got shape \(3, 5\)",
+        ),
+    ],
+)
+def test_settings_of_a_shape_that_means_nothing(solver, message):
+    def solve():
+        given = solver if isinstance(solver, dcem.solvers.Solver) else solver()
+        dcem.minimize(quadratic(torch.ones(2)), torch.zeros(2, 2), given)
+
+    with pytest.raises(ValueError, match=message):
+        solve()
+
+
+def test_an_mppi_temperature_for_each_problem():
+    noise = torch.randn(2, 3, 20, 2, generator=torch.Generator().manual_seed(0))
+    temperature = torch.tensor([0.1, 1.0, 10.0])
+
+    def solve(tau, noise):
+        init = torch.zeros(noise.shape[1], 2)
+        return dcem.minimize(quadratic(torch.ones(2)), init, dcem.MPPI(20, tau), num_iterations=2, noise=noise).x
+
+    each = [solve(float(tau), noise[:, i : i + 1]) for i, tau in enumerate(temperature)]
+    torch.testing.assert_close(solve(temperature, noise), torch.cat(each))
+    with pytest.raises(ValueError, match=r"batch shape \(\) of the scores"):  # one for each of 20 samples
+        dcem.minimize(quadratic(torch.ones(2)), torch.zeros(2), dcem.MPPI(20, torch.ones(20)))
+
+
 def test_smoothing_keeps_part_of_the_old_parameters(generator):
     noise = torch.randn(1, 50, 3, generator=generator)
     init = dcem.Gaussian(torch.full((3,), 2.0), 1.5)

@@ -93,6 +93,17 @@ def test_tolerance_is_refused_where_it_has_no_meaning():
             dcem.minimize(objective, torch.zeros(3, 2), tolerance=wrong)
 
 
+def test_a_check_of_the_answer_does_not_change_it(generator):
+    solution = dcem.minimize(
+        lambda x: (x - 1).square().sum(-1),
+        torch.zeros(3, 2),
+        generator=generator,
+        validate=lambda x: x.zero_()[..., 0] == 0,
+    )
+    assert bool((solution.x != 0).all())
+    assert solution.status.tolist() == [dcem.Status.OK] * 3
+
+
 def test_an_answer_that_does_not_pass_is_refused(generator):
     def small(x: Tensor) -> Tensor:
         assert not x.requires_grad

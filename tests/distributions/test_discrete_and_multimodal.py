@@ -209,6 +209,7 @@ def test_a_product_refits_its_parts_together():
         (lambda: dcem.Mixture(torch.zeros(2, 1), -1.0), ValueError, "stds: expected a finite number >= 0"),
         (lambda: dcem.Mixture(torch.zeros(2, 1), 1.0, min_weight=1.5), ValueError, r"min_weight: expected .*\[0, 1\]"),
         (lambda: dcem.Product([]), ValueError, "parts: expected one or more"),
+        (lambda: dcem.Product(dcem.Gaussian(torch.zeros(2), 1.0)), TypeError, "parts: expected a sequence"),
         (lambda: dcem.Product([torch.zeros(2)]), TypeError, "parts: expected dcem distributions, got Tensor"),
         (
             lambda: dcem.Product([dcem.Gaussian(torch.zeros(2, 1), 1.0), dcem.Gaussian(torch.zeros(3, 1), 1.0)]),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dcem._tree import map_tensors
+from dcem._tree import leaves, map_tensors
 from dcem.control.rollout import Dynamics, follow, knows_time
 
 
@@ -32,6 +32,8 @@ def arrived(
     late, model = sent.shape[dim], dynamics
     if knows_time(model):
         model = lambda x, u, t: dynamics(x, u, t=t - late)  # noqa: E731
+    like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), None)
+    sent = sent if like is None else sent.to(like)  # what an environment was sent may be of its own precision
     each = map_tensors(lambda leaf: leaf.unsqueeze(dim), state)  # a single candidate, as in a plan
     last = follow(model, each, sent.unsqueeze(dim).movedim(dim + 1, 0), dim + 1).last()
     return map_tensors(lambda leaf: leaf.squeeze(dim), last)

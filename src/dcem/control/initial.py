@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dcem._eager import all_true
 from dcem.control.plan import Plan, WarmStart
+from dcem.control.problem import unchanging
 from dcem.control.rollout import takes
 
 
@@ -73,7 +74,7 @@ def _not_finite(x: Tensor, batch_dims: int) -> Tensor:
 def asked(proposals: Callable[..., Any], state: Any, horizon: int, num: int, generator: torch.Generator | None) -> Any:
     """What a function that proposes action sequences says; one with a keyword ``generator`` draws by that."""
     drawn_by = {"generator": generator} if takes(proposals, "generator", 3) else {}
-    return proposals(state, horizon, num, **drawn_by)
+    return unchanging("proposals", proposals, state, horizon, num, **drawn_by)
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
 from dcem.control.rollout import Dynamics, Path, follow, knows_time
 
+_ROUNDING = 1e-4  # by which a probability may be outside of [0, 1]
+
 
 class Outcome(NamedTuple):
     """What came of ``n`` action sequences: total costs and worst violations ``(*batch, n)``; the path,
@@ -97,11 +99,11 @@ class Problem:
         shape = (*particles, *lead)
         states, last = path.states(0, horizon), path.last()
         time = {"t": torch.arange(horizon, device=controls.device)} if knows_time(self.cost) else {}
-        costs = _floating("cost", _asked("cost", self.cost, states, followed, **time), (horizon, *shape))
+        costs = _floating("cost", unchanging("cost", self.cost, states, followed, **time), (horizon, *shape))
         weights = self._weights(path, horizon, shape, costs)
         total = _charged(costs, None if weights is None else weights[:horizon]).sum(0)
         if self.terminal_cost is not None:
-            at_end = _floating("terminal_cost", _asked("terminal_cost", self.terminal_cost, last), shape)
+            at_end = _floating("terminal_cost", unchanging("terminal_cost", self.terminal_cost, last), shape)
             total = total + _charged(at_end, None if weights is None else weights[horizon])
         violation = total.new_zeros(lead)
         if self.constraint is not None:
@@ -139,14 +141,17 @@ class Problem:
         weights = weights.reshape(horizon + 1, *(1,) * len(shape))
         if self.continues is None:
             return weights.expand(horizon + 1, *shape)
-        alive = _asked("continues", self.continues, path.states(1, None))
+        alive = unchanging("continues", self.continues, path.states(1, None))
         alive = _shaped("continues", alive, (horizon, *shape))
+        if is_eager() and alive.is_cpu and bool(((alive < -_ROUNDING) | (alive > 1 + _ROUNDING)).any()):
+            low, high = alive.detach().aminmax()
+            raise ValueError(f"continues: expected probabilities in [0, 1], got numbers from {low:.4g} to {high:.4g}")
         return weights * torch.cat([torch.ones_like(alive[:1]), alive.cumprod(0)])
 
     def _excess(self, states: Any, shape: tuple[int, ...]) -> Tensor:
         """``max(g, 0)``, with an axis for the constraints."""
         assert self.constraint is not None
-        value = _asked("constraint", self.constraint, states)
+        value = unchanging("constraint", self.constraint, states)
         if not isinstance(value, Tensor) or tuple(value.shape[: len(shape)]) != shape or value.dim() > len(shape) + 1:
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"constraint: expected values (...,) = {shape} or (..., m), got {came}")
@@ -176,7 +181,7 @@ def _all_finite(tree: Any) -> bool:
     )
 
 
-def _asked(name: str, fn: Callable[..., Any], *given: Any, **options: Any) -> Any:
+def unchanging(name: str, fn: Callable[..., Any], *given: Any, **options: Any) -> Any:
     """What a function of the user's says, which is to leave what it is given as it is."""
     noted = Versions(*given)
     value = fn(*given, **options)

@@ -49,7 +49,10 @@ class Product(Distribution):
     parts: tuple[Distribution, ...]
 
     def __post_init__(self) -> None:
-        parts: Any = tuple(self.parts)
+        given: Any = self.parts
+        if not isinstance(given, (tuple, list)):
+            raise TypeError(f"parts: expected a sequence of dcem distributions, got {type(given).__name__}")
+        parts: Any = tuple(given)
         object.__setattr__(self, "parts", parts)
         for part in parts:
             if not isinstance(part, Distribution):

@@ -37,7 +37,7 @@ def check_k(k: float | Tensor, scores: Tensor, dim: int, *, integer: bool = Fals
     if isinstance(k, Tensor):
         if k.dtype in (torch.bool, torch.complex64, torch.complex128) or (integer and k.is_floating_point()):
             raise TypeError(f"k: expected {kind}, or a Tensor of such, got dtype {k.dtype}")
-        rows = _of_rows("k", k, scores, dim)
+        rows = of_rows("k", k, scores, dim)
         fits = (rows > 0) & (rows <= n)
         if is_eager() and k.device.type == "cpu" and not fits.all():
             raise ValueError(f"k: expected numbers with 0 < k <= {n}, the number of scores, got {k.detach()}")
@@ -62,7 +62,7 @@ def check_number(temperature: object) -> None:
 def check_effective(effective: float | Tensor, k: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
     """``k < effective <= n``: a number, or one a row."""
     if isinstance(effective, Tensor):
-        return _of_rows("effective", effective, scores, dim)
+        return of_rows("effective", effective, scores, dim)
     if isinstance(effective, bool) or not isinstance(effective, (int, float)):
         raise TypeError(f"effective: expected a number or a Tensor, got {effective!r} ({type(effective).__name__})")
     n = scores.shape[dim]
@@ -84,11 +84,11 @@ def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> 
 def _row_temperature(temperature: Tensor, scores: Tensor, dim: int) -> Tensor:
     if not temperature.is_floating_point():
         raise TypeError(f"temperature: expected a floating-point Tensor, got dtype {temperature.dtype}")
-    temperature = _of_rows("temperature", temperature, scores, dim)
+    temperature = of_rows("temperature", temperature, scores, dim)
     return torch.where(temperature > 0, temperature, math.nan)
 
 
-def _of_rows(name: str, given: Tensor, scores: Tensor, dim: int) -> Tensor:
+def of_rows(name: str, given: Tensor, scores: Tensor, dim: int) -> Tensor:
     """A number a row of ``scores``: in their dtype and shape but for a 1 at ``dim``."""
     rows = list(scores.shape)
     rows[dim] = 1

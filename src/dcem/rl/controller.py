@@ -12,7 +12,7 @@ from dcem._eager import is_eager
 from dcem._tree import map_tensors
 from dcem.bounds import Bounds
 from dcem.control import MPC, WarmStart
-from dcem.control.rollout import takes
+from dcem.control.initial import asked
 
 
 class Memory(NamedTuple):
@@ -128,9 +128,7 @@ class Controller(nn.Module):
         mpc = self.mpc
         state = self.state(observation, memory)
         if proposals is None and mpc.proposals is not None:
-            drawn_by = {"generator": generator} if takes(mpc.proposals, "generator", 3) else {}
-            with torch.no_grad():
-                proposals = mpc.proposals(state, mpc.horizon, mpc.num_proposals, **drawn_by)
+            proposals = asked(mpc.proposals, state, mpc.horizon, mpc.num_proposals, generator)
         plan = mpc(
             state,
             warm_start=self._warm_start(memory),

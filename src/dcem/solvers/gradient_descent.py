@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dcem._check import check_fraction, check_positive
+from dcem._check import check_fraction, check_positive, check_scalar
 from dcem._eager import all_true, in_forward_mode, is_eager
 from dcem._evaluate import Evaluation
 from dcem._tree import map_tensors
@@ -63,10 +63,19 @@ class GradientDescent(Solver):
     def __post_init__(self) -> None:
         check_positive("lr", self.lr)
         check_fraction("momentum", self.momentum, below_one=True)
+        check_scalar("momentum", self.momentum)
 
     def init(self, distribution: Distribution) -> GradientDescentState:
         self.__post_init__()  # tensors may have been learned since
         mean = distribution.mean
+        if isinstance(self.lr, Tensor) and self.lr.dim():
+            try:
+                self.lr[0].expand(mean.shape)
+            except (RuntimeError, IndexError):
+                raise ValueError(
+                    "lr: expected a number, or a tensor whose entries along the first axis broadcast to "
+                    f"(*batch, *event) = {tuple(mean.shape)}, got shape {tuple(self.lr.shape)}"
+                ) from None
         return GradientDescentState(distribution.with_mean(mean), 0, torch.zeros_like(mean))
 
     def step(

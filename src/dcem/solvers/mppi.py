@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dcem._check import check_count, check_flag, check_fraction, check_positive, check_std
+from dcem._check import check_count, check_flag, check_fraction, check_positive, check_scalar, check_std
 from dcem.distributions import Distribution
+from dcem.projections.checks import of_rows
 from dcem.solvers.base import SamplingSolver, SamplingState
 from dcem.solvers.scores import scores_of
 
@@ -58,6 +59,7 @@ class MPPI(SamplingSolver):
     def _check_tensors(self) -> None:
         check_positive("temperature", self.temperature)
         check_fraction("smoothing", self.smoothing, below_one=True)
+        check_scalar("smoothing", self.smoothing)
 
     def init(self, distribution: Distribution) -> SamplingState:
         self._check_tensors()  # which may have been learned since
@@ -69,8 +71,7 @@ class MPPI(SamplingSolver):
         gap = scores - scores.detach().amax(-1, keepdim=True)
         if not isinstance(temperature, Tensor):
             return torch.softmax(gap / temperature, dim=-1), valid
-        temperature = temperature.to(scores)
-        temperature = temperature.unsqueeze(-1) if 0 < temperature.dim() < scores.dim() else temperature
+        temperature = of_rows("temperature", temperature, scores, scores.dim() - 1)
         # What is so far behind, or failed, has no weight; nor may it have a part in the temperature's derivative, which
         # is in proportion to the gap: 0 * inf.
         weightless = gap < math.log(torch.finfo(gap.dtype).tiny) * temperature
