@@ -57,7 +57,7 @@ def direction(x: Tensor) -> Tensor:
 def checked(parameters: Iterable[Tensor]) -> list[Tensor]:
     if isinstance(parameters, Tensor):
         raise TypeError("parameters: expected an iterable of tensors, got a Tensor: give it in a list")
-    given = list(parameters)
+    given: list[Any] = list(parameters)
     for parameter in given:
         if not isinstance(parameter, Tensor) or not parameter.requires_grad:
             came = parameter if not isinstance(parameter, Tensor) else "one without"

@@ -144,11 +144,11 @@ def diagnose(
     asked = None if parameters is None else checked(parameters)
 
     def solve(seed: int, mode: GradientMode, *, record: bool = False) -> Solution:
-        mean = init.mean if isinstance(init, Distribution) else init
-        device = mean.device if isinstance(mean, Tensor) else None  # what else it is the solve says
+        mean: Any = init.mean if isinstance(init, Distribution) else init
+        device = mean.device if isinstance(mean, Tensor) else "cpu"  # what else it is the solve says
         return minimize(
             objective, init, solver, num_iterations=num_iterations, gradient=mode, event_dims=event_dims, bounds=bounds,
-            noise=noise, generator=torch.Generator(device or "cpu").manual_seed(seed), record=record,
+            noise=noise, generator=torch.Generator(device).manual_seed(seed), record=record,
         )  # fmt: skip
 
     refused, inside = None, Inside()
