@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
+
+from dcem._check import check_int
 
 
 def check_widths(name: str, widths: Sequence[int], *, empty: bool = False) -> None:
     """Check the widths of hidden layers."""
-    if not (widths or empty) or any(width < 1 for width in widths):
+    given: Any = widths
+    if not isinstance(given, Sequence):
+        raise TypeError(f"{name}: expected a sequence of ints, got {given!r}")
+    if not (widths or empty) or any(check_int(name, width) < 1 for width in widths):
         raise ValueError(f"{name}: expected {'' if empty else 'at least one '}positive width, got {tuple(widths)}")
 
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 from world_contract import ACTION, HIGH, LOW, OBSERVATION, WorldModelContract
@@ -32,3 +33,26 @@ class TestWithEnds(WorldModelContract):
 def test_only_a_model_of_episodes_that_end_says_whether_they_go_on():
     assert not hasattr(small(), "continues")
     assert ((small(terminates=True).continues(torch.rand(3, 16)) - 0.5).abs() < 0.5).all()
+
+
+def test_of_no_environments_nothing_is_asked():
+    model = small(terminates=True)
+    belief = model.observe(model.initial((0,)), torch.zeros(0, ACTION), torch.zeros(0, OBSERVATION))
+    assert model.imagine(belief, torch.zeros(0, ACTION)).shape == belief.shape == (0, 16)
+    assert model.propose(belief, 3, 2).shape == (0, 2, 3, ACTION)
+
+
+class Space:
+    low, high = [-1.0] * ACTION, [2.0] * ACTION
+
+
+def test_bounds_are_given_as_to_a_controller():
+    assert LatentModel(OBSERVATION, ACTION, Space()).high.tolist() == [2.0] * ACTION
+    for bounds, error, message in (
+        (1.0, TypeError, "bounds: expected a pair"),
+        (([0.0] * (ACTION + 1), 1.0), ValueError, r"bounds\[0\]: expected a shape that broadcasts to the event"),
+        ((None, 1.0), ValueError, "bounds: expected finite low < high"),
+        ((0.0, 0.0), ValueError, "bounds: expected finite low < high"),
+    ):
+        with pytest.raises(error, match=message):
+            LatentModel(OBSERVATION, ACTION, bounds)

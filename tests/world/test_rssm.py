@@ -229,6 +229,7 @@ def test_it_learns_where_an_episode_ends() -> None:
         ({"deterministic_size": 0}, ValueError, "deterministic_size: expected at least 1, got 0"),
         ({"stochastic_size": 1.5}, TypeError, "stochastic_size: expected an int, got 1.5"),
         ({"hidden_sizes": ()}, ValueError, "hidden_sizes: expected at least one positive width"),
+        ({"hidden_sizes": 8}, TypeError, "hidden_sizes: expected a sequence of ints, got 8"),
         ({"min_std": 0.0}, ValueError, "min_std: expected a finite number > 0, got 0.0"),
         ({"carry": "mode"}, ValueError, "carry: expected one of mean, sample, got 'mode'"),
         ({"free_nats": -1.0}, ValueError, "free_nats: expected a finite number >= 0, got -1.0"),

@@ -272,6 +272,8 @@ class WorldModelContract:
             model.imagine(belief, torch.cat([action, action], -1))
         with pytest.raises(ValueError, match="action: expected shape"):
             model.cost(belief, torch.cat([action, action], -1))
+        with pytest.raises(TypeError, match="belief: expected a tensor or a tree of tensors"):
+            model.imagine(None, action)
         with pytest.raises(TypeError, match="action: expected a floating-point tensor"):
             model.imagine(belief, torch.ones(*lead, ACTION, dtype=torch.long))
 

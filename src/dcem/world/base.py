@@ -135,8 +135,11 @@ class WorldModel(nn.Module, ABC):
         return dict(self.named_children())
 
     def check(self, belief: Belief, action: Tensor, observation: Tensor | None = None) -> None:
-        """Raise where an action or an observation does not belong to a belief, or an observation is not finite."""
-        batch_shape = leaves(belief)[0].shape[:-1]
+        """Raise where there is no belief, what does not belong to it, or an observation that is not finite."""
+        tensors = leaves(belief)
+        if not tensors:
+            raise TypeError(f"belief: expected a tensor or a tree of tensors (*batch, n), got {belief!r}")
+        batch_shape = tensors[0].shape[:-1]
         check_vectors("action", action, batch_shape, self.action_size)
         if observation is not None:
             check_vectors("observation", observation, batch_shape, self.observation_size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dcem._check import check_count, check_fraction, check_positive
-from dcem.bounds import clip
+from dcem.bounds import Bounds, BoundsLike, clip
 from dcem.world.base import WorldModel
 from dcem.world.two_hot import TwoHot, symlog
 
@@ -27,7 +27,8 @@ class LatentModel(WorldModel):
     Args:
         observation_size: ``O``, numbers in an observation.
         action_size: ``A``, numbers in an action.
-        bounds: ``(low, high)`` of the actions, finite numbers or sequences of ``A`` numbers.
+        bounds: ``(low, high)`` of the actions, finite numbers or sequences of ``A`` numbers; or an environment's
+            ``action_space`` itself.
         latent_size: of ``z``, a multiple of ``group_size``.
         group_size: the latent is normalised by a softmax over each group of so many numbers.
         hidden: widths of the two hidden layers of each network.
@@ -65,7 +66,7 @@ class LatentModel(WorldModel):
         self,
         observation_size: int,
         action_size: int,
-        bounds: tuple[float | Sequence[float] | Tensor, float | Sequence[float] | Tensor] = (-1.0, 1.0),
+        bounds: BoundsLike = (-1.0, 1.0),
         *,
         latent_size: int = 128,
         group_size: int = 8,
@@ -93,7 +94,11 @@ class LatentModel(WorldModel):
         self.latent_size, self.discount, self.terminates = latent_size, discount, terminates
         self.policy_std = policy_std
         self.step_weight, self.target_rate = step_weight, target_rate
-        low, high = (torch.as_tensor(side, dtype=torch.float32).expand(action_size).clone() for side in bounds)
+        box = Bounds.check(bounds, torch.Size((action_size,)), torch.zeros(())) or Bounds()
+        low, high = (
+            torch.as_tensor(open_ if side is None else side, dtype=torch.float32).expand(action_size).clone()
+            for side, open_ in ((box.low, -torch.inf), (box.high, torch.inf))
+        )
         if not (low.isfinite().all() and high.isfinite().all() and (low < high).all()):
             raise ValueError(f"bounds: expected finite low < high, got {bounds}")
         self.register_buffer("low", low)
@@ -263,7 +268,7 @@ class _GroupSoftmax(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:-1], -1, self.size).softmax(-1).reshape(x.shape)
+        return x.reshape(*x.shape[:-1], x.shape[-1] // self.size, self.size).softmax(-1).reshape(x.shape)
 
 
 def _network(
