@@ -178,23 +178,6 @@ def test_a_folder_with_a_run_is_not_overwritten(whole: tuple[Path, Path], capsys
     assert (folder / "metrics.jsonl").read_bytes() == before[0]
 
 
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keys = ("hidden=[8]", "batch_size=4", "test_iterations=[10,20]")
-    small = [f"+{name}.{key}" for name in ("dcem", "gd") for key in keys]
-    small += ["num_updates=2", "num_seeds=2", f"hydra.run.dir={tmp_path}"]
-    assert main(["demo", *small]) == 0
-    text = capsys.readouterr().out
-    assert "Mean squared error by inner iterations" in text
-    assert "NO   both fit" in text  # two updates do not
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert len(summary["metrics"]["mse"]["DCEM"]) == 2
-    assert main(["demo", f"resume={tmp_path}"]) == 0
-    assert json.loads((tmp_path / "summary.json").read_text())["metrics"] == summary["metrics"]
-    assert {path.name for path in tmp_path.glob("*.png")} == {
-        "energy.png", "iterations.png", "predictions.png", "loss.png",
-    }  # fmt: skip
-
-
 def test_a_run_goes_on_with_its_own_settings_whatever_the_defaults_are_today(
     whole: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 
 import dcem
 from dcem.embedding import LinearDecoder
 from dcem.experiments import ConfigError
-from dcem.experiments.embed_synthetic import training
 from dcem.experiments.embed_synthetic.methods import needed, saved, search
 from dcem.experiments.embed_synthetic.settings import Config
 from dcem.experiments.embed_synthetic.task import Problems
-from dcem.experiments.harness.command import main
-from dcem.experiments.harness.run import Interrupted, Run
 from dcem.experiments.harness.settings import Search
 
 pytestmark = [
@@ -110,50 +103,6 @@ class TestSearch:
         assert worse["factor"] is None
         assert worse["factor_at_own_cost"] == pytest.approx(20 / 200)
         assert worse["rival_gets_there"] == 1
-
-
-def test_a_tiny_run_leaves_everything_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["embed-synthetic", *TINY, f"hydra.run.dir={tmp_path}"]) == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    metrics = summary["metrics"]
-    assert metrics["training_evaluations"] == 6 * 4 * (10 * 2 + 1)
-    assert metrics["sizes"].keys() == {"5", "9"}
-    for of_size in metrics["sizes"].values():
-        assert of_size["evaluations"] == {"cem": 60, "icem": 30, "random": 30, "pca": 30, "learned": 30}
-        assert all(len(costs) == 2 for costs in of_size["final_cost"].values())
-        assert all(seconds > 0 for seconds in of_size["training_seconds"])
-    assert {path.name for path in tmp_path.glob("*.png")} == {"cost.png", "saved.png", "latent.png"}
-    assert (tmp_path / "table.md").read_text().startswith("`dcem embed-synthetic sizes=")
-    shutil.rmtree(tmp_path / "9-1")  # as if stopped before the last part
-    capsys.readouterr()
-    assert main(["embed-synthetic", f"resume={tmp_path}"]) == 0
-    again = json.loads((tmp_path / "summary.json").read_text())["metrics"]
-    for size in ("5", "9"):
-        assert again["sizes"][size]["final_cost"] == metrics["sizes"][size]["final_cost"]
-        assert again["sizes"][size]["vs_cem"] == metrics["sizes"][size]["vs_cem"]
-
-
-def test_a_stopped_training_resumes_to_the_same_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, calls = Config(**SMALL), 0
-    step = training.decoder_step
-
-    def stopping(*arguments, **options):
-        nonlocal calls
-        calls += 1
-        if calls == 4:  # after the checkpoint of the second update
-            raise Interrupted(143)
-        return step(*arguments, **options)
-
-    def make(folder: str, resume: bool):
-        with Run(tmp_path / folder, {}, seed=0, command="", resume=resume, quiet=True) as run:
-            return training.train(config, 5, 0, run)[0].state_dict(), run.records()
-
-    whole = make("whole", False)
-    monkeypatch.setattr(training, "decoder_step", stopping)
-    with pytest.raises(Interrupted):
-        make("stopped", False)
-    resumed = make("stopped", True)
-    torch.testing.assert_close(whole, resumed, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,12 @@ import torch
 
 from dcem.control import tasks as mpc_tasks
 from dcem.control.tasks import costs
+from dcem.experiments import ConfigError
 from dcem.experiments.harness.command import main
-from dcem.experiments.harness.run import Interrupted, Run
 from dcem.experiments.harness.settings import Search
 from dcem.experiments.mpc import benchmark as mpc_benchmark
-from dcem.experiments.mpc import comparison, settings
 from dcem.experiments.mpc import methods as mpc_methods
+from dcem.experiments.mpc import report, settings
 
 pytest.importorskip("gymnasium")
 pytest.importorskip("dm_control")
@@ -33,24 +34,6 @@ TINY = ["num_samples=8", "num_elites=2", "num_iterations=2", "length=0.015", "de
 INSTALLED = [method for method in mpc_methods.LABELS if mpc_methods.is_installed(method)]
 
 
-def test_a_tiny_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["mpc", *TINY, "tasks=[pendulum,reacher]", "num_seeds=2", f"hydra.run.dir={tmp_path}"]
-    assert main(arguments) == 0
-    metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
-    assert list(metrics) == ["pendulum", "reacher"]
-    assert list(metrics["pendulum"]) == INSTALLED
-    assert list(metrics["reacher"]) == [method for method in INSTALLED if method != "learned"]
-    for of_task in metrics.values():
-        for of_method in of_task.values():
-            assert len(of_method["returns"]) == 2
-            assert of_method["milliseconds"] > 0
-            assert of_method["replaced"] == 0
-    table = (tmp_path / "table.md").read_text()
-    assert table.startswith("`dcem mpc")
-    assert all(mpc_methods.LABELS[method] in table for method in INSTALLED)
-    assert {path.name for path in tmp_path.glob("*.png")} == {"returns.png", "milliseconds.png"}
-
-
 def test_a_rival_that_is_not_installed_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,35 +42,6 @@ def test_a_rival_that_is_not_installed_is_left_out(
     assert main([*arguments, f"hydra.run.dir={tmp_path}"]) == 0
     assert "TorchRL CEMPlanner is left out: a_package_that_nobody_has is not installed" in capsys.readouterr().out
     assert list(json.loads((tmp_path / "summary.json").read_text())["metrics"]["reacher"]) == ["cem"]
-
-
-def test_a_stopped_run_resumes_to_the_same_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings.Config(
-        tasks=["pendulum"], methods=["icem", "learned", "pytorch-mppi"], num_samples=8, num_elites=2, num_iterations=2,
-        length=0.015, decoder_updates=2, timing_rounds=1, num_seeds=2,
-    )  # fmt: skip
-    do = mpc_benchmark.Benchmark.do
-
-    def returns(folder: Path, resume: bool = False) -> dict[str, list[float]]:
-        with Run(folder, {}, seed=0, quiet=True, resume=resume) as run:
-            results = comparison.main(config, run)
-        return {method: of_method["returns"] for method, of_method in results["pendulum"].items()}
-
-    whole = returns(tmp_path / "whole")
-    done = 0
-
-    def stops(benchmark: mpc_benchmark.Benchmark, job: mpc_benchmark.Job) -> dict[str, float]:
-        nonlocal done
-        done += 1
-        if done == 5:
-            raise Interrupted(143)
-        return do(benchmark, job)
-
-    monkeypatch.setattr(mpc_benchmark.Benchmark, "do", stops)
-    with pytest.raises(SystemExit):
-        returns(tmp_path / "stopped")
-    monkeypatch.setattr(mpc_benchmark.Benchmark, "do", do)
-    assert returns(tmp_path / "stopped", resume=True) == whole
 
 
 @pytest.mark.parametrize("name", ["cartpole", "acrobot", "reacher", "point-mass"])
@@ -138,13 +92,26 @@ def test_every_method_swings_the_pendulum_the_cheap_way(method: str) -> None:
     assert actions[2:].mean() < -0.2
 
 
-def test_settings_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, says in {
-        "tasks=[humanoid]": "tasks: expected some of pendulum,",
-        "methods=[]": "methods: expected some of cem,",
-        "num_elites=100": "num_elites: expected 2 to num_samples; got 100",
-        "length=2": "length: expected above 0 and at most 1; got 2",
-        "device=cuda": "device: expected cpu",
-    }.items():
-        assert main(["mpc", arguments]) == 2
-        assert says in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tasks": ["humanoid"]}, "tasks: expected some of pendulum,"),
+        ({"methods": ["cem", "cem"]}, "methods: expected no entry twice"),
+        ({"num_elites": 100}, "num_elites: expected 2 to num_samples; got 100"),
+        ({"length": 2}, "length: expected above 0 and at most 1; got 2"),
+        ({"device": "cuda"}, "device: expected cpu; got cuda"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        settings.Config(**change).check()
+
+
+def test_a_table_without_dcem_has_no_times_of_it() -> None:
+    """`dcem mpc methods=[icem]` printed nan."""
+    results = {"pendulum": {"icem": {"returns": [-150.0, -160.0], "milliseconds": 2.0, "replaced": 0}}}
+    head, _, row = report.table(results).splitlines()
+    assert "times DCEM's" in head
+    assert row == "| Pendulum-v1 | iCEM | -155.0 ± 63.5 |  | 2.0 |  |"
+    results["pendulum"] |= {"dcem": {"returns": [-140.0, -150.0], "milliseconds": 4.0, "replaced": 0}}
+    assert report.table(results).splitlines()[2].endswith("| 2.0 | 0.50 |")

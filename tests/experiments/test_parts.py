@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dcem import plotting
 from dcem.experiments import ConfigError
+from dcem.experiments.harness import reading, report
+from dcem.experiments.harness import run as run_module
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.training import Schedule
+from dcem.plotting import intervals
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -55,6 +59,92 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
         assert list(run.steps(2, checkpoint_every=1)) == [1, 2]
         summary = run.finish(loss=1.0)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def a_run(tmp_path: Path) -> dict[Path, bytes]:
+    """The files of a run of three steps, each with a line."""
+    with Run(tmp_path, {}, seed=0, quiet=True) as run:
+        run.track(model=torch.nn.Linear(1, 1))
+        for step in run.steps(3, checkpoint_every=1):
+            run.log(step, loss=float(step))
+    return {path: path.read_bytes() for path in (tmp_path / "metrics.jsonl", tmp_path / "checkpoint.pt")}
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "says"),
+    [
+        ("metrics.jsonl", 0.0, r"metrics\.jsonl: expected \d+ bytes, as checkpoint\.pt says; got 0"),
+        ("metrics.jsonl", 0.5, r"metrics\.jsonl: expected \d+ bytes, as checkpoint\.pt says; got \d+"),
+        ("checkpoint.pt", 0.0, r"checkpoint\.pt: expected the whole checkpoint of a run; "),
+        ("checkpoint.pt", 0.5, r"checkpoint\.pt: expected the whole checkpoint of a run; "),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_lost(name: str, keep: float, says: str, tmp_path: Path) -> None:
+    files = a_run(tmp_path)
+    whole = files[tmp_path / name]
+    files[tmp_path / name] = whole[: int(keep * len(whole))]
+    (tmp_path / name).write_bytes(files[tmp_path / name])
+    with pytest.raises(ConfigError, match=says), Run(tmp_path, {}, seed=0, quiet=True, resume=True) as run:
+        run.track(model=torch.nn.Linear(1, 1))
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_model_of_another_size_and_a_missing_checkpoint_are_named(tmp_path: Path) -> None:
+    files = a_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt: expected the state of this run's model; "):
+        Run(tmp_path, {}, seed=0, quiet=True, resume=True).track(model=torch.nn.Linear(2, 2))
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt: expected the checkpoint of a run, which has a summary"):
+        Run(tmp_path, {}, seed=0, quiet=True, resume=True).track(model=torch.nn.Linear(1, 1))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == files[tmp_path / "metrics.jsonl"]
+
+
+def test_the_time_of_parts_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(run_module.time, "perf_counter", lambda: clock[0])
+    with Run(tmp_path, {}, seed=0, quiet=True) as run, run.part("one", 3) as part:
+        assert part.seed == 3
+        clock[0] = 10.0
+        part.finish()
+    clock[0] = 100.0  # another day
+    with Run(tmp_path, {}, seed=0, quiet=True, resume=True) as run:
+        with run.part("one", 3) as part:
+            assert part.finished
+        clock[0] = 105.0
+        assert run.finish()["wall_time_s"] == 15.0
+
+
+def test_lines_that_are_no_json_and_summaries_that_are_cut_are_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\0\0')
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: expected JSON in line 2; "):
+        reading.records_of(tmp_path)
+    (tmp_path / "summary.json").write_text('{"metrics": ')
+    with pytest.raises(ConfigError, match=r"summary\.json: expected the summary of a run; "):
+        reading.summary_of(tmp_path)
+
+
+def test_parts_are_no_runs_of_their_own(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        with Run(tmp_path / "sweep" / str(seed), {}, seed=seed, quiet=True) as run:
+            with run.part("a") as part:
+                part.finish()
+            if seed == 0:
+                run.finish(x=1.0)
+    assert [of.folder.name for of in reading.finished_runs(str(tmp_path))] == ["0"]
+
+
+def test_intervals_are_student_s() -> None:
+    """The tables of some experiments and their figures had other ones above 11 seeds."""
+    stats = pytest.importorskip("scipy.stats")
+    for freedom in (*range(1, 40), 100, 1000):
+        assert intervals.student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-4)
+    values = torch.randn(15, generator=torch.Generator().manual_seed(0)).tolist()
+    low, high = stats.t.interval(0.95, 14, loc=np.mean(values), scale=stats.sem(values))
+    mean, half = report.interval(values)
+    assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-3)
+    assert report.plus_minus(report.interval([2.0]), ".1f") == "2.0"
+    assert report.plus_minus(report.deviation([1.0, 3.0]), ".1f") == "2.0 ± 1.4"
 
 
 def test_schedules() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 pytest.importorskip("dm_control")
 
 from dcem.experiments import ConfigError
-from dcem.experiments.harness.run import Interrupted, Run
+from dcem.experiments.harness.run import Run
 from dcem.experiments.planet import Config, evaluation, main, study
 from dcem.experiments.planet.controllers import load
 from dcem.experiments.planet.replay import Replay
@@ -88,32 +88,6 @@ def test_only_the_parts_that_are_named_are_tuned(phases, tmp_path):
     changed = {key for key, tensor in after.items() if not torch.equal(tensor, before[key])}
     assert changed
     assert all(key.startswith("decoder.") for key in changed)
-
-
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(phases, tmp_path, monkeypatch):
-    import os
-    import signal
-
-    from dcem.experiments.planet import training
-
-    play, rounds = training.play, []
-
-    def stopped(*args, **kwargs):
-        rounds.append(1)
-        if len(rounds) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return play(*args, **kwargs)
-
-    monkeypatch.setattr(training, "play", stopped)
-    with pytest.raises(Interrupted):
-        run(tmp_path, num_rounds=3, eval_every=3)
-    monkeypatch.undo()
-    run(tmp_path, num_rounds=3, eval_every=3, resume=True)
-    run(tmp_path / "whole", num_rounds=3, eval_every=3)
-    one, other = (torch.load(f / "checkpoint.pt")["tracked"] for f in (tmp_path, tmp_path / "whole"))
-    for name in ("model", "replay"):
-        first, second = (tracked[name].get("data", tracked[name]) for tracked in (one, other))
-        assert all(torch.equal(first[key], second[key]) for key in second)
 
 
 def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):

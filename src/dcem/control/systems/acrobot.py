@@ -14,7 +14,7 @@ from dcem.control.systems.drawing import Circle, Line, Shape, View
 
 
 class Acrobot(System):
-    """A double pendulum, to be swung up by a motor in the joint between its links, as a gymnast does on a bar.
+    """A double pendulum, to be swung up by a motor in the joint between its links.
 
     State ``(cos θ₁, sin θ₁, cos θ₂, sin θ₂, θ̇₁, θ̇₂)``: ``θ₁`` is the first link's angle from hanging straight down,
     ``θ₂`` the second link's angle from the first's direction; speeds in rad/s, limited to ±4π and ±9π. Action: the

@@ -28,7 +28,7 @@ class Task:
         believed: the wrong ones, off by 30 to 50 %.
         terms: `(state, action)` to the terms of a controller's cost, each `(...,)`.
         weights: of the terms in the task's own cost.
-        shaped: of the terms in a cost that somebody made by hand, which is not the task's.
+        shaped: of the terms in a hand-made cost, which is not the task's.
         num_steps: of an episode.
         horizon: of the controllers.
         num_iterations: of their search.

@@ -21,6 +21,9 @@ from dcem.experiments.imitation.settings import HELD_OUT_SEED, Config
 from dcem.experiments.imitation.task import TASKS, true_plant
 
 
+FIT_ITERATIONS = 100
+
+
 class Study:
     """A plant, its expert's demonstrations, and what a learner is judged by; runs are seeds times numbers."""
 
@@ -69,7 +72,7 @@ class Study:
         """Fit the dynamics of each run to its observed transitions: least squares in units of the changes."""
         for i, demonstrations in enumerate(self.demonstrations):
             parameters = controller.dynamics.detach()[i].clone().requires_grad_()
-            optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+            optimizer = torch.optim.LBFGS([parameters], max_iter=FIT_ITERATIONS, line_search_fn="strong_wolfe")
 
             def loss(
                 parameters: Tensor = parameters,
