@@ -20,7 +20,6 @@ from dcem.experiments.imitation.controller import (
 from dcem.experiments.imitation.settings import HELD_OUT_SEED, Config
 from dcem.experiments.imitation.task import TASKS, true_plant
 
-
 FIT_ITERATIONS = 100
 
 
