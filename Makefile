@@ -44,7 +44,7 @@ test: $(READY)
 # On a machine with CUDA, with a torch built for it in place of the one that `setup` installs.
 gpu: $(READY)
 	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'gpu: expected a CUDA device'"
-	$(BIN)/python -m pytest -n 0 tests/core tests/projections tests/distributions
+	$(BIN)/python -m pytest -n 0 tests/test_*.py tests/kernels tests/projections tests/distributions tests/solvers
 
 # One variant of each kernel: those for several processors are chosen before the sanitizer has started.
 SANITIZED := build/sanitized/kernels.so
@@ -55,7 +55,7 @@ $(SANITIZED): $(wildcard src/dcem/kernels/*.[ch])
 
 sanitize: $(READY) $(SANITIZED)
 	OMP_NUM_THREADS=1 DCEM_NATIVE=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest -n 0 tests/core/test_kernels.py tests/projections/test_kernels.py -k "not sum_to_k"
+		$(BIN)/python -m pytest -n 0 tests/kernels/test_refit.py tests/kernels/test_projection.py -k "not sum_to_k"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_kernels import rows
+from test_projection import rows
 
 from dcem.kernels import gpu, gpu_refit
 from dcem.projections.autograd import _pull, _reference
