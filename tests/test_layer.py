@@ -226,6 +226,8 @@ class Wrong(dcem.embedding.MLPDecoder):
             ValueError,
             "decoder: expected to leave its latents as they are",
         ),
+        (lambda: dcem.Argmin(2, init=(0.0, 1.0, 2.0)), ValueError, r"init: expected a pair \(mean, std\), got 3"),
+        (lambda: dcem.Argmin(2)(lambda x: x.sum(-1), 2.5), TypeError, "batch_shape: expected an int or a sequence"),
         (lambda: setattr(dcem.Argmin(2), "event_shape", (3,)), AttributeError, "event_shape: expected to stay"),
         (lambda: dcem.Argmin(2, CEM)(lambda x: x), ValueError, r"objective: expected values of shape"),
     ],
@@ -233,6 +235,10 @@ class Wrong(dcem.embedding.MLPDecoder):
 def test_errors_name_the_argument(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_a_batch_of_one_axis_is_an_int(generator):
+    assert dcem.Argmin(2, CEM)(lambda x: x.square().sum(-1), 3, generator=generator).x.shape == (3, 2)
 
 
 def test_inside_another_module(generator):

@@ -96,7 +96,7 @@ class Argmin(nn.Module):
     def forward(
         self,
         objective: Callable[[Tensor], Tensor],
-        batch_shape: Sequence[int] = (),
+        batch_shape: int | Sequence[int] = (),
         *,
         init: Distribution | Tensor | None = None,
         num_iterations: int | None = None,
@@ -106,7 +106,7 @@ class Argmin(nn.Module):
 
         Args:
             objective: As in `dcem.minimize`.
-            batch_shape: The leading axes, one problem each.
+            batch_shape: The leading axes, one problem each; an int is `(int,)`.
             init: Instead of the layer's own start, say `solution.distribution` of an earlier solve.
             num_iterations: Instead of the layer's own.
             **options: Of `dcem.minimize`: `generator`, `noise`, `record`, `gradient`, ...
@@ -115,7 +115,7 @@ class Argmin(nn.Module):
             The solution. With a decoder its `x` and `best_x` are decoded, its distribution and history are of the
             latent.
         """
-        start = self.initial(batch_shape) if init is None else init
+        start = self.initial(as_shape("batch_shape", batch_shape)) if init is None else init
         if self.decoder is None:
             return self.search(objective, start, num_iterations=num_iterations, **options)
         if options.get("validate") is not None:
@@ -216,6 +216,8 @@ class Argmin(nn.Module):
             for name, leaf in named_leaves(self._family):
                 self._hold(f"init_{name}", leaf)
             return
+        if isinstance(init, (tuple, list)) and len(init) != 2:
+            raise ValueError(f"init: expected a pair (mean, std), got {len(init)} of them")
         mean, std = init if isinstance(init, (tuple, list)) else (init, None)
         self._hold("init_mean", broadcastable("init_mean", mean, self.latent_shape, what))
         if std is not None:
