@@ -20,7 +20,7 @@ from dcem.distributions import (
 )
 from dcem.gradients import Checkpoint, Detach, GradientMode, Implicit, Prune, Truncate, Unroll
 from dcem.layer import Argmin
-from dcem.minimize import minimize
+from dcem.loop import minimize
 from dcem.projections import (
     LML,
     ConstrainedSoftmax,

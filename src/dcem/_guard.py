@@ -2,7 +2,7 @@
 
 Failed is a candidate for which a number is not finite that should be: its value, or its slope where a solver follows
 slopes. It keeps that number, weighs nothing (:mod:`dcem.solvers.scores`), and has no gradient. A problem with too few
-candidates left has failed: it keeps its distribution and says ``NONFINITE`` (:mod:`dcem.minimize`); it has no gradient
+candidates left has failed: it keeps its distribution and says ``NONFINITE`` (:mod:`dcem.loop`); it has no gradient
 either, and leaves that of the others alone.
 
 Weight 0 is not enough for that. The backward pass multiplies the derivative of the objective at a failed candidate by

@@ -15,7 +15,7 @@ from dcem._setup import NoiseSource
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
 from dcem.gradients import Detach, GradientMode, Unroll
-from dcem.minimize import minimize
+from dcem.loop import minimize
 from dcem.solution import Solution, Status
 from dcem.solvers import CEM, Solver
 

@@ -16,7 +16,7 @@ from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution, Gaussian
 from dcem.gradients import GradientMode, Unroll
-from dcem.minimize import Shard, minimize
+from dcem.loop import Shard, minimize
 from dcem.solution import Solution
 from dcem.solvers import CEM, Solver
 

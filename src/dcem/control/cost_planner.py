@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dcem.bounds import BoundsLike
-from dcem.minimize import minimize
+from dcem.loop import minimize
 from dcem.solvers import CEM, Solver
 
 

@@ -25,7 +25,7 @@ from dcem.control.settings import EVENT, START, checked
 from dcem.distributions import Distribution
 from dcem.gradients import GradientMode, Implicit
 from dcem.layer import Argmin, broadcastable
-from dcem.minimize import Shard
+from dcem.loop import Shard
 from dcem.solution import Solution, Status
 from dcem.solvers import Solver
 

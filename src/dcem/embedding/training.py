@@ -17,7 +17,7 @@ from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
 from dcem.embedding.objective import decode, embed
 from dcem.gradients import GradientMode, Unroll
-from dcem.minimize import minimize
+from dcem.loop import minimize
 from dcem.solution import Solution
 from dcem.solvers import CEM, Solver
 

@@ -13,7 +13,7 @@ from dcem.distributions import Distribution
 from dcem.energy.base import condition
 from dcem.gradients import GradientMode
 from dcem.layer import Argmin
-from dcem.minimize import Shard
+from dcem.loop import Shard
 from dcem.solution import Solution
 from dcem.solvers import Solver
 
