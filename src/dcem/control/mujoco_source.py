@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from dcem._extras import needs
+
 
 def current_model(source: Any) -> Any:
     """The ``MjModel`` that a source has now."""
-    try:
+    with needs("MujocoModel", "control"):
         import mujoco  # type: ignore[import-untyped]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"MujocoModel needs {error.name}: pip install 'dcem[control]'", name=error.name
-        ) from None
 
     source = getattr(source, "unwrapped", source)  # of Gymnasium's wrappers
     if isinstance(source, mujoco.MjModel):
