@@ -75,6 +75,8 @@ def pages(site: Path) -> list[str]:
 
 
 def test_every_page_renders_on_a_screen_and_on_a_phone(site, address, browser) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
     assert len(pages(site)) > 30
     wrong = []
     for width in (1280, PHONE):
@@ -83,7 +85,10 @@ def test_every_page_renders_on_a_screen_and_on_a_phone(site, address, browser) -
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE},
         )
         for page in pages(site):
-            browser.get(address + page)
+            browser.get(address + page)  # which may come back before the page is there
+            WebDriverWait(browser, 120).until(
+                lambda driver: driver.execute_script("return document.readyState") == "complete"
+            )
             seen = browser.execute_script(
                 "for (const image of document.images) image.loading = 'eager';"
                 "return [document.querySelector('article h1')?.innerText, document.documentElement.scrollWidth,"
