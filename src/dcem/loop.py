@@ -250,7 +250,8 @@ def _under_autocast(objective: Callable[[Tensor], Tensor], device: str) -> WithD
     dtype, whole = torch.get_autocast_dtype(device), WithData.of(objective)
 
     def call(x: Tensor, data: Any, cut: Cut) -> Tensor:
-        with torch.autocast(device, dtype=dtype):
+        # Without gradients no cast weights are kept: torch 2.9 gives those to who asks for gradients later.
+        with torch.autocast(device, dtype=dtype, cache_enabled=torch.is_grad_enabled()):
             return whole.function(x, data, cut)
 
     return WithData(call, whole.data)
