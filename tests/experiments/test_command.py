@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from dcem.experiments import EXPERIMENTS
+from dcem.experiments.harness import explain
 from dcem.experiments.harness.command import main
 from dcem.experiments.harness.run import Run
 
@@ -196,3 +198,36 @@ def test_a_run_goes_on_with_its_own_settings_whatever_the_defaults_are_today(
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_says_of_every_setting_what_it_means(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert EXPERIMENTS[name].summary in text
+    config = importlib.import_module(EXPERIMENTS[name].module).Config
+    for key, default, meaning in explain.lines(config):
+        assert f"{key}={default}" in text
+        assert meaning.partition("(")[0], f"{name}: {key} has no meaning"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--foo"], "no option '--foo'; there are: "),
+        (["device=cuda"], "device: expected auto, or a device that is here; got cuda"),
+        (["hydra.run.dir={file}/runs"], "hydra.run.dir: expected a folder that can be written; got {file}/runs"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "file").touch()
+    given = [argument.format(file=tmp_path / "file") for argument in arguments]
+    assert main(["demo", *given]) == 2
+    error = capsys.readouterr().err
+    assert says.format(file=tmp_path / "file") in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir() if path.name != "file"] in ([], ["runs"])

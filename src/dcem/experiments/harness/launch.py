@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dcem.experiments import EXPERIMENTS, ConfigError
+from dcem.experiments.harness.explain import explain
 from dcem.experiments.harness.processes import joined, own_folder
 from dcem.experiments.harness.reading import CHECKPOINT, CONFIG
 from dcem.experiments.harness.run import Interrupted, Run
@@ -35,7 +37,8 @@ from dcem.experiments.harness.settings import choose_device
 
 FOLDERS = ("resume=", "hydra.run.dir=")
 SWEEPS = {"-m", "--multirun"}
-SHOWS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
+SHOWS = {"--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
+OPTIONS = {*SWEEPS, *SHOWS, "-h", "--help", "-p", "--package", "--resolve"}
 
 
 class BadCommand(Exception):
@@ -56,6 +59,12 @@ def launch(name: str, arguments: Sequence[str]) -> int:
 
 def _launch(name: str, arguments: Sequence[str]) -> int:
     module = importlib.import_module(EXPERIMENTS[name].module)
+    if {"-h", "--help"} & set(arguments):
+        print(explain(name, EXPERIMENTS[name].summary, module.Config, getattr(module, "GROUPS", {})))
+        return 0
+    unknown = [argument for argument in arguments if argument.startswith("-") and argument not in OPTIONS]
+    if unknown:
+        raise BadCommand(f"no option {unknown[0]!r}; there are: {', '.join(sorted(OPTIONS))}; settings are key=value")
     _register(name, module)
     arguments, resumed = _resume(list(arguments))
     flags = [argument for argument in arguments if argument.startswith("-")]
@@ -93,6 +102,7 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
     elif not SHOWS & set(flags):
         with initialize(version_base="1.3", config_path=None):
             config = _composed(name, module, [*where, *overrides])
+            _make(Path(str(config.hydra.run.dir)))
             context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config))
             result = run_job(task, config, "hydra.run.dir", None, context, configure_logging=False)
             _ = result.return_value  # raises what the run has raised
@@ -105,6 +115,17 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def _make(folder: Path) -> None:
+    """The run's folder, before Hydra makes it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise BadCommand(f"hydra.run.dir: expected a folder that can be written; got {folder}")
 
 
 def _folders(name: str, overrides: list[str]) -> list[str]:

@@ -114,9 +114,11 @@ class Settings:
         """Refuse what cannot be run; a subclass adds what involves several settings at once."""
         check_limits(self)
         try:
-            choose_device(self.device)
+            device = choose_device(self.device)
         except RuntimeError:
             require(False, "device", "auto, or a device of torch", self.device)
+        is_missing = device.type == "cuda" and not torch.cuda.is_available()
+        require(not is_missing, "device", "auto, or a device that is here", self.device)
 
 
 def choose_device(name: str) -> torch.device:

@@ -49,6 +49,7 @@ class Tuning:
     std: float = positive(0.1)
     """Of the action around the plan."""
     learn_std: bool = False
+    """Whether the std is tuned, too."""
     rounds_per_step: int = count(2)
     """Of episodes, for one PPO step."""
     passes: int = count(1)

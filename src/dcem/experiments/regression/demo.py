@@ -101,7 +101,7 @@ def _print_table(
     from rich.console import Console
     from rich.table import Table
 
-    note = "Mean squared error by inner iterations at test time"
+    note = "Mean squared error by inner iterations at test time (in brackets: in training)"
     table = Table(title=note, title_justify="left")
     table.add_column("learned through", no_wrap=True)
     iterations = sorted(set.intersection(*(set(of) for seeds in errors.values() for of in seeds)))
@@ -109,7 +109,7 @@ def _print_table(
         table.add_column(str(t), justify="right", no_wrap=True)
     for label, seeds in errors.items():
         table.add_row(
-            f"{label}, trained with {trained_at[label]}",
+            f"{label} ({trained_at[label]})",
             *(f"{sum(e[t] for e in seeds) / len(seeds):.1e}" for t in iterations),
         )
     console = Console(soft_wrap=True, width=max(100, Console().width))
