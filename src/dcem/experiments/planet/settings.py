@@ -57,17 +57,24 @@ class Tuning:
     share: float = setting(0.25, above=0, at_most=1)
     """Of their states, which are planned from again with a gradient."""
     minibatch_size: int = count(125)
+    """States of an update."""
     last: int = count(2)
     """Iterations of the search that are differentiated."""
     clip: float = positive(0.2)
+    """Of the ratio of probabilities."""
     max_divergence: float = positive(0.05)
     """KL from the policy that played, beyond which a pass ends."""
     grad_clip: float = positive(1.0)
     gae_lambda: float = setting(0.95, at_least=0, at_most=1)
+    """Of the advantages."""
     critic_lr: float = positive(1e-3)
+    """Learning rate of the value network."""
     critic_updates: int = count(200)
+    """Of the value network, before each step, twice."""
     critic_batch_size: int = count(256)
+    """States of an update of the value network."""
     eval_rounds: int = count(2)
+    """Of episodes in an evaluation."""
 
 
 @dataclass
