@@ -1,4 +1,4 @@
-"""What the site shows otherwise than the sources: examples without prompts, roles as links."""
+"""What the site shows otherwise than the sources: examples without prompts."""
 
 import doctest
 import re
@@ -6,7 +6,6 @@ from typing import Any
 
 import griffe
 
-ROLE = re.compile(r":(?:class|func|meth|mod):<code>([\w.]+)</code>")
 FENCE = re.compile(r"^```pycon\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -48,12 +47,3 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     rows = [f"| `dcem {name}` | {experiment.summary} |" for name, experiment in EXPERIMENTS.items()]
     markdown = markdown.replace("<!-- experiments -->", "\n".join(["| | |", "| --- | --- |", *rows]))
     return FENCE.sub(lambda fence: without_prompts(fence[1]).strip("\n"), markdown)
-
-
-def on_page_content(html: str, **_: object) -> str:
-    """Turn roles into references that mkdocs-autorefs resolves; those to unlisted objects stay plain code."""
-
-    def link(role: re.Match[str]) -> str:
-        return f'<autoref identifier="{role[1]}" optional><code>{role[1]}</code></autoref>'
-
-    return ROLE.sub(link, html)

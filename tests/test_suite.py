@@ -70,3 +70,12 @@ def test_the_checks_find_what_they_look_for() -> None:
         True, True, False, True,
     ]  # fmt: skip
     assert sum(1 for path in EXAMPLES for _ in examples(path)) > 100
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT / "src"))
+)
+def test_docstrings_are_markdown(path: Path) -> None:
+    """One dialect: `code` in single backticks, [`dcem.minimize`][] for a link."""
+    found = re.findall(r"``[^`\n]+``|:(?:class|func|meth|mod|attr):`", path.read_text("utf-8"))
+    assert not found

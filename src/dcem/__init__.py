@@ -1,7 +1,7 @@
 """Differentiable sampling-based optimisation for PyTorch.
 
-:func:`minimize` runs a solver on a batch of problems and differentiates the answer; the projections
-(:func:`lml` and its family) are differentiable top-k layers; :mod:`dcem.implicit` is the implicit function theorem.
+`minimize` runs a solver on a batch of problems and differentiates the answer; the projections
+(`lml` and its family) are differentiable top-k layers; `dcem.implicit` is the implicit function theorem.
 """
 
 from importlib import import_module

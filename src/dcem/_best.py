@@ -11,15 +11,15 @@ _MOST_KEPT = 1 << 18  # numbers of samples that wait to be compared
 
 
 def best_of(samples: Tensor, values: Tensor, num: int = 1) -> tuple[Tensor, Tensor]:
-    """The ``num`` candidates of the lowest values, those that are not finite last.
+    """The `num` candidates of the lowest values, those that are not finite last.
 
     Args:
-        samples: ``(*batch, N, *event)``.
-        values: ``(*batch, N)``.
+        samples: `(*batch, N, *event)`.
+        values: `(*batch, N)`.
         num: how many.
 
     Returns:
-        The candidates ``(*batch, num, *event)``; their values ``(*batch, num)``, detached, ``inf`` where not finite.
+        The candidates `(*batch, num, *event)`; their values `(*batch, num)`, detached, `inf` where not finite.
     """
     ranked = values.detach().nan_to_num(torch.inf, torch.inf, torch.inf)
     lowest, index = ranked.min(-1, keepdim=True) if num == 1 else ranked.topk(num, largest=False)
@@ -31,8 +31,8 @@ class Best(NamedTuple):
     """The best candidate of a problem so far, and what came since: many are compared at a time, which costs less.
 
     Attributes:
-        samples: candidates ``(*batch, n, *event)``, the first of them the best of those before.
-        values: theirs, ``(*batch, n)``.
+        samples: candidates `(*batch, n, *event)`, the first of them the best of those before.
+        values: theirs, `(*batch, n)`.
         size: how many numbers came since.
     """
 
@@ -42,7 +42,7 @@ class Best(NamedTuple):
 
     @classmethod
     def start(cls, x: Tensor, batch_dims: int) -> Best:
-        """Nothing seen: ``x`` ``(*batch, *event)`` stands in, with the value ``inf``."""
+        """Nothing seen: `x` `(*batch, *event)` stands in, with the value `inf`."""
         x = x.detach()
         return cls((x.unsqueeze(batch_dims),), (x.new_full((*x.shape[:batch_dims], 1), torch.inf),), 0)
 

@@ -75,7 +75,7 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_fraction(name: str, value: float | Tensor, *, below_one: bool = False) -> None:
-    """A number in ``[0, 1]``, or in ``[0, 1)``; or a tensor of such numbers."""
+    """A number in `[0, 1]`, or in `[0, 1)`; or a tensor of such numbers."""
     expected = f"in [0, 1{')' if below_one else ']'}"
     if isinstance(value, Tensor):
         _check_all(name, value, ((value >= 0) & (value < 1 if below_one else value <= 1)), expected)

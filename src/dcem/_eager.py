@@ -1,4 +1,4 @@
-"""What may be decided in Python: only outside ``torch.compile`` and ``torch.func`` transforms."""
+"""What may be decided in Python: only outside `torch.compile` and `torch.func` transforms."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def is_eager() -> bool:
-    """Whether tensors hold numbers that Python may look at (no tracing, no ``torch.func`` transform)."""
+    """Whether tensors hold numbers that Python may look at (no tracing, no `torch.func` transform)."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def is_transformed() -> bool:
-    """Whether a ``torch.func`` transform is active, inside which a tensor does not say whether it is differentiated."""
+    """Whether a `torch.func` transform is active, inside which a tensor does not say whether it is differentiated."""
     return torch._C._are_functorch_transforms_active()
 
 
 def in_forward_mode() -> bool:
-    """Whether tensors may carry tangents, which ``torch.no_grad`` does not stop."""
+    """Whether tensors may carry tangents, which `torch.no_grad` does not stop."""
     return torch.autograd.forward_ad._current_level >= 0
 
 
@@ -27,7 +27,7 @@ def may_have_gradient() -> bool:
 
 
 def has_tangent(x: Tensor) -> bool:
-    """Whether ``x`` carries a tangent of the level that is open."""
+    """Whether `x` carries a tangent of the level that is open."""
     return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 

@@ -15,7 +15,7 @@ from dcem._guard import Cut, Reports, WithData, find_failed, guarded, stand_ins,
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """An objective as a solver sees it: candidates ``(*batch, N, *event)`` in, values ``(*batch, N)`` out, of at least
+    """An objective as a solver sees it: candidates `(*batch, N, *event)` in, values `(*batch, N)` out, of at least
     single precision, checked and guarded.
 
     Attributes:
@@ -54,7 +54,7 @@ class Evaluation:
         return values
 
     def measured(self, measure: Callable[[Callable[[Tensor], Tensor], Tensor], Any], samples: Tensor) -> Any:
-        """``measure(objective, samples)``, a tree of tensors ``(*batch, N, ...)``, guarded."""
+        """`measure(objective, samples)`, a tree of tensors `(*batch, N, ...)`, guarded."""
 
         def evaluate(samples: Tensor, data: Any, cut: Cut) -> Any:
             return measure(lambda given: self._values(given, data, cut), samples)
@@ -63,8 +63,8 @@ class Evaluation:
         return guarded(evaluate, samples, self.objective.data, batch_dims, generator=self.generator)
 
     def sound(self, x: Tensor) -> tuple[Evaluation, Tensor, Tensor, Tensor]:
-        """To be differentiated at ``x`` ``(*batch, *event)``: this objective and ``x``, its slope there, and which
-        problems have a value or a slope that is not finite, ``(*batch,)``. In the place of these stand others.
+        """To be differentiated at `x` `(*batch, *event)`: this objective and `x`, its slope there, and which
+        problems have a value or a slope that is not finite, `(*batch,)`. In the place of these stand others.
         """
         batch_dims = len(self.batch_shape)
         samples = x.detach().unsqueeze(batch_dims)
@@ -103,7 +103,7 @@ class Evaluation:
 
 
 def as_values(name: str, values: Any, expected: tuple[int, ...], samples: Tensor) -> Tensor:
-    """Check that these are values of the shape ``expected``, ``(*batch, N)``, of candidates ``samples``."""
+    """Check that these are values of the shape `expected`, `(*batch, N)`, of candidates `samples`."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name}: expected a Tensor of values of shape {expected}, got {type(values).__name__}")
     if tuple(values.shape) != expected:

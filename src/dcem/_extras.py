@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs(what: str, extra: str) -> Iterator[None]:
-    """Say which extra to install where a module of others is missing that ``what`` imports."""
+    """Say which extra to install where a module of others is missing that `what` imports."""
     try:
         yield
     except ModuleNotFoundError as error:

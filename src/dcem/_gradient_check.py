@@ -23,7 +23,7 @@ class Comparison(NamedTuple):
     Attributes:
         given: by the gradient mode.
         expected: by central differences with the same noise.
-        uncertainty: of ``expected``, by how much two step sizes differ, and rounding.
+        uncertainty: of `expected`, by how much two step sizes differ, and rounding.
     """
 
     given: float
@@ -80,7 +80,7 @@ class Inside(TorchFunctionMode):
         return result
 
     def leaves(self, x: Tensor, asked: list[Tensor] | None) -> tuple[list[Tensor], bool]:
-        """Those of ``asked``, or all that ``x`` depends on, that can be moved, and the answer with them.
+        """Those of `asked`, or all that `x` depends on, that can be moved, and the answer with them.
 
         A leaf from which something was computed before the solve cannot: what was computed would stay as it is.
         Whether there are such is the second that is returned.

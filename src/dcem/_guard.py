@@ -1,15 +1,15 @@
 """The one guard against failure: what counts as failed, what it contributes, and what stands in for it.
 
 Failed is a candidate for which a number is not finite that should be: its value, or its slope where a solver follows
-slopes. It keeps that number, weighs nothing (:mod:`dcem.solvers.scores`), and has no gradient. A problem with too few
-candidates left has failed: it keeps its distribution and says ``NONFINITE`` (:mod:`dcem.loop`); it has no gradient
+slopes. It keeps that number, weighs nothing (`dcem.solvers.scores`), and has no gradient. A problem with too few
+candidates left has failed: it keeps its distribution and says `NONFINITE` (`dcem.loop`); it has no gradient
 either, and leaves that of the others alone.
 
 Weight 0 is not enough for that. The backward pass multiplies the derivative of the objective at a failed candidate by
-0, that derivative may be NaN, and ``0 * NaN`` is NaN, in everything that candidates and problems share. So it must
+0, that derivative may be NaN, and `0 * NaN` is NaN, in everything that candidates and problems share. So it must
 never be computed: what failed is evaluated a second time, with the same randomness, at what did not fail. For a failed
 candidate that is another one of its problem; for a problem without any, one of another problem, with the data of that
-problem, as far as the objective holds the data of its problems apart (:class:`WithData`). A plain function does not:
+problem, as far as the objective holds the data of its problems apart (`WithData`). A plain function does not:
 if it is NaN for a problem whatever the candidate, and so is its derivative, the guard ends there. What lies before it,
 such as a decoder, is still kept from that derivative (`cut`).
 """
@@ -31,10 +31,10 @@ from dcem._tree import leaves, map_tensors
 
 
 class Cut:
-    """What stands between the parts of an objective, ``(*batch, N, ...)``: no gradient passes where a candidate failed.
+    """What stands between the parts of an objective, `(*batch, N, ...)`: no gradient passes where a candidate failed.
 
     Attributes:
-        failed: ``(*batch, N)``; None where nothing has failed.
+        failed: `(*batch, N)`; None where nothing has failed.
     """
 
     def __init__(self, failed: Tensor | None = None) -> None:
@@ -49,10 +49,10 @@ uncut = Cut()
 
 @dataclass(frozen=True, eq=False)
 class WithData:
-    """An objective ``function(samples, data, cut)`` that holds the data of its problems apart.
+    """An objective `function(samples, data, cut)` that holds the data of its problems apart.
 
-    ``data`` is a tree of tensors ``(*batch, ...)``, of which a problem sees its own part alone. Candidates that are
-    brought into another form ``(*batch, N, ...)`` before they are judged go through ``cut`` in between.
+    `data` is a tree of tensors `(*batch, ...)`, of which a problem sees its own part alone. Candidates that are
+    brought into another form `(*batch, N, ...)` before they are judged go through `cut` in between.
     """
 
     function: Callable[[Tensor, Any, Cut], Tensor]
@@ -69,7 +69,7 @@ class WithData:
 
 
 def evaluated(objective: Callable[[Tensor], Tensor], samples: Tensor, batch_dims: int) -> Tensor:
-    """The values ``(*batch, N)`` of candidates ``(*batch, N, *event)``, without a gradient where they failed."""
+    """The values `(*batch, N)` of candidates `(*batch, N, *event)`, without a gradient where they failed."""
     whole = WithData.of(objective)
     values: Tensor = guarded(whole.function, samples, whole.data, batch_dims)
     return values
@@ -84,18 +84,18 @@ def guarded(
     judge: Callable[[Any], Any] = lambda result: result,
     generator: torch.Generator | None = None,
 ) -> Any:
-    """``evaluate(samples, data, cut)``, a tree of tensors ``(*batch, N, ...)``, without a gradient where it failed.
+    """`evaluate(samples, data, cut)`, a tree of tensors `(*batch, N, ...)`, without a gradient where it failed.
 
     Args:
-        evaluate: what is computed, of each candidate by itself; ``cut`` is as in :class:`WithData`.
-        samples: ``(*batch, N, *event)``.
-        data: of the problems, ``(*batch, ...)``.
-        batch_dims: number of axes of ``batch``.
+        evaluate: what is computed, of each candidate by itself; `cut` is as in `WithData`.
+        samples: `(*batch, N, *event)`.
+        data: of the problems, `(*batch, ...)`.
+        batch_dims: number of axes of `batch`.
         judge: the part of the result that has to be finite.
         generator: to be replayed in the second evaluation, as torch's global one is.
 
-    Eagerly the second evaluation is made where something failed. Inside ``torch.compile`` and ``torch.func`` transforms
-    nothing can be looked at: it is always made where there is a gradient, and the problems of a ``torch.func.vmap`` do
+    Eagerly the second evaluation is made where something failed. Inside `torch.compile` and `torch.func` transforms
+    nothing can be looked at: it is always made where there is a gradient, and the problems of a `torch.func.vmap` do
     not see each other.
     """
     if not may_have_gradient():
@@ -123,16 +123,16 @@ def guarded(
 
 
 def marked(status: Tensor, failed: Tensor, code: int) -> Tensor:
-    """``status`` with ``code`` where ``failed``: eagerly the same tensor, so that later reports reach it."""
+    """`status` with `code` where `failed`: eagerly the same tensor, so that later reports reach it."""
     return status.masked_fill_(failed, code) if is_eager() else torch.where(failed, code, status)
 
 
 class Reports:
     """Which problems got a slope that is not finite from the objective in a backward pass.
 
-    A finite value may have one, ``torch.where`` may hide it, and only the backward pass computes it: the gradient of
-    what the problem shares with others is then NaN. Here the status of the problem becomes ``failed``. Nothing is seen
-    inside ``torch.compile`` and ``torch.func`` transforms.
+    A finite value may have one, `torch.where` may hide it, and only the backward pass computes it: the gradient of
+    what the problem shares with others is then NaN. Here the status of the problem becomes `failed`. Nothing is seen
+    inside `torch.compile` and `torch.func` transforms.
     """
 
     def __init__(self, failed: int) -> None:
@@ -142,7 +142,7 @@ class Reports:
         self.has_watched = False
 
     def of_loss(self, answer: Tensor, batch_dims: int) -> None:
-        """Note what comes to the answer ``(*batch, ...)`` from outside: for that the objective cannot be blamed."""
+        """Note what comes to the answer `(*batch, ...)` from outside: for that the objective cannot be blamed."""
 
         @unserializable_hook  # type: ignore[untyped-decorator]  # a solution may be saved, its graph is not
         def note(slope: Tensor | None) -> None:
@@ -152,7 +152,7 @@ class Reports:
             answer.register_hook(note)  # type: ignore[no-untyped-call]
 
     def watch(self, tree: Any, batch_dims: int) -> None:
-        """Look at the slopes that come back to tensors ``(*batch, ...)``, and let them end here where not finite."""
+        """Look at the slopes that come back to tensors `(*batch, ...)`, and let them end here where not finite."""
 
         @unserializable_hook  # type: ignore[untyped-decorator]
         def look(slope: Tensor | None) -> Tensor | None:
@@ -166,7 +166,7 @@ class Reports:
                 leaf.register_hook(look)  # type: ignore[no-untyped-call]
 
     def watched(self, evaluate: Callable[[Tensor], Any], samples: Tensor, batch_dims: int) -> Any:
-        """``evaluate(samples)``, a tree of tensors, with an eye on its own slopes, if it is the first that has any."""
+        """`evaluate(samples)`, a tree of tensors, with an eye on its own slopes, if it is the first that has any."""
         if self.has_watched or not torch.is_grad_enabled() or not is_eager():
             return evaluate(samples)
         result = evaluate(samples)
@@ -200,7 +200,7 @@ def _all_of(mask: Tensor, batch_dims: int) -> Tensor:
 
 
 def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
-    """Have ``call`` made where a slope that is not finite arrives at a leaf of the graph of ``results``.
+    """Have `call` made where a slope that is not finite arrives at a leaf of the graph of `results`.
 
     What is not finite goes on to all that comes after it in the backward pass: it is enough to look at nodes that send
     something to a leaf, and after which no other node does.
@@ -238,12 +238,12 @@ def _all_finite(tree: Any) -> bool:
 
 
 def _seems_finite(x: Tensor | None) -> bool:
-    """Whether it is, or cannot be looked at: on the meta device, in the batched backward of ``is_grads_batched``."""
+    """Whether it is, or cannot be looked at: on the meta device, in the batched backward of `is_grads_batched`."""
     return x is None or x.is_meta or torch._C._functorch.is_legacy_batchedtensor(x) or math.isfinite(x.detach().sum())
 
 
 def find_failed(tree: Any, batch_dims: int) -> Tensor:
-    """Of which candidates anything is not finite: ``(*batch, N)``."""
+    """Of which candidates anything is not finite: `(*batch, N)`."""
     wrong = [~leaf.detach().isfinite() for leaf in leaves(tree)]
     each = [mask.flatten(batch_dims + 1).any(-1) if mask.dim() > batch_dims + 1 else mask for mask in wrong]
     return torch.stack(each).any(0) if len(each) > 1 else each[0]
@@ -255,7 +255,7 @@ def _constant(leaf: Tensor) -> Tensor:
 
 
 def _beside(mask: Tensor, leaf: Tensor) -> Tensor:
-    """A mask over the leading axes, to choose in ``leaf`` with."""
+    """A mask over the leading axes, to choose in `leaf` with."""
     return mask.reshape(mask.shape + (1,) * (leaf.dim() - mask.dim()))
 
 

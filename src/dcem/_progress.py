@@ -22,9 +22,9 @@ class Progress(NamedTuple):
         state: the solver's.
         iteration: how many have been made.
         best: of the candidates so far.
-        failed: which problems failed in any of them, ``(*batch,)``.
-        flat: which had equal values in all of them, ``(*batch,)``; None where none had.
-        done: which have converged and stay as they are, ``(*batch,)``; None where none has.
+        failed: which problems failed in any of them, `(*batch,)`.
+        flat: which had equal values in all of them, `(*batch,)`; None where none had.
+        done: which have converged and stay as they are, `(*batch,)`; None where none has.
     """
 
     state: Any
@@ -76,7 +76,7 @@ class Progress(NamedTuple):
         validate: Callable[[Tensor], Tensor] | None = None,
         history: list[Iteration] | None = None,
     ) -> Solution:
-        """The answer ``x`` ``(*batch, *event)``, and what there is to say of it."""
+        """The answer `x` `(*batch, *event)`, and what there is to say of it."""
         best, batch_dims = self.best.compared(), self.failed.dim()
         status = torch.full_like(self.failed, int(Status.OK), dtype=torch.int64)
         if self.flat is not None:

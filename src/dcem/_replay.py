@@ -18,7 +18,7 @@ _REMEDY = (
 
 
 def randomness(device: torch.device, generator: torch.Generator | None) -> Callable[[], None]:
-    """Note where torch's random numbers stand, of ``device`` and of ``generator``; the result puts them back there."""
+    """Note where torch's random numbers stand, of `device` and of `generator`; the result puts them back there."""
     on_cpu = torch.get_rng_state()
     on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     given = None if generator is None else generator.get_state()
@@ -36,11 +36,11 @@ def randomness(device: torch.device, generator: torch.Generator | None) -> Calla
 def forgotten(
     fn: Callable[..., Any], *inputs: Any, values_of: Callable[[Any], Tensor], generator: torch.Generator | None
 ) -> Any:
-    """``fn(*inputs)``, of which only the inputs are kept: the backward pass calls it again.
+    """`fn(*inputs)`, of which only the inputs are kept: the backward pass calls it again.
 
-    Torch's global randomness is replayed, and that of ``generator``. Other randomness cannot be; then ``values_of`` the
-    result, ``(*batch, N)``, differ, which is an error: the gradient would be one of something else. Inside
-    ``torch.func`` transforms and in forward mode, which checkpoints do not work in, everything is kept.
+    Torch's global randomness is replayed, and that of `generator`. Other randomness cannot be; then `values_of` the
+    result, `(*batch, N)`, differ, which is an error: the gradient would be one of something else. Inside
+    `torch.func` transforms and in forward mode, which checkpoints do not work in, everything is kept.
     """
     if is_transformed() or in_forward_mode():
         return fn(*inputs)
@@ -70,7 +70,7 @@ def forgotten(
 
 
 def check_alike(first: Tensor, again: Tensor, where: str, spread_of: Tensor | None = None) -> None:
-    """Raise where values ``(*batch, N)`` differ by more than rounding can do: more than a hundredth of their spread."""
+    """Raise where values `(*batch, N)` differ by more than rounding can do: more than a hundredth of their spread."""
     if first.is_meta:  # no numbers to compare
         return
     change = (again.detach() - first).abs().nan_to_num(0.0, 0.0, 0.0)

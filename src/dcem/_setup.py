@@ -29,7 +29,7 @@ class Setup:
         start: its state before the first iteration.
         bounds: the box that candidates and means are kept in, or None.
         dtype: what the user's candidates and answers shall have; the solve itself has at least single precision.
-        draw: from the number of an iteration to its standard normal draws ``(*batch, num_samples, *event)``.
+        draw: from the number of an iteration to its standard normal draws `(*batch, num_samples, *event)`.
     """
 
     solver: Solver
@@ -51,7 +51,7 @@ class Setup:
         noise: Tensor | NoiseSource | None,
         proposals: Tensor | None,
     ) -> Setup:
-        """Check the arguments of :func:`dcem.minimize`; ``num_iterations`` is None where it is not known before."""
+        """Check the arguments of [`dcem.minimize`][]; `num_iterations` is None where it is not known before."""
         if not isinstance(solver, Solver):
             raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -81,7 +81,7 @@ class Setup:
 
 
 def where(mask: Tensor, new: Any, old: Any) -> Any:
-    """The new state for the problems of ``mask`` ``(*batch,)``, the old one for the others."""
+    """The new state for the problems of `mask` `(*batch,)`, the old one for the others."""
 
     def choose(after: Tensor, before: Tensor | None) -> Tensor:
         if before is None or before.shape != after.shape:  # elites of a first iteration: any will do
@@ -116,7 +116,7 @@ def _with_proposals(state: Any, proposals: object, solver: Solver) -> Any:
 def _initial_distribution(
     init: Distribution | Tensor, solver: Solver, event_dims: int
 ) -> tuple[Distribution, torch.dtype]:
-    """The first ``g_φ`` with at least single precision, and the dtype that candidates shall have."""
+    """The first `g_φ` with at least single precision, and the dtype that candidates shall have."""
     if isinstance(init, Tensor):
         if not init.is_floating_point():
             raise TypeError(f"init: expected a floating-point tensor, got {init.dtype}")
@@ -176,12 +176,12 @@ def _draws(
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """The draws of all iterations, ``(T, *batch, num_samples, *event)``."""
+    """The draws of all iterations, `(T, *batch, num_samples, *event)`."""
 
     noise: Tensor
 
     def __call__(self, t: int) -> Tensor:
-        """Those of iteration ``t``."""
+        """Those of iteration `t`."""
         if t >= len(self.noise):
             raise ValueError(f"noise: expected draws for more than {t} iterations, got {len(self.noise)}")
         return self.noise[t]

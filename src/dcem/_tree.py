@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Apply ``fn`` to each tensor of ``tree`` and its counterparts in ``others``; the rest is kept as it is.
+    """Apply `fn` to each tensor of `tree` and its counterparts in `others`; the rest is kept as it is.
 
     Containers are built anew, so that a tree that is mapped shares none with the one that it came of.
     """
@@ -23,7 +23,7 @@ def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
     if isinstance(tree, dict):
         return {key: map_tensors(fn, leaf, *(other[key] for other in others)) for key, leaf in tree.items()}
     if _is_dataclass(tree):
-        # Copied field by field: ``__init__`` need not take every field, and what it computes is there already.
+        # Copied field by field: `__init__` need not take every field, and what it computes is there already.
         new = object.__new__(type(tree))
         if not torch.compiler.is_compiling():  # torch 2.9 does not trace it
             for name, value in getattr(tree, "__dict__", {}).items():
@@ -46,7 +46,7 @@ def detach(tree: Any) -> Any:
 
 
 def plain(tree: Any) -> Any:
-    """A state as dicts, lists and tensors of its own, to be saved; :func:`restored` makes it a state again."""
+    """A state as dicts, lists and tensors of its own, to be saved; `restored` makes it a state again."""
     if isinstance(tree, Tensor):
         return tree.detach().clone()
     parts = _children(tree)
@@ -57,7 +57,7 @@ def plain(tree: Any) -> Any:
 
 
 def restored(like: Any, saved: Any, where: str) -> Any:
-    """A state built like ``like`` with the numbers that :func:`plain` saved, copied; ValueErrors begin with ``where``.
+    """A state built like `like` with the numbers that `plain` saved, copied; ValueErrors begin with `where`.
 
     What is None in one of them may be a tensor in the other: it came later, or is no more.
     """
@@ -102,7 +102,7 @@ def leaves(tree: Any) -> list[Tensor]:
 
 
 def named_leaves(tree: Any, where: str = "") -> list[tuple[str, Tensor]]:
-    """The tensors of a state, in the same order, with the way to each as a name: ``components_0_mean``."""
+    """The tensors of a state, in the same order, with the way to each as a name: `components_0_mean`."""
     if isinstance(tree, Tensor):
         return [(where, tree)]
     parts = _parts(tree) or {}
@@ -111,7 +111,7 @@ def named_leaves(tree: Any, where: str = "") -> list[tuple[str, Tensor]]:
 
 
 def difference(tree: Any, other: Any, where: str = "") -> str | None:
-    """Where the state ``other`` is not built like ``tree``: other containers, shapes, or a leaf that is no tensor and
+    """Where the state `other` is not built like `tree`: other containers, shapes, or a leaf that is no tensor and
     not the same. None where nothing is; otherwise how a sentence goes on after "expected a state of".
     """
     at = f" at {where}" if where else ""
@@ -170,7 +170,7 @@ def _parts(tree: Any) -> dict[str, Any] | None:
 
 
 def _kind(tree: Any) -> type:
-    """What a container has to be, to be read like ``tree``: a dict for a dict, the very class of a dataclass."""
+    """What a container has to be, to be read like `tree`: a dict for a dict, the very class of a dataclass."""
     return next((kind for kind in (dict, list) if isinstance(tree, kind)), type(tree))
 
 

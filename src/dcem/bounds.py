@@ -15,7 +15,7 @@ from dcem._eager import is_eager, may_have_gradient
 
 
 class BoxLike(Protocol):
-    """What has a ``low`` and a ``high``, such as ``gymnasium.spaces.Box``."""
+    """What has a `low` and a `high`, such as `gymnasium.spaces.Box`."""
 
     @property
     def low(self) -> Any: ...
@@ -24,16 +24,16 @@ class BoxLike(Protocol):
 
 
 BoundsLike = Sequence[Any] | BoxLike
-"""``(low, high)``, each None, a number, a tensor, an array or a list of numbers; or a box that has them."""
+"""`(low, high)`, each None, a number, a tensor, an array or a list of numbers; or a box that has them."""
 
 _HALF = (torch.bfloat16, torch.float16)
 
 
 def clip(x: Tensor, low: float | Tensor | None = None, high: float | Tensor | None = None) -> Tensor:
-    """The nearest number of ``[low, high]``, with the derivative 1 inside and on a side, and 0 beyond.
+    """The nearest number of `[low, high]`, with the derivative 1 inside and on a side, and 0 beyond.
 
-    That of ``torch.clamp`` on a side differs between versions of torch, and between numbers and tensors: 1, 0.5 or 0.
-    A side that is a tensor has the derivative 1 where it was taken. NaN stays NaN, as in ``torch.clamp``.
+    That of `torch.clamp` on a side differs between versions of torch, and between numbers and tensors: 1, 0.5 or 0.
+    A side that is a tensor has the derivative 1 where it was taken. NaN stays NaN, as in `torch.clamp`.
     """
     if low is None and high is None:
         return x
@@ -45,10 +45,10 @@ def clip(x: Tensor, low: float | Tensor | None = None, high: float | Tensor | No
 
 @dataclass(frozen=True)
 class Bounds:
-    """A box ``low <= x <= high``; each side is None (open), a number, or a tensor that broadcasts to the event.
+    """A box `low <= x <= high`; each side is None (open), a number, or a tensor that broadcasts to the event.
 
-    Sides are rounded towards the inside: to the nearest number inside the box that ``dtype`` has. What is clipped in a
-    wider dtype and rounded to ``dtype`` later stays inside.
+    Sides are rounded towards the inside: to the nearest number inside the box that `dtype` has. What is clipped in a
+    wider dtype and rounded to `dtype` later stays inside.
     """
 
     low: float | Tensor | None = None
@@ -59,9 +59,9 @@ class Bounds:
     def check(
         cls, bounds: BoundsLike | None, event_shape: torch.Size, like: Tensor, dtype: torch.dtype | None = None
     ) -> Bounds | None:
-        """Validate ``bounds`` for events of ``event_shape`` and bring tensors to the dtype and device of ``like``.
+        """Validate `bounds` for events of `event_shape` and bring tensors to the dtype and device of `like`.
 
-        ``dtype`` is what candidates are rounded to before the objective sees them, where that is not ``like``'s.
+        `dtype` is what candidates are rounded to before the objective sees them, where that is not `like`'s.
         """
         if bounds is None:
             return None
@@ -86,16 +86,16 @@ class Bounds:
         return cls(low, high, box.dtype)
 
     def clip(self, x: Tensor) -> Tensor:
-        """The nearest point of the box to each candidate in ``x``, ``(..., *event)``."""
+        """The nearest point of the box to each candidate in `x`, `(..., *event)`."""
         box = self._rounded(x.dtype) if x.dtype in _HALF and x.dtype != self.dtype else self
         return clip(x, box.low, box.high)
 
     def contains(self, x: Tensor) -> Tensor:
-        """Which numbers of ``x`` lie inside, or are a bound as their dtype rounds it: boolean, like ``x``."""
+        """Which numbers of `x` lie inside, or are a bound as their dtype rounds it: boolean, like `x`."""
         return (self.clip(x) - x).abs() <= torch.finfo(x.dtype).eps * x.abs()
 
     def half_width(self) -> float | Tensor | None:
-        """Half of ``high - low``, infinite where a dimension is open; None where one side is open altogether."""
+        """Half of `high - low`, infinite where a dimension is open; None where one side is open altogether."""
         return None if self.low is None or self.high is None else self.high / 2 - self.low / 2
 
     def split(self, sizes: list[int], event_shape: torch.Size) -> list[Bounds]:
@@ -112,7 +112,7 @@ class Bounds:
         return [Bounds(low, high, self.dtype) for low, high in pairs]
 
     def active(self, x: Tensor, gradient: Tensor, slack: Tensor) -> Tensor:
-        """Which coordinates of ``x`` lie within ``slack`` of a side that descent pushes them to: boolean."""
+        """Which coordinates of `x` lie within `slack` of a side that descent pushes them to: boolean."""
         held = torch.zeros_like(x, dtype=torch.bool)
         if self.low is not None:
             held = held | ((x <= self.low + slack) & (gradient > 0))
@@ -121,7 +121,7 @@ class Bounds:
         return held
 
     def _rounded(self, dtype: torch.dtype) -> Bounds:
-        """The box with sides that are numbers of ``dtype``."""
+        """The box with sides that are numbers of `dtype`."""
         low = None if self.low is None else _round(self.low, dtype, _UP)
         high = None if self.high is None else _round(self.high, dtype, _DOWN)
         # Where the dtype has no number inside, as for low = high = 0.3, the one below has to do.
@@ -136,7 +136,7 @@ _UP, _DOWN = (math.ceil, torch.ceil), (math.floor, torch.floor)
 
 
 def _round(side: float | Tensor, dtype: torch.dtype, towards: Any) -> float | Tensor:
-    """The number of ``dtype`` next to ``side``, above or below: a multiple of the unit in its last place."""
+    """The number of `dtype` next to `side`, above or below: a multiple of the unit in its last place."""
     info, (of_number, of_tensor) = torch.finfo(dtype), towards
     smallest = info.smallest_normal * info.eps
     if not isinstance(side, Tensor):

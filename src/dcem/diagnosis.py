@@ -46,14 +46,14 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What :func:`diagnose` found; ``print`` it, or draw its :meth:`figure`.
+    """What `diagnose` found; `print` it, or draw its `figure`.
 
     Attributes:
-        rows: a :class:`Row` an iteration.
+        rows: a `Row` an iteration.
         comparison: the gradient against finite differences; None where there is no gradient.
         travelled: how far the answer lies from the start, in stds of the start, the farthest coordinate.
         spread: how far answers of different noise lie apart (their std), in stds of the start, the widest coordinate.
-        status: of each problem, ``(*batch,)``.
+        status: of each problem, `(*batch,)`.
         advice: sentences that name a setting and what to do with it; none where nothing is wrong.
         solution: of the first seed.
     """
@@ -84,7 +84,7 @@ class Diagnosis:
         return "\n".join([*lines, *(self.advice or ["nothing to change"])])
 
     def figure(self) -> Figure:
-        """Best value, std, effective elites and gradient norm by iteration; needs ``dcem[experiments]``."""
+        """Best value, std, effective elites and gradient norm by iteration; needs `dcem[experiments]`."""
         from dcem.plotting.diagnosis import draw
 
         return draw(self)
@@ -107,7 +107,7 @@ def diagnose(
     """Find out whether a solve is set up well: watch it, repeat it with other noise, and check its gradient.
 
     Args:
-        objective: as in :func:`dcem.minimize`; evaluated some ``20 + num_seeds`` solves' worth.
+        objective: as in [`dcem.minimize`][]; evaluated some `20 + num_seeds` solves' worth.
         init: likewise.
         solver: likewise.
         num_iterations: likewise.
@@ -124,8 +124,8 @@ def diagnose(
         What was found, with sentences that say which setting to change.
 
     Raises:
-        TypeError: as :func:`dcem.minimize`.
-        ValueError: likewise, or ``num_seeds`` is below 2, or something was computed of a parameter before the solve.
+        TypeError: as [`dcem.minimize`][].
+        ValueError: likewise, or `num_seeds` is below 2, or something was computed of a parameter before the solve.
 
     Example:
         >>> import torch, dcem

@@ -16,20 +16,20 @@ from dcem.solvers import GradientDescent
 def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
     """Make one decision of a controller, or one prediction of an energy model, a program of torch's own operations.
 
-    The program takes the inputs and then the ``noise`` of the search, ``(T, *batch, N, *event)`` (``*latent`` with a
-    decoder): draw it anew for each decision, or always give the same. ``torch.export.save`` writes it to a file, which
-    ``torch.export.load`` reads where dcem is not installed; ``torch._inductor.aoti_compile_and_package`` makes
+    The program takes the inputs and then the `noise` of the search, `(T, *batch, N, *event)` (`*latent` with a
+    decoder): draw it anew for each decision, or always give the same. `torch.export.save` writes it to a file, which
+    `torch.export.load` reads where dcem is not installed; `torch._inductor.aoti_compile_and_package` makes
     machine code of it. It holds the parameters as they are now, has the shapes of these inputs and no gradient.
 
     Args:
-        layer: a :class:`dcem.control.MPC`, :class:`dcem.energy.EnergyModel`, or an :class:`dcem.Argmin` of your own
-            with a method ``decision(*inputs, noise)``. Its functions have to be traceable by ``torch.export``.
-        *inputs: an example of what it decides on, of which the shapes count. Of an energy model ``x``. Of a controller
-            ``state``, or ``state, before``: the program returns a pair ``(actions, mean)``, and takes that of the step
+        layer: a [`dcem.control.MPC`][], [`dcem.energy.EnergyModel`][], or an [`dcem.Argmin`][] of your own
+            with a method `decision(*inputs, noise)`. Its functions have to be traceable by `torch.export`.
+        *inputs: an example of what it decides on, of which the shapes count. Of an energy model `x`. Of a controller
+            `state`, or `state, before`: the program returns a pair `(actions, mean)`, and takes that of the step
             before, NaN for none, as its second input.
 
     Raises:
-        TypeError: the layer has no method ``decision``, or solves by gradient descent.
+        TypeError: the layer has no method `decision`, or solves by gradient descent.
 
     Example:
         >>> import torch, dcem
@@ -41,7 +41,7 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
         >>> torch.allclose(actions, mpc(torch.ones(1), noise=noise).actions, atol=1e-5)
         True
 
-    Source: Ansel et al., "PyTorch 2", ASPLOS 2024, for ``torch.export``'s graphs.
+    Source: Ansel et al., "PyTorch 2", ASPLOS 2024, for `torch.export`'s graphs.
     """
     if not hasattr(layer, "decision"):
         raise TypeError(f"layer: expected a dcem.control.MPC or a dcem.energy.EnergyModel, got {layer!r}")

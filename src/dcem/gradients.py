@@ -1,4 +1,4 @@
-"""How a solve is differentiated: one object, given to :func:`dcem.minimize` as ``gradient``."""
+"""How a solve is differentiated: one object, given to [`dcem.minimize`][] as `gradient`."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class GradientMode:
         return True
 
     def evaluation(self, objective: Objective, weigh: Weigh | None, generator: torch.Generator | None) -> Objective:
-        """The objective as the solver shall see it; ``weigh`` turns values into the solver's weights, if it has any."""
+        """The objective as the solver shall see it; `weigh` turns values into the solver's weights, if it has any."""
         return objective
 
     def iterate(
         self, iterate: Iterate, state: Any, noise: Tensor, remaining: int, generator: torch.Generator | None
     ) -> Step:
-        """Make one iteration, the first of ``remaining``; ``generator`` is the one that the solve was given."""
+        """Make one iteration, the first of `remaining`; `generator` is the one that the solve was given."""
         return iterate(state, noise)
 
     def finish(
         self, objective: Evaluation, x: Tensor, event_dims: int, bounds: Bounds | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attach what is left of the gradient to the answer ``x``, and say per problem where that has no meaning."""
+        """Attach what is left of the gradient to the answer `x`, and say per problem where that has no meaning."""
         return x, None
 
 
@@ -64,13 +64,13 @@ class Unroll(GradientMode):
 
 @dataclass(frozen=True)
 class Checkpoint(GradientMode):
-    """The gradient of :class:`Unroll` with the memory of one iteration: each is made again in the backward pass.
+    """The gradient of `Unroll` with the memory of one iteration: each is made again in the backward pass.
 
     The objective is called twice as often. Randomness inside it is replayed if it is torch's global one or that of the
     generator that the solve was given; an objective that draws otherwise has other values the second time, which is a
-    ``RuntimeError`` in the backward pass. What an objective counts or averages (the running statistics of a
-    ``torch.nn.BatchNorm`` in training) moves twice. Inside ``torch.func`` transforms, which checkpoints do not work in,
-    this is :class:`Unroll`.
+    `RuntimeError` in the backward pass. What an objective counts or averages (the running statistics of a
+    `torch.nn.BatchNorm` in training) moves twice. Inside `torch.func` transforms, which checkpoints do not work in,
+    this is `Unroll`.
 
     Source: Chen et al., "Training deep nets with sublinear memory cost", 2016.
     """
@@ -90,7 +90,7 @@ class Truncate(GradientMode):
         last: how many iterations to differentiate through, at least 1.
 
     Raises:
-        TypeError: ``last`` is no integer.
+        TypeError: `last` is no integer.
         ValueError: it is below 1.
 
     Source: truncated back-propagation through time, Shaban et al., AISTATS 2019.
@@ -123,21 +123,21 @@ class Detach(GradientMode):
 
 @dataclass(frozen=True)
 class Implicit(GradientMode):
-    """Differentiate the stationary point that the solve ended in: ``D_θ x* = -(∇²_xx f)^-1 ∇²_xθ f``.
+    """Differentiate the stationary point that the solve ended in: `D_θ x* = -(∇²_xx f)^-1 ∇²_xθ f`.
 
-    Costs no memory in the iterations, and does not depend on how ``x*`` was found. It needs an objective that is twice
-    differentiable in ``x``, and a solve that has converged: a problem whose answer is farther than ``tolerance`` from
+    Costs no memory in the iterations, and does not depend on how `x*` was found. It needs an objective that is twice
+    differentiable in `x`, and a solve that has converged: a problem whose answer is farther than `tolerance` from
     the stationary point next to it (by a Newton step), or whose Hessian has negative curvature, has the status
-    ``NOT_STATIONARY`` and a zero gradient. Coordinates held by a bound do not move with ``θ``. Nor does the answer
+    `NOT_STATIONARY` and a zero gradient. Coordinates held by a bound do not move with `θ`. Nor does the answer
     along directions in which the objective is flat, such as what all inputs of a softmax have in common: of all minima
-    next to it, the nearest one counts. Flat is curvature below rounding, some ``1e-6`` of the largest in float32 and
-    ``1e-15`` in float64, with coordinates brought to the same curvature first.
+    next to it, the nearest one counts. Flat is curvature below rounding, some `1e-6` of the largest in float32 and
+    `1e-15` in float64, with coordinates brought to the same curvature first.
 
     Args:
-        tolerance: the largest Newton step, relative to ``1 + |x|``, that still counts as stationary.
+        tolerance: the largest Newton step, relative to `1 + |x|`, that still counts as stationary.
 
     Raises:
-        TypeError: ``tolerance`` is no number.
+        TypeError: `tolerance` is no number.
         ValueError: it is not above 0.
 
     Source: Dontchev & Rockafellar, "Implicit functions and solution mappings", 2009.
@@ -192,22 +192,22 @@ class Implicit(GradientMode):
 
 @dataclass(frozen=True)
 class Prune(GradientMode):
-    """Differentiate only through the samples that carry the gradient, those of the largest ``w (1 - w)``.
+    """Differentiate only through the samples that carry the gradient, those of the largest `w (1 - w)`.
 
     The values of all samples are computed without gradient, then those of a few once more with it: memory and
     backward time shrink to the fraction kept. An objective that draws random numbers has other values the second time,
-    whatever it draws from, which is a ``RuntimeError``.
+    whatever it draws from, which is a `RuntimeError`.
 
     Args:
-        keep: the fraction of the samples to keep, in ``(0, 1]``.
-        unbiased: draw the samples in proportion to ``w (1 - w)`` and weigh them by their inverse probability, instead
+        keep: the fraction of the samples to keep, in `(0, 1]`.
+        unbiased: draw the samples in proportion to `w (1 - w)` and weigh them by their inverse probability, instead
             of taking the largest: right on average, at the price of variance.
 
     Raises:
-        TypeError: ``keep`` is no number, or ``unbiased`` no boolean.
-        ValueError: ``keep`` is outside ``(0, 1]``, or the solver weighs no samples.
+        TypeError: `keep` is no number, or `unbiased` no boolean.
+        ValueError: `keep` is outside `(0, 1]`, or the solver weighs no samples.
 
-    Source: the influence ``w (1 - w)`` is the derivative of the LML projection, Amos, Koltun & Kolter, 2019.
+    Source: the influence `w (1 - w)` is the derivative of the LML projection, Amos, Koltun & Kolter, 2019.
     """
 
     keep: float = 0.2
@@ -247,7 +247,7 @@ class Prune(GradientMode):
         return pruned
 
     def _choose(self, influence: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, float | Tensor]:
-        """Which samples to keep, ``(*batch, M)``, the weights of their common part, and a factor for the rest."""
+        """Which samples to keep, `(*batch, M)`, the weights of their common part, and a factor for the rest."""
         num_samples = influence.shape[-1]
         num_kept = min(num_samples, max(2, math.ceil(self.keep * num_samples)))
         influence = influence.clamp(min=torch.finfo(influence.dtype).tiny)

@@ -38,7 +38,7 @@ class Shard(Protocol):
         solver: Solver,
         **options: Any,
     ) -> Solution:
-        """``minimize(objective, init, solver, **options)``, divided among processes."""
+        """`minimize(objective, init, solver, **options)`, divided among processes."""
 
 
 def minimize(
@@ -59,39 +59,39 @@ def minimize(
     record: bool = False,
     shard: Shard | None = None,
 ) -> Solution:
-    """Minimise ``f_θ(x)`` over ``x`` for a batch of problems, and differentiate the answer with respect to ``θ``.
+    """Minimise `f_θ(x)` over `x` for a batch of problems, and differentiate the answer with respect to `θ`.
 
     Args:
-        objective: ``(*batch, N, *event) -> (*batch, N)``, the values of ``N`` candidates a problem. Any callable; what
+        objective: `(*batch, N, *event) -> (*batch, N)`, the values of `N` candidates a problem. Any callable; what
             it closes over receives gradients. A value that is not finite is a failed sample.
-        init: where to start: a distribution, or a Tensor of means ``(*batch, *event)`` around which the solver spreads
-            its ``init_std``.
-        solver: :class:`dcem.CEM` (the default, ``CEM(100, 10, LML(1.0))``), :class:`dcem.MPPI`,
-            :class:`dcem.GradientDescent` or your own.
-        num_iterations: ``T >= 1``.
-        gradient: how to differentiate: :class:`dcem.Unroll` (the default), :class:`dcem.Checkpoint`,
-            :class:`dcem.Truncate`, :class:`dcem.Prune`, :class:`dcem.Implicit` or :class:`dcem.Detach`.
-        event_dims: how many trailing axes of a Tensor ``init`` are one candidate; a distribution knows its own.
-        bounds: ``(low, high)``, each None, a number, or a tensor that broadcasts to ``event``. Samples and answers
+        init: where to start: a distribution, or a Tensor of means `(*batch, *event)` around which the solver spreads
+            its `init_std`.
+        solver: [`dcem.CEM`][] (the default, `CEM(100, 10, LML(1.0))`), [`dcem.MPPI`][],
+            [`dcem.GradientDescent`][] or your own.
+        num_iterations: `T >= 1`.
+        gradient: how to differentiate: [`dcem.Unroll`][] (the default), [`dcem.Checkpoint`][],
+            [`dcem.Truncate`][], [`dcem.Prune`][], [`dcem.Implicit`][] or [`dcem.Detach`][].
+        event_dims: how many trailing axes of a Tensor `init` are one candidate; a distribution knows its own.
+        bounds: `(low, high)`, each None, a number, or a tensor that broadcasts to `event`. Samples and answers
             respect them.
         generator: source of randomness, so that a solve can be replayed.
-        noise: instead of drawing: standard normal draws ``(T, *batch, N, *event)``; or a source of them such as
-            :class:`dcem.ColoredNoise`.
-        proposals: candidates from outside, ``(*batch, M, *event)``, that are evaluated and selected among in every
-            iteration, beside the ``N`` samples: the guesses of a policy, or known good answers. Inside the bounds they
+        noise: instead of drawing: standard normal draws `(T, *batch, N, *event)`; or a source of them such as
+            [`dcem.ColoredNoise`][].
+        proposals: candidates from outside, `(*batch, M, *event)`, that are evaluated and selected among in every
+            iteration, beside the `N` samples: the guesses of a policy, or known good answers. Inside the bounds they
             are clipped like samples; one that is not finite counts as the initial mean.
-        tolerance: a problem stops once it has come to rest, and the loop when all have: with :class:`dcem.CEM` where
-            the std is ``tolerance`` at most in every dimension, with other solvers where an iteration moves the mean
+        tolerance: a problem stops once it has come to rest, and the loop when all have: with [`dcem.CEM`][] where
+            the std is `tolerance` at most in every dimension, with other solvers where an iteration moves the mean
             by no more in any. None to make all iterations.
-        validate: a check of the answers ``(*batch, *event)`` that returns booleans ``(*batch,)``: a problem whose
-            answer does not pass has the status ``INVALID``.
-        callback: called after each iteration with its :class:`dcem.Iteration`; return True (Python's, NumPy's or
+        validate: a check of the answers `(*batch, *event)` that returns booleans `(*batch,)`: a problem whose
+            answer does not pass has the status `INVALID`.
+        callback: called after each iteration with its [`dcem.Iteration`][]; return True (Python's, NumPy's or
             torch's) to stop.
-        record: keep every :class:`dcem.Iteration` in ``solution.history``.
-        shard: divide the work among processes: ``dcem.distributed.Samples()`` or ``Problems()``.
+        record: keep every [`dcem.Iteration`][] in `solution.history`.
+        shard: divide the work among processes: `dcem.distributed.Samples()` or `Problems()`.
 
     Returns:
-        The solution; its ``x`` is the mean of the final distribution, differentiable as ``gradient``
+        The solution; its `x` is the mean of the final distribution, differentiable as `gradient`
         says.
 
     Raises:
@@ -191,9 +191,9 @@ def _check_callables(objective: object, gradient: object, callback: object, vali
 def _check_axes(
     objective: object, start: Distribution, num_samples: int, dtype: torch.dtype, generator: torch.Generator | None
 ) -> None:
-    """Refuse data ``(*batch, ...)`` that lack an axis for the candidates, where the numbers do not show it.
+    """Refuse data `(*batch, ...)` that lack an axis for the candidates, where the numbers do not show it.
 
-    With as many problems as candidates, the data of problem ``i`` meet candidate ``i`` of every problem. One candidate
+    With as many problems as candidates, the data of problem `i` meet candidate `i` of every problem. One candidate
     of each problem tells.
     """
     shape = start.batch_shape

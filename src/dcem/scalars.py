@@ -11,23 +11,23 @@ from dcem.solution import Iteration
 
 
 class Scalars:
-    """Write what each iteration of a solve looks like to any logger: give it as ``callback`` to :func:`dcem.minimize`.
+    """Write what each iteration of a solve looks like to any logger: give it as `callback` to [`dcem.minimize`][].
 
-    The scalars, each the mean over the problems: ``best`` (the lowest value so far in this solve), ``std``,
-    ``effective_elites``, ``drift`` and ``gradient_norm`` as in :class:`dcem.Iteration`, and ``failed``, the fraction of
+    The scalars, each the mean over the problems: `best` (the lowest value so far in this solve), `std`,
+    `effective_elites`, `drift` and `gradient_norm` as in [`dcem.Iteration`][], and `failed`, the fraction of
     candidates whose value was not finite. Gradient norms are known after the backward pass: they are written when the
-    next solve begins, or by :meth:`flush`. What is NaN is not written.
+    next solve begins, or by `flush`. What is NaN is not written.
 
     Args:
-        add_scalar: ``(name, value, step) -> None``: ``SummaryWriter(...).add_scalar`` of TensorBoard, or
-            ``lambda name, value, step: wandb.log({name: value}, step=step)``.
-        prefix: before each name, ``"solve"`` for ``solve/std``.
+        add_scalar: `(name, value, step) -> None`: `SummaryWriter(...).add_scalar` of TensorBoard, or
+            `lambda name, value, step: wandb.log({name: value}, step=step)`.
+        prefix: before each name, `"solve"` for `solve/std`.
 
     Raises:
-        TypeError: ``add_scalar`` is not callable, or ``prefix`` no string.
+        TypeError: `add_scalar` is not callable, or `prefix` no string.
 
-    Steps count the iterations of all solves, from 0. Call :meth:`begin` before each solve that is not to be taken for
-    the one before gone on with; an iteration's gradients are then written, and ``best`` starts anew.
+    Steps count the iterations of all solves, from 0. Call `begin` before each solve that is not to be taken for
+    the one before gone on with; an iteration's gradients are then written, and `best` starts anew.
 
     Example:
         >>> import torch, dcem

@@ -19,22 +19,22 @@ from dcem.solvers.base import Step
 
 
 class Status(IntEnum):
-    """How a problem ended; ``solution.status == Status.OK`` is a mask over the batch.
+    """How a problem ended; `solution.status == Status.OK` is a mask over the batch.
 
     Attributes:
         OK: the solve went as it should. That includes one that has converged so far that its values differ by no more
-            than their rounding (their spread is at most ``32 eps max|v|``): from then on there is nothing to select
+            than their rounding (their spread is at most `32 eps max|v|`): from then on there is nothing to select
             by, and the distribution stays as it is.
-        COLLAPSED: the std reached its floor in every dimension: further iterations change nothing. Raise ``min_std``,
-            ``init_std`` or the temperature if that came too early.
-        NONFINITE: in at least one iteration fewer than ``num_elites`` values were finite; the distribution was kept as
+        COLLAPSED: the std reached its floor in every dimension: further iterations change nothing. Raise `min_std`,
+            `init_std` or the temperature if that came too early.
+        NONFINITE: in at least one iteration fewer than `num_elites` values were finite; the distribution was kept as
             it was there. Or, with gradient descent, a slope was not finite; with other solvers that is seen in the
             backward pass, which then writes it here. Look at the objective.
-        NOT_STATIONARY: with ``gradient=Implicit()``, the answer is too far from a stationary point for the implicit
+        NOT_STATIONARY: with `gradient=Implicit()`, the answer is too far from a stationary point for the implicit
             function theorem to apply; its gradient is zero. Make more iterations, or use another gradient mode.
         FLAT: in every iteration the values were equal up to rounding: nothing was selected, and the answer is where the
             search started. Widen the search, or take a constant out of the objective.
-        INVALID: the answer does not pass the check that was given as ``validate``.
+        INVALID: the answer does not pass the check that was given as `validate`.
     """
 
     OK = 0
@@ -49,17 +49,17 @@ class Iteration(NamedTuple):
     """One iteration of a solve.
 
     Attributes:
-        samples: the candidates, ``(*batch, N, *event)``.
-        values: the objective at them, ``(*batch, N)``.
-        weights: the selection's weights, ``(*batch, N)``.
-        distribution: ``g_φ`` after the iteration.
-        effective_elites: ``(Σw)² / Σw²``, ``(*batch,)``: how many candidates share the weight. ``k`` for a hard
-            selection, up to ``N`` for a soft one; choose the temperature by it.
-        std: the root mean square of the std of ``distribution``, ``(*batch,)``; NaN for a family without one.
-        gradient_norm: of what the last backward pass sent to the parameters of ``distribution``, ``(*batch,)``; NaN
+        samples: the candidates, `(*batch, N, *event)`.
+        values: the objective at them, `(*batch, N)`.
+        weights: the selection's weights, `(*batch, N)`.
+        distribution: `g_φ` after the iteration.
+        effective_elites: `(Σw)² / Σw²`, `(*batch,)`: how many candidates share the weight. `k` for a hard
+            selection, up to `N` for a soft one; choose the temperature by it.
+        std: the root mean square of the std of `distribution`, `(*batch,)`; NaN for a family without one.
+        gradient_norm: of what the last backward pass sent to the parameters of `distribution`, `(*batch,)`; NaN
             before there was one, and where nothing is differentiated.
         drift: how far the mean has moved since the start of the solve, in stds of the start, the farthest coordinate,
-            ``(*batch,)``; NaN for a family without a std. Beyond 2.5 the start was too narrow for the distance, and
+            `(*batch,)`; NaN for a family without a std. Beyond 2.5 the start was too narrow for the distance, and
             the search may have stopped on the way.
     """
 
@@ -74,7 +74,7 @@ class Iteration(NamedTuple):
 
     @classmethod
     def of(cls, step: Step, start: Distribution) -> Iteration:
-        """The record of a solver's step, in a solve that began with ``start``."""
+        """The record of a solver's step, in a solve that began with `start`."""
         weights = step.weights.detach()
         effective = weights.sum(-1).square() / weights.square().sum(-1)
         distribution: Distribution = step.state.distribution
@@ -88,7 +88,7 @@ class Iteration(NamedTuple):
 
 @torch.no_grad()
 def _drift(start: Distribution, now: Distribution) -> Tensor:
-    """``max |μ - μ₀| / σ₀`` over the coordinates, ``(*batch,)``."""
+    """`max |μ - μ₀| / σ₀` over the coordinates, `(*batch,)`."""
     std: Tensor | None = getattr(start, "std", None)
     moved = (now.mean - start.mean).abs()
     moved = torch.full_like(moved, torch.nan) if std is None else torch.where(moved > 0, moved / std, 0.0)
@@ -96,7 +96,7 @@ def _drift(start: Distribution, now: Distribution) -> Tensor:
 
 
 def _norm_of_gradient(distribution: Distribution) -> Tensor:
-    """``(*batch,)``, NaN until a backward pass writes into it."""
+    """`(*batch,)`, NaN until a backward pass writes into it."""
     batch_shape, like = distribution.batch_shape, distribution.mean
     norm = torch.full(batch_shape, torch.nan, dtype=like.dtype, device=like.device)
     asked = [leaf for leaf in leaves(distribution) if leaf.requires_grad] if is_eager() else []
@@ -118,18 +118,18 @@ def _norm_of_gradient(distribution: Distribution) -> Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution(Result):
-    """The answer of :func:`dcem.minimize`.
+    """The answer of [`dcem.minimize`][].
 
-    It is data: ``solution.detach()`` cuts it from its graph, ``solution.to(device, dtype)`` moves it, ``copy.deepcopy``
-    copies its numbers, and ``torch.load(..., weights_only=True)`` reads what ``torch.save`` has written.
+    It is data: `solution.detach()` cuts it from its graph, `solution.to(device, dtype)` moves it, `copy.deepcopy`
+    copies its numbers, and `torch.load(..., weights_only=True)` reads what `torch.save` has written.
 
     Attributes:
-        x: ``E[g_φ]``, ``(*batch, *event)``, differentiable as the gradient mode says.
-        best_x: the best sample seen, ``(*batch, *event)``, detached.
-        best_value: its value, ``(*batch,)``, detached; ``inf`` where no value was finite.
-        distribution: the final ``g_φ``, to start the next solve from.
-        status: a :class:`Status` a problem, ``(*batch,)``.
-        history: with ``record=True`` a list of :class:`Iteration`, else empty.
+        x: `E[g_φ]`, `(*batch, *event)`, differentiable as the gradient mode says.
+        best_x: the best sample seen, `(*batch, *event)`, detached.
+        best_value: its value, `(*batch,)`, detached; `inf` where no value was finite.
+        distribution: the final `g_φ`, to start the next solve from.
+        status: a `Status` a problem, `(*batch,)`.
+        history: with `record=True` a list of `Iteration`, else empty.
     """
 
     x: Tensor

@@ -14,20 +14,20 @@ from dcem.control.rollout import Dynamics, rollout
 def closed_loop(
     policy: Callable[[Tensor], Tensor], plant: Dynamics, state: Tensor, num_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Let a policy act on a plant; gradients flow through both. For environments there is :func:`dcem.control.run`.
+    """Let a policy act on a plant; gradients flow through both. For environments there is [`dcem.control.run`][].
 
     Args:
-        policy: from states ``(*batch, s)`` to the actions of the next steps, ``(*batch, n, a)``: all of them are
-            applied before it is asked again. ``n`` may change from one time to the next.
-        plant: ``(state, action) -> next_state``.
-        state: where it begins, ``(*batch, s)``.
+        policy: from states `(*batch, s)` to the actions of the next steps, `(*batch, n, a)`: all of them are
+            applied before it is asked again. `n` may change from one time to the next.
+        plant: `(state, action) -> next_state`.
+        state: where it begins, `(*batch, s)`.
         num_steps: steps in all; of the last answer of the policy what goes beyond them is left out.
 
     Returns:
-        The states ``(*batch, num_steps + 1, s)`` and the actions ``(*batch, num_steps, a)``.
+        The states `(*batch, num_steps + 1, s)` and the actions `(*batch, num_steps, a)`.
 
     Raises:
-        ValueError: ``num_steps`` is not positive, or the policy returns no action, or actions of another batch.
+        ValueError: `num_steps` is not positive, or the policy returns no action, or actions of another batch.
 
     Example:
         >>> import torch

@@ -15,17 +15,17 @@ from dcem.control.rollout import Dynamics, batch_of, follow
 class Compiled(nn.Module):
     """Plan several times faster through dynamics made of small operations: compile the loop over the horizon.
 
-    An eager rollout pays for every operation of every step; compiled by ``torch.compile``, the steps become a few
+    An eager rollout pays for every operation of every step; compiled by `torch.compile`, the steps become a few
     loops over all candidates. The first call with each shape takes about ten seconds, so this is for controllers that
-    run for long. First derivatives are compiled too; second ones, and ``torch.func`` transforms, are not to be had.
+    run for long. First derivatives are compiled too; second ones, and `torch.func` transforms, are not to be had.
 
     Args:
-        dynamics: ``f(state, action) -> next_state``, in operations that ``torch.compile`` understands.
-        state_dims: how many trailing axes of a state are one state, as in :class:`dcem.control.MPC`.
+        dynamics: `f(state, action) -> next_state`, in operations that `torch.compile` understands.
+        state_dims: how many trailing axes of a state are one state, as in [`dcem.control.MPC`][].
 
     Raises:
-        TypeError: ``dynamics`` is not callable.
-        ValueError: ``dynamics`` rolls out by itself.
+        TypeError: `dynamics` is not callable.
+        ValueError: `dynamics` rolls out by itself.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ class Compiled(nn.Module):
         return self.dynamics(state, action)
 
     def rollout(self, state: Any, actions: Tensor) -> Any:
-        """The states ``(*batch, H + 1, *s)`` of actions ``(*batch, H, *a)``."""
+        """The states `(*batch, H + 1, *s)` of actions `(*batch, H, *a)`."""
         if self._compiled is None:
             # How often a function is compiled anew is counted, and limited, by its code: each instance has its own.
             own = types.FunctionType(_rollout.__code__.replace(), globals(), f"rollout_of_{id(self)}")

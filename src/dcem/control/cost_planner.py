@@ -24,7 +24,7 @@ class CostPlanner:
         model: has `get_cost(info, actions)`: the costs `(E, N)` of action sequences `(E, N, horizon, action_dim)` in
             `E` environments. The tensors and arrays of `info`, `(E, ...)`, come with an axis for the candidates,
             `(E, N, ...)`.
-        solver: :class:`dcem.CEM` by default.
+        solver: [`dcem.CEM`][] by default.
         num_iterations: of the solver, a plan.
         bounds: of the actions as the model has them, which need not be those of the environments.
         generator: source of randomness, so that a plan can be replayed.
@@ -32,7 +32,7 @@ class CostPlanner:
     Raises:
         TypeError: the model has no `get_cost`.
         RuntimeError: `solve` before `configure`.
-        ValueError: `init_action` is of another shape, or what :func:`dcem.minimize` raises.
+        ValueError: `init_action` is of another shape, or what [`dcem.minimize`][] raises.
 
     Example:
         >>> import gymnasium, torch, types

@@ -18,7 +18,7 @@ def arrived(
     action_shape: tuple[int, ...],
     num_particles: int,
 ) -> Any:
-    """The state ``(*batch, *s)`` that actions ``sent`` ``(*batch, d, *a)``, the oldest first, lead to."""
+    """The state `(*batch, *s)` that actions `sent` `(*batch, d, *a)`, the oldest first, lead to."""
     if not isinstance(sent, Tensor):
         raise TypeError(f"sent: expected a Tensor (*batch, d, *a) or None, got {type(sent).__name__}")
     dim = len(batch)

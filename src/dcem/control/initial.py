@@ -23,9 +23,9 @@ def warm(
     actions_shape: tuple[int, ...],
     decoder: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """The first mean ``(*batch, *latent)`` from the plan before, shifted in time, and the action that was applied.
+    """The first mean `(*batch, *latent)` from the plan before, shifted in time, and the action that was applied.
 
-    Where ``reset`` says so, or the plan holds what is not finite, the mean is ``fresh`` and the action NaN.
+    Where `reset` says so, or the plan holds what is not finite, the mean is `fresh` and the action NaN.
     """
     if not isinstance(plan, (Plan, WarmStart)):
         raise TypeError(f"warm_start: expected a dcem.control.Plan or None, got {type(plan).__name__}")
@@ -65,21 +65,21 @@ def warm(
 
 
 def _not_finite(x: Tensor, batch_dims: int) -> Tensor:
-    """Which problems hold something that is not finite: ``(*batch,)``."""
+    """Which problems hold something that is not finite: `(*batch,)`."""
     bad = ~x.isfinite()
     return bad.flatten(batch_dims).any(-1) if x.dim() > batch_dims else bad
 
 
 @torch.no_grad()
 def asked(proposals: Callable[..., Any], state: Any, horizon: int, num: int, generator: torch.Generator | None) -> Any:
-    """What a function that proposes action sequences says; one with a keyword ``generator`` draws by that."""
+    """What a function that proposes action sequences says; one with a keyword `generator` draws by that."""
     drawn_by = {"generator": generator} if takes(proposals, "generator", 3) else {}
     return unchanging("proposals", proposals, state, horizon, num, **drawn_by)
 
 
 @torch.no_grad()
 def proposed(actions: Any, expected: tuple[int | str, ...], decoder: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """Candidates from outside, ``(*batch, M, *latent)``, of action sequences, which should have a given shape."""
+    """Candidates from outside, `(*batch, M, *latent)`, of action sequences, which should have a given shape."""
     shape = tuple(actions.shape) if isinstance(actions, Tensor) else ()
     if len(shape) != len(expected) or any(w not in ("M", g) for w, g in zip(expected, shape, strict=True)):
         came = shape if isinstance(actions, Tensor) else type(actions).__name__

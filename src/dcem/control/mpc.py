@@ -31,84 +31,84 @@ from dcem.solvers import Solver
 
 
 class MPC(Argmin):
-    """Choose actions by planning: minimise ``Σ_t C(x_t, u_t)`` over a horizon, subject to ``x_{t+1} = f(x_t, u_t)``.
+    """Choose actions by planning: minimise `Σ_t C(x_t, u_t)` over a horizon, subject to `x_{t+1} = f(x_t, u_t)`.
 
     Applied in closed loop, the first action of each plan is executed and the next solve starts from the plan shifted
     in time. The plan is differentiable in whatever dynamics, cost, terminal cost and decoder depend on, and in the
-    solver's tensors, as ``gradient`` says: all that are modules are registered, so ``mpc.parameters()`` trains them.
-    A method of a module, such as ``imagine`` of a :class:`dcem.world.WorldModel`, does not register the module: train,
+    solver's tensors, as `gradient` says: all that are modules are registered, so `mpc.parameters()` trains them.
+    A method of a module, such as `imagine` of a [`dcem.world.WorldModel`][], does not register the module: train,
     move and save that by itself.
 
     Args:
-        dynamics: ``f(state, action) -> next_state`` on any leading axes, deterministic or stochastic; state may be a
-            tree of tensors. Called with states ``(*batch, N, *s)`` and actions ``(*batch, N, *a)``. One with a method
-            ``rollout(state, actions) -> states`` is asked for whole sequences (see :func:`dcem.control.rollout`). One
-            with a keyword ``t`` is told the step of the plan, ``0 ... H - 1``.
-        cost: ``C(state, action) -> (...,)`` on any leading axes; called for all times at once, with time as the first
-            axis: ``(H, *batch, N, *s)``. One with a keyword ``t`` is given the steps of the plan, ``(H,)``: a
+        dynamics: `f(state, action) -> next_state` on any leading axes, deterministic or stochastic; state may be a
+            tree of tensors. Called with states `(*batch, N, *s)` and actions `(*batch, N, *a)`. One with a method
+            `rollout(state, actions) -> states` is asked for whole sequences (see [`dcem.control.rollout`][]). One
+            with a keyword `t` is told the step of the plan, `0 ... H - 1`.
+        cost: `C(state, action) -> (...,)` on any leading axes; called for all times at once, with time as the first
+            axis: `(H, *batch, N, *s)`. One with a keyword `t` is given the steps of the plan, `(H,)`: a
             reference can be tracked without a clock in the state.
-        horizon: ``H``, at least 1.
-        action_shape: ``a``; an int is ``(int,)``.
-        bounds: ``(low, high)`` of the actions, each None, a number, or a tensor, array or list that broadcasts to
-            ``(horizon, *a)``; or an environment's ``action_space`` itself.
-        solver: :class:`dcem.CEM` (the default, ``CEM(100, 10, LML(1.0))``), :class:`dcem.MPPI`, ...
+        horizon: `H`, at least 1.
+        action_shape: `a`; an int is `(int,)`.
+        bounds: `(low, high)` of the actions, each None, a number, or a tensor, array or list that broadcasts to
+            `(horizon, *a)`; or an environment's `action_space` itself.
+        solver: [`dcem.CEM`][] (the default, `CEM(100, 10, LML(1.0))`), [`dcem.MPPI`][], ...
         num_iterations: of the solver, a plan.
-        gradient: how a plan is differentiated, :class:`dcem.Unroll` by default.
-        decoder: plan over a latent ``z``: maps ``(*batch, N, *latent)`` to ``(*batch, N, horizon, *a)``. A learned one
-            makes long plans small; :class:`dcem.embedding.SplineDecoder` plans over knots. One with a keyword ``state``
-            is given the states that the plans start from, ``(*batch, N, *s)``: what is worth searching depends on
+        gradient: how a plan is differentiated, [`dcem.Unroll`][] by default.
+        decoder: plan over a latent `z`: maps `(*batch, N, *latent)` to `(*batch, N, horizon, *a)`. A learned one
+            makes long plans small; [`dcem.embedding.SplineDecoder`][] plans over knots. One with a keyword `state`
+            is given the states that the plans start from, `(*batch, N, *s)`: what is worth searching depends on
             where one is.
-        latent_shape: shape of ``z``; the decoder's own ``latent_shape`` by default.
-        latent_bounds: bounds of ``z``.
-        terminal_cost: ``(state) -> (...,)``, of the last state.
-        discount: ``γ`` in ``(0, 1]``: what step ``t`` costs, and violates, counts ``γ^t``, the terminal cost ``γ^H``.
-        continues: ``p(state) -> (...,)`` in ``[0, 1]``, the probability that the episode goes on in a state that has
-            been reached: step ``t`` then counts ``Π_{s=1..t} p(x_s)`` as well, and what comes after the end costs
+        latent_shape: shape of `z`; the decoder's own `latent_shape` by default.
+        latent_bounds: bounds of `z`.
+        terminal_cost: `(state) -> (...,)`, of the last state.
+        discount: `γ` in `(0, 1]`: what step `t` costs, and violates, counts `γ^t`, the terminal cost `γ^H`.
+        continues: `p(state) -> (...,)` in `[0, 1]`, the probability that the episode goes on in a state that has
+            been reached: step `t` then counts `Π_{s=1..t} p(x_s)` as well, and what comes after the end costs
             nothing. The state that the plan starts from is taken to be alive. The action rate is charged in full.
-        proposals: ``(state, horizon, num) -> (*batch, num, horizon, *a)``: action sequences from outside, of a policy
+        proposals: `(state, horizon, num) -> (*batch, num, horizon, *a)`: action sequences from outside, of a policy
             or a library of motions, that take part in every selection beside the samples. They are constants: no
-            gradient flows into them. With a decoder, its ``encode`` turns them into latents.
-            A function with a keyword ``generator`` is given the plan's.
+            gradient flows into them. With a decoder, its `encode` turns them into latents.
+            A function with a keyword `generator` is given the plan's.
         num_proposals: how many of them to ask for.
-        action_rate_cost: weight of ``Σ_t |u_t - u_{t-1}|²``, a number or a tensor that broadcasts to ``a``; the action
+        action_rate_cost: weight of `Σ_t |u_t - u_{t-1}|²`, a number or a tensor that broadcasts to `a`; the action
             before the first is that of the warm start's plan, if there is one.
-        constraint: ``g(state) -> (...,)`` or ``(..., m)``, of which every entry should be at most 0 in the states
-            ``x_1 ... x_H``; each is charged ``constraint_weight * max(g, 0)``.
+        constraint: `g(state) -> (...,)` or `(..., m)`, of which every entry should be at most 0 in the states
+            `x_1 ... x_H`; each is charged `constraint_weight * max(g, 0)`.
         constraint_weight: the price of violation; large enough, the penalty is exact.
-        num_particles: ``P``; above 1 every candidate is rolled out ``P`` times, states and actions having a first axis
-            ``P``: for stochastic dynamics, or an ensemble with a member a particle.
-        risk: what the costs of the particles count as: :class:`Mean`, :class:`WorstCase`, :class:`CVaR`, or any
-            callable ``(P, ...) -> (...)``.
-        noise: a source of candidates' noise, such as ``ColoredNoise(dim=-2)`` for sequences that vary smoothly. Its
-            ``dim`` is the axis of time among those of ``(horizon, *a)``: ``-2`` for actions that are vectors, ``-1``
-            for numbers (an ``action_shape`` of ``()``); with a decoder an axis of the latent.
-        init_mean: where the first search starts: a number, or a tensor that broadcasts to ``(horizon, *a)`` (to
-            ``latent`` with a decoder).
-        init_std: how wide every search starts, likewise; None for the solver's ``init_std``. Choose it about as
+        num_particles: `P`; above 1 every candidate is rolled out `P` times, states and actions having a first axis
+            `P`: for stochastic dynamics, or an ensemble with a member a particle.
+        risk: what the costs of the particles count as: `Mean`, `WorstCase`, `CVaR`, or any
+            callable `(P, ...) -> (...)`.
+        noise: a source of candidates' noise, such as `ColoredNoise(dim=-2)` for sequences that vary smoothly. Its
+            `dim` is the axis of time among those of `(horizon, *a)`: `-2` for actions that are vectors, `-1`
+            for numbers (an `action_shape` of `()`); with a decoder an axis of the latent.
+        init_mean: where the first search starts: a number, or a tensor that broadcasts to `(horizon, *a)` (to
+            `latent` with a decoder).
+        init_std: how wide every search starts, likewise; None for the solver's `init_std`. Choose it about as
             large as the actions are: half the width of their bounds, say.
-        init: what every search starts from, instead of a Gaussian of ``init_mean`` and ``init_std``: a distribution
-            of one problem over ``(horizon, *a)`` (``latent`` with a decoder). A :class:`dcem.Categorical` for discrete
-            actions, a :class:`dcem.Product` for mixed ones, for which ``answer="best"`` returns a choice. It is moved
-            to a warm start by :meth:`dcem.Distribution.around`.
-        answer: which actions to return: the ``"mean"`` of the final distribution, the ``"best"`` sample of the whole
-            solve, or the best of the ``"last"`` iteration.
+        init: what every search starts from, instead of a Gaussian of `init_mean` and `init_std`: a distribution
+            of one problem over `(horizon, *a)` (`latent` with a decoder). A [`dcem.Categorical`][] for discrete
+            actions, a [`dcem.Product`][] for mixed ones, for which `answer="best"` returns a choice. It is moved
+            to a warm start by [`dcem.Distribution.around`][].
+        answer: which actions to return: the `"mean"` of the final distribution, the `"best"` sample of the whole
+            solve, or the best of the `"last"` iteration.
         chunk_size: evaluate at most so many candidates at a time; memory then stays that of a chunk, in the backward
             pass too, where each is evaluated again.
         state_dims: how many trailing axes of the state are one state: an int, or a tree of ints like the state.
-        shard: divide each plan's search among processes: ``dcem.distributed.Samples()`` or ``Problems()``.
+        shard: divide each plan's search among processes: `dcem.distributed.Samples()` or `Problems()`.
 
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of its range or of the wrong shape; in a call, dynamics, cost, decoder or warm
-            start have the wrong shape, or what :func:`dcem.minimize` raises.
+            start have the wrong shape, or what [`dcem.minimize`][] raises.
 
-    A candidate with an action, a cost or a state ``x_1 ... x_H`` that is not finite is a failed sample and never
+    A candidate with an action, a cost or a state `x_1 ... x_H` that is not finite is a failed sample and never
     chosen, whatever the cost looks at. If that holds for the plan itself (the mean of good candidates need not be one),
-    its cost is NaN and its status ``NONFINITE``. The warm start is a constant: gradients do not flow from one solve
+    its cost is NaN and its status `NONFINITE`. The warm start is a constant: gradients do not flow from one solve
     into the one before, and a problem in which it is not finite starts afresh.
 
-    Settings may be changed at any time, and hold from the next plan on; ``horizon``, ``action_shape`` and
-    ``latent_shape`` may not.
+    Settings may be changed at any time, and hold from the next plan on; `horizon`, `action_shape` and
+    `latent_shape` may not.
 
     Example:
         >>> import torch, dcem
@@ -197,7 +197,7 @@ class MPC(Argmin):
 
     @property
     def actions_shape(self) -> tuple[int, ...]:
-        """``(horizon, *a)``, the shape of a plan's actions."""
+        """`(horizon, *a)`, the shape of a plan's actions."""
         return (self.horizon, *self.action_shape)
 
     def extra_repr(self) -> str:
@@ -226,23 +226,23 @@ class MPC(Argmin):
         proposals: Tensor | None = None,
         record: bool = False,
     ) -> Plan:
-        """Plan from ``state``.
+        """Plan from `state`.
 
         Args:
-            state: ``(*batch, *s)``, or a tree of such tensors.
-            warm_start: the plan of the step before, or its ``warm_start`` (the tensors alone), whose actions, shifted
-                in time, are the first mean. With a decoder that has no ``encode`` its latent is the first mean as it
+            state: `(*batch, *s)`, or a tree of such tensors.
+            warm_start: the plan of the step before, or its `warm_start` (the tensors alone), whose actions, shifted
+                in time, are the first mean. With a decoder that has no `encode` its latent is the first mean as it
                 is.
-            reset: ``(*batch,)``, boolean: problems that start afresh in spite of ``warm_start``.
-            sent: actions that have been sent and have not arrived yet, ``(*batch, d, *a)``, the oldest first. The plan
-                starts from the state that they lead to, by the model: it is one for a plant that acts ``d`` steps late.
-                To dynamics with a keyword ``t`` they are steps ``-d ... -1``.
+            reset: `(*batch,)`, boolean: problems that start afresh in spite of `warm_start`.
+            sent: actions that have been sent and have not arrived yet, `(*batch, d, *a)`, the oldest first. The plan
+                starts from the state that they lead to, by the model: it is one for a plant that acts `d` steps late.
+                To dynamics with a keyword `t` they are steps `-d ... -1`.
             num_iterations: instead of the module's own, for this plan.
             gradient: likewise.
             generator: source of randomness, so that a plan can be replayed.
-            noise: instead of drawing, ``(T, *batch, N, horizon, *a)`` (``*latent`` with a decoder).
-            proposals: instead of asking the module's ``proposals``: action sequences ``(*batch, M, horizon, *a)``.
-            record: keep every iteration in ``plan.solution.history``.
+            noise: instead of drawing, `(T, *batch, N, horizon, *a)` (`*latent` with a decoder).
+            proposals: instead of asking the module's `proposals`: action sequences `(*batch, M, horizon, *a)`.
+            record: keep every iteration in `plan.solution.history`.
         """
         batch = batch_of(state, self.state_dims)
         if sent is not None:
@@ -305,23 +305,23 @@ class MPC(Argmin):
         )
 
     def decision(self, state: Any, before: tuple[Tensor, Tensor], *, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What :func:`dcem.export` makes a program of: plan from ``state`` and from what this returned the time before.
+        """What [`dcem.export`][] makes a program of: plan from `state` and from what this returned the time before.
 
         Returns:
-            The actions ``(*batch, H, *a)``, of which the first is to be applied, and the mean of the search,
-            ``(*batch, *latent)``. Where they are NaN, as they should be the first time, the search starts afresh.
+            The actions `(*batch, H, *a)`, of which the first is to be applied, and the mean of the search,
+            `(*batch, *latent)`. Where they are NaN, as they should be the first time, the search starts afresh.
         """
         return tuple(self.forward(state, warm_start=WarmStart(*before), noise=noise).warm_start)  # type: ignore[return-value]
 
     def _batch_first(self, states: Any, batch_dims: int) -> Any:
-        """States ``([P,] *batch, H + 1, n, *s)`` as ``(*batch, n, [P,] H + 1, *s)``."""
+        """States `([P,] *batch, H + 1, n, *s)` as `(*batch, n, [P,] H + 1, *s)`."""
         if self.num_particles == 1:
             return map_tensors(lambda leaf: leaf.movedim(batch_dims + 1, batch_dims), states)
         at = (batch_dims, batch_dims + 1)
         return map_tensors(lambda leaf: leaf.movedim(batch_dims + 2, 0).movedim((0, 1), at), states)
 
     def _fresh(self, batch: tuple[int, ...], like: Tensor) -> Distribution | Tensor:
-        """Where a search starts that has no warm start: ``init``, or the means alone."""
+        """Where a search starts that has no warm start: `init`, or the means alone."""
         if self.init is None:
             return self.initial(batch, like)
         init: Distribution = map_tensors(lambda leaf: leaf.to(like), self.init)
@@ -335,7 +335,7 @@ class MPC(Argmin):
         )  # fmt: skip
 
     def _actions(self, z: Tensor, box: Bounds | None, state: Any) -> Tensor:
-        """The action sequences ``(*batch, N, horizon, *a)`` of candidates, inside the bounds."""
+        """The action sequences `(*batch, N, horizon, *a)` of candidates, inside the bounds."""
         if self.decoder is None:
             return z  # which the solver keeps inside
         seen = {}
@@ -363,7 +363,7 @@ class MPC(Argmin):
     def _proposed(
         self, state: Any, given: Tensor | None, batch: tuple[int, ...], generator: torch.Generator | None
     ) -> Tensor | None:
-        """The candidates from outside, ``(*batch, M, *latent)``, as constants."""
+        """The candidates from outside, `(*batch, M, *latent)`, as constants."""
         if given is None and self.proposals is None:
             return None
         actions: Any = given
@@ -374,7 +374,7 @@ class MPC(Argmin):
         return proposed(actions, (*batch, number, *self.actions_shape), self.decoder)
 
     def _chosen(self, solution: Solution, sample_dim: int) -> Tensor:
-        """The answer: ``(*batch, *latent)``; the mean where no candidate was finite."""
+        """The answer: `(*batch, *latent)`; the mean where no candidate was finite."""
         if self.answer == "mean":
             return solution.x
         iterations = solution.history if self.answer == "best" else solution.history[-1:]

@@ -21,38 +21,38 @@ _LARGEST = 1e10  # mjMAXVAL: beyond it MuJoCo calls a position, a speed or a con
 
 
 class MujocoModel:
-    """Roll out action sequences in MuJoCo: dynamics for :class:`dcem.control.MPC`, simulated in C on several threads.
+    """Roll out action sequences in MuJoCo: dynamics for [`dcem.control.MPC`][], simulated in C on several threads.
 
-    A state is one vector ``(qpos, qvel, act, sensors, carried)``: what MuJoCo integrates, then the ``sensors`` asked
+    A state is one vector `(qpos, qvel, act, sensors, carried)`: what MuJoCo integrates, then the `sensors` asked
     for, which are functions of it and are there for a cost to be written on, then numbers that stay as they are.
 
     The simulator is a black box. Gradients reach whatever a cost depends on beside the states, through the weights of
-    the samples, with ``MPC(gradient=Truncate(last=1))``; asking for one through the simulation is an error in the
+    the samples, with `MPC(gradient=Truncate(last=1))`; asking for one through the simulation is an error in the
     backward pass.
 
     Args:
-        source: a ``mujoco.MjModel``, a dm_control ``Environment`` or ``Physics``, or a Gymnasium MuJoCo environment.
+        source: a `mujoco.MjModel`, a dm_control `Environment` or `Physics`, or a Gymnasium MuJoCo environment.
             The model is shared with it, not copied: where an environment compiles another one, as those of
-            ``dm_control.composer`` do at each reset, that one is used from then on.
+            `dm_control.composer` do at each reset, that one is used from then on.
         frame_skip: simulation steps for which an action is held; by default the environment's own, else 1.
         sensors: names of sensors of the model whose readings are part of the state. Where a model lacks one (the
-            position of a site, a body's velocity), add it to its ``mujoco.MjSpec`` and compile.
+            position of a site, a body's velocity), add it to its `mujoco.MjSpec` and compile.
         num_carried: how many trailing numbers of a state are carried along unchanged: a goal, say, that differs between
             environments.
         num_threads: threads to simulate on; by default as many as torch uses.
 
     Attributes:
-        model: the ``mujoco.MjModel`` that is simulated.
-        state_shape: ``(state,)``.
-        action_shape: ``(nu,)``.
-        bounds: ``(low, high)`` of the actions, each ``(nu,)``; infinite where an actuator has no limit.
+        model: the `mujoco.MjModel` that is simulated.
+        state_shape: `(state,)`.
+        action_shape: `(nu,)`.
+        bounds: `(low, high)` of the actions, each `(nu,)`; infinite where an actuator has no limit.
         dt: seconds that an action is held for.
 
     Raises:
-        TypeError: ``source`` is none of these.
+        TypeError: `source` is none of these.
         ValueError: a sensor that the model does not have; an environment whose actions are not the model's controls,
             such as one in a wrapper that scales them; a state or action of the wrong size; an environment's data with
-            inputs that a rollout does not have (:meth:`state_of`).
+            inputs that a rollout does not have (`state_of`).
 
     A simulation that diverges (MuJoCo's warnings of bad positions, velocities, accelerations or controls) has the state
     NaN from there on, so that a planner takes it as failed. Several threads may use one model, in turn, and so may a
@@ -114,7 +114,7 @@ class MujocoModel:
 
     @property
     def model(self) -> Any:
-        """The ``mujoco.MjModel`` that is simulated: the one that the source has now."""
+        """The `mujoco.MjModel` that is simulated: the one that the source has now."""
         return current_model(self._source)
 
     @property
@@ -124,7 +124,7 @@ class MujocoModel:
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest action, each ``(nu,)``; infinite where an actuator has no limit."""
+        """Lowest and highest action, each `(nu,)`; infinite where an actuator has no limit."""
         model = self.model
         limits = torch.tensor(model.actuator_ctrlrange, dtype=torch.get_default_dtype())
         limited = torch.tensor(model.actuator_ctrllimited, dtype=torch.bool)
@@ -133,12 +133,12 @@ class MujocoModel:
         return low, high
 
     def __call__(self, state: Tensor, action: Tensor) -> Tensor:
-        """The next state: ``(*batch, s)`` and ``(*batch, nu)`` to ``(*batch, s)``."""
+        """The next state: `(*batch, s)` and `(*batch, nu)` to `(*batch, s)`."""
         return self.rollout(state, action.unsqueeze(-2))[..., 1, :]
 
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
-        """Whole trajectories: ``(*batch, s)`` and ``(*batch, H, nu)`` to ``(*batch, H + 1, s)``, the first of them
-        ``state`` with its sensors read anew.
+        """Whole trajectories: `(*batch, s)` and `(*batch, H, nu)` to `(*batch, H + 1, s)`, the first of them
+        `state` with its sensors read anew.
         """
         if state.shape[-1:] != self.state_shape:
             raise ValueError(f"state: expected (*batch, {self.state_shape[0]}), got {tuple(state.shape)}")
@@ -156,15 +156,15 @@ class MujocoModel:
         return states.reshape(*batch, horizon + 1, *self.state_shape)
 
     def state_of(self, source: Any, carried: Any = ()) -> Tensor:
-        """The state that an environment, a dm_control ``Physics`` or an ``MjData`` is in, ``(s,)``.
+        """The state that an environment, a dm_control `Physics` or an `MjData` is in, `(s,)`.
 
         Args:
             source: what to read. Sensors are read of its present state, which MuJoCo itself does only in its next step.
-            carried: the ``num_carried`` last numbers.
+            carried: the `num_carried` last numbers.
 
         Raises:
-            ValueError: ``carried`` has another length; or the data has poses of mocap bodies, switched equality
-                constraints or applied forces (``xfrc_applied``, ``qfrc_applied``) other than the model's own, which a
+            ValueError: `carried` has another length; or the data has poses of mocap bodies, switched equality
+                constraints or applied forces (`xfrc_applied`, `qfrc_applied`) other than the model's own, which a
                 rollout would leave out.
         """
         import mujoco
@@ -188,7 +188,7 @@ class MujocoModel:
         return torch.tensor(state, dtype=torch.get_default_dtype())
 
     def simulate(self, state: np.ndarray[Any, Any], actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Physical states ``(B, p)`` and actions ``(B, H, nu)`` to states and sensors ``(B, H + 1, p + r)``."""
+        """Physical states `(B, p)` and actions `(B, H, nu)` to states and sensors `(B, H + 1, p + r)`."""
         import numpy as np
 
         model = self.model
@@ -220,7 +220,7 @@ class MujocoModel:
         return np.concatenate([states, readings], axis=-1)
 
     def _readings(self, model: Any) -> list[int]:
-        """Where in ``sensordata`` the readings of the sensors are."""
+        """Where in `sensordata` the readings of the sensors are."""
         return [i for name in self.sensors for i in sensor_range(model, name)]
 
     def _rest(self, model: Any) -> np.ndarray[Any, Any]:

@@ -18,7 +18,7 @@ class Pool:
         self.data: list[Any] = []
 
     def rollout(self, model: Any, initial: Any, control: Any) -> tuple[Any, Any]:
-        """Full physical states and sensors after each step of ``control``, which MuJoCo computes in C."""
+        """Full physical states and sensors after each step of `control`, which MuJoCo computes in C."""
         import mujoco  # type: ignore[import-untyped]
         from mujoco.rollout import Rollout  # type: ignore[import-untyped]
 

@@ -9,7 +9,7 @@ from dcem._extras import needs
 
 
 def current_model(source: Any) -> Any:
-    """The ``MjModel`` that a source has now."""
+    """The `MjModel` that a source has now."""
     with needs("MujocoModel", "control"):
         import mujoco  # type: ignore[import-untyped]
 
@@ -35,14 +35,14 @@ def own_frame_skip(source: Any) -> int:
 
 
 def data_of(source: Any) -> Any:
-    """The ``MjData`` of an environment, a ``Physics``, or itself."""
+    """The `MjData` of an environment, a `Physics`, or itself."""
     source = getattr(source, "unwrapped", source)
     data = getattr(getattr(source, "physics", source), "data", source)
     return getattr(data, "ptr", data)
 
 
 def sensor_range(model: Any, name: str) -> range:
-    """Where in ``sensordata`` the readings of a sensor are."""
+    """Where in `sensordata` the readings of a sensor are."""
     names = [model.sensor(i).name for i in range(model.nsensor)]
     if name not in names:
         raise ValueError(

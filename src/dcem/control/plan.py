@@ -17,9 +17,9 @@ class WarmStart(NamedTuple):
     """What a decision leaves to the next one, as plain tensors that can be stored, sent and stacked.
 
     Attributes:
-        actions: the sequence that was planned, ``(*batch, H, *a)``. Its first action counts as the one applied: put
+        actions: the sequence that was planned, `(*batch, H, *a)`. Its first action counts as the one applied: put
             the true one there if another was.
-        mean: of the final distribution, ``(*batch, *latent)``; the same as the actions without a decoder.
+        mean: of the final distribution, `(*batch, *latent)`; the same as the actions without a decoder.
     """
 
     actions: Tensor
@@ -28,21 +28,21 @@ class WarmStart(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan(Result):
-    """The answer of :class:`dcem.control.MPC`, and where its next solve may start.
+    """The answer of [`dcem.control.MPC`][], and where its next solve may start.
 
-    It is data like a :class:`dcem.Solution`, with ``detach``, ``to``, copies and files. So is its ``warm_start``, which
+    It is data like a [`dcem.Solution`][], with `detach`, `to`, copies and files. So is its `warm_start`, which
     is what a checkpoint of a closed loop needs.
 
     Attributes:
-        action: the first action, ``(*batch, *a)``: the one to apply.
-        actions: the whole sequence, ``(*batch, H, *a)``.
-        states: where it leads, ``(*batch, H + 1, *s)`` or a tree of these; with several particles ``(P, *batch, ...)``.
-        cost: the cost of these very actions, evaluated again, ``(*batch,)``; differentiable.
-        violation: by how much the soft constraint is violated at worst on the way, ``(*batch,)``; 0 without one.
-        distribution: the final ``g_φ``, over the action sequence or over the decoder's latent.
-        status: a :class:`dcem.Status` a problem, ``(*batch,)``: that of the solve; ``NONFINITE`` also where the plan
+        action: the first action, `(*batch, *a)`: the one to apply.
+        actions: the whole sequence, `(*batch, H, *a)`.
+        states: where it leads, `(*batch, H + 1, *s)` or a tree of these; with several particles `(P, *batch, ...)`.
+        cost: the cost of these very actions, evaluated again, `(*batch,)`; differentiable.
+        violation: by how much the soft constraint is violated at worst on the way, `(*batch,)`; 0 without one.
+        distribution: the final `g_φ`, over the action sequence or over the decoder's latent.
+        status: a [`dcem.Status`][] a problem, `(*batch,)`: that of the solve; `NONFINITE` also where the plan
             itself leads to what is not finite.
-        solution: the whole :class:`dcem.Solution` of the solve (its ``x`` is a latent where there is a decoder).
+        solution: the whole [`dcem.Solution`][] of the solve (its `x` is a latent where there is a decoder).
     """
 
     action: Tensor

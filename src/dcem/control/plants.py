@@ -13,7 +13,7 @@ StateOf = Callable[[Any, Any], Any]
 
 
 class PlantStep(NamedTuple):
-    """What a step of all environments gave; a list or array of one entry an environment, ``E`` of them."""
+    """What a step of all environments gave; a list or array of one entry an environment, `E` of them."""
 
     states: list[Any]
     """The states to decide in next: those of a new episode where one ended."""
@@ -37,7 +37,7 @@ class Space(NamedTuple):
     high: np.ndarray[Any, Any]
 
     def applied(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Actions ``(..., *a)`` as the environment gets them: rounded to its dtype first, then kept inside."""
+        """Actions `(..., *a)` as the environment gets them: rounded to its dtype first, then kept inside."""
         import numpy as np
 
         if np.issubdtype(self.low.dtype, np.integer):
@@ -230,7 +230,7 @@ class _Vector:
 
 
 def plant_of(envs: Any, state_of: StateOf, *, once: bool) -> Plant:
-    """One face for ``envs``; with ``once`` an environment rests when its first episode is over, where it can."""
+    """One face for `envs`; with `once` an environment rests when its first episode is over, where it can."""
     if hasattr(envs, "single_action_space"):
         return _Vector(envs, state_of)
     several = list(envs) if isinstance(envs, (list, tuple)) else [envs]

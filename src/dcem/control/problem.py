@@ -20,8 +20,8 @@ _ROUNDING = 1e-4  # by which a probability may be outside of [0, 1]
 
 
 class Outcome(NamedTuple):
-    """What came of ``n`` action sequences: total costs and worst violations ``(*batch, n)``; the path,
-    of states ``([P,] *batch, n, *s)``.
+    """What came of `n` action sequences: total costs and worst violations `(*batch, n)`; the path,
+    of states `([P,] *batch, n, *s)`.
     """
 
     cost: Tensor
@@ -31,10 +31,10 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Total cost ``Σ_t γ^t Π_{s<=t} p(x_s) C(x_t, u_t) + γ^H Π_{s<=H} p(x_s) C_T(x_H) + ...`` of action sequences;
-    the fields are :class:`MPC`'s arguments.
+    """Total cost `Σ_t γ^t Π_{s<=t} p(x_s) C(x_t, u_t) + γ^H Π_{s<=H} p(x_s) C_T(x_H) + ...` of action sequences;
+    the fields are `MPC`'s arguments.
 
-    What cannot be followed to its end costs NaN: a sequence with an action, a cost or a state ``x_1 ... x_H`` that is
+    What cannot be followed to its end costs NaN: a sequence with an action, a cost or a state `x_1 ... x_H` that is
     not finite, as long as the episode goes on, whether or not the cost looks at it.
     """
 
@@ -58,11 +58,11 @@ class Problem:
         chunk_size: int | None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The total cost of ``actions`` ``(*batch, n, H, *a)`` from ``state`` ``(*batch, *s)``: ``(*batch, n)``.
+        """The total cost of `actions` `(*batch, n, H, *a)` from `state` `(*batch, *s)`: `(*batch, n)`.
 
-        ``previous`` is the action before the first, ``(*batch, *a)``, NaN where there was none. Beyond ``chunk_size``
+        `previous` is the action before the first, `(*batch, *a)`, NaN where there was none. Beyond `chunk_size`
         sequences are followed in chunks, each once more in the backward pass, so that memory stays that of one; torch's
-        randomness and that of ``generator`` are replayed.
+        randomness and that of `generator` are replayed.
         """
         sample_dim = actions.dim() - self.action_dims - 2
         if chunk_size is None or actions.shape[sample_dim] <= chunk_size:
@@ -80,7 +80,7 @@ class Problem:
         return torch.cat([kept(chunk) for chunk in torch.split(actions, chunk_size, sample_dim)], -1)
 
     def outcome(self, state: Any, actions: Tensor, previous: Tensor | None) -> Outcome:
-        """Follow ``n`` sequences and add up what they cost."""
+        """Follow `n` sequences and add up what they cost."""
         batch_dims = actions.dim() - self.action_dims - 2
         num = actions.shape[batch_dims]
         lead = (*actions.shape[:batch_dims], num)  # (*batch, n)
@@ -122,7 +122,7 @@ class Problem:
 
     @torch.no_grad()
     def _failed(self, start: Any, path: Path, controls: Tensor, weights: Tensor | None, dims: int) -> Tensor:
-        """Which sequences meet, before their episode ends, what is not finite: ``([P,] *batch, n)``.
+        """Which sequences meet, before their episode ends, what is not finite: `([P,] *batch, n)`.
 
         A number of the state that was not finite to begin with, such as a deadline at infinity, may stay so.
         """
@@ -134,7 +134,7 @@ class Problem:
         return lost
 
     def _weights(self, path: Path, horizon: int, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
-        """``γ^t Π_{s<=t} p(x_s)``, how much step ``t`` counts: ``(H + 1, [P,] *batch, n)``; None where all do."""
+        """`γ^t Π_{s<=t} p(x_s)`, how much step `t` counts: `(H + 1, [P,] *batch, n)`; None where all do."""
         if self.continues is None and self.discount == 1:
             return None
         weights = like.new_tensor([self.discount**t for t in range(horizon + 1)])
@@ -149,7 +149,7 @@ class Problem:
         return weights * torch.cat([torch.ones_like(alive[:1]), alive.cumprod(0)])
 
     def _excess(self, states: Any, shape: tuple[int, ...]) -> Tensor:
-        """``max(g, 0)``, with an axis for the constraints."""
+        """`max(g, 0)`, with an axis for the constraints."""
         assert self.constraint is not None
         value = unchanging("constraint", self.constraint, states)
         if not isinstance(value, Tensor) or tuple(value.shape[: len(shape)]) != shape or value.dim() > len(shape) + 1:
@@ -158,7 +158,7 @@ class Problem:
         return (value if value.dim() > len(shape) else value.unsqueeze(-1)).relu()
 
     def _rate(self, controls: Tensor, previous: Tensor | None) -> Tensor:
-        """``Σ_t |u_t - u_{t-1}|²`` in the weights of the actions: ``(*batch, n)``."""
+        """`Σ_t |u_t - u_{t-1}|²` in the weights of the actions: `(*batch, n)`."""
         assert self.action_rate_cost is not None
         change = controls[1:] - controls[:-1]
         if previous is not None:

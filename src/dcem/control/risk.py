@@ -12,7 +12,7 @@ from dcem._check import check_number
 
 @dataclass(frozen=True)
 class Mean:
-    """Judge a plan by the average cost of its particles: ``(P, ...) -> (...)``."""
+    """Judge a plan by the average cost of its particles: `(P, ...) -> (...)`."""
 
     def __call__(self, costs: Tensor) -> Tensor:
         return costs.mean(0)
@@ -20,7 +20,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Judge a plan by the highest cost of its particles: ``(P, ...) -> (...)``."""
+    """Judge a plan by the highest cost of its particles: `(P, ...) -> (...)`."""
 
     def __call__(self, costs: Tensor) -> Tensor:
         return costs.amax(0)
@@ -28,14 +28,14 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class CVaR:
-    """Judge a plan by the average cost of its worst particles: ``(P, ...) -> (...)``.
+    """Judge a plan by the average cost of its worst particles: `(P, ...) -> (...)`.
 
     Args:
-        fraction: the share ``α`` of the particles that counts, in ``(0, 1]``, rounded up to whole particles: 1 is the
-            mean, a share below ``1 / P`` the worst case.
+        fraction: the share `α` of the particles that counts, in `(0, 1]`, rounded up to whole particles: 1 is the
+            mean, a share below `1 / P` the worst case.
 
     Raises:
-        ValueError: ``fraction`` is not in ``(0, 1]``.
+        ValueError: `fraction` is not in `(0, 1]`.
 
     Example:
         >>> import torch

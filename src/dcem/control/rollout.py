@@ -17,32 +17,32 @@ Dynamics = Callable[..., Any]
 
 
 def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any = 1, action_dims: int = 1) -> Any:
-    """The states that a sequence of actions leads through: ``x_{t+1} = f(x_t, u_t)``.
+    """The states that a sequence of actions leads through: `x_{t+1} = f(x_t, u_t)`.
 
     Args:
-        dynamics: ``f(state, action) -> next_state``; a callable or module. One with a method
-            ``rollout(state, actions) -> states`` is asked for the whole sequence at once (as a simulator likes it).
-            One with a keyword ``t`` is told the number of the step, from 0.
-        state: ``x_0``, a tensor ``(*batch, *s)`` or a tree (dicts, tuples, dataclasses) of such tensors. What is no
+        dynamics: `f(state, action) -> next_state`; a callable or module. One with a method
+            `rollout(state, actions) -> states` is asked for the whole sequence at once (as a simulator likes it).
+            One with a keyword `t` is told the number of the step, from 0.
+        state: `x_0`, a tensor `(*batch, *s)` or a tree (dicts, tuples, dataclasses) of such tensors. What is no
             tensor in it stays as it is.
-        actions: ``(*batch, H, *a)``, the batch of the states.
-        state_dims: how many trailing axes of ``state`` are one state: an int, or a tree like ``state`` of ints.
-        action_dims: how many trailing axes of ``actions`` are one action.
+        actions: `(*batch, H, *a)`, the batch of the states.
+        state_dims: how many trailing axes of `state` are one state: an int, or a tree like `state` of ints.
+        action_dims: how many trailing axes of `actions` are one action.
 
     Returns:
-        ``x_0 ... x_H``: ``(*batch, H + 1, *s)``, or a tree of these.
+        `x_0 ... x_H`: `(*batch, H + 1, *s)`, or a tree of these.
 
     Raises:
         ValueError: the batches of state and actions differ; the dynamics return a state of another structure or shape,
-            with another value of what is no tensor, or change a state or an action in place; a model's own ``rollout``
-            returns something else than ``H + 1`` states, ``x_0`` first.
+            with another value of what is no tensor, or change a state or an action in place; a model's own `rollout`
+            returns something else than `H + 1` states, `x_0` first.
 
     Example:
         >>> import torch
         >>> rollout(lambda x, u: x + u, torch.zeros(1), torch.ones(3, 1)).squeeze(-1)
         tensor([0., 1., 2., 3.])
 
-    Source: Amos & Yarats, ICML 2020, section 4.3: the constraint ``x_{t+1} = f_θ(x_t, u_t)``.
+    Source: Amos & Yarats, ICML 2020, section 4.3: the constraint `x_{t+1} = f_θ(x_t, u_t)`.
     """
     batch = batch_of(state, state_dims)
     time_dim = actions.dim() - action_dims - 1
@@ -57,7 +57,7 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """The states ``x_0 ... x_H`` that actions led through.
+    """The states `x_0 ... x_H` that actions led through.
 
     Followed one by one they stay apart, so that a state that nothing depends on takes no part in the backward pass; of
     a model that rolls out by itself they come stacked, with time as the first axis.
@@ -67,7 +67,7 @@ class Path:
     stacked: Any = None
 
     def states(self, start: int, stop: int | None, dim: int = 0) -> Any:
-        """These of them, with time as the axis ``dim``."""
+        """These of them, with time as the axis `dim`."""
         if self.steps is None:
             return map_tensors(lambda leaf: leaf[start:stop].movedim(0, dim), self.stacked)
         return map_tensors(lambda *leaf: _stack(leaf, dim), *self.steps[start:stop])
@@ -78,7 +78,7 @@ class Path:
 
 
 def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Path:
-    """Follow actions with time as the first axis, ``(H, *batch, *a)``."""
+    """Follow actions with time as the first axis, `(H, *batch, *a)`."""
     whole = getattr(dynamics, "rollout", None)
     noted = Versions(state, actions)
     if whole is not None and len(actions):
@@ -120,12 +120,12 @@ def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: i
 
 
 def knows_time(fn: Callable[..., Any]) -> bool:
-    """Whether a model's function takes, beside state and action, a keyword ``t``, the step of the plan."""
+    """Whether a model's function takes, beside state and action, a keyword `t`, the step of the plan."""
     return takes(fn, "t", 2)
 
 
 def takes(fn: Callable[..., Any], name: str, after: int) -> bool:
-    """Whether ``fn`` has a parameter ``name``, which is none of its first ``after``."""
+    """Whether `fn` has a parameter `name`, which is none of its first `after`."""
     fn = fn.forward if isinstance(fn, nn.Module) else fn
     code = getattr(getattr(fn, "__func__", fn), "__code__", None)
     if code is not None and not hasattr(fn, "__wrapped__"):  # a plain function says it at once

@@ -22,22 +22,22 @@ from dcem.solution import Status
 
 @dataclass(frozen=True, eq=False)
 class Episodes:
-    """What :func:`run` saw. Episodes are listed by environment, each environment's in the order in which they ended.
+    """What `run` saw. Episodes are listed by environment, each environment's in the order in which they ended.
 
     Attributes:
-        returns: sum of the rewards of each episode, ``(n,)``.
-        lengths: decisions in each episode, ``(n,)``.
-        environments: which environment it was in, ``(n,)``.
-        finished: whether the environment ended it, ``(n,)``; False where the run stopped first.
-        solve_times: seconds of each call of the controller, for all environments together, ``(T,)``.
+        returns: sum of the rewards of each episode, `(n,)`.
+        lengths: decisions in each episode, `(n,)`.
+        environments: which environment it was in, `(n,)`.
+        finished: whether the environment ended it, `(n,)`; False where the run stopped first.
+        solve_times: seconds of each call of the controller, for all environments together, `(T,)`.
         num_replaced: how many actions of the controller were not finite or came of a failed solve, and were replaced
             by the last good plan's.
-        states: with ``record=True`` the states that were decided in, ``(T, E, *s)`` or a tree of these; else None.
-        actions: with ``record=True`` the actions that were applied, ``(T, E, *a)``; else None.
-        rewards: with ``record=True``, ``(T, E)``; else None.
-        mask: with ``record=True``, ``(T, E)``, boolean: which of these rows are a decision of an episode. The others
+        states: with `record=True` the states that were decided in, `(T, E, *s)` or a tree of these; else None.
+        actions: with `record=True` the actions that were applied, `(T, E, *a)`; else None.
+        rewards: with `record=True`, `(T, E)`; else None.
+        mask: with `record=True`, `(T, E)`, boolean: which of these rows are a decision of an episode. The others
             are of environments whose episodes are over, or which started anew in this step; else None.
-        final_states: with ``record=True`` the state that each episode ended in, or was left in, ``(n, *s)`` or a tree
+        final_states: with `record=True` the state that each episode ended in, or was left in, `(n, *s)` or a tree
             of these; else None.
         error: what an environment raised, which ended the run; else None.
     """
@@ -70,37 +70,37 @@ def run(
     """Control environments in closed loop: one batched plan a step, warm-started, afresh where an episode begins.
 
     Args:
-        policy: an :class:`MPC`, or any callable from the states ``(E, *s)`` of all environments to actions
-            ``(E, *a)``. One with a method ``reset(where)`` is told where episodes begin, ``(E,)`` boolean, such as
-            :func:`dcem.rl.policy`.
-        envs: a Gymnasium environment or vector environment, a dm_control ``Environment``, or a sequence of
+        policy: an `MPC`, or any callable from the states `(E, *s)` of all environments to actions
+            `(E, *a)`. One with a method `reset(where)` is told where episodes begin, `(E,)` boolean, such as
+            `dcem.rl.policy`.
+        envs: a Gymnasium environment or vector environment, a dm_control `Environment`, or a sequence of
             environments of one kind. Their action space must be a box; actions are brought to its dtype (whole numbers
             are rounded to) and clipped to it.
-        state_of: ``(observation, env) -> state``, the model's state of one environment; the observation flattened to
-            a float32 vector by default, and ``lambda _, env: model.state_of(env)`` for a :class:`MujocoModel`. Of a
-            vector environment ``env`` is the single environment where it can be reached, else the whole; with
-            ``AutoresetMode.SAME_STEP`` it has started anew already when the state that an episode ended in is asked.
+        state_of: `(observation, env) -> state`, the model's state of one environment; the observation flattened to
+            a float32 vector by default, and `lambda _, env: model.state_of(env)` for a `MujocoModel`. Of a
+            vector environment `env` is the single environment where it can be reached, else the whole; with
+            `AutoresetMode.SAME_STEP` it has started anew already when the state that an episode ended in is asked.
         num_steps: decisions in each environment, one episode after the other; None for one episode each.
-        seed: of the controller and, ``seed + i``, of environment ``i``.
-        delay: how many steps after it was sent an action takes effect in these environments. An :class:`MPC` then plans
-            from the state that the actions on their way will lead to, by its model (its ``sent``); before the first
+        seed: of the controller and, `seed + i`, of environment `i`.
+        delay: how many steps after it was sent an action takes effect in these environments. An `MPC` then plans
+            from the state that the actions on their way will lead to, by its model (its `sent`); before the first
             one of an episode zeros are taken to have been sent.
         record: keep states, actions and rewards, and the states that episodes ended in.
         video: where to write a GIF of the first environment, which must be able to render (Gymnasium's with
-            ``render_mode="rgb_array"``).
+            `render_mode="rgb_array"`).
 
     Returns:
         Returns, lengths and times. If an environment raises, or its reward is not finite, the run ends with a
-        ``RuntimeWarning``, what there is is returned with the ``error``, and the environments are closed. Of the step
-        in which that happened counts only what ended an episode. With ``num_steps=None`` an environment rests when its
+        `RuntimeWarning`, what there is is returned with the `error`, and the environments are closed. Of the step
+        in which that happened counts only what ended an episode. With `num_steps=None` an environment rests when its
         episode is over (one of a vector environment goes on, uncounted).
 
     Raises:
-        TypeError: ``envs`` is not an environment, its actions are not a box, or they are of different kinds.
+        TypeError: `envs` is not an environment, its actions are not a box, or they are of different kinds.
         ValueError: environments of different action shapes, states of different structure or shape, a policy with
             actions of the wrong shape, or a video of what cannot be rendered.
 
-    An action that is not finite, or that of a solve with the status ``NONFINITE``, is replaced by the next action of
+    An action that is not finite, or that of a solve with the status `NONFINITE`, is replaced by the next action of
     the last good plan of the episode (zero beyond its end), and counted. What was applied, after this and after the
     clipping, is what the next plan starts from and what changes of the action are charged against.
 
@@ -188,7 +188,7 @@ class _Controller:
 
     @torch.no_grad()
     def __call__(self, state: Any, fresh: Tensor) -> Tensor:
-        """Actions ``(E, *a)`` within the bounds; ``fresh`` says where an episode begins."""
+        """Actions `(E, *a)` within the bounds; `fresh` says where an episode begins."""
         self.sent[fresh] = 0.0
         actions, good = self._decide(state, fresh | self.failed)
         if actions.dim() != len(self.shape) + 1 or (actions.shape[0], *actions.shape[2:]) != self.shape:
@@ -208,7 +208,7 @@ class _Controller:
         return self.applied
 
     def _decide(self, state: Any, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """The actions from here on, ``(E, H, *a)``, and whether the solve that they came of went well."""
+        """The actions from here on, `(E, H, *a)`, and whether the solve that they came of went well."""
         if not isinstance(self.policy, MPC):
             forget = getattr(self.policy, "reset", None)
             if forget is not None and reset.any():
@@ -233,7 +233,7 @@ class _Controller:
 
 
 class _Log:
-    """Adds up episodes; with ``once`` the first of each environment."""
+    """Adds up episodes; with `once` the first of each environment."""
 
     def __init__(self, num_envs: int, once: bool) -> None:
         self.once, self.ended = once, [False] * num_envs

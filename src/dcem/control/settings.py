@@ -25,7 +25,7 @@ COUNTS = ("horizon", "num_iterations", "num_particles", "num_proposals")
 
 
 def checked(mpc: Any, name: str, value: Any) -> Any:
-    """What the attribute ``name`` of ``mpc`` becomes when it is set to ``value``."""
+    """What the attribute `name` of `mpc` becomes when it is set to `value`."""
     if name in FUNCTIONS or (name in OPTIONAL_FUNCTIONS and value is not None):
         if not callable(value):
             raise TypeError(f"{name}: expected a callable, got {value!r}")

@@ -38,7 +38,7 @@ class Engine(ABC):
 
     @abstractmethod
     def give(self, worker: Worker, arguments: tuple[Any, ...]) -> None:
-        """Have it call the function; raises :class:`Lost`."""
+        """Have it call the function; raises `Lost`."""
 
     @abstractmethod
     def wait(self, workers: list[Worker], seconds: float | None) -> list[Worker]:
@@ -46,7 +46,7 @@ class Engine(ABC):
 
     @abstractmethod
     def take(self, worker: Worker) -> Any:
-        """What the function returned; raises :class:`Lost` or :class:`Failed`."""
+        """What the function returned; raises `Lost` or `Failed`."""
 
     @abstractmethod
     def stop(self, worker: Worker) -> None:
@@ -84,7 +84,7 @@ class Workers:
         self._idle.clear()
 
     def call(self, tasks: list[tuple[Any, ...]]) -> list[Any]:
-        """What the function returns for each task; ``LOST`` for those that were lost, or in which it raised.
+        """What the function returns for each task; `LOST` for those that were lost, or in which it raised.
 
         Raises:
             RuntimeError: it raised in every one of them.
@@ -164,7 +164,7 @@ def _stop_all(engine: Engine, workers: list[Worker]) -> None:
 
 
 class BlackBox:
-    """The two fronts of workers: an objective, and a simulator's ``rollout``. See :class:`PoolObjective`."""
+    """The two fronts of workers: an objective, and a simulator's `rollout`. See `PoolObjective`."""
 
     def __init__(self, workers: Workers, batch_size: int | None) -> None:
         self.workers = workers
@@ -221,7 +221,7 @@ def _numbers(result: Any, num: int) -> Tensor:
 
 
 class BlackBoxObjective(BlackBox):
-    """An objective ``(*batch, N, *event) -> (*batch, N)`` of a function of one candidate."""
+    """An objective `(*batch, N, *event) -> (*batch, N)` of a function of one candidate."""
 
     def __init__(self, workers: Workers, batch_size: int | None, event_dims: int) -> None:
         super().__init__(workers, batch_size)
@@ -241,10 +241,10 @@ class BlackBoxObjective(BlackBox):
 
 
 class BlackBoxRollout(BlackBox):
-    """A simulator for :class:`dcem.control.MPC`, of a function ``(state, actions) -> states`` of one sequence."""
+    """A simulator for [`dcem.control.MPC`][], of a function `(state, actions) -> states` of one sequence."""
 
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
-        """The states ``(*batch, H + 1, *s)`` of sequences ``(*batch, H, *a)``; NaN of those that were lost."""
+        """The states `(*batch, H + 1, *s)` of sequences `(*batch, H, *a)`; NaN of those that were lost."""
         if not isinstance(state, Tensor):
             raise TypeError(f"state: expected a tensor (*batch, s), got {type(state).__name__}")
         batch = state.shape[:-1]
@@ -264,5 +264,5 @@ class BlackBoxRollout(BlackBox):
         return torch.stack(paths).reshape(*batch, *lost.shape)
 
     def __call__(self, state: Tensor, action: Tensor) -> Tensor:
-        """One step of each: dynamics as :class:`dcem.control.MPC` calls them where it does not ask for sequences."""
+        """One step of each: dynamics as [`dcem.control.MPC`][] calls them where it does not ask for sequences."""
         return self.rollout(state, action.unsqueeze(state.dim() - 1)).select(state.dim() - 1, -1)

@@ -78,23 +78,23 @@ class _Worker:
 class RayObjective(BlackBoxObjective):
     """Minimise an ordinary function of one candidate, evaluated by actors of a Ray cluster.
 
-    Like :class:`dcem.distributed.PoolObjective` on many machines: what is lost with a worker is tried again elsewhere,
-    and then counts as failed. Uses the cluster that ``ray.init(address=...)`` has connected to, or else starts Ray on
+    Like [`dcem.distributed.PoolObjective`][] on many machines: what is lost with a worker is tried again elsewhere,
+    and then counts as failed. Uses the cluster that `ray.init(address=...)` has connected to, or else starts Ray on
     this machine.
 
     Args:
-        function: as for :class:`PoolObjective`; anything that cloudpickle can send.
+        function: as for `PoolObjective`; anything that cloudpickle can send.
         num_workers: how many actors.
         timeout: seconds that one call may take, the start of an actor included; None for any time.
         retries: how often a call is made again after a loss.
         batch_size: give the function so many candidates at a time, at most.
         event_dims: how many trailing axes are one candidate.
         progress: show on stderr how many candidates of an iteration have been evaluated.
-        options: of the actors, as ``ray.remote`` takes them: ``{"num_cpus": 1, "resources": {...}}``.
+        options: of the actors, as `ray.remote` takes them: `{"num_cpus": 1, "resources": {...}}`.
 
     Raises:
-        ImportError: Ray is not installed (``pip install 'dcem[ray]'``).
-        TypeError: ``function`` is not callable, or an argument is of the wrong type.
+        ImportError: Ray is not installed (`pip install 'dcem[ray]'`).
+        TypeError: `function` is not callable, or an argument is of the wrong type.
         ValueError: an argument is out of its range; in a call, the function returns another number of values.
         RuntimeError: in a call, the function raised for every candidate.
 
@@ -125,15 +125,15 @@ class RayObjective(BlackBoxObjective):
 class RayRollout(BlackBoxRollout):
     """Plan with a simulator that is an ordinary function of one sequence, run by actors of a Ray cluster.
 
-    Like :class:`dcem.distributed.PoolRollout`, with the arguments of :class:`RayObjective`.
+    Like [`dcem.distributed.PoolRollout`][], with the arguments of `RayObjective`.
 
     Args:
-        function: maps a state ``(s,)`` and actions ``(H, *a)`` to the states ``x_0 ... x_H``, ``(H + 1, s)``.
+        function: maps a state `(s,)` and actions `(H, *a)` to the states `x_0 ... x_H`, `(H + 1, s)`.
         num_workers: how many actors.
         timeout: seconds that one call may take, the start of an actor included.
         retries: how often a call is made again after a loss.
         progress: show how many sequences of an iteration have been followed.
-        options: of the actors, as ``ray.remote`` takes them.
+        options: of the actors, as `ray.remote` takes them.
 
     Raises:
         ImportError: Ray is not installed.
@@ -142,7 +142,7 @@ class RayRollout(BlackBoxRollout):
 
         mpc = dcem.control.MPC(dcem.distributed.RayRollout(simulate, num_workers=100), cost, horizon, action_shape)
 
-    Source: as :class:`RayObjective`.
+    Source: as `RayObjective`.
     """
 
     def __init__(

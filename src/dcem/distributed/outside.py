@@ -15,7 +15,7 @@ from dcem.distributed.ranks import Ranks, Share
 
 
 class Outside:
-    """The differentiable tensors from outside that own work has met, each with its :class:`Share`, made once.
+    """The differentiable tensors from outside that own work has met, each with its `Share`, made once.
 
     One for a solve: the gradients of all iterations come together in a process before they are exchanged.
     """
@@ -25,7 +25,7 @@ class Outside:
         self._shares: dict[int, tuple[Tensor, Tensor]] = {}  # by id, of tensors that are thereby kept
 
     def of(self, x: Tensor) -> Tensor:
-        """The share of ``x``."""
+        """The share of `x`."""
         if id(x) not in self._shares:
             self._shares[id(x)] = (x, Share.apply(x, self.ranks))  # type: ignore[no-untyped-call]
         return self._shares[id(x)][1]
@@ -64,7 +64,7 @@ class OwnWork(TorchFunctionMode):
         return result
 
     def made(self, x: Tensor) -> Tensor:
-        """Count ``x`` among what was made since."""
+        """Count `x` among what was made since."""
         self._made[x] = True
         return x
 

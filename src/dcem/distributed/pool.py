@@ -99,24 +99,24 @@ class _Worker:
 class PoolObjective(BlackBoxObjective):
     """Minimise an ordinary function of one candidate, evaluated by a pool of processes on this machine.
 
-    A worker that dies, or that takes longer than ``timeout``, is replaced, and what it worked on is tried again by
-    another one, ``retries`` times; then the candidates count as failed samples, as do those for which the function
+    A worker that dies, or that takes longer than `timeout`, is replaced, and what it worked on is tried again by
+    another one, `retries` times; then the candidates count as failed samples, as do those for which the function
     raises. The solve goes on. The values have no gradient.
 
     Args:
-        function: maps a candidate, a tensor of shape ``event``, to a number; with ``batch_size`` several of them
-            ``(n, *event)`` to ``n`` numbers.
+        function: maps a candidate, a tensor of shape `event`, to a number; with `batch_size` several of them
+            `(n, *event)` to `n` numbers.
         num_workers: how many processes.
         timeout: seconds that one call may take; None for any time.
         retries: how often a call is made again after a loss.
         batch_size: give the function so many candidates at a time, at most.
         event_dims: how many trailing axes are one candidate.
         progress: show on stderr how many candidates of an iteration have been evaluated.
-        start_method: of :mod:`multiprocessing`: ``"fork"`` by default on Linux, with which the function may be
-            anything; else ``"spawn"``, for which it has to be importable. A forked worker cannot use CUDA.
+        start_method: of `multiprocessing`: `"fork"` by default on Linux, with which the function may be
+            anything; else `"spawn"`, for which it has to be importable. A forked worker cannot use CUDA.
 
     Raises:
-        TypeError: ``function`` is not callable, or an argument is of the wrong type.
+        TypeError: `function` is not callable, or an argument is of the wrong type.
         ValueError: an argument is out of its range; in a call, the function returns another number of values.
         RuntimeError: in a call, the function raised for every candidate.
 
@@ -152,19 +152,19 @@ class PoolObjective(BlackBoxObjective):
 class PoolRollout(BlackBoxRollout):
     """Plan with a simulator that is an ordinary function of one sequence, run by a pool of processes.
 
-    To be the ``dynamics`` of :class:`dcem.control.MPC`. What is lost is a candidate that failed, as for
-    :class:`PoolObjective`, whose other arguments these are.
+    To be the `dynamics` of [`dcem.control.MPC`][]. What is lost is a candidate that failed, as for
+    `PoolObjective`, whose other arguments these are.
 
     Args:
-        function: maps a state ``(s,)`` and actions ``(H, *a)`` to the states ``x_0 ... x_H``, ``(H + 1, s)``.
+        function: maps a state `(s,)` and actions `(H, *a)` to the states `x_0 ... x_H`, `(H + 1, s)`.
         num_workers: how many processes.
         timeout: seconds that one call may take.
         retries: how often a call is made again after a loss.
         progress: show how many sequences of an iteration have been followed.
-        start_method: of :mod:`multiprocessing`.
+        start_method: of `multiprocessing`.
 
     Raises:
-        TypeError: ``function`` is not callable, or an argument is of the wrong type.
+        TypeError: `function` is not callable, or an argument is of the wrong type.
         ValueError: an argument is out of its range; in a call, the states have another shape.
         RuntimeError: in a call, the function raised for every sequence.
 
@@ -178,7 +178,7 @@ class PoolRollout(BlackBoxRollout):
         >>> plan.states.shape
         torch.Size([4, 1])
 
-    Source: as :class:`PoolObjective`.
+    Source: as `PoolObjective`.
     """
 
     def __init__(

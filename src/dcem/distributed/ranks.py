@@ -20,7 +20,7 @@ class Ranks:
     """The processes of a group, seen from one of them.
 
     Args:
-        group: a process group, a :class:`torch.distributed.device_mesh.DeviceMesh` of one axis, or None for all
+        group: a process group, a `torch.distributed.device_mesh.DeviceMesh` of one axis, or None for all
             processes.
         timeout: seconds that this process waits for the others in one exchange.
     """
@@ -43,7 +43,7 @@ class Ranks:
             raise ValueError("shard: expected a group that this process belongs to")
 
     def gathered(self, x: Tensor) -> Tensor:
-        """What each process has, ``(n, ...)``, one after the other, ``(size * n, ...)``."""
+        """What each process has, `(n, ...)`, one after the other, `(size * n, ...)`."""
         sent = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         result = sent.new_empty((self.size * len(x), *x.shape[1:]))
         gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name to torch 2.12
@@ -57,7 +57,7 @@ class Ranks:
         return result.to(x.dtype)
 
     def own(self, x: Tensor) -> Tensor:
-        """The part of ``x``, ``(size * n, ...)``, that this process works on, ``(n, ...)``."""
+        """The part of `x`, `(size * n, ...)`, that this process works on, `(n, ...)`."""
         n = len(x) // self.size
         return x[self.rank * n : (self.rank + 1) * n]
 
@@ -111,9 +111,9 @@ def _bytes(x: Tensor) -> bytes:
 
 
 class Gather(torch.autograd.Function):
-    """Own parts ``(n, ...)`` to the shared whole ``(size * n, ...)``.
+    """Own parts `(n, ...)` to the shared whole `(size * n, ...)`.
 
-    ``attached`` is what the parts were computed from by way of :class:`Scatter` and :class:`Share`: their backward
+    `attached` is what the parts were computed from by way of `Scatter` and `Share`: their backward
     passes exchange something, and have to run in every process, also in one whose part does not depend on them.
     """
 
@@ -128,7 +128,7 @@ class Gather(torch.autograd.Function):
 
 
 class Scatter(torch.autograd.Function):
-    """The shared whole ``(size * n, ...)`` to the own part ``(n, ...)``."""
+    """The shared whole `(size * n, ...)` to the own part `(n, ...)`."""
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, ranks: Ranks) -> Tensor:

@@ -75,17 +75,17 @@ def _numbers(settings: Any) -> list[Tensor]:
 class Samples(_Shard):
     """Minimise with several processes, each of which evaluates its share of the candidates.
 
-    Give it to :func:`dcem.minimize`, :class:`dcem.control.MPC` or :class:`dcem.energy.EnergyModel` as ``shard``, and
+    Give it to [`dcem.minimize`][], [`dcem.control.MPC`][] or [`dcem.energy.EnergyModel`][] as `shard`, and
     call them in every process with the same arguments. Each process gets the solution that one process would have
     found, up to rounding, and the gradient: the whole of it, not its part. An optimiser in every process takes the same
-    step; under ``DistributedDataParallel``, which averages equal gradients, too.
+    step; under `DistributedDataParallel`, which averages equal gradients, too.
 
     Every process draws all of the noise and refits the distribution by itself: a generator draws as in one process, and
-    explicit ``noise`` is that of the whole population. In an iteration only the ``N`` values travel. The backward pass
+    explicit `noise` is that of the whole population. In an iteration only the `N` values travel. The backward pass
     exchanges the slopes at the candidates, and once a solve the gradient of each tensor that the objective uses.
 
     Args:
-        group: a :class:`torch.distributed.device_mesh.DeviceMesh` of one axis, a process group, or None for all
+        group: a `torch.distributed.device_mesh.DeviceMesh` of one axis, a process group, or None for all
             processes. Those of another axis may solve other problems.
         timeout: seconds to wait for the other processes in one exchange, at most; with NCCL that of the group holds.
 
@@ -93,14 +93,14 @@ class Samples(_Shard):
         ValueError: there is no process group, this process is not in it, or the mesh has several axes; in a solve, the
             number of samples is not a multiple of that of processes, the solver has no samples to share, or a process
             has another seed, noise, shape or objective (which each evaluates once more, at the initial mean, for this).
-        RuntimeError: in a solve, another process has ended or does not come in time; or inside ``torch.compile``,
-            ``torch.func`` transforms and forward mode.
+        RuntimeError: in a solve, another process has ended or does not come in time; or inside `torch.compile`,
+            `torch.func` transforms and forward mode.
 
     The objective has to be deterministic: a process draws random numbers for its own candidates. A callback has to say
-    the same in each process. With fewer candidates than processes (the answer of a plan, :class:`dcem.Implicit`) each
+    the same in each process. With fewer candidates than processes (the answer of a plan, [`dcem.Implicit`][]) each
     evaluates all of them.
 
-    Example (``torchrun --nproc-per-node 4 script.py``)::
+    Example (`torchrun --nproc-per-node 4 script.py`)::
 
         torch.distributed.init_process_group()
         shard = dcem.distributed.Samples()
@@ -114,7 +114,7 @@ class Samples(_Shard):
     def solve(
         self, minimize: Minimize, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, **options: Any
     ) -> Solution:
-        """``minimize(objective, init, solver, **options)`` by all processes of the group."""
+        """`minimize(objective, init, solver, **options)` by all processes of the group."""
         self._agree(init, solver, options)
         if not isinstance(solver, SamplingSolver):
             raise ValueError(f"shard: expected a solver that selects among samples, or Problems(), got {solver}")
@@ -179,24 +179,24 @@ class Samples(_Shard):
 class Problems(_Shard):
     """Minimise a batch with several processes, each of which solves its share of the problems.
 
-    Used like :class:`Samples`: every process is given the whole batch, and gets the solution (and the gradient) of the
+    Used like `Samples`: every process is given the whole batch, and gets the solution (and the gradient) of the
     whole batch. Nothing travels while the solve is going on. The first axis of the batch is divided. Each process draws
     the noise of the whole batch.
 
     A controller's state, and the input of an energy model, are divided with it. An objective of your own is called with
-    the candidates of this process's problems: inside of it, take its part of other tensors of the batch by :meth:`own`.
+    the candidates of this process's problems: inside of it, take its part of other tensors of the batch by `own`.
 
     Args:
-        group: as in :class:`Samples`.
+        group: as in `Samples`.
         timeout: likewise.
 
     Raises:
-        ValueError: as in :class:`Samples`; the first axis of the batch cannot be divided evenly.
-        RuntimeError: as in :class:`Samples`.
+        ValueError: as in `Samples`; the first axis of the batch cannot be divided evenly.
+        RuntimeError: as in `Samples`.
 
-    ``solution.history`` and what a callback sees are of the own problems.
+    `solution.history` and what a callback sees are of the own problems.
 
-    Example (``torchrun --nproc-per-node 4 script.py``)::
+    Example (`torchrun --nproc-per-node 4 script.py`)::
 
         torch.distributed.init_process_group()
         shard = dcem.distributed.Problems()
@@ -206,13 +206,13 @@ class Problems(_Shard):
     """
 
     def own(self, x: Tensor) -> Tensor:
-        """The part of ``x``, ``(batch, ...)``, that belongs to the problems of this process."""
+        """The part of `x`, `(batch, ...)`, that belongs to the problems of this process."""
         return self.ranks.own(x)
 
     def solve(
         self, minimize: Minimize, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, **options: Any
     ) -> Solution:
-        """``minimize(objective, init, solver, **options)`` by all processes of the group."""
+        """`minimize(objective, init, solver, **options)` by all processes of the group."""
         self._agree(init, solver, options)
         start: Distribution = solver.distribution(init, options["event_dims"]) if isinstance(init, Tensor) else init
         batch = start.batch_shape

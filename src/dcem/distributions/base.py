@@ -1,4 +1,4 @@
-"""What every sampling distribution ``g_φ`` offers to a solver."""
+"""What every sampling distribution `g_φ` offers to a solver."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Weigh = Callable[[Tensor], tuple[Tensor, "Tensor | None"]]
 
 
 class Distribution(ABC):
-    """A family of sampling distributions over ``(*batch, *event)`` that a solver samples and refits.
+    """A family of sampling distributions over `(*batch, *event)` that a solver samples and refits.
 
-    A subclass is a frozen dataclass whose tensors have the axes ``(*batch, ...)``. It sets ``event_dims`` (how many
-    trailing axes are one candidate), has a ``mean`` of shape ``(*batch, *event)``, the point that a solve answers with,
-    and defines :meth:`rsample` and :meth:`fit`. The rest has defaults that suit any family; a family with a scale
-    overrides :meth:`clamp_std`.
+    A subclass is a frozen dataclass whose tensors have the axes `(*batch, ...)`. It sets `event_dims` (how many
+    trailing axes are one candidate), has a `mean` of shape `(*batch, *event)`, the point that a solve answers with,
+    and defines `rsample` and `fit`. The rest has defaults that suit any family; a family with a scale
+    overrides `clamp_std`.
     """
 
     event_dims: int
@@ -39,29 +39,29 @@ class Distribution(ABC):
 
     @abstractmethod
     def rsample(self, noise: Tensor) -> Tensor:
-        """Turn standard normal ``noise`` ``(*batch, N, *event)`` into samples of that shape, differentiably."""
+        """Turn standard normal `noise` `(*batch, N, *event)` into samples of that shape, differentiably."""
 
     @abstractmethod
     def fit(self, samples: Tensor, weights: Tensor) -> Self:
-        """Return the member of the family that maximises the weighted likelihood ``Σ_i w_i log g_φ(X_i)``.
+        """Return the member of the family that maximises the weighted likelihood `Σ_i w_i log g_φ(X_i)`.
 
         Args:
-            samples: candidates as they were drawn, ``(*batch, N, *event)``; what bounds clipped them to is not seen.
-            weights: ``(*batch, N)``, in ``[0, 1]``, summing to one over the samples.
+            samples: candidates as they were drawn, `(*batch, N, *event)`; what bounds clipped them to is not seen.
+            weights: `(*batch, N)`, in `[0, 1]`, summing to one over the samples.
         """
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density of candidates ``(*batch, N, *event)``, ``(*batch, N)``; log-probabilities where discrete."""
+        """The log-density of candidates `(*batch, N, *event)`, `(*batch, N)`; log-probabilities where discrete."""
         raise NotImplementedError(f"log_prob: {type(self).__name__} does not define its density")
 
     def check(self) -> None:
-        """Raise a ``ValueError`` where the parameters make no distribution; they can be looked at."""
+        """Raise a `ValueError` where the parameters make no distribution; they can be looked at."""
         for leaf in leaves(self):
             if not leaf.isfinite().all():
                 raise ValueError(f"init: expected finite parameters, got {leaf}")
 
     def with_mean(self, mean: Tensor) -> Distribution:
-        """Move the distribution so that its mean is ``mean``; spread and shape stay.
+        """Move the distribution so that its mean is `mean`; spread and shape stay.
 
         A family whose mean is computed from other parameters is wrapped in one that moves its samples.
         """
@@ -100,17 +100,17 @@ class Distribution(ABC):
         return -1 - self.event_dims
 
     def flat(self, samples: Tensor) -> Tensor:
-        """Samples with their event as one axis, ``(*batch, N, D)``."""
+        """Samples with their event as one axis, `(*batch, N, D)`."""
         return samples.flatten(self.sample_dim + 1) if self.event_dims else samples.unsqueeze(-1)
 
     def weighted_mean(self, samples: Tensor, weights: Tensor) -> Tensor:
-        """``Σ_i w_i X_i`` for weights ``(*batch, N)`` and samples ``(*batch, N, *event)``, as one matrix product."""
+        """`Σ_i w_i X_i` for weights `(*batch, N)` and samples `(*batch, N, *event)`, as one matrix product."""
         return torch.matmul(weights.unsqueeze(-2), self.flat(samples)).reshape(self.mean.shape)
 
     def weighted_deviations(self, samples: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted mean ``m``, ``(*batch, *event)``, and the deviations from it ``X_i - m``, ``(*batch, N, D)``.
+        """The weighted mean `m`, `(*batch, *event)`, and the deviations from it `X_i - m`, `(*batch, N, D)`.
 
-        Both are taken from deviations from the present mean: in ``X_i - m`` the rounding of ``m`` would not cancel,
+        Both are taken from deviations from the present mean: in `X_i - m` the rounding of `m` would not cancel,
         and is large where the samples have drawn close to each other far from zero.
         """
         center = self.mean.detach()
@@ -119,35 +119,35 @@ class Distribution(ABC):
         return center + shift.reshape(center.shape), deviations - shift
 
     def interpolate(self, other: Self, amount: float | Tensor) -> Self:
-        """Move the parameters by ``amount`` (0 to 1) of the way towards those of ``other``."""
+        """Move the parameters by `amount` (0 to 1) of the way towards those of `other`."""
         moved: Self = map_tensors(lambda old, new: old + amount * (new - old), self, other)
         return moved
 
     def clamp_std(self, low: float, high: float | None) -> Self:
-        """Keep the spread within ``[low, high]``; a family without a std returns itself."""
+        """Keep the spread within `[low, high]`; a family without a std returns itself."""
         return self
 
     def select(self, samples: Tensor, values: Tensor, weigh: Weigh) -> tuple[Self, Tensor, Tensor | None]:
-        """The weights that :class:`dcem.CEM` gives to :meth:`fit`, and which problems are valid.
+        """The weights that [`dcem.CEM`][] gives to `fit`, and which problems are valid.
 
-        ``weigh`` turns values ``(*batch, N)`` into these. A family of several parts selects in each, and returns itself
+        `weigh` turns values `(*batch, N)` into these. A family of several parts selects in each, and returns itself
         with what the values say of the parts.
         """
         return self, *weigh(values)
 
     def stretch(self, start: Self, clip: Callable[[Tensor], Tensor]) -> Self:
-        """Widen along the way that the mean has come from ``start``, as far as ``clip`` lets it come.
+        """Widen along the way that the mean has come from `start`, as far as `clip` lets it come.
 
         For families whose spread is a matter of direction; the others return themselves.
         """
         return self
 
     def is_collapsed(self, min_std: float) -> Tensor:
-        """Per problem, whether the spread has shrunk to ``min_std`` in every dimension: ``(*batch,)``, boolean."""
+        """Per problem, whether the spread has shrunk to `min_std` in every dimension: `(*batch,)`, boolean."""
         return torch.zeros(self.batch_shape, dtype=torch.bool, device=self.mean.device)
 
     def clip(self, bounds: Bounds) -> Self:
-        """Bring the mean inside ``bounds``, and the std to half their width at most.
+        """Bring the mean inside `bounds`, and the std to half their width at most.
 
         Of samples with a larger std, most would be at the bounds. A family that lives inside them returns itself.
         """
@@ -155,7 +155,7 @@ class Distribution(ABC):
 
 
 def check_parameter(name: str, value: Tensor, event_dims: int) -> int:
-    """Check a parameter ``(*batch, *event)`` and ``event_dims``, and return these as an int."""
+    """Check a parameter `(*batch, *event)` and `event_dims`, and return these as an int."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
     if not value.is_floating_point():

@@ -21,28 +21,28 @@ SAMPLES = ("hard", "straight-through", "relaxed")
 
 @dataclass(frozen=True, eq=False)
 class Categorical(Distribution):
-    """Sample one of ``C`` choices, as a one-hot vector: discrete actions, assignments, architectures.
+    """Sample one of `C` choices, as a one-hot vector: discrete actions, assignments, architectures.
 
-    ``X = onehot(argmax_c (logits_c + G_c))`` with Gumbel noise ``G``. The refit is that of the cross-entropy method,
-    the weighted frequencies ``p_c = Σ_i w_i X_ic``. The mean, with which a solve answers, is the vector of
-    probabilities; ``solution.best_x`` is a choice.
+    `X = onehot(argmax_c (logits_c + G_c))` with Gumbel noise `G`. The refit is that of the cross-entropy method,
+    the weighted frequencies `p_c = Σ_i w_i X_ic`. The mean, with which a solve answers, is the vector of
+    probabilities; `solution.best_x` is a choice.
 
     The gradient of an answer flows through the selection's weights into the probabilities whatever the samples are; a
     hard sample does not move with the logits, so that this is all of the derivative. Where the objective is
-    differentiable in its candidates, ``samples`` lets it reach the logits through them, too.
+    differentiable in its candidates, `samples` lets it reach the logits through them, too.
 
     Args:
-        logits: unnormalised log-probabilities, ``(*batch, *event)`` with the ``C`` choices as the last axis of the
-            event: ``(*batch, horizon, C)`` for a sequence of choices. ``-inf`` forbids one.
-        event_dims: how many trailing axes of ``logits`` are one candidate, at least 1.
-        samples: ``"hard"``: one-hot vectors. ``"straight-through"``: one-hot vectors with the derivative of relaxed
-            ones, which is biased. ``"relaxed"``: ``softmax((logits + G) / relaxation)``, between the choices, with
+        logits: unnormalised log-probabilities, `(*batch, *event)` with the `C` choices as the last axis of the
+            event: `(*batch, horizon, C)` for a sequence of choices. `-inf` forbids one.
+        event_dims: how many trailing axes of `logits` are one candidate, at least 1.
+        samples: `"hard"`: one-hot vectors. `"straight-through"`: one-hot vectors with the derivative of relaxed
+            ones, which is biased. `"relaxed"`: `softmax((logits + G) / relaxation)`, between the choices, with
             their exact derivative, for objectives that can evaluate them.
         relaxation: the temperature of relaxed samples, above 0; towards 0 they become hard.
 
     Raises:
-        TypeError: ``logits`` is not a floating-point tensor.
-        ValueError: ``event_dims``, ``samples`` or ``relaxation`` is out of its range.
+        TypeError: `logits` is not a floating-point tensor.
+        ValueError: `event_dims`, `samples` or `relaxation` is out of its range.
 
     Example:
         >>> import torch, dcem
@@ -73,12 +73,12 @@ class Categorical(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The probabilities, ``(*batch, *event)``."""
+        """The probabilities, `(*batch, *event)`."""
         return self.logits.softmax(-1)
 
     @property
     def std(self) -> Tensor:
-        """Of each choice, ``√(p (1 - p))``, ``(*batch, *event)``."""
+        """Of each choice, `√(p (1 - p))`, `(*batch, *event)`."""
         probability = self.mean
         return (probability * (1 - probability)).sqrt()
 
@@ -109,18 +109,18 @@ class Categorical(Distribution):
         return self.flat(torch.where(x > 0, log_probability, 0.0)).sum(-1)
 
     def with_mean(self, mean: Tensor) -> Self:
-        """The choices with these probabilities, or with those next to them where ``mean`` is off the simplex."""
+        """The choices with these probabilities, or with those next to them where `mean` is off the simplex."""
         return self._of(_nearest_on_simplex(mean))
 
     def around(self, mean: Tensor) -> Self:
-        """Half of these probabilities and half of ``mean``: a certain choice leaves nothing to search."""
+        """Half of these probabilities and half of `mean`: a certain choice leaves nothing to search."""
         return self.interpolate(self.with_mean(mean), 0.5)
 
     def interpolate(self, other: Self, amount: float | Tensor) -> Self:
         return self._of(self.mean + amount * (other.mean - self.mean))
 
     def clamp_std(self, low: float, high: float | None) -> Self:
-        """Leave every choice a probability of about ``low²``, for a std of ``low``; ``high`` has no meaning."""
+        """Leave every choice a probability of about `low²`, for a std of `low`; `high` has no meaning."""
         if low == 0:
             return self
         log_probability = self.logits.log_softmax(-1)
@@ -138,7 +138,7 @@ class Categorical(Distribution):
 
 
 def _nearest_on_simplex(x: Tensor) -> Tensor:
-    """``argmin_p |p - x|²`` subject to ``p >= 0`` and ``Σp = 1``, along the last axis: what is above a threshold.
+    """`argmin_p |p - x|²` subject to `p >= 0` and `Σp = 1`, along the last axis: what is above a threshold.
 
     Source: Duchi et al., "Efficient projections onto the l1-ball", ICML 2008.
     """

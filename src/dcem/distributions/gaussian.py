@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 
 def safe_sqrt(variance: Tensor) -> Tensor:
-    """``sqrt`` whose gradient at zero is zero instead of infinite."""
+    """`sqrt` whose gradient at zero is zero instead of infinite."""
     positive = variance > 0
     return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(Distribution):
-    """Sample from a diagonal Gaussian: ``X = μ + σ ε``, refitted by weighted moments.
+    """Sample from a diagonal Gaussian: `X = μ + σ ε`, refitted by weighted moments.
 
     Args:
-        mean: ``μ``, ``(*batch, *event)``.
-        std: ``σ >= 0``, a number or a tensor that broadcasts to ``mean``. A solver raises it to its ``min_std``.
-        event_dims: how many trailing axes of ``mean`` are one candidate; the axes before are the batch.
+        mean: `μ`, `(*batch, *event)`.
+        std: `σ >= 0`, a number or a tensor that broadcasts to `mean`. A solver raises it to its `min_std`.
+        event_dims: how many trailing axes of `mean` are one candidate; the axes before are the batch.
 
     Raises:
-        TypeError: ``mean`` is not a floating-point tensor.
-        ValueError: ``std`` does not broadcast to ``mean``, or ``event_dims`` is out of range.
+        TypeError: `mean` is not a floating-point tensor.
+        ValueError: `std` does not broadcast to `mean`, or `event_dims` is out of range.
 
     Example:
         >>> import torch, dcem
@@ -47,7 +47,7 @@ class Gaussian(Distribution):
         >>> g.fit(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), torch.tensor([0.5, 0.5])).std
         tensor([1., 0.])
 
-    Source: the update ``μ = Σ w_i X_i / k``, ``σ² = Σ w_i (X_i - μ)² / k`` of the (differentiable) cross-entropy
+    Source: the update `μ = Σ w_i X_i / k`, `σ² = Σ w_i (X_i - μ)² / k` of the (differentiable) cross-entropy
     method, Amos & Yarats, ICML 2020.
     """
 
@@ -107,25 +107,25 @@ class Gaussian(Distribution):
 
 @dataclass(frozen=True, eq=False)
 class FullGaussian(Distribution):
-    """Sample from a Gaussian with full covariance ``Σ = L Lᵀ``: ``X = μ + L ε``, refitted by weighted moments.
+    """Sample from a Gaussian with full covariance `Σ = L Lᵀ`: `X = μ + L ε`, refitted by weighted moments.
 
     Correlated dimensions are searched along their common direction: narrow valleys that do not follow the axes. The
-    covariance of ``D`` dimensions has ``D²/2`` numbers to be estimated from the elites; a few times ``D`` elites, a
-    quarter of the samples, and half of the old covariance kept (``CEM(20 * D, 5 * D, smoothing=0.5)``) serve well.
+    covariance of `D` dimensions has `D²/2` numbers to be estimated from the elites; a few times `D` elites, a
+    quarter of the samples, and half of the old covariance kept (`CEM(20 * D, 5 * D, smoothing=0.5)`) serve well.
 
-    After each step of the mean, :class:`dcem.CEM` widens the covariance along it (:meth:`stretch`). It is then that of
+    After each step of the mean, [`dcem.CEM`][] widens the covariance along it (`stretch`). It is then that of
     the elites about the mean that they were drawn around, and the search goes on in a direction that paid, where the
     covariance about their own mean narrows along it and ends before the minimum.
 
     Args:
-        mean: ``μ``, ``(*batch, *event)``.
-        scale_tril: ``L``, lower triangular with a positive diagonal, ``(*batch, D, D)`` (or broadcasting to that)
-            with ``D`` the number of elements of one event.
-        event_dims: how many trailing axes of ``mean`` are one candidate.
+        mean: `μ`, `(*batch, *event)`.
+        scale_tril: `L`, lower triangular with a positive diagonal, `(*batch, D, D)` (or broadcasting to that)
+            with `D` the number of elements of one event.
+        event_dims: how many trailing axes of `mean` are one candidate.
 
     Raises:
-        TypeError: ``mean`` is not a floating-point tensor.
-        ValueError: ``scale_tril`` does not broadcast to ``(*batch, D, D)``, or ``event_dims`` is out of range.
+        TypeError: `mean` is not a floating-point tensor.
+        ValueError: `scale_tril` does not broadcast to `(*batch, D, D)`, or `event_dims` is out of range.
 
     Example:
         >>> import torch, dcem
@@ -162,12 +162,12 @@ class FullGaussian(Distribution):
 
     @property
     def covariance(self) -> Tensor:
-        """``Σ = L Lᵀ``, ``(*batch, D, D)``."""
+        """`Σ = L Lᵀ`, `(*batch, D, D)`."""
         return self.scale_tril @ self.scale_tril.mT
 
     @property
     def std(self) -> Tensor:
-        """Marginal standard deviations, ``(*batch, *event)``."""
+        """Marginal standard deviations, `(*batch, *event)`."""
         return self.scale_tril.norm(dim=-1).reshape(self.mean.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class FullGaussian(Distribution):
         return self._rescale(lambda std: clip(std, low, high))
 
     def _rescale(self, to: Callable[[Tensor], Tensor]) -> Self:
-        """Scale the rows of ``L``, which changes each dimension's std and leaves correlations alone."""
+        """Scale the rows of `L`, which changes each dimension's std and leaves correlations alone."""
         std = self.scale_tril.norm(dim=-1, keepdim=True)
         positive, new = std > 0, to(std)
         scaled = self.scale_tril * (new / std.where(positive, 1.0))
@@ -227,7 +227,7 @@ class FullGaussian(Distribution):
 
 
 def _cholesky(covariance: Tensor) -> Tensor:
-    """A lower triangular ``L`` with ``L Lᵀ = Σ`` for any covariance, singular ones included.
+    """A lower triangular `L` with `L Lᵀ = Σ` for any covariance, singular ones included.
 
     Correlations are factorised, so that scales do not matter. They are shrunk by a few units of rounding, or by more
     where that is too little: so a factor exists where there are fewer samples than dimensions. The variances stay.

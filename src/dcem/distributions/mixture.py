@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Mixture(Distribution):
-    """Sample from ``M`` diagonal Gaussians, ``Σ_m π_m N(μ_m, σ_m²)``, to keep basins that one Gaussian averages.
+    """Sample from `M` diagonal Gaussians, `Σ_m π_m N(μ_m, σ_m²)`, to keep basins that one Gaussian averages.
 
-    The samples are divided among the components in proportion to ``π``, without chance. :class:`dcem.CEM` selects
-    ``num_elites`` samples for each component, among those that are nearer to it than to the others, and fits it to
+    The samples are divided among the components in proportion to `π`, without chance. [`dcem.CEM`][] selects
+    `num_elites` samples for each component, among those that are nearer to it than to the others, and fits it to
     them; its weight is its part of the best samples of all. A component with too few samples of its own stays as it is.
 
-    A solve answers with the mean of the heaviest component, ``mean``. It is differentiable like that of a Gaussian;
-    which component is the heaviest is not. All of them are in ``solution.distribution``.
+    A solve answers with the mean of the heaviest component, `mean`. It is differentiable like that of a Gaussian;
+    which component is the heaviest is not. All of them are in `solution.distribution`.
 
     Args:
-        means: ``μ``, ``(*batch, M, *event)``: where to start. Components that start at one place stay together.
-        stds: ``σ >= 0``, a number or a tensor that broadcasts to ``means``.
-        logits: of the weights ``π``, ``(*batch, M)`` or broadcasting to it; None for equal weights.
-        event_dims: how many trailing axes of ``means`` are one candidate; the axis before counts the components.
-        min_weight: every component keeps a weight of at least ``min_weight / M``, in ``[0, 1]``.
+        means: `μ`, `(*batch, M, *event)`: where to start. Components that start at one place stay together.
+        stds: `σ >= 0`, a number or a tensor that broadcasts to `means`.
+        logits: of the weights `π`, `(*batch, M)` or broadcasting to it; None for equal weights.
+        event_dims: how many trailing axes of `means` are one candidate; the axis before counts the components.
+        min_weight: every component keeps a weight of at least `min_weight / M`, in `[0, 1]`.
 
     Raises:
-        TypeError: ``means`` is not a floating-point tensor.
+        TypeError: `means` is not a floating-point tensor.
         ValueError: an argument is out of its range or of the wrong shape.
 
     Example:
@@ -92,7 +92,7 @@ class Mixture(Distribution):
 
     @property
     def _heaviest(self) -> Tensor:
-        """Index of the heaviest component, in the shape of one: ``(*batch, 1, *1)``."""
+        """Index of the heaviest component, in the shape of one: `(*batch, 1, *1)`."""
         index = self.logits.argmax(-1, keepdim=True)
         return index.reshape(index.shape + (1,) * self.event_dims)
 
@@ -105,12 +105,12 @@ class Mixture(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the heaviest component, ``(*batch, *event)``."""
+        """The mean of the heaviest component, `(*batch, *event)`."""
         return self._of_heaviest(self.means)
 
     @property
     def std(self) -> Tensor:
-        """The std of the heaviest component, ``(*batch, *event)``."""
+        """The std of the heaviest component, `(*batch, *event)`."""
         return self._of_heaviest(self.stds)
 
     @property
@@ -119,7 +119,7 @@ class Mixture(Distribution):
 
     @property
     def weights(self) -> Tensor:
-        """``π``, ``(*batch, M)``."""
+        """`π`, `(*batch, M)`."""
         return self.logits.softmax(-1)
 
     def check(self) -> None:
@@ -144,11 +144,11 @@ class Mixture(Distribution):
         return (self.logits.log_softmax(-1).unsqueeze(-1) + of_component.sum(-1)).logsumexp(-2)
 
     def _flat_components(self) -> tuple[Tensor, Tensor]:
-        """Means and stds with the event as one axis, ``(*batch, M, 1, D)``."""
+        """Means and stds with the event as one axis, `(*batch, M, 1, D)`."""
         return self.flat(self.means).unsqueeze(-2), self.flat(self.stds).unsqueeze(-2)
 
     def _nearest(self, samples: Tensor) -> Tensor:
-        """Whether a component is the nearest to a sample, in units of their common std: ``(*batch, M, N)``, boolean.
+        """Whether a component is the nearest to a sample, in units of their common std: `(*batch, M, N)`, boolean.
 
         Not the likeliest: where one component is narrow already, the others would get what lies about it.
         """
@@ -195,7 +195,7 @@ class Mixture(Distribution):
         return weights.clamp(min=self._least).log()
 
     def with_mean(self, mean: Tensor) -> Self:
-        """All components moved together, the heaviest one to ``mean``."""
+        """All components moved together, the heaviest one to `mean`."""
         return dataclasses.replace(self, means=self.means + (mean - self.mean).unsqueeze(self._component_dim))
 
     def interpolate(self, other: Self, amount: float | Tensor) -> Self:

@@ -15,10 +15,10 @@ from dcem._check import check_int, check_number
 
 @dataclass(frozen=True)
 class WhiteNoise:
-    """Draw independent standard normal numbers, ``noise(shape, ...) -> Tensor``.
+    """Draw independent standard normal numbers, `noise(shape, ...) -> Tensor`.
 
-    This is what every noise source looks like: a callable that :func:`dcem.minimize` asks each iteration for draws of
-    ``shape`` ``(*batch, N, *event)``. One that has a method ``check_event(event_shape)`` is asked before the solve
+    This is what every noise source looks like: a callable that [`dcem.minimize`][] asks each iteration for draws of
+    `shape` `(*batch, N, *event)`. One that has a method `check_event(event_shape)` is asked before the solve
     whether it can serve such events.
     """
 
@@ -35,19 +35,19 @@ class WhiteNoise:
 
 @dataclass(frozen=True)
 class ColoredNoise:
-    """Draw normal numbers of unit variance that are correlated along one axis, with power spectrum ``1/f^β``.
+    """Draw normal numbers of unit variance that are correlated along one axis, with power spectrum `1/f^β`.
 
     Sequences of actions drawn this way vary smoothly, which explores farther than independent actions that cancel
     one another.
 
     Args:
-        exponent: ``β``, finite and at least 0; 0 is white, 1 pink, 2 brown noise.
+        exponent: `β`, finite and at least 0; 0 is white, 1 pink, 2 brown noise.
         dim: the axis of the event along which the draws are correlated, negative so as to count from its end: time is
-            ``-2`` for events ``(horizon, action)``, and ``-1`` for events ``(horizon,)``.
+            `-2` for events `(horizon, action)`, and `-1` for events `(horizon,)`.
 
     Raises:
-        TypeError: ``exponent`` is not a number, or ``dim`` not an int.
-        ValueError: ``exponent`` is out of its range, ``dim`` is not negative; when called, the event has no such axis.
+        TypeError: `exponent` is not a number, or `dim` not an int.
+        ValueError: `exponent` is out of its range, `dim` is not negative; when called, the event has no such axis.
 
     Example:
         >>> import torch, dcem
@@ -72,7 +72,7 @@ class ColoredNoise:
             raise ValueError(f"dim: expected a negative axis (counted from the event's end), got {self.dim}")
 
     def check_event(self, event_shape: Sequence[int]) -> None:
-        """Raise where events of this shape have no axis ``dim``: candidates would be correlated with each other."""
+        """Raise where events of this shape have no axis `dim`: candidates would be correlated with each other."""
         if -self.dim > len(event_shape):
             raise ValueError(
                 f"dim: expected at least {-len(event_shape)}, an axis of the event, for events of shape "

@@ -26,7 +26,7 @@ class Product(Distribution):
     weights of whole candidates.
 
     Args:
-        parts: distributions whose means have the same shape but for the last axis, and the same ``event_dims`` of at
+        parts: distributions whose means have the same shape but for the last axis, and the same `event_dims` of at
             least 1.
 
     Raises:

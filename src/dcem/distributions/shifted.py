@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Shifted(Distribution):
-    """``X + μ - E[X]`` for ``X`` of another distribution: how a family with a computed mean is given another one.
+    """`X + μ - E[X]` for `X` of another distribution: how a family with a computed mean is given another one.
 
-    :class:`dcem.MPPI` and :class:`dcem.GradientDescent` move means and leave the spread alone. Where a family cannot be
-    rebuilt around a mean, ``solution.distribution`` is of this class, and ``base`` is the one that it was.
+    [`dcem.MPPI`][] and [`dcem.GradientDescent`][] move means and leave the spread alone. Where a family cannot be
+    rebuilt around a mean, `solution.distribution` is of this class, and `base` is the one that it was.
 
     Args:
         base: the distribution that is moved.
-        mean: ``μ``, ``(*batch, *event)``.
+        mean: `μ`, `(*batch, *event)`.
 
     Source: location families, Lehmann & Casella, "Theory of Point Estimation", 1998, section 1.4.
     """
@@ -40,7 +40,7 @@ class Shifted(Distribution):
 
     @property
     def std(self) -> Tensor:
-        """The marginal stds, ``(*batch, *event)``, if ``base`` has any."""
+        """The marginal stds, `(*batch, *event)`, if `base` has any."""
         std: Tensor = self.base.std  # type: ignore[attr-defined]
         return std
 

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 class Decoder(nn.Module, ABC):
-    """Map a latent variable to a candidate, ``x = dec(z)``; a subclass defines ``decode``.
+    """Map a latent variable to a candidate, `x = dec(z)`; a subclass defines `decode`.
 
     Args:
-        latent_shape: shape of ``z``; an int is ``(int,)``.
-        event_shape: shape of ``x``; an int is ``(int,)``.
-        bounds: the box that ``x`` stays in: ``(low, high)``, each None, a number, or a tensor that broadcasts to
-            ``event``; infinite entries are open. ``low`` and ``high`` are buffers of the module.
+        latent_shape: shape of `z`; an int is `(int,)`.
+        event_shape: shape of `x`; an int is `(int,)`.
+        bounds: the box that `x` stays in: `(low, high)`, each None, a number, or a tensor that broadcasts to
+            `event`; infinite entries are open. `low` and `high` are buffers of the module.
 
-    Shapes: ``z`` ``(..., *latent)`` -> ``x`` ``(..., *event)``, for any leading axes.
+    Shapes: `z` `(..., *latent)` -> `x` `(..., *event)`, for any leading axes.
 
     Raises:
-        ValueError: a shape has an axis that is not positive, ``bounds`` do not fit ``event`` or are in the wrong
-            order; when called, ``z`` does not end in ``latent``.
+        ValueError: a shape has an axis that is not positive, `bounds` do not fit `event` or are in the wrong
+            order; when called, `z` does not end in `latent`.
 
     Example:
         >>> import torch
@@ -61,17 +61,17 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """``x`` of ``z``, whose shape has been checked."""
+        """`x` of `z`, whose shape has been checked."""
 
     def forward(self, z: Tensor) -> Tensor:
-        """``x`` ``(..., *event)`` of ``z`` ``(..., *latent)``."""
+        """`x` `(..., *event)` of `z` `(..., *latent)`."""
         dims = len(self.latent_shape)
         if z.dim() < dims or tuple(z.shape[z.dim() - dims :]) != self.latent_shape:
             raise ValueError(f"z: expected (..., *latent) with latent {self.latent_shape}, got {tuple(z.shape)}")
         return self.decode(z)
 
     def squash(self, x: Tensor) -> Tensor:
-        """Free numbers ``(..., *event)`` smoothly into the box: a sigmoid between two sides, a softplus from one."""
+        """Free numbers `(..., *event)` smoothly into the box: a sigmoid between two sides, a softplus from one."""
         dtype = torch.promote_types(x.dtype, torch.promote_types(self.low.dtype, torch.float32))
         low, high, x = self.low.to(dtype), self.high.to(dtype), x.to(dtype)
         from_low, from_high = low.isfinite(), high.isfinite()
@@ -87,11 +87,11 @@ class Decoder(nn.Module, ABC):
         return x if dtype == self.low.dtype else self.clip(x.to(self.low.dtype))
 
     def clip(self, x: Tensor) -> Tensor:
-        """The nearest point of the box, ``(..., *event)``."""
+        """The nearest point of the box, `(..., *event)`."""
         return Bounds(self.low, self.high, self.low.dtype).clip(x)
 
     def register_exact(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
-        """Register a buffer of which the digits are kept that the module's dtype has not: ``double()`` finds them."""
+        """Register a buffer of which the digits are kept that the module's dtype has not: `double()` finds them."""
         self._exact[name] = tensor.detach().double()
         self.register_buffer(name, tensor.to(torch.get_default_dtype()), persistent)
 
@@ -128,7 +128,7 @@ class Decoder(nn.Module, ABC):
 
 
 def _between(low: Tensor, high: Tensor, x: Tensor) -> Tensor:
-    """Unlike ``low + (high - low) σ(x)``, never outside by rounding; of halves, the width does not overflow."""
+    """Unlike `low + (high - low) σ(x)`, never outside by rounding; of halves, the width does not overflow."""
     return 2 * torch.lerp(low / 2, high / 2, x.sigmoid())
 
 

@@ -13,20 +13,20 @@ from dcem.embedding.decoder import Decoder
 
 
 class LinearDecoder(Decoder):
-    """An affine map from a latent to a vector, clipped to a box: ``x = clip(mean + z W)``.
+    """An affine map from a latent to a vector, clipped to a box: `x = clip(mean + z W)`.
 
-    What a learned decoder has to beat: :meth:`random` knows nothing of the problems, and
-    :meth:`principal_components` knows solutions of some of them.
+    What a learned decoder has to beat: `random` knows nothing of the problems, and
+    `principal_components` knows solutions of some of them.
 
     Args:
-        weight: ``W``, ``(latent, n)``.
-        mean: ``(n,)``, what ``z = 0`` stands for.
-        bounds: the box of ``x``, ``(low, high)``: each None, a number, or a tensor that broadcasts to ``(n,)``.
+        weight: `W`, `(latent, n)`.
+        mean: `(n,)`, what `z = 0` stands for.
+        bounds: the box of `x`, `(low, high)`: each None, a number, or a tensor that broadcasts to `(n,)`.
 
-    Shapes: ``z`` ``(..., latent)`` -> ``x`` ``(..., n)``.
+    Shapes: `z` `(..., latent)` -> `x` `(..., n)`.
 
     Raises:
-        ValueError: ``weight`` is not a matrix, or ``mean`` or ``bounds`` do not fit it.
+        ValueError: `weight` is not a matrix, or `mean` or `bounds` do not fit it.
 
     Example:
         >>> import torch
@@ -61,13 +61,13 @@ class LinearDecoder(Decoder):
         bounds: BoundsLike | None = None,
         generator: torch.Generator | None = None,
     ) -> LinearDecoder:
-        """Normal weights: where ``z`` is standard normal, each number of ``x`` has about the deviation ``std``.
+        """Normal weights: where `z` is standard normal, each number of `x` has about the deviation `std`.
 
         Args:
             latent_size: numbers in the latent.
-            mean: ``(n,)``, what ``z = 0`` stands for.
-            std: of each number of ``x``, before it is clipped.
-            bounds: of ``x``.
+            mean: `(n,)`, what `z = 0` stands for.
+            std: of each number of `x`, before it is clipped.
+            bounds: of `x`.
             generator: draws the weights, on its own device.
 
         Source: Wang et al., "Bayesian optimization in high dimensions via random embeddings", IJCAI 2013.
@@ -84,10 +84,10 @@ class LinearDecoder(Decoder):
         """The map that fits known solutions best: along the directions in which they vary most.
 
         Args:
-            solutions: ``(m, n)``.
+            solutions: `(m, n)`.
             latent_size: directions; those beyond the rank of the solutions are zero.
-            width: standard deviations of the solutions in one unit of ``z``.
-            bounds: of ``x``.
+            width: standard deviations of the solutions in one unit of `z`.
+            bounds: of `x`.
 
         Source: Jolliffe, "Principal component analysis", Springer 2002.
         """

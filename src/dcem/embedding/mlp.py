@@ -16,18 +16,18 @@ class MLPDecoder(Decoder):
     """A fully connected network from a latent to a candidate of any shape, inside a box.
 
     Args:
-        latent_shape: shape of ``z``; an int is ``(int,)``.
-        event_shape: shape of ``x``; an int is ``(int,)``.
+        latent_shape: shape of `z`; an int is `(int,)`.
+        event_shape: shape of `x`; an int is `(int,)`.
         hidden: widths of the hidden layers; none of them for a linear map.
-        bounds: the box of ``x``, ``(low, high)``: each None, a number, or a tensor that broadcasts to ``event``. The
+        bounds: the box of `x`, `(low, high)`: each None, a number, or a tensor that broadcasts to `event`. The
             output is squashed into it, by a sigmoid between two sides and a softplus from a single one.
         activation: makes the module between two layers.
 
-    Shapes: ``z`` ``(..., *latent)`` -> ``x`` ``(..., *event)``.
+    Shapes: `z` `(..., *latent)` -> `x` `(..., *event)`.
 
     Raises:
-        ValueError: a shape or width is not positive, or ``bounds`` do not fit ``event``; when called, ``z`` does not
-            end in ``latent``.
+        ValueError: a shape or width is not positive, or `bounds` do not fit `event`; when called, `z` does not
+            end in `latent`.
 
     Example:
         >>> import torch

@@ -10,16 +10,16 @@ from dcem.layer import behind, decoded
 
 
 def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Turn an objective over ``x`` into one over ``z``, ``f(dec(z))``, to be minimised in the smaller space.
+    """Turn an objective over `x` into one over `z`, `f(dec(z))`, to be minimised in the smaller space.
 
     Args:
-        objective: ``(*batch, N, *event) -> (*batch, N)``.
-        decoder: ``(*batch, N, *latent) -> (*batch, N, *event)``, a callable or module; its parameters receive
-            gradients through the value and through the solve. If it says its ``latent_shape`` and ``event_shape``, as
-            those of :mod:`dcem.embedding` do, what it returns is held to that.
+        objective: `(*batch, N, *event) -> (*batch, N)`.
+        decoder: `(*batch, N, *latent) -> (*batch, N, *event)`, a callable or module; its parameters receive
+            gradients through the value and through the solve. If it says its `latent_shape` and `event_shape`, as
+            those of `dcem.embedding` do, what it returns is held to that.
 
     Returns:
-        An objective ``(*batch, N, *latent) -> (*batch, N)``.
+        An objective `(*batch, N, *latent) -> (*batch, N)`.
 
     Raises:
         TypeError: an argument is not callable.
@@ -43,5 +43,5 @@ def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Ten
 
 
 def decode(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """``dec(z)``, of the shape that the decoder says, if it says one."""
+    """`dec(z)`, of the shape that the decoder says, if it says one."""
     return decoded(decoder, z, getattr(decoder, "latent_shape", None), getattr(decoder, "event_shape", None))

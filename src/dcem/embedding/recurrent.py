@@ -17,20 +17,20 @@ class RecurrentDecoder(Decoder):
     """A gated recurrent network (GRU) that unrolls a latent into a sequence, with the same weights at every step.
 
     The latent sets the first hidden state and is the input of every step. The number of weights does not grow with
-    the horizon, and neighbouring steps are alike by construction; an :class:`MLPDecoder` is faster where the horizon
+    the horizon, and neighbouring steps are alike by construction; an `MLPDecoder` is faster where the horizon
     is short.
 
     Args:
-        latent_shape: shape of ``z``; an int is ``(int,)``.
-        event_shape: ``(horizon, *action)``; an int is a sequence of numbers.
+        latent_shape: shape of `z`; an int is `(int,)`.
+        event_shape: `(horizon, *action)`; an int is a sequence of numbers.
         hidden: width of the hidden state.
-        bounds: the box of ``x``, as in :class:`MLPDecoder`.
+        bounds: the box of `x`, as in `MLPDecoder`.
 
-    Shapes: ``z`` ``(..., *latent)`` -> ``x`` ``(..., horizon, *action)``.
+    Shapes: `z` `(..., *latent)` -> `x` `(..., horizon, *action)`.
 
     Raises:
-        ValueError: a shape or width is not positive, or ``bounds`` do not fit ``event``; when called, ``z`` does not
-            end in ``latent``.
+        ValueError: a shape or width is not positive, or `bounds` do not fit `event`; when called, `z` does not
+            end in `latent`.
 
     Example:
         >>> import torch

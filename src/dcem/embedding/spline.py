@@ -18,17 +18,17 @@ class SplineDecoder(Decoder):
     latent is in the units of the sequence, so bounds, means and stds mean the same for both.
 
     Args:
-        num_knots: ``K``, at most the horizon, at which the spline can be any sequence.
-        event_shape: ``(horizon, *action)``; an int is a sequence of numbers.
+        num_knots: `K`, at most the horizon, at which the spline can be any sequence.
+        event_shape: `(horizon, *action)`; an int is a sequence of numbers.
         degree: 1 for straight lines between the knots; 3 for the natural cubic spline, smooth up to its curvature,
             which may overshoot the knots.
-        bounds: the box of ``x``, as in :class:`MLPDecoder`, but clipped to: a sequence inside it stays as it is.
+        bounds: the box of `x`, as in `MLPDecoder`, but clipped to: a sequence inside it stays as it is.
 
-    Shapes: ``z`` ``(..., K, *action)`` -> ``x`` ``(..., horizon, *action)``.
+    Shapes: `z` `(..., K, *action)` -> `x` `(..., horizon, *action)`.
 
     Raises:
-        ValueError: ``num_knots`` is not in ``[1, horizon]``, ``degree`` is neither 1 nor 3, or ``bounds`` do not fit
-            ``event``; when called, ``z`` does not end in ``latent``.
+        ValueError: `num_knots` is not in `[1, horizon]`, `degree` is neither 1 nor 3, or `bounds` do not fit
+            `event`; when called, `z` does not end in `latent`.
 
     Example:
         >>> import torch
@@ -63,7 +63,7 @@ class SplineDecoder(Decoder):
         return self.clip(self._along_time("basis", z))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The knots ``(..., K, *action)`` whose spline is nearest to ``x`` ``(..., horizon, *action)``, in squares."""
+        """The knots `(..., K, *action)` whose spline is nearest to `x` `(..., horizon, *action)`, in squares."""
         dims = len(self.event_shape)
         if x.dim() < dims or tuple(x.shape[x.dim() - dims :]) != self.event_shape:
             raise ValueError(f"x: expected (..., *event) with event {self.event_shape}, got {tuple(x.shape)}")
@@ -78,10 +78,10 @@ class SplineDecoder(Decoder):
 
 
 def _basis(num_knots: int, horizon: int, degree: int) -> Tensor:
-    """The matrix ``(horizon, K)`` from knots to the sequence, in double precision.
+    """The matrix `(horizon, K)` from knots to the sequence, in double precision.
 
-    Between knots ``i`` and ``i + 1``, at the fraction ``s`` of the way, with ``r = 1 - s`` and the second derivatives
-    ``m`` at the knots: ``r z_i + s z_{i+1} + ((r³ - r) m_i + (s³ - s) m_{i+1}) / 6``; ``m = 0`` for straight lines.
+    Between knots `i` and `i + 1`, at the fraction `s` of the way, with `r = 1 - s` and the second derivatives
+    `m` at the knots: `r z_i + s z_{i+1} + ((r³ - r) m_i + (s³ - s) m_{i+1}) / 6`; `m = 0` for straight lines.
     """
     unit = torch.eye(num_knots, dtype=torch.float64)
     if num_knots == 1:

@@ -23,14 +23,14 @@ from dcem.solvers import CEM, Solver
 
 
 class DecoderStep(NamedTuple):
-    """What came out of :func:`decoder_step`; nothing of it requires a gradient.
+    """What came out of `decoder_step`; nothing of it requires a gradient.
 
     Attributes:
-        loss: the mean of ``values`` over the problems where it is finite, before the update: ``()``; NaN without one.
-        values: ``f(dec(ẑ))``, ``(*batch,)``.
-        x: ``dec(ẑ)``, ``(*batch, *event)``.
-        solution: of the solve over ``z``.
-        gradient_norm: before it was clipped, ``()``; NaN where no loss was finite.
+        loss: the mean of `values` over the problems where it is finite, before the update: `()`; NaN without one.
+        values: `f(dec(ẑ))`, `(*batch,)`.
+        x: `dec(ẑ)`, `(*batch, *event)`.
+        solution: of the solve over `z`.
+        gradient_norm: before it was clipped, `()`; NaN where no loss was finite.
         updated: whether the parameters were changed: False where the loss or its gradient is not finite.
     """
 
@@ -56,38 +56,38 @@ def decoder_step(
     generator: torch.Generator | None = None,
     noise: Tensor | NoiseSource | None = None,
 ) -> DecoderStep:
-    """Make a decoder better at problems of this kind: solve them over ``z``, and follow ``∇_θ f(dec_θ(ẑ))``.
+    """Make a decoder better at problems of this kind: solve them over `z`, and follow `∇_θ f(dec_θ(ẑ))`.
 
-    One update of "embedded control space": ``ẑ = argmin_z f(dec_θ(z))`` for a batch of problems, then a gradient step
-    on the mean of ``f(dec_θ(ẑ))``. The gradient flows through the value and, as ``gradient`` says, through the solve.
+    One update of "embedded control space": `ẑ = argmin_z f(dec_θ(z))` for a batch of problems, then a gradient step
+    on the mean of `f(dec_θ(ẑ))`. The gradient flows through the value and, as `gradient` says, through the solve.
     No solutions by an expert are needed. Call it with fresh problems each time.
 
     A problem whose value is not finite is left out of the loss. Where nothing is left, or the gradient is not finite,
     the parameters and the optimizer's state stay as they are.
 
     Args:
-        objective: ``(*batch, N, *event) -> (*batch, N)``, the values of ``N`` candidates a problem.
-        decoder: ``(*batch, N, *latent) -> (*batch, N, *event)``. Without an attribute ``latent_shape`` its latent has
+        objective: `(*batch, N, *event) -> (*batch, N)`, the values of `N` candidates a problem.
+        decoder: `(*batch, N, *latent) -> (*batch, N, *event)`. Without an attribute `latent_shape` its latent has
             one axis.
         optimizer: of the decoder's parameters, and of any others that shall learn: the temperature, a model inside
             the objective. Nothing else receives a gradient.
-        init: where each solve starts: a distribution over ``z``, or means ``(*batch, *latent)``.
-        solver: what minimises, ``CEM(100, 10, LML(1.0))`` by default.
+        init: where each solve starts: a distribution over `z`, or means `(*batch, *latent)`.
+        solver: what minimises, `CEM(100, 10, LML(1.0))` by default.
         num_iterations: of the solve.
-        gradient: how to differentiate the solve, :class:`dcem.Unroll` by default. A hard selection has no gradient to
-            give: use :class:`dcem.Detach`.
-        bounds: the box of ``z``.
+        gradient: how to differentiate the solve, [`dcem.Unroll`][] by default. A hard selection has no gradient to
+            give: use [`dcem.Detach`][].
+        bounds: the box of `z`.
         max_grad_norm: longer gradients are shortened to this; None for as they come.
         generator: source of the solve's randomness.
-        noise: instead of drawing, as in :func:`dcem.minimize`.
+        noise: instead of drawing, as in [`dcem.minimize`][].
 
     Returns:
         The loss before the update, the solutions, and whether there was an update.
 
     Raises:
-        TypeError: as :func:`dcem.minimize`.
+        TypeError: as [`dcem.minimize`][].
         ValueError: the loss depends on none of the optimizer's parameters, the decoder returns another shape than it
-            says, and as :func:`dcem.minimize`.
+            says, and as [`dcem.minimize`][].
 
     Example:
         >>> import torch, dcem

@@ -111,7 +111,7 @@ class EnergyModel(Argmin):
         return self.solve(x, num_iterations=num_iterations, **options).x
 
     def decision(self, x: Tensor, *, noise: Tensor) -> Tensor:
-        """What :func:`dcem.export` makes a program of: the prediction, for given noise."""
+        """What [`dcem.export`][] makes a program of: the prediction, for given noise."""
         return self.forward(x, noise=noise)
 
     def objective(self, x: Tensor) -> Callable[[Tensor], Tensor]:

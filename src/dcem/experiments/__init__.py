@@ -1,6 +1,6 @@
 """The paper's experiments and ours, behind the `dcem` command.
 
-An experiment is a module with `Config`, a subclass of :class:`~dcem.experiments.harness.settings.Settings`, and
+An experiment is a module with `Config`, a subclass of `dcem.experiments.harness.settings.Settings`, and
 `main(config, run)`, which returns the final metrics; and with `GROUPS` where it has config groups for Hydra.
 """
 

@@ -1,4 +1,4 @@
-"""The operators on the CPU, in C (``kernels.c``), where it was compiled when the package was built."""
+"""The operators on the CPU, in C (`kernels.c`), where it was compiled when the package was built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load(choice: str | None) -> ctypes.CDLL | None:
     """The compiled kernels, or None where they were not built.
 
     Args:
-        choice: what the environment says as ``DCEM_NATIVE``: ``"0"`` for none, or the path of another build.
+        choice: what the environment says as `DCEM_NATIVE`: `"0"` for none, or the path of another build.
     """
     if choice == "0":
         return None
@@ -66,7 +66,7 @@ def _run(name: str, dtype: torch.dtype, rows: int, size: int, *arguments: Any) -
 
 
 def _at(tensor: Tensor | None, like: Tensor, size: int) -> int | None:
-    """Where the numbers of a contiguous tensor are: ``size`` of them, of the dtype of ``like``."""
+    """Where the numbers of a contiguous tensor are: `size` of them, of the dtype of `like`."""
     if tensor is None:
         return None
     if tensor.numel() != size or tensor.dtype != like.dtype:

@@ -25,12 +25,12 @@ def differentiate(
     Args:
         operator: one of `operators`.
         composite: the same as the operator in differentiable operations of PyTorch; used where an input carries a
-            tangent, where a gradient is asked for of an operator that has no ``backward``, and in the place of an
+            tangent, where a gradient is asked for of an operator that has no `backward`, and in the place of an
             operator that has neither a compiled kernel for a device nor a reference.
-        setup_context: as that of ``torch.autograd.Function``.
-        backward: as that of ``torch.autograd.Function``; what it computes has to be differentiable itself.
+        setup_context: as that of `torch.autograd.Function`.
+        backward: as that of `torch.autograd.Function`; what it computes has to be differentiable itself.
 
-    The kernel is called once for each level of ``torch.func`` transforms, with tensors that it wraps; below this
+    The kernel is called once for each level of `torch.func` transforms, with tensors that it wraps; below this
     level the operator is called again, and so on, until its tensors are plain.
     """
 

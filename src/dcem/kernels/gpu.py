@@ -1,7 +1,7 @@
 """The projections on a GPU, in Triton: one program a row, which reads its scores and writes its weights once.
 
-The search is that of the kernels for the CPU (``projection.h``), and so are its cases: scores of ordinary spread start
-from their mean and a guess, any other from the order statistics at ``k``. Nothing is sent to the host.
+The search is that of the kernels for the CPU (`projection.h`), and so are its cases: scores of ordinary spread start
+from their mean and a guess, any other from the order statistics at `k`. Nothing is sent to the host.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def _slope(z, LINK: tl.constexpr):
 
 @triton.jit
 def _scaled(x, c, inverse):
-    """``(x - c) / tau``, as far as it matters to a weight."""
+    """`(x - c) / tau`, as far as it matters to a weight."""
     return tl.minimum(tl.maximum((x - c) * inverse, -1000.0), 1000.0)
 
 
 @triton.jit
 def _piece(start, held, x_ptr, n, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """Numbers ``start ...`` of the row, -inf beyond its end."""
+    """Numbers `start ...` of the row, -inf beyond its end."""
     if WHOLE:
         return held
     at = start + tl.arange(0, BLOCK)
@@ -222,7 +222,7 @@ def _pull_back(
 
 
 def options(n: int, dtype: torch.dtype) -> dict[str, object]:
-    """How a program holds a row of ``n`` numbers."""
+    """How a program holds a row of `n` numbers."""
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dcem::project: expected float32 or float64, got {dtype}")
     block = min(triton.next_power_of_2(n), LARGEST_BLOCK)
@@ -238,7 +238,7 @@ def _of_rows(x: Tensor, temperatures: Tensor | None, temperature: float) -> tupl
 def project(
     x: Tensor, temperatures: Tensor | None, temperature: float, k: float, link: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dcem::project``."""
+    """`dcem::project`."""
     x, n = x.contiguous(), x.shape[-1]
     tau, stride = _of_rows(x, temperatures, temperature)
     w, nu = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1))
@@ -254,7 +254,7 @@ def project_backward(
     x: Tensor, temperatures: Tensor | None, temperature: float, nu: Tensor, center: Tensor, grad_weights: Tensor | None,
     grad_nu: Tensor | None, link: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``dcem::project_backward``."""
+    """`dcem::project_backward`."""
     x, nu, center, n = x.contiguous(), nu.contiguous(), center.contiguous(), x.shape[-1]
     tau, stride = _of_rows(x, temperatures, temperature)
     g_w = torch.zeros_like(x) if grad_weights is None else grad_weights.contiguous()

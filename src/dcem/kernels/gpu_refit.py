@@ -1,7 +1,7 @@
 """The refit of a diagonal Gaussian on a GPU, in Triton: scores, their projection, the moments; and the way back.
 
-The formulas, and what is kept for the backward pass, are those of the kernels for the CPU (``refit.h``): of each row
-``n`` scores, ``d`` distances from the first sample to the mean, then ``nu``, ``c`` and the unit of the scores.
+The formulas, and what is kept for the backward pass, are those of the kernels for the CPU (`refit.h`): of each row
+`n` scores, `d` distances from the first sample to the mean, then `nu`, `c` and the unit of the scores.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _scores_back(
     g_ptr, x_ptr, kept_stride, unit_at, g_v_ptr, n, STANDARDIZE: tl.constexpr, BLOCK: tl.constexpr,
     WHOLE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
-    """Scores are ``-u``, and ``d u = (d v - <d v> - u <u d v>) unit``."""
+    """Scores are `-u`, and `d u = (d v - <d v> - u <u d v>) unit`."""
     row = tl.program_id(0).to(tl.int64)
     g_ptr += row * n
     x_ptr += row * kept_stride
@@ -181,7 +181,7 @@ def _tile(n: int, d: int) -> dict[str, int]:
 def refit(
     values: Tensor, samples: Tensor, k: float, temperature: float, standardize: bool, min_std: float, max_std: float
 ) -> tuple[Tensor, ...]:
-    """``dcem::refit``."""
+    """`dcem::refit`."""
     values, samples = values.contiguous(), samples.contiguous()
     batch, n, event = values.shape[:-1], values.shape[-1], samples.shape[values.dim() :]
     rows, d, size = batch.numel(), event.numel(), kept_size(n, event.numel())
@@ -209,7 +209,7 @@ def refit_backward(
     values: Tensor, samples: Tensor, k: float, temperature: float, standardize: bool, min_std: float, max_std: float,
     weights: Tensor, std: Tensor, kept: Tensor, *grads: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``dcem::refit_backward``."""
+    """`dcem::refit_backward`."""
     samples, weights, std, kept = (tensor.contiguous() for tensor in (samples, weights, std, kept))
     likes: tuple[Any, ...] = (weights, std, std)
     g_w, g_mean, g_std = (

@@ -15,7 +15,7 @@ _composites: dict[Any, Callable[..., Any]] = {}
 
 
 def define(schema: str, fake: Callable[..., Any]) -> Any:
-    """A new operator ``dcem::name`` and what it returns on tensors without data: shapes, dtypes and devices."""
+    """A new operator `dcem::name` and what it returns on tensors without data: shapes, dtypes and devices."""
     name = library.define(schema, tags=(torch.Tag.pt2_compliant_tag,)).split("::")[-1]  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"dcem::{name}", fake, lib=library)
     return getattr(torch.ops.dcem, name).default
@@ -27,7 +27,7 @@ def implement(operator: Any, key: str, kernel: Callable[..., Any], *, with_keyse
 
 
 def compile_for(device_type: str, operator: Any, kernel: Callable[..., Any]) -> None:
-    """Register a compiled kernel for the tensors of a device (``"cpu"``, ``"cuda"``)."""
+    """Register a compiled kernel for the tensors of a device (`"cpu"`, `"cuda"`)."""
     implement(operator, device_type.upper(), kernel)
     key = getattr(torch._C.DispatchKey, device_type.upper())
     compiled_kernels(operator).update({device_type: kernel, key: kernel})
@@ -42,14 +42,14 @@ def refer(operator: Any, reference: Callable[..., Any], *, opaque: bool = False)
     """Register the reference in Python, for every device that has no compiled kernel.
 
     On the CPU it may look at values, and stays one node where it is traced. On other devices it may not, and is called
-    in the place of the operator, so that a compiler sees its single operations; an ``opaque`` one stays a node.
+    in the place of the operator, so that a compiler sees its single operations; an `opaque` one stays a node.
     """
     implement(operator, "CompositeExplicitAutograd", reference)
     _references[operator] = None if opaque else reference
 
 
 def in_place_of(operator: Any, x: Tensor) -> Callable[..., Any] | None:
-    """What to call for ``x`` instead of the operator where that has no compiled kernel, and no node of its own."""
+    """What to call for `x` instead of the operator where that has no compiled kernel, and no node of its own."""
     return None if x.device.type == "cpu" or x.device.type in _compiled[operator] else _references.get(operator)
 
 
@@ -81,9 +81,9 @@ project = define(
     " -> (Tensor weights, Tensor nu, Tensor center)",
     lambda x, temperatures, temperature, k, link: (_like(x), _column(x), _column(x)),
 )
-"""Weights ``phi(s + nu)`` that sum to ``k``, with ``s = (x - center) / temperature``, of scores ``(*batch, n)``.
+"""Weights `phi(s + nu)` that sum to `k`, with `s = (x - center) / temperature`, of scores `(*batch, n)`.
 
-``temperatures`` is ``(*batch, 1)``, or None for the one temperature. ``nu`` and ``center`` are ``(*batch, 1)``.
+`temperatures` is `(*batch, 1)`, or None for the one temperature. `nu` and `center` are `(*batch, 1)`.
 """
 
 project_backward = define(
@@ -91,11 +91,11 @@ project_backward = define(
     " Tensor? grad_weights, Tensor? grad_nu, str link) -> (Tensor grad_x, Tensor grad_temperature)",
     lambda x, *_: (_like(x), _column(x)),
 )
-"""Gradients of the scores, ``(*batch, n)``, and of each row's temperature, ``(*batch, 1)``."""
+"""Gradients of the scores, `(*batch, n)`, and of each row's temperature, `(*batch, 1)`."""
 
 
 def kept_size(n: int, d: int) -> int:
-    """How many numbers a row of ``n`` samples of ``d`` numbers keeps for the backward pass: KEPT of refit.h."""
+    """How many numbers a row of `n` samples of `d` numbers keeps for the backward pass: KEPT of refit.h."""
     return n + d + 3
 
 
@@ -111,10 +111,10 @@ refit = define(
     " -> (Tensor weights, Tensor mean, Tensor std, Tensor valid, Tensor kept)",
     _refit,
 )
-"""A diagonal Gaussian of ``samples`` ``(*batch, n, *event)`` weighted by the LML projection of minus their values.
+"""A diagonal Gaussian of `samples` `(*batch, n, *event)` weighted by the LML projection of minus their values.
 
-Mean and std ``(*batch, *event)``, weights ``(*batch, n)``, and which rows have values to select by, ``(*batch,)``.
-``kept`` is for the backward pass.
+Mean and std `(*batch, *event)`, weights `(*batch, n)`, and which rows have values to select by, `(*batch,)`.
+`kept` is for the backward pass.
 """
 
 refit_backward = define(

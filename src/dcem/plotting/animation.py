@@ -20,7 +20,7 @@ from dcem.control.systems.drawing import Circle, Line, Role, Shape
 from dcem.plotting.figures import COLOURS
 
 Frames = NDArray[np.uint8]
-"""``(num_frames, height, width, 3)``."""
+"""`(num_frames, height, width, 3)`."""
 
 _ROLES: dict[Role, str] = {
     "ground": "0.75",
@@ -37,15 +37,15 @@ def frames(system: System, states: Tensor, *, height: int = 200) -> Frames:
     """Draw a trajectory, a picture a state, with the time in a corner.
 
     Args:
-        system: whose ``view`` and ``shapes`` are drawn.
-        states: ``(num_frames, *state_shape)``, ``system.dt`` apart.
+        system: whose `view` and `shapes` are drawn.
+        states: `(num_frames, *state_shape)`, `system.dt` apart.
         height: of a picture, pixels; the width follows from the view.
 
     Returns:
-        ``(num_frames, height, width, 3)``, uint8.
+        `(num_frames, height, width, 3)`, uint8.
 
     Raises:
-        ValueError: ``states`` is not one trajectory of the system, or ``height`` is below 1.
+        ValueError: `states` is not one trajectory of the system, or `height` is below 1.
 
     Example:
         >>> import torch
@@ -81,11 +81,11 @@ def save_gif(path: str | Path, frames: Frames, fps: float) -> None:
 
     Args:
         path: of the file; its folder exists.
-        frames: ``(num_frames, height, width, 3)``, uint8.
+        frames: `(num_frames, height, width, 3)`, uint8.
         fps: pictures a second; the format counts in hundredths of a second, and most viewers show at most 50.
 
     Raises:
-        ValueError: ``frames`` are not pictures, there are none, or ``fps`` is not in (0, 50].
+        ValueError: `frames` are not pictures, there are none, or `fps` is not in (0, 50].
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         expected = "shape (num_frames, height, width, 3), none of them 0, in uint8"
@@ -104,8 +104,8 @@ def trajectories(system: System, paths: Mapping[str, Tensor]) -> Figure:
     """The ways that a system took through its plane, with its obstacles and its goal.
 
     Args:
-        system: one whose state begins with a position, such as ``PointMass`` or ``Quadrotor``.
-        paths: under each label, trajectories ``(T, *state_shape)`` or ``(num, T, *state_shape)``.
+        system: one whose state begins with a position, such as `PointMass` or `Quadrotor`.
+        paths: under each label, trajectories `(T, *state_shape)` or `(num, T, *state_shape)`.
     """
     view = system.view
     size = (view.right - view.left, view.top - view.bottom)
@@ -144,7 +144,7 @@ def _draw(axis: Axes, shape: Shape, points_per_metre: float) -> None:
 
 
 def _quantize(frames: Frames, num_colours: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A palette ``(num_colours, 3)`` and the pictures in it, ``(num_frames, height, width)``.
+    """A palette `(num_colours, 3)` and the pictures in it, `(num_frames, height, width)`.
 
     Pillow's own loses flat colours (white becomes grey). Here each next colour of the palette is the one whose pixels
     have the largest squared error in total so far, the first the commonest.

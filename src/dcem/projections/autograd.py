@@ -1,11 +1,11 @@
-"""The implicit function theorem, once for all soft projections: the operators ``dcem::project`` and its derivative.
+"""The implicit function theorem, once for all soft projections: the operators `dcem::project` and its derivative.
 
-With ``s = (x - c) / temperature``, ``w = phi(s + nu)`` and ``sum w = k``, differentiating both equations gives
+With `s = (x - c) / temperature`, `w = phi(s + nu)` and `sum w = k`, differentiating both equations gives
 
     d nu = -<phi', d s> / sum phi'
     d w  = phi' (d s + d nu)                  that is, J = diag(phi') - phi' phi'^T / sum phi'
 
-where ``c`` is a constant of each row: the projection does not change when a row is shifted.
+where `c` is a constant of each row: the projection does not change when a row is shifted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .row_blocks import by_blocks
 
 
 def project(x: Tensor, temperature: Tensor | float, k: float | Tensor, link: str) -> Tensor:
-    """The weights, ``(*batch, n)`` as ``x``; ``temperature`` and ``k < n`` are numbers or ``(*batch, 1)``."""
+    """The weights, `(*batch, n)` as `x`; `temperature` and `k < n` are numbers or `(*batch, 1)`."""
     if isinstance(k, Tensor):
         return _of_rows(x, temperature, k, link)
     if isinstance(temperature, Tensor):
@@ -33,7 +33,7 @@ def project(x: Tensor, temperature: Tensor | float, k: float | Tensor, link: str
 
 
 def _reference(x: Tensor, temperatures: Tensor | None, temperature: float, k: float, link: str) -> tuple[Tensor, ...]:
-    """``dcem::project`` in Python, for any device."""
+    """`dcem::project` in Python, for any device."""
     return by_blocks(_solve, x, temperature if temperatures is None else temperatures, k, LINKS[link])
 
 
@@ -45,7 +45,7 @@ def _solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tupl
 def _by_newton(
     x: Tensor, temperatures: Tensor | None, temperature: float, k: float, link_name: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dcem::project`` in differentiable operations, as forward mode needs it."""
+    """`dcem::project` in differentiable operations, as forward mode needs it."""
     constant = None if temperatures is None else temperatures.detach()
     _, nu, c = operators.project(x.detach(), constant, temperature, k, link_name)
     w, nu = _attached(x, temperature if temperatures is None else temperatures, k, LINKS[link_name], nu, c)
@@ -53,7 +53,7 @@ def _by_newton(
 
 
 def _of_rows(x: Tensor, temperature: Tensor | float, k: Tensor, link_name: str) -> Tensor:
-    """The weights for a ``k`` a row, which have a gradient with respect to that, too."""
+    """The weights for a `k` a row, which have a gradient with respect to that, too."""
     constant = temperature.detach() if isinstance(temperature, Tensor) else temperature
     passes = None if is_eager() and x.device.type == "cpu" else DEVICE_PASSES
     with torch.no_grad():
@@ -64,7 +64,7 @@ def _of_rows(x: Tensor, temperature: Tensor | float, k: Tensor, link_name: str) 
 def _attached(
     x: Tensor, tau: Tensor | float, k: float | Tensor, link: Link, nu: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weights and ``nu`` as functions of ``x``, ``tau`` and ``k``, from the root ``nu``.
+    """Weights and `nu` as functions of `x`, `tau` and `k`, from the root `nu`.
 
     A Newton step moves it by nothing and yet makes it a function, right to first order; a second one makes it right to
     third order.
@@ -113,7 +113,7 @@ def _pull(
     grad_nu: Tensor | None,
     link: str,
 ) -> tuple[Tensor, Tensor]:
-    """``dcem::project_backward`` in differentiable operations."""
+    """`dcem::project_backward` in differentiable operations."""
     tau = temperature if temperatures is None else temperatures
     s = scale(x, c, tau)
     dphi, total = _slopes(s + nu, LINKS[link])
@@ -135,7 +135,7 @@ def _pull_by_blocks(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _slopes(z: Tensor, link: Link) -> tuple[Tensor, Tensor]:
-    """``phi'`` and its sum, which is kept from 0: where all weights have saturated, J is 0 and not 0 / 0."""
+    """`phi'` and its sum, which is kept from 0: where all weights have saturated, J is 0 and not 0 / 0."""
     dphi = link.derivative(z)
     return dphi, dphi.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).eps ** 2)
 

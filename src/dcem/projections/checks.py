@@ -29,7 +29,7 @@ def check_scores(scores: Tensor, dim: int) -> int:
 
 
 def check_k(k: float | Tensor, scores: Tensor, dim: int, *, integer: bool = False) -> float | Tensor:
-    """``0 < k <= n``: a number, or a Tensor of the dtype of ``scores`` and their shape but for a 1 at ``dim``.
+    """`0 < k <= n`: a number, or a Tensor of the dtype of `scores` and their shape but for a 1 at `dim`.
 
     Numbers in a tensor that cannot be looked at are NaN where they are out of range.
     """
@@ -60,7 +60,7 @@ def check_number(temperature: object) -> None:
 
 
 def check_effective(effective: float | Tensor, k: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
-    """``k < effective <= n``: a number, or one a row."""
+    """`k < effective <= n`: a number, or one a row."""
     if isinstance(effective, Tensor):
         return of_rows("effective", effective, scores, dim)
     if isinstance(effective, bool) or not isinstance(effective, (int, float)):
@@ -72,7 +72,7 @@ def check_effective(effective: float | Tensor, k: float | Tensor, scores: Tensor
 
 
 def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
-    """A number, or a Tensor of the dtype of ``scores`` and its shape but for a 1 at ``dim``."""
+    """A number, or a Tensor of the dtype of `scores` and its shape but for a 1 at `dim`."""
     if isinstance(temperature, Tensor):
         return _row_temperature(temperature, scores, dim)
     check_number(temperature)
@@ -89,7 +89,7 @@ def _row_temperature(temperature: Tensor, scores: Tensor, dim: int) -> Tensor:
 
 
 def of_rows(name: str, given: Tensor, scores: Tensor, dim: int) -> Tensor:
-    """A number a row of ``scores``: in their dtype and shape but for a 1 at ``dim``."""
+    """A number a row of `scores`: in their dtype and shape but for a 1 at `dim`."""
     rows = list(scores.shape)
     rows[dim] = 1
     value = given

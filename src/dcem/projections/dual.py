@@ -1,4 +1,4 @@
-"""The dual problem: one scalar ``nu`` a row, with ``sum phi(s + nu) = k`` for the scaled scores ``s``.
+"""The dual problem: one scalar `nu` a row, with `sum phi(s + nu) = k` for the scaled scores `s`.
 
 `solve` takes a few unsafeguarded steps from a good guess, enough for scores of moderate spread. Rows that have
 not arrived by then are searched again inside a bracket that comes from their order statistics. That search
@@ -25,9 +25,9 @@ DEVICE_PASSES = 20  # where asking whether all rows have arrived would stall the
 
 
 def scale(x: Tensor, center: Tensor, temperature: Tensor | float) -> Tensor:
-    """``s = (x - center) / temperature``, for a given temperature; where that is a tensor, ``s`` is finite.
+    """`s = (x - center) / temperature`, for a given temperature; where that is a tensor, `s` is finite.
 
-    An infinite ``s`` gives a weight of 0 or 1, but in the gradient of a temperature it would meet a 0.
+    An infinite `s` gives a weight of 0 or 1, but in the gradient of a temperature it would meet a 0.
     """
     if not isinstance(temperature, Tensor):
         return x - center if temperature == 1 else (x - center) / temperature
@@ -36,9 +36,9 @@ def scale(x: Tensor, center: Tensor, temperature: Tensor | float) -> Tensor:
 
 
 def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor]:
-    """A center and the ``nu`` that belongs to it, ``(*batch, 1)``, for ``x`` of ``(*batch, n)`` and ``k < n``.
+    """A center and the `nu` that belongs to it, `(*batch, 1)`, for `x` of `(*batch, n)` and `k < n`.
 
-    NaN for a row that holds NaN or +inf, or fewer than ``k`` finite scores.
+    NaN for a row that holds NaN or +inf, or fewer than `k` finite scores.
     """
     if x.device.type != "cpu" or not is_eager():
         return thorough(x, temperature, k, link, 1 if x.is_meta else DEVICE_PASSES)
@@ -50,7 +50,7 @@ def solve(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple
 
 
 def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre, ``nu``, and in which rows it is the root: others have not converged, or hold infinities."""
+    """Centre, `nu`, and in which rows it is the root: others have not converged, or hold infinities."""
     n = x.shape[-1]
     center = x.mean(-1, keepdim=True)
     s = x - center
@@ -70,9 +70,9 @@ def _quick(x: Tensor, temperature: Tensor | float, k: float, link: Link) -> tupl
 def thorough(
     x: Tensor, temperature: Tensor | float, k: float | Tensor, link: Link, passes: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same for any scores and any ``k``, also one a row, ``(*batch, 1)``.
+    """The same for any scores and any `k`, also one a row, `(*batch, 1)`.
 
-    It makes at most ``passes`` passes over the scores; None to go on until all rows have arrived.
+    It makes at most `passes` passes over the scores; None to go on until all rows have arrived.
     """
     largest, threshold, runner_up = _ranked(x, k)
     # The center is the threshold itself: differences of close scores are exact, whatever their size.
@@ -83,7 +83,7 @@ def thorough(
 
 
 def _ranked(x: Tensor, k: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest score of each row, the ``ceil(k)``-th and the one after the ``floor(k)``-th; NaN where ``k`` is."""
+    """The largest score of each row, the `ceil(k)`-th and the one after the `floor(k)`-th; NaN where `k` is."""
     if not isinstance(k, Tensor):
         top = x.topk(math.floor(k) + 1, dim=-1).values
         at = math.ceil(k) - 1
@@ -95,12 +95,12 @@ def _ranked(x: Tensor, k: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def bracket(s_next: Tensor, n: int, k: float | Tensor, link: Link) -> tuple[Tensor, Tensor]:
-    """Bounds of ``nu`` for ``k < n`` and scores shifted so that the ``ceil(k)``-th largest is 0.
+    """Bounds of `nu` for `k < n` and scores shifted so that the `ceil(k)`-th largest is 0.
 
-    With ``s_1 >= s_2 >= ...``, at most ``j - 1`` weights come before the j-th, and the other ``n - j + 1`` are
-    no larger than it: ``k <= j - 1 + (n - j + 1) phi(s_j + nu)``. The first ``j`` are no smaller than the j-th:
-    ``j phi(s_j + nu) <= k``. The first says most at ``j = ceil(k)``, the second at ``j = floor(k) + 1``, whose
-    score is ``s_next``. And ``nu`` need never pass the point where the ``ceil(k)`` largest weights are 1.
+    With `s_1 >= s_2 >= ...`, at most `j - 1` weights come before the j-th, and the other `n - j + 1` are
+    no larger than it: `k <= j - 1 + (n - j + 1) phi(s_j + nu)`. The first `j` are no smaller than the j-th:
+    `j phi(s_j + nu) <= k`. The first says most at `j = ceil(k)`, the second at `j = floor(k) + 1`, whose
+    score is `s_next`. And `nu` need never pass the point where the `ceil(k)` largest weights are 1.
     """
     j: Any = k.ceil() if isinstance(k, Tensor) else math.ceil(k)
     saturation = link.saturation(torch.finfo(s_next.dtype).eps)

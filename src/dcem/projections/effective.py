@@ -17,7 +17,7 @@ _DEVICE_PASSES = 16  # where asking whether all rows have arrived would stall th
 
 
 def weights(x: Tensor, temperature: Tensor | float, k: Tensor | float, link: str) -> Tensor:
-    """The weights ``(*batch, n)`` for any ``k <= n``; ``k`` and ``temperature`` are numbers or ``(*batch, 1)``."""
+    """The weights `(*batch, n)` for any `k <= n`; `k` and `temperature` are numbers or `(*batch, 1)`."""
     n = x.shape[-1]
     if not isinstance(k, Tensor):
         return _ones(x, temperature) if k == n else project(x, temperature, k, link)
@@ -26,18 +26,18 @@ def weights(x: Tensor, temperature: Tensor | float, k: Tensor | float, link: str
 
 
 def _ones(x: Tensor, temperature: float | Tensor) -> Tensor:
-    """The only point of the capped simplex when ``k = n``: weights of 1 and gradients of 0."""
+    """The only point of the capped simplex when `k = n`: weights of 1 and gradients of 0."""
     low, high = x.detach().amin(-1, keepdim=True), x.detach().amax(-1, keepdim=True)
     valid = low.isfinite() & high.isfinite()
     return 1 + 0 * (torch.where(valid, x, torch.nan) + temperature)
 
 
 def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, link: str) -> Tensor:
-    """The ``tau``, ``(*batch, 1)``, at which ``(sum w)^2 / sum w^2``, the effective number, is ``effective``.
+    """The `tau`, `(*batch, 1)`, at which `(sum w)^2 / sum w^2`, the effective number, is `effective`.
 
-    ``sum w^2`` falls as ``tau`` grows: by ``2 <w phi', s - m>`` for every unit of ``log tau``, where ``m`` is the mean
-    of ``s = x / tau`` in the weights ``phi'``. Newton steps in ``log tau``, held in a bracket, find the root; two more
-    with a graph make it a function of ``x``, ``k`` and ``effective``, right to third order.
+    `sum w^2` falls as `tau` grows: by `2 <w phi', s - m>` for every unit of `log tau`, where `m` is the mean
+    of `s = x / tau` in the weights `phi'`. Newton steps in `log tau`, held in a bracket, find the root; two more
+    with a graph make it a function of `x`, `k` and `effective`, right to third order.
 
     A row that cannot reach the number (for it ties, is masked, or too few scores are finite) gets the end of the
     bracket that comes closest, as a constant.
@@ -45,7 +45,7 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
     eps, wanted = torch.finfo(x.dtype).eps, k * k / effective
 
     def excess(log_tau: Tensor, x: Tensor, k: Tensor | float, wanted: Tensor | float) -> tuple[Tensor, Tensor]:
-        """``sum w^2`` above what is wanted, and the rate at which it falls."""
+        """`sum w^2` above what is wanted, and the rate at which it falls."""
         tau = log_tau.exp()
         w = weights(x, tau, k, link)
         s = torch.where(x.isfinite(), x - top, 0.0) / tau

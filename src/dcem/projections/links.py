@@ -1,7 +1,7 @@
 """What tells the soft projections apart: the map from the dual variable to the weights.
 
-Every soft projection onto the capped simplex ``{0 <= y <= 1, sum y = k}`` has the form ``y = phi(z)`` with
-``z = x / temperature + nu`` and one scalar ``nu`` a row, fixed by ``sum phi(z) = k``. A `Link` is ``phi``.
+Every soft projection onto the capped simplex `{0 <= y <= 1, sum y = k}` has the form `y = phi(z)` with
+`z = x / temperature + nu` and one scalar `nu` a row, fixed by `sum phi(z) = k`. A `Link` is `phi`.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from torch import Tensor
 
 
 class Link(ABC):
-    """A non-decreasing map ``phi`` of the real line onto ``[0, 1]`` (0 and 1 may be limits)."""
+    """A non-decreasing map `phi` of the real line onto `[0, 1]` (0 and 1 may be limits)."""
 
     name: str
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
-        """``phi(z)``."""
+        """`phi(z)`."""
 
     @abstractmethod
     def derivative(self, z: Tensor) -> Tensor:
-        """``phi'(z)``, differentiable itself; 0 at a kink."""
+        """`phi'(z)`, differentiable itself; 0 at a kink."""
 
     @abstractmethod
     def slope_at(self, w: Tensor) -> Tensor:
-        """``phi'(z)`` where ``phi(z) = w``."""
+        """`phi'(z)` where `phi(z) = w`."""
 
     @abstractmethod
     def inverse(self, p: Any) -> Any:
-        """The ``z`` with ``phi(z) = p``, for ``0 < p < 1``: a number, or a tensor of a tensor."""
+        """The `z` with `phi(z) = p`, for `0 < p < 1`: a number, or a tensor of a tensor."""
 
     @abstractmethod
     def saturation(self, eps: float) -> float:
-        """A ``z`` from which on ``phi(z) = 1`` at machine precision ``eps``."""
+        """A `z` from which on `phi(z) = 1` at machine precision `eps`."""
 
     @abstractmethod
     def guess(self, variance: Tensor, p: float) -> Tensor:
-        """Roughly the ``nu`` with ``mean phi(s + nu) = p`` for normal ``s`` of mean 0; may overwrite ``variance``."""
+        """Roughly the `nu` with `mean phi(s + nu) = p` for normal `s` of mean 0; may overwrite `variance`."""
 
     @abstractmethod
     def step(self, z: Tensor, k: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For every row, ``sum phi(z) - k``, how far to move ``nu`` to remove it (or NaN), and whether that does.
+        """For every row, `sum phi(z) - k`, how far to move `nu` to remove it (or NaN), and whether that does.
 
-        May overwrite ``z``.
+        May overwrite `z`.
         """
 
 
 class Sigmoid(Link):
-    """LML: ``phi(z) = 1 / (1 + exp(-z))``, from the binary entropy."""
+    """LML: `phi(z) = 1 / (1 + exp(-z))`, from the binary entropy."""
 
     name = "sigmoid"
 
@@ -88,7 +88,7 @@ class Sigmoid(Link):
 
 
 class CappedExponential(Link):
-    """Constrained softmax: ``phi(z) = min(1, exp(z))``, from the Shannon entropy."""
+    """Constrained softmax: `phi(z) = min(1, exp(z))`, from the Shannon entropy."""
 
     name = "capped_exponential"
 
@@ -121,7 +121,7 @@ class CappedExponential(Link):
 
 
 class Clip(Link):
-    """Constrained sparsemax: ``phi(z) = min(1, max(0, z))``, from the squared norm."""
+    """Constrained sparsemax: `phi(z) = min(1, max(0, z))`, from the squared norm."""
 
     name = "clip"
 

@@ -1,4 +1,4 @@
-"""The projections as modules: what a solver takes as its ``selection``."""
+"""The projections as modules: what a solver takes as its `selection`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Soft(nn.Module):
         return f"{name}={value} ({kind})"
 
     def forward(self, scores: Tensor, k: float | Tensor, dim: int = -1) -> Tensor:
-        """The weights of ``scores``; see the function of this name."""
+        """The weights of `scores`; see the function of this name."""
         tau = 1.0 if self.temperature is None else self.temperature
         return soft(self._link, scores, k, tau, dim, self.effective)
 
@@ -57,11 +57,11 @@ class LML(_Soft):
     """[`lml`][dcem.lml] as a module.
 
     Args:
-        temperature: A positive number, or a tensor; an ``nn.Parameter`` is registered, and learned with the model.
-        effective: Instead of a temperature: how many scores shall share the weight, ``(sum w)^2 / sum w^2``, above
-            ``k`` (which is a hard selection) and at most ``n`` (where all weigh the same). Every row gets the
+        temperature: A positive number, or a tensor; an `nn.Parameter` is registered, and learned with the model.
+        effective: Instead of a temperature: how many scores shall share the weight, `(sum w)^2 / sum w^2`, above
+            `k` (which is a hard selection) and at most `n` (where all weigh the same). Every row gets the
             temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
-            ``temperature``, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
+            `temperature`, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
 
     Example:
         >>> import torch
@@ -85,11 +85,11 @@ class ConstrainedSoftmax(_Soft):
     """[`constrained_softmax`][dcem.constrained_softmax] as a module.
 
     Args:
-        temperature: A positive number, or a tensor; an ``nn.Parameter`` is registered, and learned with the model.
-        effective: Instead of a temperature: how many scores shall share the weight, ``(sum w)^2 / sum w^2``, above
-            ``k`` (which is a hard selection) and at most ``n`` (where all weigh the same). Every row gets the
+        temperature: A positive number, or a tensor; an `nn.Parameter` is registered, and learned with the model.
+        effective: Instead of a temperature: how many scores shall share the weight, `(sum w)^2 / sum w^2`, above
+            `k` (which is a hard selection) and at most `n` (where all weigh the same). Every row gets the
             temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
-            ``temperature``, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
+            `temperature`, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
 
     Example:
         >>> import torch
@@ -106,11 +106,11 @@ class ConstrainedSparsemax(_Soft):
     """[`constrained_sparsemax`][dcem.constrained_sparsemax] as a module.
 
     Args:
-        temperature: A positive number, or a tensor; an ``nn.Parameter`` is registered, and learned with the model.
-        effective: Instead of a temperature: how many scores shall share the weight, ``(sum w)^2 / sum w^2``, above
-            ``k`` (which is a hard selection) and at most ``n`` (where all weigh the same). Every row gets the
+        temperature: A positive number, or a tensor; an `nn.Parameter` is registered, and learned with the model.
+        effective: Instead of a temperature: how many scores shall share the weight, `(sum w)^2 / sum w^2`, above
+            `k` (which is a hard selection) and at most `n` (where all weigh the same). Every row gets the
             temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
-            ``temperature``, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
+            `temperature`, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
 
     Example:
         >>> import torch
@@ -133,5 +133,5 @@ class HardTopK(nn.Module):
     """
 
     def forward(self, scores: Tensor, k: int | Tensor, dim: int = -1) -> Tensor:
-        """The indicator of the ``k`` largest ``scores``; see [`hard_topk`][dcem.hard_topk]."""
+        """The indicator of the `k` largest `scores`; see [`hard_topk`][dcem.hard_topk]."""
         return hard_topk(scores, k, dim=dim)

@@ -12,7 +12,7 @@ _BLOCK = 1 << 17  # elements: several temporaries of this size fit in the cache 
 
 
 def by_blocks(function: Callable[..., tuple[Tensor, ...]], *inputs: Any) -> tuple[Tensor, ...]:
-    """``function(*inputs)``, where tensors are ``(*batch, anything)`` and rows do not influence each other.
+    """`function(*inputs)`, where tensors are `(*batch, anything)` and rows do not influence each other.
 
     Large inputs on a CPU are passed in blocks of rows: the elementwise operations of a projection are bound by
     memory, and the first pass over the scores would be out of the cache when the next one begins.

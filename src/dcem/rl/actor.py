@@ -29,38 +29,38 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
 
     The action is drawn from a normal distribution around the planned one, cut off at the bounds. Everything that a
     decision depends on is *stored*: it is read from the tensordict, and what the next decision needs is written under
-    ``"next"``. So any shuffled minibatch of stored steps gives the same distributions again, whatever the batch:
+    `"next"`. So any shuffled minibatch of stored steps gives the same distributions again, whatever the batch:
 
     ==================== ============================================ =========================
     key                  what                                         its successor
     ==================== ============================================ =========================
-    ``observation``      what is seen                                 the environment's
-    ``belief``           before the observation, with a model         after it
-    ``previous_action``  that led here                                the action drawn
-    ``plan``             before; where the search starts              the new plan
-    ``latent``           with a decoder that has no ``encode``        the new latent
-    ``started``          False at an episode's start: no memory then  True
+    `observation`      what is seen                                 the environment's
+    `belief`           before the observation, with a model         after it
+    `previous_action`  that led here                                the action drawn
+    `plan`             before; where the search starts              the new plan
+    `latent`           with a decoder that has no `encode`        the new latent
+    `started`          False at an episode's start: no memory then  True
     ==================== ============================================ =========================
 
-    An environment carries these if it has :meth:`make_tensordict_primer` as a transform, which collectors append with
-    ``auto_register_policy_transforms=True``. Without it an actor without a model plans every decision afresh, and one
+    An environment carries these if it has `make_tensordict_primer` as a transform, which collectors append with
+    `auto_register_policy_transforms=True`. Without it an actor without a model plans every decision afresh, and one
     with a model refuses, since it would forget. The search makes the same draws at every decision, and proposals are
     stored too.
 
     Args:
-        mpc: the controller. Its modules are trained; of a model whose methods it calls, give ``model`` too.
-        model: a world model (:class:`dcem.world.WorldModel`) whose belief is the state that ``mpc`` plans from; None:
+        mpc: the controller. Its modules are trained; of a model whose methods it calls, give `model` too.
+        model: a world model ([`dcem.world.WorldModel`][]) whose belief is the state that `mpc` plans from; None:
             the observation is.
         std: of the action around the plan, in units of the action, above 0: a number or a tensor that broadcasts to
-            ``a``. An ``nn.Parameter`` is learned (of which the magnitude counts).
-        state_of: ``observation -> state``, without a model.
-        residual: a module ``state -> (*batch, *a)`` that is added to the planned action: what a small network
+            `a`. An `nn.Parameter` is learned (of which the magnitude counts).
+        state_of: `observation -> state`, without a model.
+        residual: a module `state -> (*batch, *a)` that is added to the planned action: what a small network
             corrects.
         seed: of the search's draws.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: ``std`` is 0, or of the wrong shape; in a call, the observation has the wrong shape or is not
+        ValueError: `std` is 0, or of the wrong shape; in a call, the observation has the wrong shape or is not
             finite, or what the actor has to remember is missing.
 
     Example:
@@ -116,7 +116,7 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
     ) -> TruncatedNormal:
         """The distribution of the action, from the stored inputs, of which nothing is overwritten.
 
-        A planned action that equals the stored ``loc`` up to rounding is that one.
+        A planned action that equals the stored `loc` up to rounding is that one.
         """
         stored = tensordict.get("loc", None)
         found = super().get_dist(tensordict.copy() if tensordict_out is None else tensordict, tensordict_out, **kwargs)
@@ -130,16 +130,16 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
         return Primer(planner.storage.specs(planner.controller, planner.noise))
 
     def observer(self) -> Observer:
-        """The state that the controller plans from, for a critic to read: a module that writes it as ``"state"``.
+        """The state that the controller plans from, for a critic to read: a module that writes it as `"state"`.
 
-        With a model the critic is ``TensorDictSequential(actor.observer(), ValueOperator(net, in_keys=["state"]))``.
+        With a model the critic is `TensorDictSequential(actor.observer(), ValueOperator(net, in_keys=["state"]))`.
         It reads the stored inputs, so that it finds at each next step what the actor will find there.
         """
         return Observer(self.planner)
 
     @property
     def planner(self) -> Planner:
-        """The deterministic part: from a tensordict to ``loc`` and ``scale``."""
+        """The deterministic part: from a tensordict to `loc` and `scale`."""
         return self.module[0]
 
     @property
@@ -154,7 +154,7 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
 
 
 class Planner(TensorDictModuleBase):  # type: ignore[misc]
-    """The deterministic part of an :class:`Actor`: stored inputs in, planned action and successors out."""
+    """The deterministic part of an `Actor`: stored inputs in, planned action and successors out."""
 
     def __init__(self, controller: Controller, std: float | Tensor, seed: int) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
 
     @dispatch  # type: ignore[untyped-decorator]
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``loc``, ``scale``, and under ``"next"`` what the next decision needs."""
+        """Write `loc`, `scale`, and under `"next"` what the next decision needs."""
         observation, memory = self.storage.read(tensordict, self.controller, self.noise)
         batch = memory.started.shape
         self._check_draws()
@@ -219,7 +219,7 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
 
 
 class Observer(TensorDictModuleBase):  # type: ignore[misc]
-    """The state that a controller plans from, ``(*batch, n)``, as a constant: it has no parameters of its own."""
+    """The state that a controller plans from, `(*batch, n)`, as a constant: it has no parameters of its own."""
 
     def __init__(self, planner: Planner) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Observer(TensorDictModuleBase):  # type: ignore[misc]
     @dispatch  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``"state"``."""
+        """Write `"state"`."""
         planner = self.__dict__["planner"]
         memory = planner.storage.read(tensordict.select(*self.in_keys, strict=False), planner.controller, planner.noise)
         state = leaves(planner.controller.state(*memory))
@@ -241,9 +241,9 @@ class Observer(TensorDictModuleBase):  # type: ignore[misc]
 
 
 def as_stored(loc: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
-    """A planned action, as it was stored where the two differ by rounding only; the gradient is that of ``loc``.
+    """A planned action, as it was stored where the two differ by rounding only; the gradient is that of `loc`.
 
-    A search enlarges rounding, which depends on the size of a batch, some hundred times, and a small ``std`` enlarges
+    A search enlarges rounding, which depends on the size of a batch, some hundred times, and a small `std` enlarges
     it again in the probability of an action: the probabilities of equal weights would not be equal.
     """
     tolerance = 1000 * torch.finfo(loc.dtype).eps * (stored.abs() + scale)

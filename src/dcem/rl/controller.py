@@ -19,10 +19,10 @@ class Memory(NamedTuple):
     """What a controller has to remember between two decisions; of problems that have not begun the rest is ignored.
 
     Attributes:
-        belief: what the model believed before the observation, a tree of ``(*batch, ...)``; None without a model.
-        action: that has been applied since, ``(*batch, *a)``.
+        belief: what the model believed before the observation, a tree of `(*batch, ...)`; None without a model.
+        action: that has been applied since, `(*batch, *a)`.
         plan: the plan that it was the first action of.
-        started: ``(*batch,)``, boolean: False where an episode begins.
+        started: `(*batch,)`, boolean: False where an episode begins.
     """
 
     belief: Any
@@ -35,10 +35,10 @@ class Decision(NamedTuple):
     """What a controller decides.
 
     Attributes:
-        action: the action to apply, ``(*batch, *a)``, differentiable as the plan is.
+        action: the action to apply, `(*batch, *a)`, differentiable as the plan is.
         memory: for the next decision, all of it detached.
-        proposals: the candidates from outside that the plan was chosen among, ``(*batch, M, H, *a)``, or None.
-        status: of the plan, ``(*batch,)``.
+        proposals: the candidates from outside that the plan was chosen among, `(*batch, M, H, *a)`, or None.
+        status: of the plan, `(*batch,)`.
     """
 
     action: Tensor
@@ -48,13 +48,13 @@ class Decision(NamedTuple):
 
 
 class Controller(nn.Module):
-    """Observe, plan, act: an :class:`~dcem.control.MPC`, perhaps with a learned model and a network beside the plan.
+    """Observe, plan, act: an [`dcem.control.MPC`][], perhaps with a learned model and a network beside the plan.
 
     Args:
         mpc: plans.
-        model: a world model, whose belief is the state that ``mpc`` plans from; None where the observation tells it.
-        state_of: ``observation -> state`` without a model; None: the observation is the state.
-        residual: ``state -> (*batch, *a)``, added to the planned action.
+        model: a world model, whose belief is the state that `mpc` plans from; None where the observation tells it.
+        state_of: `observation -> state` without a model; None: the observation is the state.
+        residual: `state -> (*batch, *a)`, added to the planned action.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class Controller(nn.Module):
         """Decide.
 
         Args:
-            observation: ``(*batch, ...)``.
-            memory: of the decision before, or :meth:`blank`.
-            noise: of the search, as :class:`dcem.control.MPC` takes it; drawn otherwise.
+            observation: `(*batch, ...)`.
+            memory: of the decision before, or `blank`.
+            noise: of the search, as [`dcem.control.MPC`][] takes it; drawn otherwise.
             proposals: the candidates from outside; asked for otherwise.
             generator: source of what is drawn.
 
@@ -145,7 +145,7 @@ class Controller(nn.Module):
         return Decision(action, Memory(belief, action.detach(), plan.warm_start, started), proposals, plan.status)
 
     def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Lowest and highest first action, ``(*a)`` each, infinite where there is no bound."""
+        """Lowest and highest first action, `(*a)` each, infinite where there is no bound."""
         shape = (self.mpc.horizon, *self.mpc.action_shape)
         box = Bounds.check(self.mpc.bounds, torch.Size(shape), like) or Bounds()
         ends = {-torch.inf: box.low, torch.inf: box.high}
@@ -177,7 +177,7 @@ class Controller(nn.Module):
 
 
 def check_observation(observation: Any, batch_shape: tuple[int, ...], size: int | None) -> None:
-    """A floating-point tensor ``(*batch, ...)`` of finite numbers, as far as these may be looked at."""
+    """A floating-point tensor `(*batch, ...)` of finite numbers, as far as these may be looked at."""
     if not isinstance(observation, Tensor) or not observation.is_floating_point():
         came = f"a tensor of {observation.dtype}" if isinstance(observation, Tensor) else type(observation).__name__
         raise TypeError(f"observation: expected a floating-point tensor, got {came}")

@@ -13,16 +13,16 @@ _LOG_SQRT_2_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class TruncatedNormal(Distribution):
-    """Explore around a planned action within the bounds: independent normal variables, given ``low <= x <= high``.
+    """Explore around a planned action within the bounds: independent normal variables, given `low <= x <= high`.
 
-    Unlike clipped draws its draws have a density, the one that :meth:`log_prob` gives, also where the planned action
+    Unlike clipped draws its draws have a density, the one that `log_prob` gives, also where the planned action
     lies on a bound. Its most likely value, the planned action, is its deterministic sample. A dimension whose bounds
     are equal is no random variable: it adds 0 to the log-probability and to the entropy.
 
     Args:
-        loc: the planned action, ``(*batch, *event)``, within the bounds.
-        scale: standard deviation before the cut, above 0, broadcasts to ``loc``.
-        low: lower bound, broadcasts to ``loc``; ``-inf`` for none.
+        loc: the planned action, `(*batch, *event)`, within the bounds.
+        scale: standard deviation before the cut, above 0, broadcasts to `loc`.
+        low: lower bound, broadcasts to `loc`; `-inf` for none.
         high: upper bound, likewise.
         event_dims: how many trailing axes are one action.
 
@@ -73,14 +73,14 @@ class TruncatedNormal(Distribution):
         return torch.where(self._fixed, 0.0, self.scale.square() * share)
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
-        """Draws ``(*sample_shape, *batch, *event)``, differentiable in ``loc`` and ``scale``."""
+        """Draws `(*sample_shape, *batch, *event)`, differentiable in `loc` and `scale`."""
         share = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
         edge = 1 - torch.finfo(self.loc.dtype).eps
         x = self.loc + self.scale * _SQRT_2 * torch.lerp(self._below, self._above, share).clamp(-edge, edge).erfinv()
         return x + (torch.clamp(x, self.low, self.high) - x).detach()  # rounding may have left the box
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of actions ``(..., *event)``, summed over the event; ``-inf`` outside the bounds."""
+        """Log-density of actions `(..., *event)`, summed over the event; `-inf` outside the bounds."""
         standard = (value - self.loc) / self.scale
         each = -0.5 * standard.square() - _LOG_SQRT_2_PI - self.scale.log() - self._mass.log()
         each = torch.where(self._fixed, 0.0, each)
@@ -100,7 +100,7 @@ class TruncatedNormal(Distribution):
         return torch.where(self._fixed, 1.0, 0.5 * (self._above - self._below))
 
     def _standard(self, bound: Tensor) -> Tensor:
-        """A bound in stds from ``loc``; an open one does not move with them, which would be ``0 * inf``."""
+        """A bound in stds from `loc`; an open one does not move with them, which would be `0 * inf`."""
         open_, closed = bound.isinf(), torch.where(bound.isinf(), 0.0, bound)
         return torch.where(open_, bound, (closed - self.loc) / self.scale)
 
@@ -114,5 +114,5 @@ def _density(x: Tensor) -> Tensor:
 
 
 def _times(x: Tensor, density: Tensor) -> Tensor:
-    """``x φ(x)``, 0 at infinity, in gradients too."""
+    """`x φ(x)`, 0 at infinity, in gradients too."""
     return torch.where(x.isfinite(), x, 0.0) * density

@@ -16,10 +16,10 @@ from dcem.control.systems import System
 class SystemEnv(EnvBase):  # type: ignore[misc]
     """A batch of a system's episodes: the observation is the state, the reward minus the system's cost.
 
-    Episodes do not end by themselves: put ``StepCounter(max_steps)`` around it.
+    Episodes do not end by themselves: put `StepCounter(max_steps)` around it.
 
     Args:
-        system: with its ``cost``, ``bounds`` and ``sample_states``.
+        system: with its `cost`, `bounds` and `sample_states`.
         num_envs: how many, side by side.
         seed: of the initial states.
 

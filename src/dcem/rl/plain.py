@@ -22,19 +22,19 @@ def policy(
     residual: Callable[[Any], Tensor] | None = None,
     seed: int | None = None,
 ) -> Policy:
-    """Use a controller in any loop: a function from observation to action, with a ``reset`` for episodes that begin.
+    """Use a controller in any loop: a function from observation to action, with a `reset` for episodes that begin.
 
     Args:
         mpc: the controller.
-        model: a world model whose belief is the state that ``mpc`` plans from; None: the observation is.
-        state_of: ``observation -> state``, without a model.
-        residual: ``state -> (*batch, *a)``, added to the planned action.
+        model: a world model whose belief is the state that `mpc` plans from; None: the observation is.
+        state_of: `observation -> state`, without a model.
+        residual: `state -> (*batch, *a)`, added to the planned action.
         seed: of the planner's draws; None: torch's global generator.
 
     Returns:
-        A callable that takes an observation ``(*batch, o)``, one or a batch of environments, as an array or a tensor,
-        and returns the action ``(*batch, *a)`` of the same kind. It remembers its plan and its belief.
-        :func:`dcem.control.run` takes it, and resets it where episodes begin.
+        A callable that takes an observation `(*batch, o)`, one or a batch of environments, as an array or a tensor,
+        and returns the action `(*batch, *a)` of the same kind. It remembers its plan and its belief.
+        [`dcem.control.run`][] takes it, and resets it where episodes begin.
 
     Raises:
         TypeError: an argument is of the wrong type; in a call, the observation is.
@@ -55,7 +55,7 @@ def policy(
 
 
 class Policy:
-    """What :func:`policy` returns: a controller with its memory.
+    """What `policy` returns: a controller with its memory.
 
     Args:
         controller: what plans, and says what it has to remember.
@@ -76,7 +76,7 @@ class Policy:
     def __call__(self, observation: Any) -> Any:
         """The action for an observation, of which the policy then remembers what it needs.
 
-        A decision whose solve failed (:attr:`dcem.Status.NONFINITE`) is not remembered: the next one starts afresh.
+        A decision whose solve failed ([`dcem.Status.NONFINITE`][]) is not remembered: the next one starts afresh.
         """
         seen = observation if isinstance(observation, Tensor) else _as_tensor(observation).to(self._device)
         batch = tuple(seen.shape[:-1])
@@ -98,10 +98,10 @@ class Policy:
         return (action.float() if action.dtype == torch.bfloat16 else action).numpy()  # NumPy has no bfloat16
 
     def reset(self, where: Any = None) -> None:
-        """Forget: an episode begins, in all environments or, booleans ``(*batch,)`` as a tensor or an array, in some.
+        """Forget: an episode begins, in all environments or, booleans `(*batch,)` as a tensor or an array, in some.
 
         Raises:
-            TypeError: ``where`` holds no booleans.
+            TypeError: `where` holds no booleans.
             ValueError: it has another shape than the batch of the observations.
         """
         if where is None:

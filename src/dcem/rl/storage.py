@@ -36,7 +36,7 @@ class Storage:
         self.in_keys: list[NestedKey] = [OBSERVATION, ACTION, *self.decided]
 
     def specs(self, controller: Controller, like: Tensor) -> dict[NestedKey, TensorSpec]:
-        """What an environment has to carry, in the dtype and on the device of ``like``."""
+        """What an environment has to carry, in the dtype and on the device of `like`."""
         blank = controller.blank((), like)
         tensors = dict(zip([ACTION, *self.decided], [blank.action, *self._tensors(blank)], strict=True))
         specs: dict[NestedKey, TensorSpec] = {
@@ -45,7 +45,7 @@ class Storage:
         return specs | {STARTED: Binary(n=1, shape=(1,), dtype=torch.bool, device=like.device)}
 
     def read(self, tensordict: TensorDictBase, controller: Controller, like: Tensor) -> tuple[Tensor, Memory]:
-        """The observation ``(*batch, o)`` and the memory that go into a decision, in the dtype of ``like``."""
+        """The observation `(*batch, o)` and the memory that go into a decision, in the dtype of `like`."""
         observation = tensordict.get(OBSERVATION, None)
         if observation is None:
             raise KeyError(f"{OBSERVATION}: expected this key, got {sorted(map(str, tensordict.keys(True, True)))}")
@@ -74,7 +74,7 @@ class Storage:
         )
 
     def write(self, tensordict: TensorDictBase, memory: Memory) -> None:
-        """Put what a decision determines under ``"next"``."""
+        """Put what a decision determines under `"next"`."""
         for key, value in zip(self.decided, self._tensors(memory), strict=True):
             tensordict.set(after(key), value)
 

@@ -20,10 +20,10 @@ def parts(actor: Actor, critic: nn.Module | None = None) -> dict[str, list[nn.Pa
         critic: a value network beside it.
 
     Returns:
-        From a name to parameters. Of a world model the names are those of its ``parts()``, such as ``"reward"``,
-        ``"dynamics"``, ``"encoder"``, ``"value"``; without a model ``"dynamics"``, ``"reward"`` (the cost),
-        ``"value"`` (the terminal cost). Then ``"decoder"`` (of the latent that is planned over), ``"residual"``,
-        ``"search"`` (tensors of the solver, initial mean and std), ``"std"`` and ``"critic"``. Those without
+        From a name to parameters. Of a world model the names are those of its `parts()`, such as `"reward"`,
+        `"dynamics"`, `"encoder"`, `"value"`; without a model `"dynamics"`, `"reward"` (the cost),
+        `"value"` (the terminal cost). Then `"decoder"` (of the latent that is planned over), `"residual"`,
+        `"search"` (tensors of the solver, initial mean and std), `"std"` and `"critic"`. Those without
         parameters are left out.
 
     Example:
@@ -62,7 +62,7 @@ def parameter_groups(actor: Actor, rates: Mapping[str, float], critic: nn.Module
 
     Args:
         actor: the controller as a policy.
-        rates: from the names of :func:`parts` to learning rates, above 0.
+        rates: from the names of `parts` to learning rates, above 0.
         critic: a value network beside it.
 
     Raises:
@@ -85,12 +85,12 @@ def parameter_groups(actor: Actor, rates: Mapping[str, float], critic: nn.Module
 
 
 def total_loss(weights: Mapping[str, float], losses: Mapping[str, Any]) -> Tensor:
-    """One loss of several: ``Σ_name weight · Σ loss_*``.
+    """One loss of several: `Σ_name weight · Σ loss_*`.
 
     Args:
-        weights: from the names in ``losses`` to numbers; a weight of 0 leaves the loss out.
-        losses: from the same names to what TorchRL's losses and :meth:`dcem.world.WorldModel.loss` return, of which
-            the entries that start with ``loss_`` are summed; or to a function that returns it, which is called only
+        weights: from the names in `losses` to numbers; a weight of 0 leaves the loss out.
+        losses: from the same names to what TorchRL's losses and [`dcem.world.WorldModel.loss`][] return, of which
+            the entries that start with `loss_` are summed; or to a function that returns it, which is called only
             where its weight is not 0.
 
     Raises:

@@ -10,7 +10,7 @@ from dcem.solvers.mppi import MPPI
 
 __all__ = ["CEM", "MPPI", "Candidates", "GradientDescent", "SamplingSolver", "SamplingState", "Solver", "Step"]
 
-# Plain hyperparameters: a saved one is read by ``torch.load(..., weights_only=True)``.
+# Plain hyperparameters: a saved one is read by `torch.load(..., weights_only=True)`.
 torch.serialization.add_safe_globals(
     [CEM, MPPI, GradientDescent, LML, ConstrainedSoftmax, ConstrainedSparsemax, HardTopK]
 )

@@ -20,14 +20,14 @@ class Step(NamedTuple):
     """What one iteration of a solver gives.
 
     Attributes:
-        state: the next state; a NamedTuple with a field ``distribution``.
-        samples: the candidates evaluated, ``(*batch, N, *event)``.
-        values: the objective at them, ``(*batch, N)``.
-        weights: how much each candidate counted, ``(*batch, N)``.
-        valid: per problem, whether the iteration succeeded, ``(*batch,)``; None where all did. Where it did not, the
+        state: the next state; a NamedTuple with a field `distribution`.
+        samples: the candidates evaluated, `(*batch, N, *event)`.
+        values: the objective at them, `(*batch, N)`.
+        weights: how much each candidate counted, `(*batch, N)`.
+        valid: per problem, whether the iteration succeeded, `(*batch,)`; None where all did. Where it did not, the
             loop keeps the previous state.
-        flat: which of these problems had enough finite values, but equal ones up to rounding, ``(*batch,)``; None
-            where none did. The others have failed, and the loop reports ``Status.NONFINITE``.
+        flat: which of these problems had enough finite values, but equal ones up to rounding, `(*batch,)`; None
+            where none did. The others have failed, and the loop reports `Status.NONFINITE`.
     """
 
     state: Any
@@ -39,8 +39,8 @@ class Step(NamedTuple):
 
 
 class Solver(ABC):
-    """An iterated solver. A subclass is a frozen dataclass of hyperparameters that defines :meth:`init` and
-    :meth:`step`; it never looks at gradient modes.
+    """An iterated solver. A subclass is a frozen dataclass of hyperparameters that defines `init` and
+    `step`; it never looks at gradient modes.
     """
 
     num_samples: int
@@ -52,26 +52,26 @@ class Solver(ABC):
 
     @abstractmethod
     def init(self, distribution: Distribution) -> Any:
-        """The state before the first iteration: a NamedTuple with a field ``distribution``."""
+        """The state before the first iteration: a NamedTuple with a field `distribution`."""
 
     @abstractmethod
     def step(self, objective: Objective, state: Any, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
         """One iteration.
 
         Args:
-            objective: ``(*batch, N, *event) -> (*batch, N)``.
-            state: from :meth:`init` or the previous step.
-            noise: standard normal draws, ``(*batch, num_samples, *event)``.
+            objective: `(*batch, N, *event) -> (*batch, N)`.
+            state: from `init` or the previous step.
+            noise: standard normal draws, `(*batch, num_samples, *event)`.
             clip: brings candidates inside the bounds.
         """
 
     def is_collapsed(self, state: Any) -> Tensor:
-        """Per problem, whether further iterations cannot change the answer, ``(*batch,)``, boolean."""
+        """Per problem, whether further iterations cannot change the answer, `(*batch,)`, boolean."""
         mean = state.distribution.mean
         return torch.zeros(state.distribution.batch_shape, dtype=torch.bool, device=mean.device)
 
     def is_converged(self, before: Any, after: Any, tolerance: float) -> Tensor:
-        """Per problem, whether an iteration came to rest, ``(*batch,)``: its mean moved by ``tolerance`` at most."""
+        """Per problem, whether an iteration came to rest, `(*batch,)`: its mean moved by `tolerance` at most."""
         moved = (after.distribution.mean - before.distribution.mean).detach().abs()
         return moved.reshape(*after.distribution.batch_shape, -1).amax(-1) <= tolerance
 
@@ -80,10 +80,10 @@ class SamplingState(NamedTuple):
     """Where a sampling solver stands.
 
     Attributes:
-        distribution: the current ``g_φ``.
+        distribution: the current `g_φ`.
         iteration: how many iterations have been made.
-        elites: candidates kept for the next iteration, ``(*batch, M, *event)``, or None.
-        proposals: candidates from outside that take part in every iteration, ``(*batch, M, *event)``, or None.
+        elites: candidates kept for the next iteration, `(*batch, M, *event)`, or None.
+        proposals: candidates from outside that take part in every iteration, `(*batch, M, *event)`, or None.
     """
 
     distribution: Distribution
@@ -96,7 +96,7 @@ class Candidates(NamedTuple):
     """What a sampling solver wants to know the values of.
 
     Attributes:
-        drawn: as they were drawn, ``(*batch, N, *event)``.
+        drawn: as they were drawn, `(*batch, N, *event)`.
         samples: the same inside the bounds, where the objective is evaluated.
     """
 
@@ -108,8 +108,8 @@ class Candidates(NamedTuple):
 class SamplingSolver(Solver):
     """The template of CEM and MPPI: sample, evaluate, weigh, refit.
 
-    A subclass defines :meth:`weigh` and :meth:`fit`; it may override :meth:`sample` and :meth:`advance`. It draws
-    ``num_samples = 100`` candidates an iteration, the first with the std ``init_std = 1.0``, unless it says otherwise:
+    A subclass defines `weigh` and `fit`; it may override `sample` and `advance`. It draws
+    `num_samples = 100` candidates an iteration, the first with the std `init_std = 1.0`, unless it says otherwise:
     as attributes of the class, or as fields of a frozen dataclass.
 
     Example:
@@ -137,14 +137,14 @@ class SamplingSolver(Solver):
         return self.tell(state, asked, objective(asked.samples), clip)
 
     def ask(self, state: SamplingState, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Candidates:
-        """The first half of an iteration: the candidates whose values :meth:`tell` needs."""
+        """The first half of an iteration: the candidates whose values `tell` needs."""
         drawn = self.sample(state, noise)
         if state.proposals is not None:
             drawn = torch.cat([drawn, clip(state.proposals)], state.distribution.sample_dim)
         return Candidates(drawn, clip(drawn))
 
     def tell(self, state: SamplingState, asked: Candidates, values: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
-        """The second half: from the values ``(*batch, N)`` of what was asked to the next state."""
+        """The second half: from the values `(*batch, N)` of what was asked to the next state."""
         # Refitted to what was drawn: clipped samples pull the mean inwards and the std to zero, whatever their values.
         distribution, weights, valid = self.refit(state.distribution, asked.drawn, values)
         after = self.advance(state, distribution, asked.drawn, values)._replace(proposals=state.proposals)
@@ -159,20 +159,20 @@ class SamplingSolver(Solver):
         return 1
 
     def sample(self, state: SamplingState, noise: Tensor) -> Tensor:
-        """Candidates ``X_i ~ g_φ``, ``(*batch, N, *event)``."""
+        """Candidates `X_i ~ g_φ`, `(*batch, N, *event)`."""
         return state.distribution.rsample(noise)
 
     def refit(
         self, distribution: Distribution, samples: Tensor, values: Tensor
     ) -> tuple[Distribution, Tensor, Tensor | None]:
-        """The next distribution, the weights, and which problems are valid, as :meth:`weigh` says."""
+        """The next distribution, the weights, and which problems are valid, as `weigh` says."""
         weights, valid = self.weigh(values)
         return self.fit(distribution, samples, weights), weights, valid
 
     @abstractmethod
     def weigh(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Turn values ``(*batch, N)`` into weights of that shape, and say which problems have enough finite values that
-        are not all equal, ``(*batch,)``, as :func:`dcem.solvers.scores.scores_of` does; None where all have.
+        """Turn values `(*batch, N)` into weights of that shape, and say which problems have enough finite values that
+        are not all equal, `(*batch,)`, as `dcem.solvers.scores.scores_of` does; None where all have.
         """
 
     @abstractmethod

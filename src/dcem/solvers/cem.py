@@ -40,26 +40,26 @@ def _check_weights(weights: Tensor, valid: Tensor | None) -> None:
 class CEM(SamplingSolver):
     """Minimise by sampling, selecting the best and refitting; differentiable when the selection is soft.
 
-    Each iteration draws ``X_i ~ g_φ``, evaluates ``v_i = f(X_i)``, selects ``w = Π_k(-v)`` and refits ``φ`` by the
-    weighted maximum likelihood ``argmax_φ Σ_i w_i log g_φ(X_i)``. With :class:`dcem.HardTopK` this is the vanilla
-    cross-entropy method, with :class:`dcem.LML` (or another soft selection) the differentiable one, DCEM. With
-    ``keep_elites``, ``population_decay``, ``smoothing`` and a :class:`dcem.ColoredNoise` it is iCEM.
+    Each iteration draws `X_i ~ g_φ`, evaluates `v_i = f(X_i)`, selects `w = Π_k(-v)` and refits `φ` by the
+    weighted maximum likelihood `argmax_φ Σ_i w_i log g_φ(X_i)`. With [`dcem.HardTopK`][] this is the vanilla
+    cross-entropy method, with [`dcem.LML`][] (or another soft selection) the differentiable one, DCEM. With
+    `keep_elites`, `population_decay`, `smoothing` and a [`dcem.ColoredNoise`][] it is iCEM.
 
     Args:
-        num_samples: ``N``, candidates evaluated an iteration, at least 1.
-        num_elites: ``k``, how many of them are selected, ``0 < k <= N``; may be a float for a soft selection.
-        selection: ``selection(scores, k) -> weights`` in ``[0, 1]`` that sum to ``k`` and depend on differences of
-            scores only, as :class:`dcem.LML`, :class:`dcem.ConstrainedSoftmax`, :class:`dcem.ConstrainedSparsemax`,
-            :class:`dcem.HardTopK` do. Higher scores are better; a failed sample has the score ``-inf``.
-        init_std: ``σ`` to start from when only means are given; a number or a tensor that broadcasts to the mean.
+        num_samples: `N`, candidates evaluated an iteration, at least 1.
+        num_elites: `k`, how many of them are selected, `0 < k <= N`; may be a float for a soft selection.
+        selection: `selection(scores, k) -> weights` in `[0, 1]` that sum to `k` and depend on differences of
+            scores only, as [`dcem.LML`][], [`dcem.ConstrainedSoftmax`][], [`dcem.ConstrainedSparsemax`][],
+            [`dcem.HardTopK`][] do. Higher scores are better; a failed sample has the score `-inf`.
+        init_std: `σ` to start from when only means are given; a number or a tensor that broadcasts to the mean.
         standardize: bring the values of each problem to mean 0 and std 1 before selection, so that the temperature
             means the same for every objective.
-        min_std: floor of the sampling std, at least 0; a problem that reaches it everywhere is ``COLLAPSED``.
+        min_std: floor of the sampling std, at least 0; a problem that reaches it everywhere is `COLLAPSED`.
         max_std: ceiling of the sampling std, or None.
-        smoothing: how much of the previous mean and std to keep, in ``[0, 1)``.
-        keep_elites: fraction of the elites, in ``[0, 1]``, that take the place of fresh samples in the next iteration:
+        smoothing: how much of the previous mean and std to keep, in `[0, 1)`.
+        keep_elites: fraction of the elites, in `[0, 1]`, that take the place of fresh samples in the next iteration:
             above 0 at least one, and never all of an iteration's candidates.
-        population_decay: ``γ >= 1`` of iCEM: iteration ``t`` evaluates ``max(N γ^-t, 2 k)`` candidates.
+        population_decay: `γ >= 1` of iCEM: iteration `t` evaluates `max(N γ^-t, 2 k)` candidates.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -130,7 +130,7 @@ class CEM(SamplingSolver):
         return SamplingState(distribution.clamp_std(self.min_std, self.max_std), 0, None)
 
     def population(self, iteration: int) -> int:
-        """How many candidates iteration ``iteration`` (from 0) evaluates."""
+        """How many candidates iteration `iteration` (from 0) evaluates."""
         decayed = int(self.num_samples * self.population_decay**-iteration)
         return min(self.num_samples, max(decayed, math.ceil(2 * self.num_elites)))
 
@@ -187,7 +187,7 @@ class CEM(SamplingSolver):
         return Gaussian(mean, std, distribution.event_dims), weights, valid
 
     def _is_plain(self, distribution: Distribution) -> bool:
-        """Whether weighing and fitting are what :func:`refit` does at once, by far the commonest case.
+        """Whether weighing and fitting are what `refit` does at once, by far the commonest case.
 
         A subclass, a subclass of the selection or of the distribution, and whatever is hooked or put in the place of
         a method, say by themselves what they do.
@@ -210,7 +210,7 @@ class CEM(SamplingSolver):
         return state.distribution.is_collapsed(self.min_std)
 
     def is_converged(self, before: SamplingState, after: SamplingState, tolerance: float) -> Tensor:
-        """Whether the std is ``tolerance`` at most in every dimension: means of samples never come to rest."""
+        """Whether the std is `tolerance` at most in every dimension: means of samples never come to rest."""
         return after.distribution.is_collapsed(tolerance)
 
     def _elites(self, state: SamplingState, samples: Tensor, values: Tensor) -> Tensor | None:

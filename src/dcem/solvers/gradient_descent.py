@@ -25,7 +25,7 @@ class GradientDescentState(NamedTuple):
     Attributes:
         distribution: its mean is the iterate; its spread stays as it was.
         iteration: how many steps have been made.
-        velocity: the momentum buffer, ``(*batch, *event)``.
+        velocity: the momentum buffer, `(*batch, *event)`.
     """
 
     distribution: Distribution
@@ -35,15 +35,15 @@ class GradientDescentState(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GradientDescent(Solver):
-    """Minimise by following the objective's gradient: ``v <- m v + ∇f(x)``, ``x <- x - lr v``.
+    """Minimise by following the objective's gradient: `v <- m v + ∇f(x)`, `x <- x - lr v`.
 
     Unrolled, it is the usual inner optimiser of energy-based models. The objective is asked for one candidate a
-    problem: ``N = 1``.
+    problem: `N = 1`.
 
     Args:
         lr: step size, a number > 0 or a tensor: 0-dimensional, or with one entry a step along its first axis and the
-            rest broadcasting to ``(*batch, *event)``; steps beyond the last entry use the last.
-        momentum: ``m`` in ``[0, 1)``, or a 0-dimensional tensor.
+            rest broadcasting to `(*batch, *event)`; steps beyond the last entry use the last.
+        momentum: `m` in `[0, 1)`, or a 0-dimensional tensor.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -114,7 +114,7 @@ def _plainly(objective: Objective) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _values_and_slopes(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Values ``(*batch, 1)`` and ``∇_x f`` ``(*batch, 1, *event)``, differentiable where gradients are enabled."""
+    """Values `(*batch, 1)` and `∇_x f` `(*batch, 1, *event)`, differentiable where gradients are enabled."""
 
     def total(point: Tensor) -> tuple[Tensor, Tensor]:
         values = objective(point)
@@ -160,7 +160,7 @@ def _outside_inference_mode() -> Iterator[None]:
 
 
 def _reaches_another_leaf(value: Tensor, leaf: Tensor) -> bool:
-    """Whether the graph of ``value`` ends anywhere but in ``leaf``."""
+    """Whether the graph of `value` ends anywhere but in `leaf`."""
     nodes, visited = [value.grad_fn], set()
     while nodes:
         node = nodes.pop()

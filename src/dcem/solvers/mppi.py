@@ -19,16 +19,16 @@ from dcem.solvers.scores import scores_of
 class MPPI(SamplingSolver):
     """Minimise by averaging samples under the softmax of their values; the spread stays as it is.
 
-    Each iteration sets the mean to ``Σ_i w_i X_i`` with ``w = softmax(-v / τ)``, the case ``k = 1`` of the
+    Each iteration sets the mean to `Σ_i w_i X_i` with `w = softmax(-v / τ)`, the case `k = 1` of the
     constrained softmax.
 
     Args:
-        num_samples: ``N``, candidates evaluated an iteration, at least 1.
-        temperature: ``τ > 0``, a number or a tensor that broadcasts to ``batch``; in units of the objective unless
-            ``standardize``.
-        init_std: ``σ`` of the samples when only means are given.
+        num_samples: `N`, candidates evaluated an iteration, at least 1.
+        temperature: `τ > 0`, a number or a tensor that broadcasts to `batch`; in units of the objective unless
+            `standardize`.
+        init_std: `σ` of the samples when only means are given.
         standardize: bring the values of each problem to mean 0 and std 1 first.
-        smoothing: how much of the previous mean to keep, in ``[0, 1)``.
+        smoothing: how much of the previous mean to keep, in `[0, 1)`.
 
     Raises:
         ValueError: an argument is out of its range.

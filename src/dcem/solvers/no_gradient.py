@@ -12,7 +12,7 @@ from dcem.kernels import differentiate, operators
 
 
 def refuse_gradient(weights: Tensor, scores: Tensor, selection: object) -> Tensor:
-    """Make a backward pass through ``weights`` an error where ``scores`` carry a gradient that ``weights`` lost.
+    """Make a backward pass through `weights` an error where `scores` carry a gradient that `weights` lost.
 
     In forward mode the error comes at once: a tangent is there because it is asked for.
     """

@@ -1,4 +1,4 @@
-"""The refit of a diagonal Gaussian to LML-weighted samples, as one differentiable operation: ``dcem::refit``."""
+"""The refit of a diagonal Gaussian to LML-weighted samples, as one differentiable operation: `dcem::refit`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def refit(
     min_std: float,
     max_std: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Weights ``(*batch, N)``, mean and std ``(*batch, *event)``, and which problems are valid; None where all are.
+    """Weights `(*batch, N)`, mean and std `(*batch, *event)`, and which problems are valid; None where all are.
 
     Args:
-        values: ``(*batch, N)``.
-        samples: ``(*batch, N, *event)``.
+        values: `(*batch, N)`.
+        samples: `(*batch, N, *event)`.
         num_elites: what the weights sum to.
         temperature: that of the LML projection of the scores.
         standardize: whether values are brought to mean 0 and std 1.
@@ -93,7 +93,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _pull(values: Tensor, samples: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """``dcem::refit_backward`` in differentiable operations: the refit again, by the reference."""
+    """`dcem::refit_backward` in differentiable operations: the refit again, by the reference."""
     options, grads = rest[:5], rest[-3:]
     given = [i for i, grad in enumerate(grads) if grad is not None]
 

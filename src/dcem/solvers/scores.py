@@ -9,24 +9,24 @@ from torch.autograd import forward_ad
 from dcem._eager import all_true, is_eager
 
 ROUNDING = 32
-"""Values whose spread is at most so many times ``eps * max|v|`` differ by the rounding of their computation."""
+"""Values whose spread is at most so many times `eps * max|v|` differ by the rounding of their computation."""
 
 
 def scores_of(values: Tensor, num_required: float, *, standardize: bool) -> tuple[Tensor, Tensor | None]:
-    """Turn values into scores, ``-v`` or its standardised form ``-(v - mean) / std`` (over the finite values).
+    """Turn values into scores, `-v` or its standardised form `-(v - mean) / std` (over the finite values).
 
     A problem says something about its candidates where enough of its values are finite, and where these differ by more
-    than their rounding, ``max v - min v > ROUNDING * eps * max|v|``. Otherwise its scores are all 0, without a
+    than their rounding, `max v - min v > ROUNDING * eps * max|v|`. Otherwise its scores are all 0, without a
     gradient, and the caller keeps its distribution as it is.
 
     Args:
-        values: ``(*batch, N)``; what is not finite is a failed sample.
+        values: `(*batch, N)`; what is not finite is a failed sample.
         num_required: with fewer finite values than this there is nothing to select from.
         standardize: whether to bring the scores of each problem to mean 0 and std 1.
 
     Returns:
-        scores: ``(*batch, N)``, ``-inf`` at failed samples; all zero for a problem that is not valid.
-        valid: ``(*batch,)``, boolean, which problems say something; None where all of them are known to.
+        scores: `(*batch, N)`, `-inf` at failed samples; all zero for a problem that is not valid.
+        valid: `(*batch,)`, boolean, which problems say something; None where all of them are known to.
     """
     with torch.no_grad():
         low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
@@ -62,7 +62,7 @@ def _tells_apart(low: Tensor, high: Tensor, half: Tensor) -> Tensor:
 def _standardized(
     values: Tensor, low: Tensor, half: Tensor, usable: Tensor | None = None, count: Tensor | None = None
 ) -> Tensor:
-    """``-(v - mean) / std`` over the usable values, for any scale of them; 0 where all are equal."""
+    """`-(v - mean) / std` over the usable values, for any scale of them; 0 where all are equal."""
     info = torch.finfo(values.dtype)
     with torch.no_grad():  # the result does not depend on the unit that the range is measured in
         unit = torch.where(half >= info.tiny, half.reciprocal(), 0.0)
@@ -79,7 +79,7 @@ def _standardized(
 
 
 def _normalized(x: Tensor) -> Tensor:
-    """``(x - mean) / std``, 0 where all are equal."""
+    """`(x - mean) / std`, 0 where all are equal."""
     tiny = torch.finfo(x.dtype).tiny ** 0.5
     # One operation; but its forward-mode derivative, differentiated again, is wrong (torch 2.13).
     if is_eager() and forward_ad.unpack_dual(x).tangent is None:  # type: ignore[no-untyped-call]

@@ -9,9 +9,9 @@ from torchrl.data import LazyMemmapStorage, ReplayBuffer, SliceSampler
 
 
 class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]
-    """A ``ReplayBuffer`` whose samples are ``(B, T)``, and which says what is missing where there is nothing to draw.
+    """A `ReplayBuffer` whose samples are `(B, T)`, and which says what is missing where there is nothing to draw.
 
-    See :func:`dcem.world.replay`.
+    See [`dcem.world.replay`][].
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]
             self.set_rng(generator)
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
-        """TorchRL's, whose ``batch_size`` is the number of steps in all."""
+        """TorchRL's, whose `batch_size` is the number of steps in all."""
         what = f"replay: expected an episode of at least {self.length} steps to draw sequences from"
         if not len(self):
             raise ValueError(f"{what}, got an empty buffer")

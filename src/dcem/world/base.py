@@ -12,26 +12,26 @@ from dcem._tree import leaves
 from dcem.world.sequences import Sequences, check_finite, check_vectors, read_sequences
 
 Belief = Any
-"""What a model knows of the world now: a tensor or a tree of tensors, each ``(*batch, n)``."""
+"""What a model knows of the world now: a tensor or a tree of tensors, each `(*batch, n)`."""
 
 
 class WorldModel(nn.Module, ABC):
     """A model of an environment, learned from what was seen of it, to plan through.
 
     It turns observations into a *belief*, and a belief and an action into the next belief and a cost. A belief is a
-    tensor or a tree of tensors, each ``(*batch, n)`` with any leading axes, so that it can be the state of a
-    controller: ``MPC(model.imagine, model.cost, horizon, action_size, ...)``.
+    tensor or a tree of tensors, each `(*batch, n)` with any leading axes, so that it can be the state of a
+    controller: `MPC(model.imagine, model.cost, horizon, action_size, ...)`.
 
-    A subclass defines :meth:`initial`, :meth:`observe`, :meth:`imagine`, :meth:`cost` and :meth:`loss`. It may define
-    more, each of which :class:`dcem.control.MPC` has a place for:
+    A subclass defines `initial`, `observe`, `imagine`, `cost` and `loss`. It may define
+    more, each of which [`dcem.control.MPC`][] has a place for:
 
-    - ``terminal_cost(belief) -> (*batch,)``: what the time after the horizon costs.
-    - ``continues(belief) -> (*batch,)``: the probability that the episode goes on from here, in ``[0, 1]``.
-    - ``propose(belief, horizon, num) -> (*batch, num, horizon, action_size)``: sequences of actions worth trying.
+    - `terminal_cost(belief) -> (*batch,)`: what the time after the horizon costs.
+    - `continues(belief) -> (*batch,)`: the probability that the episode goes on from here, in `[0, 1]`.
+    - `propose(belief, horizon, num) -> (*batch, num, horizon, action_size)`: sequences of actions worth trying.
 
-    Observations, actions and sequences come from outside: :meth:`check` and :meth:`read` say what is wrong with them.
+    Observations, actions and sequences come from outside: `check` and `read` say what is wrong with them.
     Problems of a batch never influence each other. Draws come from torch's global generator, or from a keyword
-    ``generator`` where a method has one.
+    `generator` where a method has one.
 
     Args:
         observation_size: how many numbers an observation has.
@@ -85,16 +85,16 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def initial(self, batch_shape: tuple[int, ...] = ()) -> Belief:
-        """The belief before anything was seen: a tree of tensors ``(*batch_shape, n)``."""
+        """The belief before anything was seen: a tree of tensors `(*batch_shape, n)`."""
 
     @abstractmethod
     def observe(self, belief: Belief, action: Tensor, observation: Tensor) -> Belief:
-        """The belief after ``action`` led from ``belief`` to ``observation``.
+        """The belief after `action` led from `belief` to `observation`.
 
         Args:
-            belief: the one before, ``(*batch, ...)``; :meth:`initial` at an episode's start.
-            action: ``(*batch, action_size)``; zeros at an episode's start.
-            observation: ``(*batch, observation_size)``, what was seen after the action.
+            belief: the one before, `(*batch, ...)`; `initial` at an episode's start.
+            action: `(*batch, action_size)`; zeros at an episode's start.
+            observation: `(*batch, observation_size)`, what was seen after the action.
 
         Raises:
             ValueError: action or observation have the wrong shape, or the observation is not finite.
@@ -102,32 +102,32 @@ class WorldModel(nn.Module, ABC):
 
     @abstractmethod
     def imagine(self, belief: Belief, action: Tensor) -> Belief:
-        """The belief that ``action``, ``(*batch, action_size)``, is expected to lead to: the dynamics to plan with."""
+        """The belief that `action`, `(*batch, action_size)`, is expected to lead to: the dynamics to plan with."""
 
     @abstractmethod
     def cost(self, belief: Belief, action: Tensor) -> Tensor:
-        """What taking ``action`` in ``belief`` costs, ``(*batch,)``: minus the expected reward."""
+        """What taking `action` in `belief` costs, `(*batch,)`: minus the expected reward."""
 
     @abstractmethod
     def loss(self, sequences: Any) -> dict[str, Tensor]:
         """What to minimise so that the model fits what was seen.
 
         Args:
-            sequences: a TensorDict of batch size ``(B, T)``, of ``T >= 2`` steps of one episode each, in TorchRL's
-                convention: ``"action"`` was taken at ``"observation"`` and led to ``("next", "reward")`` and
-                ``("next", "terminated")``.
+            sequences: a TensorDict of batch size `(B, T)`, of `T >= 2` steps of one episode each, in TorchRL's
+                convention: `"action"` was taken at `"observation"` and led to `("next", "reward")` and
+                `("next", "terminated")`.
 
         Returns:
-            Scalars. The sum of those whose name starts with ``loss_`` is what is minimised: they are weighted already.
+            Scalars. The sum of those whose name starts with `loss_` is what is minimised: they are weighted already.
             The others are detached, for looking at.
 
         Raises:
-            TypeError: ``sequences`` is not a TensorDict.
+            TypeError: `sequences` is not a TensorDict.
             ValueError: a key is missing, a shape or the length is wrong, or a number is not finite.
         """
 
     def forward(self, sequences: Any) -> dict[str, Tensor]:
-        """The same as :meth:`loss`, for whatever wraps modules: ``DistributedDataParallel``, ``functional_call``."""
+        """The same as `loss`, for whatever wraps modules: `DistributedDataParallel`, `functional_call`."""
         return self.loss(sequences)
 
     def parts(self) -> dict[str, nn.Module]:

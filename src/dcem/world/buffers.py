@@ -26,30 +26,30 @@ def replay(
 ) -> Any:
     """Keep what was seen of an environment, and draw sequences of it to learn from.
 
-    Makes a TorchRL ``ReplayBuffer`` with a memory-mapped storage and a ``SliceSampler``: ``buffer.extend(steps)`` adds
-    steps in the order of time, ``buffer.sample()`` draws sequences: an episode uniformly among those that are long
+    Makes a TorchRL `ReplayBuffer` with a memory-mapped storage and a `SliceSampler`: `buffer.extend(steps)` adds
+    steps in the order of time, `buffer.sample()` draws sequences: an episode uniformly among those that are long
     enough, then its start uniformly. No sequence goes from one episode into the next, or across the place where new
     steps have overwritten old ones.
 
     Args:
         capacity: how many steps are kept; new ones then take the place of the oldest.
-        batch_size: ``B``, how many sequences a sample has.
-        length: ``T``, how many steps a sequence has, at least 2.
-        batched: steps come from several environments at once, as TensorDicts ``(E, n)``, always of as many
-            environments. By default they come as ``(n,)``.
+        batch_size: `B`, how many sequences a sample has.
+        length: `T`, how many steps a sequence has, at least 2.
+        batched: steps come from several environments at once, as TensorDicts `(E, n)`, always of as many
+            environments. By default they come as `(n,)`.
         episode_key: the entry that numbers episodes, an integer a step. Two episodes that follow each other have
             different numbers, also those before and after an interruption. TorchRL's collectors write
-            ``("collector", "traj_ids")``.
+            `("collector", "traj_ids")`.
         generator: source of randomness of the samples; it is saved with the buffer.
 
     Returns:
-        The buffer. Its ``sample()`` returns a TensorDict ``(B, T)`` of all that was stored, as
-        :meth:`dcem.world.WorldModel.loss` takes it.
+        The buffer. Its `sample()` returns a TensorDict `(B, T)` of all that was stored, as
+        [`dcem.world.WorldModel.loss`][] takes it.
 
     Raises:
-        ImportError: TorchRL is not installed: ``pip install "dcem[rl]"``.
+        ImportError: TorchRL is not installed: `pip install "dcem[rl]"`.
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range; in ``sample()``, no episode has as many steps as a sequence.
+        ValueError: an argument is out of its range; in `sample()`, no episode has as many steps as a sequence.
 
     Example:
         >>> import logging, torch, torchrl
@@ -78,12 +78,12 @@ def replay(
 
 
 def save_replay(buffer: Any, folder: str | Path) -> None:
-    """Save a buffer of :func:`replay` so that a run that is killed at any time can go on from here.
+    """Save a buffer of `replay` so that a run that is killed at any time can go on from here.
 
     The whole buffer is written beside what was saved before, which is deleted only when the new one is complete.
 
     Args:
-        buffer: what :func:`replay` returned.
+        buffer: what `replay` returned.
         folder: where to, made if it is not there. Nothing else should be in it.
 
     Raises:
@@ -105,10 +105,10 @@ def save_replay(buffer: Any, folder: str | Path) -> None:
 
 
 def load_replay(buffer: Any, folder: str | Path) -> None:
-    """Fill a buffer with what :func:`save_replay` wrote last; samples go on as they would have.
+    """Fill a buffer with what `save_replay` wrote last; samples go on as they would have.
 
     Args:
-        buffer: what :func:`replay` returned, with the arguments of the one that was saved.
+        buffer: what `replay` returned, with the arguments of the one that was saved.
         folder: where it was saved.
 
     Raises:

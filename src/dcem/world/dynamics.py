@@ -16,9 +16,9 @@ class Transitions(NamedTuple):
     """States, actions and the states after them.
 
     Attributes:
-        state: ``(n, s)``.
-        action: ``(n, a)``.
-        after: ``(n, s)``.
+        state: `(n, s)`.
+        action: `(n, a)`.
+        after: `(n, s)`.
     """
 
     state: Tensor
@@ -31,12 +31,12 @@ def transitions(plant: Callable[[Tensor, Tensor], Tensor], states: Tensor, actio
     """What sequences of actions show of a plant.
 
     Args:
-        plant: ``(state, action) -> next_state``.
-        states: where the sequences begin, ``(m, s)``.
-        actions: ``(m, T, a)``.
+        plant: `(state, action) -> next_state`.
+        states: where the sequences begin, `(m, s)`.
+        actions: `(m, T, a)`.
 
     Returns:
-        ``m T`` transitions, those of one sequence after those of the other.
+        `m T` transitions, those of one sequence after those of the other.
 
     Example:
         >>> import torch
@@ -48,19 +48,19 @@ def transitions(plant: Callable[[Tensor, Tensor], Tensor], states: Tensor, actio
 
 
 class DynamicsNet(nn.Module):
-    """One hidden layer that predicts how a state changes: ``x + W₂ tanh(W₁ [x, u] + b₁) + b₂``.
+    """One hidden layer that predicts how a state changes: `x + W₂ tanh(W₁ [x, u] + b₁) + b₂`.
 
-    Inputs and changes are on the scale of the data. Sequences are followed at once by :meth:`rollout`, which is what a
+    Inputs and changes are on the scale of the data. Sequences are followed at once by `rollout`, which is what a
     controller that plans with the net asks for.
 
     Args:
         width: of the hidden layer.
         data: transitions that inputs and changes have their scale from.
 
-    Shapes: ``state`` ``(*batch, s)``, ``action`` ``(*batch, a)`` -> the next state ``(*batch, s)``.
+    Shapes: `state` `(*batch, s)`, `action` `(*batch, a)` -> the next state `(*batch, s)`.
 
     Raises:
-        ValueError: ``width`` is not positive.
+        ValueError: `width` is not positive.
 
     Example:
         >>> import torch
@@ -103,7 +103,7 @@ class DynamicsNet(nn.Module):
         return torch.stack(states).reshape(horizon + 1, *batch, self.num_states).movedim(0, -2)
 
     def squared_errors(self, data: Transitions) -> Tensor:
-        """Mean squared error of one step, by number of the state: ``(s,)``. The unit is the variance of the change.
+        """Mean squared error of one step, by number of the state: `(s,)`. The unit is the variance of the change.
 
         The negative log-likelihood of a Gaussian with those variances is half its sum, but for a constant.
         """

@@ -19,31 +19,31 @@ from dcem.world.two_hot import TwoHot, symlog
 class LatentModel(WorldModel):
     """Plan from observations through a learned latent, a few steps ahead, with a learned value beyond.
 
-    An encoder turns an observation into a latent ``z``; dynamics, reward, two value heads and a policy live on ``z``.
+    An encoder turns an observation into a latent `z`; dynamics, reward, two value heads and a policy live on `z`.
     All are learned from replayed sequences: latents by consistency (the dynamics shall predict the encoder's next
     latent), rewards and values by classification, the policy by climbing the value. Nothing is decoded back into
     observations, so nothing is spent on what does not matter for reward and value.
 
     Args:
-        observation_size: ``O``, numbers in an observation.
-        action_size: ``A``, numbers in an action.
-        bounds: ``(low, high)`` of the actions, finite numbers or sequences of ``A`` numbers; or an environment's
-            ``action_space`` itself.
-        latent_size: of ``z``, a multiple of ``group_size``.
+        observation_size: `O`, numbers in an observation.
+        action_size: `A`, numbers in an action.
+        bounds: `(low, high)` of the actions, finite numbers or sequences of `A` numbers; or an environment's
+            `action_space` itself.
+        latent_size: of `z`, a multiple of `group_size`.
         group_size: the latent is normalised by a softmax over each group of so many numbers.
         hidden: widths of the two hidden layers of each network.
         num_values: value heads, at least 2; the lower of two counts.
-        discount: ``γ`` in ``[0, 1)`` of the value.
+        discount: `γ` in `[0, 1)` of the value.
         terminates: whether episodes can end by themselves; a head then learns the probability of going on.
         policy_std: of the noise on the policy's actions where it proposes and where it is learned, in half widths of
             the bounds.
-        step_weight: ``ρ`` in ``(0, 1]``: losses ``t`` steps ahead count ``ρ^t``.
-        target_rate: how far the target copy of the value heads follows at each :meth:`update_target`.
+        step_weight: `ρ` in `(0, 1]`: losses `t` steps ahead count `ρ^t`.
+        target_rate: how far the target copy of the value heads follows at each `update_target`.
 
     Raises:
         ValueError: an argument is out of its range.
 
-    A belief is the latent itself, ``(*batch, latent_size)``. Call :meth:`update_target` after every optimiser step.
+    A belief is the latent itself, `(*batch, latent_size)`. Call `update_target` after every optimiser step.
 
     Example:
         >>> import torch, dcem
@@ -131,17 +131,17 @@ class LatentModel(WorldModel):
         return z
 
     def cost(self, belief: Tensor, action: Tensor) -> Tensor:
-        """Minus the predicted reward, ``(*batch,)``."""
+        """Minus the predicted reward, `(*batch,)`."""
         self.check(belief, action)
         return -self.numbers.decode(self.reward(torch.cat([belief, self._unit(action)], -1)))
 
     def terminal_cost(self, belief: Tensor) -> Tensor:
-        """Minus the value of going on with the policy, ``(*batch,)``."""
+        """Minus the value of going on with the policy, `(*batch,)`."""
         return -self.value(belief, self.act(belief))
 
     @property
     def continues(self) -> Callable[[Tensor], Tensor]:
-        """``continues(belief) -> (*batch,)``, the probability that the episode goes on: if the model ``terminates``."""
+        """`continues(belief) -> (*batch,)`, the probability that the episode goes on: if the model `terminates`."""
         if self.continuation is None:
             raise AttributeError("continues: expected a model built with terminates=True")
         return self._continues
@@ -151,7 +151,7 @@ class LatentModel(WorldModel):
         return torch.sigmoid(self.continuation(belief)).squeeze(-1)
 
     def propose(self, belief: Tensor, horizon: int, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """What the policy would do, with noise, in ``num`` ways: ``(*batch, num, horizon, A)``; the first without."""
+        """What the policy would do, with noise, in `num` ways: `(*batch, num, horizon, A)`; the first without."""
         z = belief.unsqueeze(-2).expand(*belief.shape[:-1], num, self.latent_size)
         actions = []
         for t in range(horizon):
@@ -170,16 +170,16 @@ class LatentModel(WorldModel):
         return parts if self.continuation is None else parts | {"continuation": self.continuation}
 
     def encode(self, observation: Tensor) -> Tensor:
-        """The latent of an observation, ``(*batch, latent_size)``."""
+        """The latent of an observation, `(*batch, latent_size)`."""
         z: Tensor = self.encoder(symlog(observation.to(self.low)))
         return z
 
     def act(self, belief: Tensor) -> Tensor:
-        """The policy's action, ``(*batch, A)``, inside the bounds."""
+        """The policy's action, `(*batch, A)`, inside the bounds."""
         return self.low + (self.high - self.low) * (0.5 + 0.5 * torch.tanh(self.policy(belief)))
 
     def value(self, belief: Tensor, action: Tensor, *, target: bool = False) -> Tensor:
-        """The lowest head's discounted return after ``action``, ``(*batch,)``."""
+        """The lowest head's discounted return after `action`, `(*batch,)`."""
         heads = self.target_values if target else self.values
         return self.numbers.decode(self._heads(heads, belief, action)).amin(0)
 
@@ -205,8 +205,8 @@ class LatentModel(WorldModel):
     # How it is learned.
 
     def loss(self, sequences: Any) -> dict[str, Tensor]:
-        """Consistency, reward, value, policy and, where episodes end, continuation; with ``("next", "observation")``
-        all ``T`` transitions count, without it the last has no successor.
+        """Consistency, reward, value, policy and, where episodes end, continuation; with `("next", "observation")`
+        all `T` transitions count, without it the last has no successor.
         """
         seen, actions, rewards, ended, after = self.read(sequences)
         if after is None:
@@ -274,7 +274,7 @@ class _GroupSoftmax(nn.Module):
 def _network(
     size: int, hidden: int, out: int, last: Sequence[nn.Module] = (), *, depth: int = 2, zero: bool = False
 ) -> nn.Sequential:
-    """Linear layers, each hidden one followed by a LayerNorm and a SiLU; ``zero`` lets the outputs start at 0."""
+    """Linear layers, each hidden one followed by a LayerNorm and a SiLU; `zero` lets the outputs start at 0."""
     layers: list[nn.Module] = []
     for width in [size, *[hidden] * (depth - 1)]:
         layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.SiLU()]

@@ -19,11 +19,11 @@ CARRIED = ("mean", "sample")
 
 
 class RSSMBelief(NamedTuple):
-    """What an :class:`RSSM` knows.
+    """What an `RSSM` knows.
 
     Attributes:
-        deterministic: the state of the GRU, ``(*batch, deterministic_size)``.
-        stochastic: the Gaussian half, ``(*batch, stochastic_size)``.
+        deterministic: the state of the GRU, `(*batch, deterministic_size)`.
+        stochastic: the Gaussian half, `(*batch, stochastic_size)`.
     """
 
     deterministic: Tensor
@@ -33,10 +33,10 @@ class RSSMBelief(NamedTuple):
 class RSSM(WorldModel):
     """Learn what an environment does from sequences of it, as a latent state that is half memory and half chance.
 
-    The deterministic half ``h`` is the state of a GRU, the stochastic half ``s`` a diagonal Gaussian:
+    The deterministic half `h` is the state of a GRU, the stochastic half `s` a diagonal Gaussian:
 
-    - ``h' = GRU(h, [s, a])``; prior ``p(s' | h')``; posterior ``q(s' | h', o')`` once the observation is there;
-    - ``p(o | h, s)``, a normal distribution of unit variance, ``r(h, s, a)`` and the probability ``c(h, s)`` that the
+    - `h' = GRU(h, [s, a])`; prior `p(s' | h')`; posterior `q(s' | h', o')` once the observation is there;
+    - `p(o | h, s)`, a normal distribution of unit variance, `r(h, s, a)` and the probability `c(h, s)` that the
       episode goes on.
 
     Its loss is the negative evidence lower bound of a sequence: squared errors of observation and reward, the
@@ -46,21 +46,21 @@ class RSSM(WorldModel):
         observation_size: how many numbers an observation has. Scale them to about one: their likelihood has unit
             variance.
         action_size: how many numbers an action has.
-        deterministic_size: of ``h``.
-        stochastic_size: of ``s``.
+        deterministic_size: of `h`.
+        stochastic_size: of `s`.
         hidden_sizes: widths of the hidden layers (ReLU) of each head.
         min_std: the smallest standard deviation of prior and posterior, above 0.
-        carry: what of ``s`` goes into a belief that is observed or imagined: its ``"mean"``, so that beliefs, plans
-            and probabilities of actions can be computed again, or a ``"sample"``. Training always samples.
+        carry: what of `s` goes into a belief that is observed or imagined: its `"mean"`, so that beliefs, plans
+            and probabilities of actions can be computed again, or a `"sample"`. Training always samples.
         free_nats: a divergence of a step below this many nats is not reduced further.
-        kl_balance: None for the divergence as it is. ``α`` in ``[0, 1]`` instead moves the prior towards the posterior
-            with weight ``α`` and the posterior towards the prior with ``1 - α``.
+        kl_balance: None for the divergence as it is. `α` in `[0, 1]` instead moves the prior towards the posterior
+            with weight `α` and the posterior towards the prior with `1 - α`.
         reward_weight: weight of the reward's squared error.
         kl_weight: weight of the divergence.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range; in a call, what :class:`WorldModel` says.
+        ValueError: an argument is out of its range; in a call, what `WorldModel` says.
 
     Example:
         >>> import torch
@@ -137,28 +137,28 @@ class RSSM(WorldModel):
     def observe(
         self, belief: RSSMBelief, action: Tensor, observation: Tensor, *, generator: torch.Generator | None = None
     ) -> RSSMBelief:
-        """The belief after ``action`` led from ``belief`` to ``observation``; the generator is for samples."""
+        """The belief after `action` led from `belief` to `observation`; the generator is for samples."""
         self.check(belief, action, observation)
         deterministic = self._remember(belief, action)
         return self._carried(deterministic, self._posterior(deterministic, observation), generator)
 
     def imagine(self, belief: RSSMBelief, action: Tensor, *, generator: torch.Generator | None = None) -> RSSMBelief:
-        """The belief that ``action`` is expected to lead to; the generator is for samples."""
+        """The belief that `action` is expected to lead to; the generator is for samples."""
         self.check(belief, action)
         deterministic = self._remember(belief, action)
         return self._carried(deterministic, self.prior_net(deterministic), generator)
 
     def cost(self, belief: RSSMBelief, action: Tensor) -> Tensor:
-        """Minus the reward that is expected of ``action`` in ``belief``."""
+        """Minus the reward that is expected of `action` in `belief`."""
         self.check(belief, action)
         return -self.reward_net(torch.cat([*belief, action.to(belief.stochastic)], -1)).squeeze(-1)
 
     def continues(self, belief: RSSMBelief) -> Tensor:
-        """The probability that the episode goes on from ``belief``."""
+        """The probability that the episode goes on from `belief`."""
         return self._continuation(belief).sigmoid()
 
     def decode(self, belief: RSSMBelief) -> Tensor:
-        """The observation that is expected in ``belief``, ``(*batch, observation_size)``."""
+        """The observation that is expected in `belief`, `(*batch, observation_size)`."""
         return self.observation_net(torch.cat(belief, -1))
 
     def prior(self, deterministic: Tensor) -> Normal:
@@ -172,8 +172,8 @@ class RSSM(WorldModel):
     def loss(self, sequences: Any, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The negative evidence lower bound a step, but for the constant of the observation's likelihood.
 
-        ``loss_observation``, ``loss_reward``, ``loss_continuation`` and ``loss_kl`` are what its sum is made of;
-        ``kl``, ``observation_error`` and ``reward_error`` (mean squares) are for looking at.
+        `loss_observation`, `loss_reward`, `loss_continuation` and `loss_kl` are what its sum is made of;
+        `kl`, `observation_error` and `reward_error` (mean squares) are for looking at.
         """
         seen = self.read(sequences)
         observation, action = seen.observation.unbind(1), seen.action.unbind(1)
@@ -207,7 +207,7 @@ class RSSM(WorldModel):
         }
 
     def _remember(self, belief: RSSMBelief, action: Tensor) -> Tensor:
-        """The deterministic state after ``action``; the cell knows one leading axis."""
+        """The deterministic state after `action`; the cell knows one leading axis."""
         driven = self.embed(torch.cat([belief.stochastic, action.to(belief.stochastic)], -1))
         lead = driven.shape[:-1]
         before = belief.deterministic.reshape(-1, self.deterministic_size)
@@ -229,7 +229,7 @@ class RSSM(WorldModel):
         return self.continuation_net(torch.cat(belief, -1)).squeeze(-1)
 
     def _divergence(self, posterior: Normal, prior: Normal) -> Tensor:
-        """How far the posterior is from the prior, ``(*batch,)``; balanced, the value is the same."""
+        """How far the posterior is from the prior, `(*batch,)`; balanced, the value is the same."""
         if self.kl_balance is None:
             return kl_divergence(posterior, prior).sum(-1)
         moves_prior = kl_divergence(_detach(posterior), prior).sum(-1)
@@ -246,7 +246,7 @@ def _detach(normal: Normal) -> Normal:
 
 
 def _sample(normal: Normal, generator: torch.Generator | None) -> Tensor:
-    """A draw, differentiable in mean and std, as ``rsample`` but for the generator."""
+    """A draw, differentiable in mean and std, as `rsample` but for the generator."""
     mean = normal.mean
     noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
     return torch.addcmul(mean, normal.stddev, noise)

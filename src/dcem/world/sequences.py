@@ -16,11 +16,11 @@ class Sequences(NamedTuple):
     """Steps of episodes, batch first: the action taken at an observation, and the reward and end it led to.
 
     Attributes:
-        observation: ``(B, T, observation_size)``.
-        action: ``(B, T, action_size)``.
-        reward: ``(B, T)``.
-        terminated: ``(B, T)``, 1.0 where the episode ended with this step, else 0.0.
-        next_observation: ``(B, T, observation_size)`` where it was recorded, else None.
+        observation: `(B, T, observation_size)`.
+        action: `(B, T, action_size)`.
+        reward: `(B, T)`.
+        terminated: `(B, T)`, 1.0 where the episode ended with this step, else 0.0.
+        next_observation: `(B, T, observation_size)` where it was recorded, else None.
     """
 
     observation: Tensor
@@ -31,7 +31,7 @@ class Sequences(NamedTuple):
 
 
 def check_vectors(name: str, value: Any, batch_shape: tuple[int, ...] | torch.Size, size: int) -> None:
-    """A floating-point tensor ``(*batch_shape, size)``."""
+    """A floating-point tensor `(*batch_shape, size)`."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         came = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name}: expected a floating-point tensor, got {came}")
@@ -47,10 +47,10 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def read_sequences(sequences: Any, observation_size: int, action_size: int, like: Tensor) -> Sequences:
-    """Take what a model learns from out of a TensorDict ``(B, T)``, in the dtype and on the device of ``like``.
+    """Take what a model learns from out of a TensorDict `(B, T)`, in the dtype and on the device of `like`.
 
     Raises:
-        TypeError: ``sequences`` is not a TensorDict, or a number in it is not floating-point.
+        TypeError: `sequences` is not a TensorDict, or a number in it is not floating-point.
         ValueError: a key is missing, a shape or the length is wrong, or a number is not finite.
     """
     batch_size, get = getattr(sequences, "batch_size", None), getattr(sequences, "get", None)

@@ -7,23 +7,23 @@ from torch import Tensor, nn
 
 
 def symlog(x: Tensor) -> Tensor:
-    """``sign(x) log(1 + |x|)``: near the identity around 0, logarithmic far from it."""
+    """`sign(x) log(1 + |x|)`: near the identity around 0, logarithmic far from it."""
     return x.sign() * x.abs().log1p()
 
 
 def symexp(x: Tensor) -> Tensor:
-    """The inverse of :func:`symlog`."""
+    """The inverse of `symlog`."""
     return x.sign() * x.abs().expm1()
 
 
 class TwoHot(nn.Module):
     """Learn a number by the cross-entropy of a distribution over bins, which does not depend on the number's scale.
 
-    A target is divided among the two bins next to its ``symlog``; a prediction is the ``symexp`` of the mean bin.
+    A target is divided among the two bins next to its `symlog`; a prediction is the `symexp` of the mean bin.
 
     Args:
         num_bins: at least 2.
-        limit: the largest ``symlog`` of a number, positive; the bins lie evenly between ``-limit`` and ``limit``.
+        limit: the largest `symlog` of a number, positive; the bins lie evenly between `-limit` and `limit`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -50,7 +50,7 @@ class TwoHot(nn.Module):
         self.register_buffer("bins", torch.linspace(-limit, limit, num_bins, dtype=torch.float64), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Numbers ``(...)`` as distributions ``(..., num_bins)`` with at most two neighbouring bins each."""
+        """Numbers `(...)` as distributions `(..., num_bins)` with at most two neighbouring bins each."""
         place = (symlog(x).clamp(-self.limit, self.limit) + self.limit) / (2 * self.limit) * (self.num_bins - 1)
         low = place.floor().clamp(max=self.num_bins - 2)
         share = (place - low).unsqueeze(-1)
@@ -59,9 +59,9 @@ class TwoHot(nn.Module):
         return empty.scatter(-1, index, 1 - share).scatter(-1, index + 1, share)
 
     def decode(self, logits: Tensor) -> Tensor:
-        """The numbers ``(...)`` that logits ``(..., num_bins)`` stand for."""
+        """The numbers `(...)` that logits `(..., num_bins)` stand for."""
         return symexp((logits.softmax(-1) * self.bins.to(logits)).sum(-1))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The cross-entropy ``(...)`` of logits ``(..., num_bins)`` and numbers ``(...)``."""
+        """The cross-entropy `(...)` of logits `(..., num_bins)` and numbers `(...)`."""
         return -(self.encode(target) * logits.log_softmax(-1)).sum(-1)

@@ -16,10 +16,10 @@ from dcem.control.systems.drawing import Circle, Line, Shape, View
 class Acrobot(System):
     """A double pendulum, to be swung up by a motor in the joint between its links.
 
-    State ``(cos θ₁, sin θ₁, cos θ₂, sin θ₂, θ̇₁, θ̇₂)``: ``θ₁`` is the first link's angle from hanging straight down,
-    ``θ₂`` the second link's angle from the first's direction; speeds in rad/s, limited to ±4π and ±9π. Action: the
+    State `(cos θ₁, sin θ₁, cos θ₂, sin θ₂, θ̇₁, θ̇₂)`: `θ₁` is the first link's angle from hanging straight down,
+    `θ₂` the second link's angle from the first's direction; speeds in rad/s, limited to ±4π and ±9π. Action: the
     torque on the second link, N·m. The task's cost is the tip's depth below its highest point, in m, plus
-    ``0.01 (θ̇₁² + θ̇₂²) + 0.001 u²``.
+    `0.01 (θ̇₁² + θ̇₂²) + 0.001 u²`.
 
     Args:
         gravity: m/s².
@@ -41,7 +41,7 @@ class Acrobot(System):
         >>> Acrobot()(hanging, torch.tensor([1.0]))[-2:].round(decimals=2)  # the second link swings out
         tensor([-0.1300,  0.3300])
 
-    Source: Sutton & Barto, "Reinforcement Learning", in Gymnasium's ``Acrobot-v1``, whose step by the classical
+    Source: Sutton & Barto, "Reinforcement Learning", in Gymnasium's `Acrobot-v1`, whose step by the classical
     Runge-Kutta method this is, with any torque in place of three.
     """
 
@@ -104,7 +104,7 @@ class Acrobot(System):
         return joined(cos1, sin1, cos2, sin2, clip(end[2], -limit1, limit1), clip(end[3], -limit2, limit2))
 
     def _equations(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The time derivative of ``(θ₁, θ₂, θ̇₁, θ̇₂)``, all on the first axis, under a torque."""
+        """The time derivative of `(θ₁, θ₂, θ̇₁, θ̇₂)`, all on the first axis, under a torque."""
         # The mass matrix is [[a + 2b cos θ₂, c + b cos θ₂], [c + b cos θ₂, c]].
         b = self.mass2 * self.length1 * self.centre2
         c = self.mass2 * self.centre2**2 + self.inertia2
@@ -140,7 +140,7 @@ class Acrobot(System):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """As Gymnasium resets: nearly hanging still, all four within ±0.1. ``(num, 6)``."""
+        """As Gymnasium resets: nearly hanging still, all four within ±0.1. `(num, 6)`."""
         angle1, angle2, speed1, speed2 = uniform(num, (0.1, 0.1, 0.1, 0.1), generator, dtype, device)
         return torch.stack((angle1.cos(), angle1.sin(), angle2.cos(), angle2.sin(), speed1, speed2), -1)
 

@@ -12,11 +12,11 @@ from dcem.control.systems.drawing import Shape, View
 
 
 class System(nn.Module, abc.ABC):
-    """A plant in discrete time, ``next_state = system(state, action)``, with the cost of its usual task.
+    """A plant in discrete time, `next_state = system(state, action)`, with the cost of its usual task.
 
-    It is a dynamics for :class:`dcem.control.MPC`, differentiable (any number of times) in state, action and physical
+    It is a dynamics for [`dcem.control.MPC`][], differentiable (any number of times) in state, action and physical
     parameters. A parameter is a number, which keeps its precision in every dtype and device; a tensor, which becomes
-    a buffer; or an ``nn.Parameter``, which is learned. A tensor may hold a value a problem, if it broadcasts to the
+    a buffer; or an `nn.Parameter`, which is learned. A tensor may hold a value a problem, if it broadcasts to the
     leading axes of the states.
 
     Args:
@@ -26,11 +26,11 @@ class System(nn.Module, abc.ABC):
 
     Raises:
         TypeError: a parameter is neither a number nor a tensor.
-        ValueError: ``dt`` is not above 0, or the low bound not below the high one; in a call, ``state`` or ``action``
+        ValueError: `dt` is not above 0, or the low bound not below the high one; in a call, `state` or `action`
             has another last axis.
 
-    A subclass gives the shapes of states and actions, ``_step``, ``_cost``, ``sample_states``, and how it is drawn:
-    ``view``, ``shapes``.
+    A subclass gives the shapes of states and actions, `_step`, `_cost`, `sample_states`, and how it is drawn:
+    `view`, `shapes`.
     """
 
     state_shape: tuple[int]
@@ -62,17 +62,17 @@ class System(nn.Module, abc.ABC):
         self._parameter_names = tuple(parameters)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        """The state after ``dt`` seconds of a constant action.
+        """The state after `dt` seconds of a constant action.
 
         Args:
-            state: ``(*batch, *state_shape)``.
-            action: ``(*batch, *action_shape)``; leading axes of the two broadcast.
+            state: `(*batch, *state_shape)`.
+            action: `(*batch, *action_shape)`; leading axes of the two broadcast.
 
         Returns:
-            The next state, ``(*batch, *state_shape)``.
+            The next state, `(*batch, *state_shape)`.
 
         Raises:
-            ValueError: ``state`` or ``action`` has another last axis.
+            ValueError: `state` or `action` has another last axis.
         """
         return self._step(*self._checked(state, action))
 
@@ -80,14 +80,14 @@ class System(nn.Module, abc.ABC):
         """The task's cost of a state and the action taken in it.
 
         Args:
-            state: ``(*batch, *state_shape)``.
-            action: ``(*batch, *action_shape)``; leading axes of the two broadcast.
+            state: `(*batch, *state_shape)`.
+            action: `(*batch, *action_shape)`; leading axes of the two broadcast.
 
         Returns:
-            ``(*batch,)``, the lower the better.
+            `(*batch,)`, the lower the better.
 
         Raises:
-            ValueError: ``state`` or ``action`` has another last axis.
+            ValueError: `state` or `action` has another last axis.
         """
         return self._cost(*self._checked(state, action))
 
@@ -100,11 +100,11 @@ class System(nn.Module, abc.ABC):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Initial states of the task, ``(num, *state_shape)``."""
+        """Initial states of the task, `(num, *state_shape)`."""
 
     @abc.abstractmethod
     def shapes(self, state: Tensor) -> list[Shape]:
-        """What one state ``(*state_shape,)`` looks like, from back to front."""
+        """What one state `(*state_shape,)` looks like, from back to front."""
 
     @abc.abstractmethod
     def _step(self, state: Tensor, action: Tensor) -> Tensor: ...
@@ -134,7 +134,7 @@ class System(nn.Module, abc.ABC):
 
 
 def columns(state: Tensor) -> tuple[Tensor, ...]:
-    """The numbers of a state, each ``(*batch,)``."""
+    """The numbers of a state, each `(*batch,)`."""
     return state.movedim(-1, 0).unbind()
 
 
@@ -149,7 +149,7 @@ def is_present(parameter: Tensor | float) -> bool:
 
 
 def rotated(cos: Tensor, sin: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of an angle after it has turned ``by`` radians: no angle is unwrapped, the circle is kept."""
+    """Cosine and sine of an angle after it has turned `by` radians: no angle is unwrapped, the circle is kept."""
     c, s = by.cos(), by.sin()
     return torch.addcmul(cos * c, sin, s, value=-1), torch.addcmul(sin * c, cos, s)
 
@@ -161,6 +161,6 @@ def uniform(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> tuple[Tensor, ...]:
-    """A column ``(num,)`` a half width: uniform between minus and plus it."""
+    """A column `(num,)` a half width: uniform between minus and plus it."""
     unit = torch.rand(num, len(half_widths), generator=generator, dtype=dtype, device=device)
     return tuple((2 * column - 1) * half for column, half in zip(unit.unbind(-1), half_widths, strict=True))

@@ -14,8 +14,8 @@ from dcem.control.systems.drawing import Circle, Line, Rectangle, Shape, View
 class Cartpole(System):
     """A pole hinged on a cart, to be swung up and balanced near the origin by pushing the cart.
 
-    State ``(x, ẋ, cos θ, sin θ, θ̇)``: the cart in m and m/s, the pole in rad/s with ``θ = 0`` upright; action: the
-    force on the cart, N. The task's cost is ``-(cos θ - 0.1 x² - 1e-5 u²)``.
+    State `(x, ẋ, cos θ, sin θ, θ̇)`: the cart in m and m/s, the pole in rad/s with `θ = 0` upright; action: the
+    force on the cart, N. The task's cost is `-(cos θ - 0.1 x² - 1e-5 u²)`.
 
     Args:
         gravity: m/s².
@@ -95,7 +95,7 @@ class Cartpole(System):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """As in the paper: any angle, ``x`` and ``ẋ`` in ±0.5, ``θ̇`` in ±1. ``(num, 5)``."""
+        """As in the paper: any angle, `x` and `ẋ` in ±0.5, `θ̇` in ±1. `(num, 5)`."""
         position, velocity, angle, speed = uniform(num, (0.5, 0.5, math.pi, 1.0), generator, dtype, device)
         return torch.stack((position, velocity, angle.cos(), angle.sin(), speed), -1)
 

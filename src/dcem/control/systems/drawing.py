@@ -1,4 +1,4 @@
-"""Plain geometry that a system is drawn with. It knows no plotting library; :mod:`dcem.plotting` draws it."""
+"""Plain geometry that a system is drawn with. It knows no plotting library; `dcem.plotting` draws it."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from dcem.control.systems.drawing import Circle, Line, Shape, View
 class Pendulum(System):
     """A rod hinged at one end, to be swung up and balanced by a motor too weak to lift it at once.
 
-    State ``(cos θ, sin θ, θ̇)`` with ``θ = 0`` upright and ``θ̇`` in rad/s, limited to ±8; action: the motor's torque,
-    N·m. The task's cost is ``θ² + 0.1 θ̇² + 0.001 u²``, ``θ`` in ±π.
+    State `(cos θ, sin θ, θ̇)` with `θ = 0` upright and `θ̇` in rad/s, limited to ±8; action: the motor's torque,
+    N·m. The task's cost is `θ² + 0.1 θ̇² + 0.001 u²`, `θ` in ±π.
 
     Args:
         gravity: m/s².
@@ -34,7 +34,7 @@ class Pendulum(System):
         >>> Pendulum()(hanging, torch.tensor([2.0]))[-1:].round(decimals=2)  # the speed
         tensor([0.3000])
 
-    Source: Gymnasium's ``Pendulum-v1``, whose steps and costs these are: Euler, with the new speed for the angle.
+    Source: Gymnasium's `Pendulum-v1`, whose steps and costs these are: Euler, with the new speed for the angle.
     """
 
     state_shape = (3,)
@@ -93,7 +93,7 @@ class Pendulum(System):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """As Gymnasium resets: any angle, ``θ̇`` in ±1. ``(num, 3)``."""
+        """As Gymnasium resets: any angle, `θ̇` in ±1. `(num, 3)`."""
         angle, speed = uniform(num, (math.pi, 1.0), generator, dtype, device)
         return torch.stack((angle.cos(), angle.sin(), speed), -1)
 

@@ -14,19 +14,19 @@ OBSTACLES = ((-1.0, 0.0, 0.45), (-0.35, 0.95, 0.35), (-0.3, -0.8, 0.3))
 class PointMass(System):
     """A mass in a plane, pushed to rest at the origin, with discs in its way.
 
-    State ``(x, y, ẋ, ẏ)``, m and m/s; action: the force ``(u_x, u_y)``, N. The task's cost is
-    ``x² + y² + 0.1 (ẋ² + ẏ²) + 0.01 |u|²``; the obstacles are a ``constraint``, not a part of cost or dynamics: what
+    State `(x, y, ẋ, ẏ)`, m and m/s; action: the force `(u_x, u_y)`, N. The task's cost is
+    `x² + y² + 0.1 (ẋ² + ẏ²) + 0.01 |u|²`; the obstacles are a `constraint`, not a part of cost or dynamics: what
     drives through one is not stopped.
 
     Args:
         mass: kg.
-        obstacles: ``(n, 3)``, a row ``(x, y, radius)`` a disc, m; None for three that lie between where
-            ``sample_states`` starts and the origin.
+        obstacles: `(n, 3)`, a row `(x, y, radius)` a disc, m; None for three that lie between where
+            `sample_states` starts and the origin.
         max_force: the most in each direction, N.
         dt: seconds a step. The force is held over it, so that a step is exact.
 
     Raises:
-        ValueError: ``obstacles`` has another shape; and what :class:`System` raises.
+        ValueError: `obstacles` has another shape; and what `System` raises.
 
     Example:
         >>> import torch
@@ -57,7 +57,7 @@ class PointMass(System):
         super().__init__(dt=dt, bounds=(-max_force, max_force), mass=mass, obstacles=obstacles)
 
     def constraint(self, state: Tensor) -> Tensor:
-        """How deep the mass is inside each obstacle, in m; negative outside, by the distance. ``(*batch, n)``."""
+        """How deep the mass is inside each obstacle, in m; negative outside, by the distance. `(*batch, n)`."""
         obstacles = self.obstacles.to(state.dtype)
         distance = torch.linalg.vector_norm(state[..., None, :2] - obstacles[:, :2], dim=-1)
         return obstacles[:, 2] - distance
@@ -85,7 +85,7 @@ class PointMass(System):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Left of the obstacles: ``x`` in -2 ± 0.25, ``y`` in ±1, speeds within ±0.1. ``(num, 4)``."""
+        """Left of the obstacles: `x` in -2 ± 0.25, `y` in ±1, speeds within ±0.1. `(num, 4)`."""
         x, *others = uniform(num, (0.25, 1.0, 0.1, 0.1), generator, dtype, device)
         return torch.stack((x - 2, *others), -1)
 

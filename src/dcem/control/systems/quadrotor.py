@@ -12,9 +12,9 @@ from dcem.control.systems.drawing import Circle, Line, Shape, View
 class Quadrotor(System):
     """A bar with a rotor at each end, in a vertical plane, to hover at the origin.
 
-    State ``(x, z, cos θ, sin θ, ẋ, ż, θ̇)``: the centre in m and m/s, ``z`` up; the bar's tilt ``θ`` counter-clockwise,
+    State `(x, z, cos θ, sin θ, ẋ, ż, θ̇)`: the centre in m and m/s, `z` up; the bar's tilt `θ` counter-clockwise,
     rad/s. Action: the thrusts of the left and the right rotor, N, which cannot pull. The task's cost is
-    ``x² + z² + 1 - cos θ + 0.1 (ẋ² + ż² + θ̇²) + 0.01 |u - u₀|²``, where ``u₀`` holds the bar in the air.
+    `x² + z² + 1 - cos θ + 0.1 (ẋ² + ż² + θ̇²) + 0.01 |u - u₀|²`, where `u₀` holds the bar in the air.
 
     Args:
         gravity: m/s².
@@ -84,7 +84,7 @@ class Quadrotor(System):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Within 1.5 m across and 1 m in height, tilted by up to 1 rad, all speeds within ±1. ``(num, 7)``."""
+        """Within 1.5 m across and 1 m in height, tilted by up to 1 rad, all speeds within ±1. `(num, 7)`."""
         x, z, angle, *speeds = uniform(num, (1.5, 1.0, 1.0, 1.0, 1.0, 1.0), generator, dtype, device)
         return torch.stack((x, z, angle.cos(), angle.sin(), *speeds), -1)
 

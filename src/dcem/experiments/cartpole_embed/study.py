@@ -235,7 +235,7 @@ def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, stat
 
 
 def follow(state: Tensor, actions: Tensor) -> Tensor:
-    """Where action sequences ``(n, 20, 1)`` lead from one state: ``(n, 21, 5)``."""
+    """Where action sequences `(n, 20, 1)` lead from one state: `(n, 21, 5)`."""
     states: Tensor = rollout(SYSTEM, state.expand(len(actions), -1), actions)
     return states
 

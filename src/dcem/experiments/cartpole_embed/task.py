@@ -22,7 +22,7 @@ NUM_VALIDATION = 100
 
 
 def build(config: Config) -> MLPDecoder:
-    """The decoder that the config describes: ``z`` ``(..., latent)`` -> forces ``(..., 20, 1)`` within ±100 N."""
+    """The decoder that the config describes: `z` `(..., latent)` -> forces `(..., 20, 1)` within ±100 N."""
     return MLPDecoder(config.latent, (HORIZON, 1), config.hidden, bounds=SYSTEM.bounds)
 
 
@@ -49,7 +49,7 @@ EXPERT = Search(num_samples=1000, num_elites=100, num_iterations=30, init_std=50
 
 
 def validation_states(num: int = NUM_VALIDATION, seed: int = VALIDATION_SEED) -> Tensor:
-    """Initial states ``(num, 5)`` that no training uses."""
+    """Initial states `(num, 5)` that no training uses."""
     return SYSTEM.sample_states(num, generator=torch.Generator().manual_seed(seed))
 
 
@@ -62,7 +62,7 @@ def plan(controller: MPC, states: Tensor, *, record: bool = False) -> Plan:
 
 
 def costs(controller: MPC, states: Tensor, chunk: int = 100) -> Tensor:
-    """What the plans cost, ``(num,)``."""
+    """What the plans cost, `(num,)`."""
     return torch.cat([plan(controller, part).cost for part in torch.split(states, chunk)])
 
 

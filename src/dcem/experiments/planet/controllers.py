@@ -69,7 +69,7 @@ def full_space(model: Model, settings: Planner) -> MPC:
 
 
 class BeliefDecoder(nn.Module):
-    """Plans worth considering in a belief: ``(*batch, N, latent) -> (*batch, N, horizon, action)``."""
+    """Plans worth considering in a belief: `(*batch, N, latent) -> (*batch, N, horizon, action)`."""
 
     def __init__(self, model: LatentModel, latent_size: int, horizon: int, hidden: int) -> None:
         super().__init__()

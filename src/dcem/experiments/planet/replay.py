@@ -12,14 +12,14 @@ from dcem.world import replay
 
 
 class Replay:
-    """Whole episodes in, windows of ``window`` steps out, drawn uniformly from torch's global generator."""
+    """Whole episodes in, windows of `window` steps out, drawn uniformly from torch's global generator."""
 
     def __init__(self, capacity: int, batch_size: int, window: int) -> None:
         self.buffer = replay(capacity, batch_size, window)
         self.num_episodes = 0
 
     def extend(self, observations: Tensor, actions: Tensor, rewards: Tensor) -> None:
-        """Add episodes that ran to the time limit: ``(E, T + 1, O)``, ``(E, T, A)``, ``(E, T)``."""
+        """Add episodes that ran to the time limit: `(E, T + 1, O)`, `(E, T, A)`, `(E, T)`."""
         num, steps = rewards.shape
         episode = (self.num_episodes + torch.arange(num)).unsqueeze(-1).expand(num, steps)
         data = TensorDict(
@@ -39,7 +39,7 @@ class Replay:
         self.num_episodes += num
 
     def sample(self) -> TensorDict:
-        """A batch of windows, ``(batch_size, window)``."""
+        """A batch of windows, `(batch_size, window)`."""
         drawn: TensorDict = self.buffer.sample()
         return drawn
 

@@ -22,7 +22,7 @@ class Stepped(NamedTuple):
 
 
 class Suite:
-    """``num_envs`` environments of one task in lock-step; an episode is a function of its seeds and the actions."""
+    """`num_envs` environments of one task in lock-step; an episode is a function of its seeds and the actions."""
 
     def __init__(self, task: str, num_envs: int, episode_steps: int) -> None:
         os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -38,7 +38,7 @@ class Suite:
         self.action_size = len(self.low)
 
     def reset(self, seed: int) -> Tensor:
-        """Start an episode in each environment; the first observations, ``(E, O)``."""
+        """Start an episode in each environment; the first observations, `(E, O)`."""
         self.steps = 0
         seeds = np.random.SeedSequence(seed).generate_state(self.num_envs)
         observations = []
@@ -48,12 +48,12 @@ class Suite:
         return torch.stack(observations)
 
     def picture(self) -> np.ndarray:
-        """What the first environment looks like, ``(240, 320, 3)``: if `MUJOCO_GL` names a renderer."""
+        """What the first environment looks like, `(240, 320, 3)`: if `MUJOCO_GL` names a renderer."""
         pixels: np.ndarray = self.envs[0].physics.render(240, 320, camera_id=0)
         return pixels
 
     def step(self, actions: Tensor) -> Stepped:
-        """Apply actions ``(E, A)``, each repeated."""
+        """Apply actions `(E, A)`, each repeated."""
         observations, rewards = [], []
         for env, action in zip(self.envs, actions.double().numpy(), strict=True):
             reward = 0.0

@@ -44,7 +44,7 @@ class Episodes(NamedTuple):
 
     @property
     def returns(self) -> Tensor:
-        """Undiscounted, ``(E,)``."""
+        """Undiscounted, `(E,)`."""
         return self.rewards.sum(-1)
 
 
@@ -60,8 +60,8 @@ def play(
 ) -> Episodes:
     """Play a round with a controller, or with random actions where there is none.
 
-    ``explore`` is the least std of the noise on the action, which is that of the planner's last distribution where it
-    plans over actions; 0 for none at all. What is to happen ``between`` decisions, learning, is called after each.
+    `explore` is the least std of the noise on the action, which is that of the planner's last distribution where it
+    plans over actions; 0 for none at all. What is to happen `between` decisions, learning, is called after each.
     """
     observation = suite.reset(seed)
     action = torch.zeros(suite.num_envs, suite.action_size)

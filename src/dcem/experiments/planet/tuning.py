@@ -72,7 +72,7 @@ class Tuner:
 
     @torch.no_grad()
     def collect(self, suite: Suite, seed: int) -> TensorDictBase:
-        """An episode in each environment by the actor, ``(E, T)``."""
+        """An episode in each environment by the actor, `(E, T)`."""
         observation, done, steps = suite.reset(seed), False, []
         while not done:
             step = TensorDict({"observation": observation}, batch_size=[suite.num_envs])
@@ -106,7 +106,7 @@ class Tuner:
         return float(error.detach())
 
     def step(self, data: TensorDictBase) -> dict[str, float]:
-        """One PPO step on the episodes of ``(E, T)``: critic, advantages, then passes over a share of the states."""
+        """One PPO step on the episodes of `(E, T)`: critic, advantages, then passes over a share of the states."""
         settings = self.settings
         for _ in range(2):  # the targets depend on the critic
             with torch.no_grad():
