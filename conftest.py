@@ -18,7 +18,8 @@ gc.set_threshold(50_000, 20, 20)
 import dcem  # noqa: E402, F401
 
 # Nothing in it can be run without Triton, nor even be imported.
-collect_ignore = [] if importlib.util.find_spec("triton") else ["src/dcem/kernels/gpu.py"]
+WITHOUT_TRITON = ["src/dcem/kernels/gpu.py", "src/dcem/kernels/gpu_refit.py"]
+collect_ignore = [] if importlib.util.find_spec("triton") else WITHOUT_TRITON
 
 
 def pytest_collection_finish() -> None:
