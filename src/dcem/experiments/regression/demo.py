@@ -19,7 +19,7 @@ from dcem.experiments.regression import settings as regression
 class Config(Settings):
     """Settings of `dcem demo`."""
 
-    num_updates: int = count(1200)
+    num_updates: int = count(600)
     """Updates of each energy."""
     dcem: dict[str, Any] = field(default_factory=dict)
     """More settings of the DCEM regression, such as `+dcem.batch_size=16`."""
@@ -112,7 +112,7 @@ def _print_table(
             f"{label} ({trained_at[label]})",
             *(f"{sum(e[t] for e in seeds) / len(seeds):.1e}" for t in iterations),
         )
-    console = Console(soft_wrap=True, width=max(100, Console().width))
+    console = Console(soft_wrap=True, width=max(112, Console().width))
     console.print(table)
     for point, holds in points.items():
         console.print(f"{'yes' if holds else 'NO '}  {point}")
