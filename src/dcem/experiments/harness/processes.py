@@ -33,6 +33,8 @@ def joined() -> Iterator[int]:
         return
     import torch.distributed as dist
 
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         with contextlib.ExitStack() as stack:
@@ -47,13 +49,21 @@ def joined() -> Iterator[int]:
 def own_folder(rank: int, folder: str | None) -> Iterator[str | None]:
     """Where this process works: in the run's `folder`, if it is the first; else in a copy of it, or a new one."""
     if rank == 0:
+        _wait()  # nothing is written to it before the others have their copies
         yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:
         own = Path(scratch, "run")
         if folder is not None and Path(folder).exists():
             shutil.copytree(folder, own)
+        _wait()
         yield str(own)
+
+
+def _wait() -> None:
+    """For the other processes, if there are any."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 class _Divided:
