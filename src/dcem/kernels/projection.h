@@ -131,14 +131,17 @@ INLINE void NAME(project_row)(
     const REAL *y = m < n ? work : x;
     if (m <= k) { /* all there are */
         c = low, nu = left = right = CLAMP;
-    } else if (link != CLIP && (high - low) * inverse <= 30) { /* ordinary: the mean, a guess by the variance */
-        double p = k / m, base = link == SIGMOID ? log(k / (m - k)) : log(p);
+    } else if ((high - low) * inverse <= (link == CLIP ? fmin(30, 4 * k) : 30)) {
+        /* ordinary: the mean as the centre, and the guess of links.py; a few small clipped weights need a closer one */
+        double p = k / m, odds = log(k / (m - k)), base = link == SIGMOID ? odds : (link == CLIP ? p : log(p));
         REAL squares = 0;
         c = sum / m, c = c > low ? (c < high ? c : high) : low; /* its rounding may lie outside */
 #pragma omp simd reduction(+ : squares)
         for (int64_t i = 0; i < m; i++) s[i] = (y[i] - c) * inverse, squares += s[i] * s[i];
         left = base - (high - c) * inverse, right = base - (low - c) * inverse;
-        nu = link == SIGMOID ? base * sqrt(1 + 0.39269908169872414 * squares / m) : base - 0.5 * squares / m;
+        if (link == SIGMOID) nu = base * sqrt(1 + 0.39269908169872414 * squares / m);
+        else if (link == CAPPED_EXPONENTIAL) nu = base - 0.5 * squares / m;
+        else nu = 0.5 + odds / 1.7 * sqrt(1.0 / 12 + squares / m);
         nu = nu < left ? left : (nu > right ? right : nu);
     } else { /* any other: the order statistics at k give the centre and a tight bracket, see projections/dual.py */
         int64_t j = (int64_t)ceil(k), next = (int64_t)floor(k) + 1, above = 0;
