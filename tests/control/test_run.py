@@ -459,11 +459,16 @@ def test_a_task_of_dm_control_with_its_own_physics_as_the_model() -> None:
 
 
 def test_a_video_shows_the_first_environment(tmp_path) -> None:
+    episodes = run(back, [Slide(4), Slide(6)], seed=0, video=True)
+    assert episodes.frames.shape == (4, 8, 12, 3)  # until its own episode is over
+    assert episodes.frames.dtype == torch.uint8
+    assert episodes.frames[:, 0, 0, 0].tolist() == [0, 20, 40, 60]
+    assert episodes.dt == 1 / 20
+    assert run(back, Slide(4), seed=0).frames is None
     image = pytest.importorskip("PIL.Image")
-    pytest.importorskip("matplotlib")
-    path = tmp_path / "slide.gif"
-    run(back, [Slide(4), Slide(6)], seed=0, video=path)
-    with image.open(path) as gif:
+    plotting = pytest.importorskip("dcem.plotting")
+    plotting.save_gif(tmp_path / "slide.gif", episodes.frames, 1 / episodes.dt)
+    with image.open(tmp_path / "slide.gif") as gif:
         assert gif.n_frames == 4
         assert gif.size == (12, 8)
         assert gif.info["duration"] == 50
@@ -489,6 +494,8 @@ def test_wrong_arguments_are_named() -> None:
     silent = Slide()
     silent.render_mode = None
     with pytest.raises(ValueError, match=r"video: expected an environment that renders, made with render_mode"):
-        run(back, silent, video="never.gif")
+        run(back, silent, video=True)
+    with pytest.raises(TypeError, match=r"video: expected True or False, got 'film.gif'"):
+        run(back, Slide(), video="film.gif")
     with pytest.raises(TypeError, match=r"envs: expected environments of one kind, got DmControl, Gymnasium"):
         run(back, [Slide(), suite.load("cartpole", "swingup")])

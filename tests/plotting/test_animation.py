@@ -63,6 +63,17 @@ def test_gif_holds_every_frame(tmp_path: Path) -> None:
             assert (shown[white] == 255).all()
 
 
+@pytest.mark.parametrize(("fps", "every", "milliseconds"), [(50, 1, 20), (60, 2, 30), (100, 2, 20), (500, 10, 20)])
+def test_gif_runs_in_real_time_whatever_the_format_can_show(fps, every, milliseconds, tmp_path: Path) -> None:
+    frames = torch.arange(12, dtype=torch.uint8).mul(20).reshape(-1, 1, 1, 1).expand(12, 4, 6, 3)
+    plotting.save_gif(tmp_path / "a.gif", frames, fps)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == len(frames[::every])
+        assert gif.info["duration"] == milliseconds
+        gif.seek(1)
+        assert abs(gif.convert("RGB").getpixel((0, 0))[0] - 20 * every) <= 2
+
+
 def test_gif_of_many_colours_is_close_and_keeps_the_small_things(tmp_path: Path) -> None:
     """A simulator's shaded picture: no colour is far off, least of all that of a small object."""
     y, x = np.mgrid[:120, :160]
@@ -96,3 +107,5 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         plotting.save_gif(tmp_path / "a.gif", np.zeros((2, 4, 4), np.uint8), 20)
     with pytest.raises(ValueError, match=r"fps: .* got 0"):
         plotting.save_gif(tmp_path / "a.gif", np.zeros((2, 4, 4, 3), np.uint8), 0)
+    with pytest.raises(ValueError, match=r"fps: .* got inf"):
+        plotting.save_gif(tmp_path / "a.gif", np.zeros((2, 4, 4, 3), np.uint8), float("inf"))

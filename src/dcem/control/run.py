@@ -6,13 +6,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dcem._check import check_count, check_int
+from dcem._check import check_count, check_flag, check_int
 from dcem._tree import difference, leaves, map_tensors
 from dcem.control.mpc import MPC
 from dcem.control.plan import Plan
@@ -39,6 +38,9 @@ class Episodes:
             are of environments whose episodes are over, or which started anew in this step; else None.
         final_states: with `record=True` the state that each episode ended in, or was left in, `(n, *s)` or a tree
             of these; else None.
+        frames: with `video=True` pictures of the first environment, one before each of its decisions, `(n, height,
+            width, 3)` in uint8, as [`dcem.plotting.save_gif`][] takes them; else None.
+        dt: seconds from one of these pictures to the next, as far as the environment says.
         error: what an environment raised, which ended the run; else None.
     """
 
@@ -53,6 +55,8 @@ class Episodes:
     rewards: Tensor | None
     mask: Tensor | None
     final_states: Any
+    frames: Tensor | None
+    dt: float
     error: Exception | None
 
 
@@ -65,7 +69,7 @@ def run(
     seed: int | None = None,
     delay: int = 0,
     record: bool = False,
-    video: str | Path | None = None,
+    video: bool = False,
 ) -> Episodes:
     """Control environments in closed loop: one batched plan a step, warm-started, afresh where an episode begins.
 
@@ -86,8 +90,8 @@ def run(
             from the state that the actions on their way will lead to, by its model (its `sent`); before the first
             one of an episode zeros are taken to have been sent.
         record: keep states, actions and rewards, and the states that episodes ended in.
-        video: where to write a GIF of the first environment, which must be able to render (Gymnasium's with
-            `render_mode="rgb_array"`).
+        video: keep pictures of the first environment, which must be able to render (Gymnasium's with
+            `render_mode="rgb_array"`): `dcem.plotting.save_gif("film.gif", episodes.frames, 1 / episodes.dt)`.
 
     Returns:
         Returns, lengths and times. If an environment raises, or its reward is not finite, the run ends with a
@@ -115,8 +119,9 @@ def run(
         check_count("num_steps", num_steps)
     once = num_steps is None
     plant = plant_of(envs, _flattened if state_of is None else state_of, once=once)
-    if video is not None and not plant.can_render():
+    if video and not plant.can_render():
         raise ValueError('video: expected an environment that renders, made with render_mode="rgb_array"')
+    check_flag("video", video)
     controller = _Controller(policy, plant, seed, delay)
     log = _Log(plant.num_envs, once)
     seconds: list[float] = []
@@ -126,7 +131,7 @@ def run(
     error = None
     states = plant.reset(seed)
     while error is None and not log.is_complete and (num_steps is None or len(seconds) < num_steps):
-        if video is not None and not (once and log.ended[0]):
+        if video and not (once and log.ended[0]):
             frames.append(plant.render())
         state = _stacked(states)
         started = time.perf_counter()
@@ -142,8 +147,6 @@ def run(
     if error is not None:
         warnings.warn(f"an environment raised {error!r}: the run ends early", RuntimeWarning, stacklevel=2)
         plant.close()
-    if video is not None:
-        _save(video, frames, plant.dt)
     (returns, lengths, environments, finished), finals = log.episodes(states)
     recorded = _Row(*zip(*rows, strict=True)) if rows else None
     return Episodes(
@@ -155,6 +158,8 @@ def run(
         rewards=torch.stack(recorded.reward) if recorded else None,
         mask=torch.stack(recorded.mask) if recorded else None,
         final_states=_stacked(finals) if recorded and finals else None,
+        frames=_film(frames) if video else None,
+        dt=plant.dt,
         error=error,
     )
 
@@ -290,11 +295,7 @@ def _plain(action: Tensor) -> Tensor:
     return action if action.dtype in (torch.float32, torch.float64) else action.float()
 
 
-def _save(path: str | Path, frames: list[Any], dt: float) -> None:
-    """A GIF in real time, of as many of the frames as the format can show."""
+def _film(frames: list[Any]) -> Tensor:
     import numpy as np
 
-    from dcem.plotting import save_gif
-
-    every = max(1, round(1 / (50 * dt)))
-    save_gif(path, np.stack(frames[::every]), min(50.0, 1 / (every * dt)))
+    return torch.from_numpy(np.stack(frames))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _ROLES: dict[Role, str] = {
     "obstacle": "0.55",
 }
 _DPI = 100
+_MOST_FPS = 50
 
 
 def frames(system: System, states: Tensor, *, height: int = 200) -> Frames:
@@ -76,27 +78,30 @@ def frames(system: System, states: Tensor, *, height: int = 200) -> Frames:
     return drawn
 
 
-def save_gif(path: str | Path, frames: Frames, fps: float) -> None:
+def save_gif(path: str | Path, frames: Frames | Tensor, fps: float) -> None:
     """Write pictures as a GIF that repeats for ever, in 128 colours, so that it stays small.
 
     Args:
         path: of the file; its folder exists.
         frames: `(num_frames, height, width, 3)`, uint8.
-        fps: pictures a second; the format counts in hundredths of a second, and most viewers show at most 50.
+        fps: pictures a second. The format counts in hundredths of a second, and most viewers show at most 50: of
+            more, every second is written, every third, ..., so that time runs as it did.
 
     Raises:
-        ValueError: `frames` are not pictures, there are none, or `fps` is not in (0, 50].
+        ValueError: `frames` are not pictures, there are none, or `fps` is not a finite number above 0.
     """
+    frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         expected = "shape (num_frames, height, width, 3), none of them 0, in uint8"
         raise ValueError(f"frames: expected {expected}, got {frames.shape} in {frames.dtype}")
-    if not 0 < fps <= 50:
-        raise ValueError(f"fps: expected pictures a second in (0, 50], got {fps}")
-    palette, pictures = _quantize(frames, num_colours=128)
+    if not 0 < fps < math.inf:
+        raise ValueError(f"fps: expected pictures a second, a finite number above 0, got {fps}")
+    every = max(1, math.ceil(fps / _MOST_FPS - 1e-6))
+    palette, pictures = _quantize(frames[::every], num_colours=128)
     first, *others = (Image.fromarray(picture) for picture in pictures)
     for picture in (first, *others):
         picture.putpalette(palette.tobytes())
-    milliseconds = 10 * round(100 / fps)
+    milliseconds = 10 * round(100 * every / fps)
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0, optimize=True)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from matplotlib.figure import Figure
 
-from dcem.diagnosis import Diagnosis
 from dcem.plotting.figures import COLOURS
+
+if TYPE_CHECKING:
+    from dcem.diagnosis import Diagnosis
 
 
 def draw(diagnosis: Diagnosis) -> Figure:

@@ -57,5 +57,6 @@ def film(benchmark: Benchmark, run: Run) -> None:
             system = Pendulum()
             plotting.save_gif(path, plotting.frames(system, states), 1 / system.dt)
         else:
-            benchmark.episode(task, "icem", run.seed, video=path)
+            episode = benchmark.episode(task, "icem", run.seed, video=True)
+            plotting.save_gif(path, episode.frames, 1 / episode.dt)
         run.say(f"video {path}")

@@ -104,4 +104,4 @@ def animate(path: Path, controller: Controller, num_decisions: int) -> None:
 
     play(suite, TEST_SEED, controller.model, controller.mpc, explore=0.0, between=look)
     seconds = suite.envs[0].control_timestep() * repeat * 2
-    save_gif(path, np.stack(pictures[::2]), min(50.0, 1 / seconds))
+    save_gif(path, np.stack(pictures[::2]), 1 / seconds)
