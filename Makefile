@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EMPTY := $(VENV)/.empty
 DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
@@ -20,12 +21,15 @@ help:
 
 setup: $(READY)
 
-# torch first and alone: anything that lets pip choose a torch by itself would fetch gigabytes. The demo needs no more than
-# this. Nothing is compiled to bytecode before it is used, which would take most of the time.
-$(DEMO): pyproject.toml constraints.txt setup.py $(wildcard src/dcem/kernels/*.[ch])
-	@echo "setting up $(VENV): PyTorch and what experiments need, about 1 GB"
+$(EMPTY):
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip setuptools
+	touch $(EMPTY)
+
+# torch first and alone: anything that lets pip choose a torch by itself would fetch gigabytes. The demo needs no more than
+# this. Nothing is compiled to bytecode before it is used, which would take most of the time.
+$(DEMO): $(EMPTY) pyproject.toml constraints.txt setup.py $(wildcard src/dcem/kernels/*.[ch])
+	@echo "setting up $(VENV): PyTorch and what experiments need, about 1 GB"
 	$(PIP) torch
 	$(PIP) -e '.[experiments]'
 	touch $(DEMO)
@@ -71,7 +75,7 @@ docs: $(READY)
 tutorials: $(READY)
 	$(BIN)/python tools/tutorials.py
 
-dist: $(READY)
+dist: $(EMPTY)
 	$(PIP) --group dist
 	$(BIN)/python tools/dist.py
 
