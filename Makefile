@@ -6,6 +6,8 @@ EMPTY := $(VENV)/.empty
 DEMO := $(VENV)/.demo
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
+# Bytecode is written where a process first needs it: without, each of the suite's processes compiles PyTorch anew (10 s).
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test gpu sanitize lint bench docs tutorials dist clean
 .DEFAULT_GOAL := help
