@@ -1,9 +1,10 @@
 """Decisions a second on the pendulum, ours beside TorchRL and pytorch-mppi: ``python benchmarks/control.py``.
 
 All plan with the same model and cost (``dcem.control.systems.Pendulum``), a horizon of 20 and 2500 trajectories a
-decision: 5 iterations of 500, or, where pytorch-mppi is the rival, one of 2500, the only number it knows. They are
-called in turn in one process, at one and at 64 environments; pytorch-mppi takes one environment at a time and is called
-64 times. Writes results/benchmarks/control.json.
+decision: 5 iterations of 500, or, where pytorch-mppi is the rival, one of 2500, the only number it knows. There ours is
+asked, like it, for actions alone (``evaluate=False``). They are called in turn in one process, at 1, 16 and 64
+environments; pytorch-mppi takes one environment at a time and is called as often. Writes
+results/benchmarks/control.json.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ FIVE, ONE = Search(500, 50, 5), Search(2500, 250, 1)
 PAIRS = [("cem", "torchrl-cem", FIVE), ("mppi", "torchrl-mppi", FIVE), ("mppi", "pytorch-mppi", ONE)]
 
 
-def decision(method: str, task: Task, budget: Search, state: Tensor) -> Callable[[], object]:
+def decision(
+    method: str, task: Task, budget: Search, state: Tensor, options: dict[str, bool] | None = None
+) -> Callable[[], object]:
     """One decision for each of the states."""
     policy = controller(method, task, budget, None)
     if method == "pytorch-mppi":
@@ -40,7 +43,7 @@ def decision(method: str, task: Task, budget: Search, state: Tensor) -> Callable
 
     def decide() -> object:
         with torch.no_grad():
-            return policy(state)
+            return policy(state, **(options or {}))
 
     return decide
 
@@ -52,9 +55,10 @@ def measure(num_envs: int, seconds: float) -> list[dict[str, float | str | int]]
     state = task.model.sample_states(num_envs, generator=torch.Generator().manual_seed(0))
     rows: list[dict[str, float | str | int]] = []
     for ours, theirs, budget in PAIRS:
+        options = {"evaluate": False} if theirs == "pytorch-mppi" else {}
         calls = {
-            "ours": decision(ours, task, budget, state),
-            "compiled": decision(ours, compiled, budget, state),
+            "ours": decision(ours, task, budget, state, options),
+            "compiled": decision(ours, compiled, budget, state, options),
             "theirs": decision(theirs, task, budget, state),
         }
         alternate(calls, 2)
@@ -108,7 +112,7 @@ def main() -> None:
         "torch": torch.__version__,
         "threads": arguments.threads,
         "scaling": scaling(arguments.seconds),
-        "rows": [row for num_envs in (1, 64) for row in measure(num_envs, arguments.seconds)],
+        "rows": [row for num_envs in (1, 16, 64) for row in measure(num_envs, arguments.seconds)],
     }
     print(record["scaling"])
     OUT.parent.mkdir(parents=True, exist_ok=True)

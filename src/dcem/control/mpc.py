@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcem._best import best_of
-from dcem._check import Fixed, as_shape
-from dcem._eager import all_true
+from dcem._check import Fixed, as_shape, check_flag
+from dcem._eager import all_true, is_eager, may_have_gradient
 from dcem._guard import Cut, Reports, WithData, guarded, marked
 from dcem._setup import NoiseSource
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
+from dcem.control.answer import Followed, Seen, batch_first, chosen
 from dcem.control.delay import arrived
 from dcem.control.initial import asked, proposed, warm
 from dcem.control.plan import Plan, WarmStart
@@ -26,8 +27,8 @@ from dcem.distributions import Distribution
 from dcem.gradients import GradientMode, Implicit
 from dcem.layer import Argmin, broadcastable
 from dcem.loop import Shard
-from dcem.solution import Solution, Status
-from dcem.solvers import Solver
+from dcem.solution import Status
+from dcem.solvers import SamplingSolver, Solver
 
 
 class MPC(Argmin):
@@ -225,6 +226,7 @@ class MPC(Argmin):
         noise: Tensor | None = None,
         proposals: Tensor | None = None,
         record: bool = False,
+        evaluate: bool = True,
     ) -> Plan:
         """Plan from `state`.
 
@@ -243,7 +245,11 @@ class MPC(Argmin):
             noise: instead of drawing, `(T, *batch, N, horizon, *a)` (`*latent` with a decoder).
             proposals: instead of asking the module's `proposals`: action sequences `(*batch, M, horizon, *a)`.
             record: keep every iteration in `plan.solution.history`.
+            evaluate: say where the plan leads. False saves a rollout, and a third of the time of a decision by one
+                iteration: `states` are then None, `cost` and `violation` NaN, and `NONFINITE` is only a solve that
+                failed, or actions that are not finite.
         """
+        check_flag("evaluate", evaluate)
         batch = batch_of(state, self.state_dims)
         if sent is not None:
             state = arrived(self.dynamics, state, sent, batch, self.action_shape, self.num_particles)
@@ -259,8 +265,13 @@ class MPC(Argmin):
             raise ValueError("reset: expected None without a warm_start")
         problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self.actions_shape), like)
 
+        seen = Seen(len(batch)) if self._sees(like) else None
+
         def costs(z: Tensor, data: tuple[Any, Tensor | None], cut: Cut) -> Tensor:
-            return problem.costs(data[0], cut(self._actions(z, box, data[0])), data[1], self.chunk_size, generator)
+            if seen is not None and self.answer == "last":
+                seen.forget()
+            actions, note = cut(self._actions(z, box, data[0])), None if seen is None else seen.note
+            return problem.costs(data[0], actions, data[1], self.chunk_size, generator, note)
 
         solution = self.search(
             WithData(costs, (state, previous)),
@@ -274,25 +285,30 @@ class MPC(Argmin):
             record=record or self.answer != "mean",
         )
 
-        def followed(z: Tensor, data: tuple[Any, Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Any]:
+        def followed(z: Tensor, data: tuple[Any, Tensor | None]) -> Followed:
             actions = self._actions(z, box, data[0])
-            cost, violation, path = problem.outcome(data[0], actions, data[1])
+            if not evaluate:
+                return Followed.not_at_all(actions, len(batch) + 1)
+            cost, violation, path, _ = problem.outcome(data[0], actions, data[1])
             states = path.states(0, None, len(batch) + particles)
-            return actions, cost, violation, self._batch_first(states, len(batch))
+            return Followed(actions, cost, violation, batch_first(states, len(batch), self.num_particles))
 
         def watched(z: Tensor, data: tuple[Any, Tensor | None], cut: Cut) -> Any:
             return reports.watched(lambda z: followed(z, data), z, len(batch))
 
         particles = self.num_particles > 1
-        z = self._chosen(solution, len(batch)).unsqueeze(len(batch))
         reports = Reports(int(Status.NONFINITE))
-        outcome = guarded(
-            watched, z, (state, previous), len(batch), judge=lambda outcome: outcome[1], generator=generator
-        )
-        # Copied: what a model or a decoder returned it may fill again in the next plan.
-        actions, cost, violation, states = map_tensors(lambda leaf: leaf.squeeze(len(batch)).clone(), outcome)
-        reports.of_loss(cost, len(batch))
-        reports.status = marked(solution.status, ~cost.isfinite(), int(Status.NONFINITE))
+        answer = None if seen is None else seen.best()
+        if answer is None:
+            z = chosen(self.answer, solution, len(self.latent_shape)).unsqueeze(len(batch))
+            judge = operator.attrgetter("cost" if evaluate else "actions")
+            alone = guarded(watched, z, (state, previous), len(batch), judge=judge, generator=generator)
+            # Copied: what a model or a decoder returned it may fill again in the next plan.
+            answer = map_tensors(lambda leaf: leaf.squeeze(len(batch)).clone(), alone)
+        actions, cost, violation, states = answer
+        reports.of_loss(cost if evaluate else actions, len(batch))
+        finite = cost.isfinite() if evaluate else actions.isfinite().flatten(len(batch)).all(-1)
+        reports.status = marked(solution.status, ~finite, int(Status.NONFINITE))
         return Plan(
             action=actions.select(len(batch), 0),
             actions=actions,
@@ -312,13 +328,6 @@ class MPC(Argmin):
             `(*batch, *latent)`. Where they are NaN, as they should be the first time, the search starts afresh.
         """
         return tuple(self.forward(state, warm_start=WarmStart(*before), noise=noise).warm_start)  # type: ignore[return-value]
-
-    def _batch_first(self, states: Any, batch_dims: int) -> Any:
-        """States `([P,] *batch, H + 1, n, *s)` as `(*batch, n, [P,] H + 1, *s)`."""
-        if self.num_particles == 1:
-            return map_tensors(lambda leaf: leaf.movedim(batch_dims + 1, batch_dims), states)
-        at = (batch_dims, batch_dims + 1)
-        return map_tensors(lambda leaf: leaf.movedim(batch_dims + 2, 0).movedim((0, 1), at), states)
 
     def _fresh(self, batch: tuple[int, ...], like: Tensor) -> Distribution | Tensor:
         """Where a search starts that has no warm start: `init`, or the means alone."""
@@ -373,16 +382,10 @@ class MPC(Argmin):
         number = "M" if given is not None else self.num_proposals
         return proposed(actions, (*batch, number, *self.actions_shape), self.decoder)
 
-    def _chosen(self, solution: Solution, sample_dim: int) -> Tensor:
-        """The answer: `(*batch, *latent)`; the mean where no candidate was finite."""
-        if self.answer == "mean":
-            return solution.x
-        iterations = solution.history if self.answer == "best" else solution.history[-1:]
-        samples = torch.cat([iteration.samples for iteration in iterations], sample_dim)
-        values = torch.cat([iteration.values for iteration in iterations], -1)
-        best, lowest = best_of(samples, values)
-        found = lowest.isfinite().reshape((*lowest.shape[:-1], *(1,) * len(self.latent_shape)))
-        return torch.where(found, best.squeeze(sample_dim), solution.x)
+    def _sees(self, like: Tensor) -> bool:
+        """Whether the search sees where its answer leads. The mean is no candidate; particles are drawn afresh."""
+        sampled = self.answer != "mean" and type(self.solver).step is SamplingSolver.step and self.num_particles == 1
+        return sampled and self.shard is None and like.is_cpu and is_eager() and not may_have_gradient()
 
     def _start_shape(self, name: str) -> tuple[tuple[int, ...], str]:
         """What a tensor of the start, or the weights of the action rate, broadcast to."""

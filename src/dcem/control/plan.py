@@ -37,8 +37,11 @@ class Plan(Result):
         action: the first action, `(*batch, *a)`: the one to apply.
         actions: the whole sequence, `(*batch, H, *a)`.
         states: where it leads, `(*batch, H + 1, *s)` or a tree of these; with several particles `(P, *batch, ...)`.
-        cost: the cost of these very actions, evaluated again, `(*batch,)`; differentiable.
-        violation: by how much the soft constraint is violated at worst on the way, `(*batch,)`; 0 without one.
+            None if that was not asked for, by `evaluate=False`.
+        cost: the cost of these very actions, `(*batch,)`; differentiable. Evaluated once more by itself, but for a
+            sample (`answer="best"` or `"last"`) without a gradient, of which the search has seen it. NaN if not asked.
+        violation: by how much the soft constraint is violated at worst on the way, `(*batch,)`; 0 without one. NaN if
+            not asked.
         distribution: the final `g_φ`, over the action sequence or over the decoder's latent.
         status: a [`dcem.Status`][] a problem, `(*batch,)`: that of the solve; `NONFINITE` also where the plan
             itself leads to what is not finite.

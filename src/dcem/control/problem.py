@@ -20,13 +20,14 @@ _ROUNDING = 1e-4  # by which a probability may be outside of [0, 1]
 
 
 class Outcome(NamedTuple):
-    """What came of `n` action sequences: total costs and worst violations `(*batch, n)`; the path,
-    of states `([P,] *batch, n, *s)`.
+    """What came of `n` action sequences: total costs and worst violations `(*batch, n)`; the path, of states
+    `([P,] *batch, n, *s)`; and those of its states in which there was an action, with time as the first axis.
     """
 
     cost: Tensor
     violation: Tensor
     path: Path
+    visited: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +58,24 @@ class Problem:
         previous: Tensor | None,
         chunk_size: int | None,
         generator: torch.Generator | None = None,
+        note: Callable[[Tensor, Outcome], None] | None = None,
     ) -> Tensor:
         """The total cost of `actions` `(*batch, n, H, *a)` from `state` `(*batch, *s)`: `(*batch, n)`.
 
         `previous` is the action before the first, `(*batch, *a)`, NaN where there was none. Beyond `chunk_size`
         sequences are followed in chunks, each once more in the backward pass, so that memory stays that of one; torch's
-        randomness and that of `generator` are replayed.
+        randomness and that of `generator` are replayed. `note` is told what came of them.
         """
         sample_dim = actions.dim() - self.action_dims - 2
-        if chunk_size is None or actions.shape[sample_dim] <= chunk_size:
-            return self.outcome(state, actions, previous).cost
 
         def chunk_costs(chunk: Tensor) -> Tensor:
-            return self.outcome(state, chunk, previous).cost
+            outcome = self.outcome(state, chunk, previous)
+            if note is not None:
+                note(chunk, outcome)
+            return outcome.cost
+
+        if chunk_size is None or actions.shape[sample_dim] <= chunk_size:
+            return chunk_costs(actions)
 
         def kept(chunk: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
@@ -118,7 +124,7 @@ class Problem:
             total = _floating("risk", self.risk(total), lead)
         if self.action_rate_cost is not None:
             total = total + self._rate(controls, previous)
-        return Outcome(total, violation, path)
+        return Outcome(total, violation, path, states)
 
     @torch.no_grad()
     def _failed(self, start: Any, path: Path, controls: Tensor, weights: Tensor | None, dims: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from dcem._check import check_count, check_number, check_std
 from dcem._eager import is_eager
 from dcem.bounds import Bounds
+from dcem.control.answer import ANSWERS
 from dcem.control.risk import Mean
 from dcem.distributions import Distribution
 from dcem.distributions.noise import check_noise_source
@@ -18,7 +19,6 @@ from dcem.solvers import Solver
 
 EVENT = "(horizon, *a)"
 START = ("init_mean", "init_std", "action_rate_cost")
-ANSWERS = ("mean", "best", "last")
 FUNCTIONS = ("dynamics", "cost")
 OPTIONAL_FUNCTIONS = ("decoder", "terminal_cost", "constraint", "noise", "continues", "proposals")
 COUNTS = ("horizon", "num_iterations", "num_particles", "num_proposals")

@@ -1,0 +1,95 @@
+"""Which actions a plan returns, and where the search has seen them lead."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcem._best import best_of
+from dcem._tree import map_tensors
+from dcem.control.problem import Outcome
+from dcem.solution import Solution
+
+ANSWERS = ("mean", "best", "last")
+
+
+class Followed(NamedTuple):
+    """Actions `(*batch, H, *a)` and where they lead: cost and violation `(*batch,)`, states `(*batch, H + 1, *s)`."""
+
+    actions: Tensor
+    cost: Tensor
+    violation: Tensor
+    states: Any
+
+    @classmethod
+    def not_at_all(cls, actions: Tensor, batch_dims: int) -> Followed:
+        """Actions of which it is not asked where they lead."""
+        unknown = actions.new_full(actions.shape[:batch_dims], torch.nan)
+        return cls(actions, unknown, unknown, None)
+
+
+def chosen(answer: str, solution: Solution, latent_dims: int) -> Tensor:
+    """The candidate to return, `(*batch, *latent)`; the mean where none was finite."""
+    if answer == "mean":
+        return solution.x
+    sample_dim = solution.x.dim() - latent_dims
+    iterations = solution.history if answer == "best" else solution.history[-1:]
+    samples = torch.cat([iteration.samples for iteration in iterations], sample_dim)
+    values = torch.cat([iteration.values for iteration in iterations], -1)
+    best, lowest = best_of(samples, values)
+    found = lowest.isfinite().reshape((*lowest.shape[:-1], *(1,) * latent_dims))
+    return torch.where(found, best.squeeze(sample_dim), solution.x)
+
+
+class Seen:
+    """What came of the best candidates of a search, so that they need not be followed a second time."""
+
+    def __init__(self, batch_dims: int) -> None:
+        self._dim = batch_dims
+        self._best: list[tuple[Tensor, Followed]] = []  # of each evaluation: the lowest cost, inf if none is finite
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._best.clear()
+
+    def note(self, actions: Tensor, outcome: Outcome) -> None:
+        """Keep the best of these, `(*batch, n, H, *a)`."""
+        dim = self._dim
+        lowest, index = outcome.cost.nan_to_num(torch.inf, torch.inf, torch.inf).min(-1, keepdim=True)
+
+        def of_best(leaf: Tensor, at: int) -> Tensor:
+            """The best of candidates that have the axis `at`, with the batch before it."""
+            shape = (1,) * (at - dim) + index.shape + (1,) * (leaf.dim() - at - 1)
+            return torch.take_along_dim(leaf, index.reshape(shape), at).squeeze(at)
+
+        def path(before: Tensor, last: Tensor) -> Tensor:
+            return torch.cat([of_best(before, dim + 1), of_best(last, dim).unsqueeze(0)]).movedim(0, dim)
+
+        states = map_tensors(path, outcome.visited, outcome.path.last())
+        best = Followed(of_best(actions, dim), of_best(outcome.cost, dim), of_best(outcome.violation, dim), states)
+        self._best.append((lowest.squeeze(-1), best))
+
+    def best(self) -> Followed | None:
+        """The best of all that was noted, the first of equals; None if a problem has none whose cost is finite."""
+        lowest = torch.stack([cost for cost, _ in self._best])
+        index = lowest.argmin(0, keepdim=True)
+        if not lowest.gather(0, index).isfinite().all():
+            return None
+
+        def of_best(*leaf: Tensor) -> Tensor:
+            at = index.reshape(index.shape + (1,) * (leaf[0].dim() - self._dim))
+            return torch.take_along_dim(torch.stack(leaf), at, 0).squeeze(0)
+
+        first, *others = (followed for _, followed in self._best)
+        followed: Followed = map_tensors(of_best, first, *others)
+        return followed
+
+
+def batch_first(states: Any, batch_dims: int, num_particles: int) -> Any:
+    """States `([P,] *batch, H + 1, n, *s)` as `(*batch, n, [P,] H + 1, *s)`."""
+    if num_particles == 1:
+        return map_tensors(lambda leaf: leaf.movedim(batch_dims + 1, batch_dims), states)
+    at = (batch_dims, batch_dims + 1)
+    return map_tensors(lambda leaf: leaf.movedim(batch_dims + 2, 0).movedim((0, 1), at), states)
