@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             importlib.import_module(needed)
     except ModuleNotFoundError as error:
         return _refuse(f"{name} needs {error.name}: pip install 'dcem[experiments]'")
-    from dcem.experiments.harness.launch import BadCommand, launch
+    from dcem.experiments.harness.folder import BadCommand
+    from dcem.experiments.harness.launch import launch
 
     try:
         return launch(name, overrides)

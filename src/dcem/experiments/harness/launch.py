@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,8 +30,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dcem.experiments import EXPERIMENTS, ConfigError
 from dcem.experiments.harness.explain import explain
+from dcem.experiments.harness.folder import BadCommand, taken
 from dcem.experiments.harness.processes import joined, own_folder
-from dcem.experiments.harness.reading import CHECKPOINT, CONFIG
+from dcem.experiments.harness.reading import CONFIG
 from dcem.experiments.harness.run import Interrupted, Run
 from dcem.experiments.harness.settings import choose_device
 
@@ -39,10 +40,6 @@ FOLDERS = ("resume=", "hydra.run.dir=")
 SWEEPS = {"-m", "--multirun"}
 SHOWS = {"--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
 OPTIONS = {*SWEEPS, *SHOWS, "-h", "--help", "-p", "--package", "--resolve"}
-
-
-class BadCommand(Exception):
-    """A command line that names something that is not there; the message is one line."""
 
 
 def launch(name: str, arguments: Sequence[str]) -> int:
@@ -69,8 +66,6 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
     arguments, resumed = _resume(list(arguments))
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [argument for argument in arguments if argument not in flags]
-    if not resumed:
-        _refuse_a_used_folder(arguments)
     command = " ".join(["dcem", name, *arguments])
 
     def task(config: DictConfig) -> Any:
@@ -95,44 +90,43 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
     task.__module__ = "__main__"
     ours = [override for override in overrides if not override.lstrip("+").startswith("hydra")]
     where = [*_folders(name, ours), f"hydra.job.name={name}"]
-    if SWEEPS & set(flags):
+    sweeps, shows = bool(SWEEPS & set(flags)), bool(SHOWS & set(flags))
+    if sweeps:
         for each in _each(overrides):
             with initialize(version_base="1.3", config_path=None):
-                _composed(name, module, each)
-    elif not SHOWS & set(flags):
+                folder = Path(str(_composed(name, module, [*where, *each]).hydra.sweep.dir))
+    if shows:
+        _by_hydra(task, name, [*where, *arguments])
+    elif sweeps:
+        with taken(folder, "hydra.sweep.dir", is_new=True):
+            _by_hydra(task, name, [*where, *arguments])
+    else:
         with initialize(version_base="1.3", config_path=None):
             config = _composed(name, module, [*where, *overrides])
-            _make(Path(str(config.hydra.run.dir)))
-            context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config))
-            result = run_job(task, config, "hydra.run.dir", None, context, configure_logging=False)
-            _ = result.return_value  # raises what the run has raised
-        return 0
+            folder = Path(str(config.hydra.run.dir))
+            with taken(folder, "resume" if resumed else "hydra.run.dir", is_new=not resumed):
+                context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config))
+                result = run_job(task, config, "hydra.run.dir", None, context, configure_logging=False)
+                _ = result.return_value  # raises what the run has raised
+    return 0
+
+
+def _by_hydra(task: Any, name: str, arguments: list[str]) -> None:
+    """As if its command line were `arguments`."""
     before = sys.argv
-    last = [flag for flag in flags if flag in SWEEPS]  # argparse wants flags at one end
-    sys.argv = ["dcem", *where, *(argument for argument in arguments if argument not in last), *last]
+    last = [argument for argument in arguments if argument in SWEEPS]  # argparse wants flags at one end
+    sys.argv = ["dcem", *(argument for argument in arguments if argument not in last), *last]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name=name)(task)()
     finally:
         sys.argv = before
-    return 0
-
-
-def _make(folder: Path) -> None:
-    """The run's folder, before Hydra makes it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise BadCommand(f"hydra.run.dir: expected a folder that can be written; got {folder}")
 
 
 def _folders(name: str, overrides: list[str]) -> list[str]:
     """Where Hydra puts a run and the runs of a sweep; named after the overrides, if those make a file name."""
     text = " ".join(overrides)
     suffix = "-${hydra.job.override_dirname}" if text and len(text) < 150 and "/" not in text else ""
-    base = f"runs/{name}/${{now:%Y-%m-%d_%H-%M-%S}}"
+    base = f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
     run = f"hydra.run.dir={base}{suffix}"
     return [run, f"hydra.sweep.dir={base}-sweep", f"hydra.sweep.subdir=${{hydra.job.num}}{suffix}"]
 
@@ -172,15 +166,6 @@ def _continued(config: DictConfig, recorded: Path) -> DictConfig:
     except (OmegaConfBaseException, YAMLError) as error:
         where, first = getattr(error, "full_key", ""), str(error).splitlines()[0]
         raise SystemExit(f"{recorded}: expected the settings of this experiment; {where}: {first}") from None
-
-
-def _refuse_a_used_folder(arguments: list[str]) -> None:
-    """Before Hydra writes into it."""
-    for argument in arguments:
-        if argument.startswith("hydra.run.dir="):
-            folder = Path(argument.partition("=")[2].strip("'\""))
-            if (folder / CHECKPOINT).exists() or (folder / CONFIG).exists():
-                raise BadCommand(f"hydra.run.dir: expected a new folder; {folder} holds a run (resume={folder})")
 
 
 def _composed(name: str, module: ModuleType, overrides: list[str]) -> DictConfig:
