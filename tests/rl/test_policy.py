@@ -11,7 +11,10 @@ from dcem.control import run
 gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("torchrl")
 
-from rl_cases import Filter, filter_mpc, pendulum_mpc  # noqa: E402
+from rl_cases import Filter, filter_mpc, pendulum_mpc, short_pendulum_env  # noqa: E402
+from tensordict.nn import TensorDictModule  # noqa: E402
+from torchrl.collectors import Collector  # noqa: E402
+from torchrl.envs import SerialEnv  # noqa: E402
 
 from dcem.rl import policy  # noqa: E402
 from dcem.world import RSSM, LatentModel  # noqa: E402
@@ -138,3 +141,21 @@ def test_a_solve_that_failed_is_not_remembered():
     assert bool(act.memory.started)
     act(torch.full((1,), 9.0))
     assert not bool(act.memory.started)
+
+
+def test_a_controller_as_a_plain_policy_of_torchrl() -> None:
+    """In `env.rollout` and in a collector, over ends of episodes: the action for each observation is that of its plan."""
+    mpc, noise = pendulum_mpc(1.0), torch.randn(2, 1, 12, 5, 1, generator=torch.Generator().manual_seed(0))
+
+    def plan(observation: torch.Tensor) -> torch.Tensor:
+        each = noise.expand(2, observation.numel() // 3, 12, 5, 1)
+        return mpc(observation, noise=each.reshape(2, *observation.shape[:-1], 12, 5, 1)).action
+
+    env, planner = SerialEnv(2, short_pendulum_env), TensorDictModule(plan, ["observation"], ["action"])
+    data = env.rollout(7, planner, break_when_any_done=False)
+    torch.testing.assert_close(data["action"], plan(data["observation"]), rtol=1e-3, atol=1e-3)
+    assert data["next", "done"].any()
+    collector = Collector(env, planner, frames_per_batch=14, total_frames=28, auto_register_policy_transforms=True)
+    for data in collector:
+        torch.testing.assert_close(data["action"], plan(data["observation"]), rtol=1e-3, atol=1e-3)
+    collector.shutdown()

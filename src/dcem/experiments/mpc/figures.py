@@ -58,5 +58,6 @@ def film(benchmark: Benchmark, run: Run) -> None:
             plotting.save_gif(path, plotting.frames(system, states), 1 / system.dt)
         else:
             episode = benchmark.episode(task, "icem", run.seed, video=True)
+            assert episode.frames is not None  # with video=True
             plotting.save_gif(path, episode.frames, 1 / episode.dt)
         run.say(f"video {path}")
