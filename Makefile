@@ -30,7 +30,7 @@ $(EMPTY):
 
 # torch first and alone: anything that lets pip choose a torch by itself would fetch gigabytes. The demo needs no more than
 # this. Nothing is compiled to bytecode before it is used, which would take most of the time.
-$(DEMO): $(EMPTY) pyproject.toml constraints.txt setup.py $(wildcard src/dcem/kernels/*.[ch])
+$(DEMO): pyproject.toml constraints.txt setup.py $(wildcard src/dcem/kernels/*.[ch]) | $(EMPTY)
 	@echo "setting up $(VENV): PyTorch and what experiments need, about 1 GB"
 	$(PIP) torch
 	$(PIP) -e '.[experiments]'
