@@ -230,6 +230,22 @@ def test_numbers_of_numpy_are_numbers():
     assert dcem.minimize(sphere, ZEROS, dcem.CEM(20, np.float32(5), min_std=np.float32(0.1))).x.shape == (2, 3)
 
 
+@pytest.mark.parametrize("number", [np.int64, np.int32, np.float32, np.float64])
+def test_numbers_of_numpy_select(number):
+    scores = torch.arange(12.0).reshape(3, 4)
+    for project, module in ((dcem.lml, dcem.LML), (dcem.constrained_softmax, dcem.ConstrainedSoftmax)):
+        expected = project(scores, 2, temperature=1.0, dim=0)
+        assert torch.equal(project(scores, number(2), temperature=number(1), dim=np.int64(0)), expected)
+        assert torch.equal(module(number(1))(scores.mT, number(2)).mT, expected)
+        assert torch.equal(module(effective=number(3))(scores, 2), module(effective=3)(scores, 2))
+    assert dcem.LML(np.float32(0.5)).temperature == 0.5
+    if issubclass(number, np.integer):
+        assert torch.equal(dcem.hard_topk(scores, number(2), dim=np.int64(-1)), dcem.hard_topk(scores, 2))
+    else:
+        with pytest.raises(TypeError, match="^k: expected an int, got"):
+            dcem.hard_topk(scores, number(2))
+
+
 @pytest.mark.parametrize(
     "wrong", [True, np.True_, 2.0, np.float32(2), "2", None, torch.tensor(2.0), torch.tensor(True)], ids=repr
 )

@@ -180,6 +180,23 @@ def test_gradient_descent_that_has_diverged_says_so():
     assert theta.grad is None or theta.grad.isfinite()
 
 
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_step_out_of_the_range_of_numbers_is_not_taken(iterations):
+    """Value and slope are finite where it starts."""
+    theta = torch.ones(2, requires_grad=True)
+    steepness = torch.tensor([[1e30], [1e-21]])
+    solution = dcem.minimize(
+        lambda x: steepness * (x - theta).square().sum(-1), torch.zeros(2, 2), dcem.GradientDescent(1e20),
+        num_iterations=iterations,
+    )  # fmt: skip
+    assert solution.status.tolist() == [dcem.Status.NONFINITE, dcem.Status.OK]
+    assert torch.equal(solution.x[0], torch.zeros(2))
+    expected = 1 - 0.8**iterations
+    (gradient,) = torch.autograd.grad(solution.x.sum(), theta)
+    torch.testing.assert_close(solution.x[1], torch.full((2,), expected))
+    torch.testing.assert_close(gradient, torch.full((2,), expected))
+
+
 @pytest.mark.parametrize("learned", ["lr", "momentum"])
 @pytest.mark.parametrize("steep", [False, True])
 def test_a_learned_step_has_a_gradient_though_one_problem_fails(learned, steep):

@@ -61,6 +61,16 @@ def test_the_example_of_an_offset_of_one():
     assert solution.status == dcem.Status.OK
 
 
+def test_truncation_counts_iterations_that_say_nothing():
+    solver = dcem.CEM(selection=dcem.LML(0.1), init_std=3.0)
+    solution, gradient = solve(1e4, torch.float32, solver, dcem.Truncate(3), 0)
+    assert num_informed(solution) < T - 3
+    assert solution.status == dcem.Status.OK
+    assert torch.equal(gradient, torch.zeros(2, dtype=torch.float64))
+    informed = num_informed(solution)
+    assert (solve(1e4, torch.float32, solver, dcem.Truncate(3), 0, informed)[1] > 0.5).all()
+
+
 @pytest.mark.parametrize(("offset", "dtype"), OFFSETS)
 def test_mppi_stays_where_its_values_stop_to_differ(offset, dtype):
     init = torch.ones(2, dtype=dtype)  # the minimum, with a spread below the rounding of the offset

@@ -86,6 +86,10 @@ class Checkpoint(GradientMode):
 class Truncate(GradientMode):
     """Differentiate through the last iterations only; those before run without gradient.
 
+    Iterations count whether or not they move anything. Where values are equal up to rounding they do not, and have no
+    gradient: a problem that came to rest more than `last` iterations before the end has the gradient 0, and the
+    status `OK` of its answer. Make fewer iterations, or take `Unroll` or `Implicit`.
+
     Args:
         last: how many iterations to differentiate through, at least 1.
 

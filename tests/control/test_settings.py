@@ -113,7 +113,8 @@ def test_shapes_refuse_to_be_set(name):
         ("chunk_size", -1, ValueError, "chunk_size: expected at least 1"),
         ("constraint_weight", -1.0, ValueError, "constraint_weight: expected a finite number >= 0, got -1.0"),
         ("constraint_weight", math.nan, ValueError, "constraint_weight: expected a finite number >= 0, got nan"),
-        ("action_rate_cost", -0.1, ValueError, "action_rate_cost: expected numbers >= 0, got -0.1"),
+        ("action_rate_cost", -0.1, ValueError, "action_rate_cost: expected numbers >= 0 and finite, got -0.1"),
+        ("action_rate_cost", math.inf, ValueError, "action_rate_cost: expected numbers >= 0 and finite, got inf"),
         ("action_rate_cost", torch.tensor([1.0, -1.0]), ValueError, "action_rate_cost: expected numbers >= 0"),
         ("action_rate_cost", torch.ones(3), ValueError, r"action_rate_cost: expected .* the action \(2,\), got \(3,\)"),
         ("init_std", -1.0, ValueError, "init_std: expected numbers >= 0"),
@@ -132,6 +133,14 @@ def test_bad_settings_are_refused_at_construction_and_afterwards(name, value, er
     with pytest.raises(error, match=message):
         setattr(mpc, name, value)
     plan_of(mpc)
+
+
+def test_a_weight_that_was_filled_or_learned_below_zero_is_refused():
+    mpc = controller(action_rate_cost=torch.nn.Parameter(torch.zeros(2)))
+    with torch.no_grad():
+        mpc.action_rate_cost.sub_(0.1)
+    with pytest.raises(ValueError, match="action_rate_cost: expected numbers >= 0 and finite"):
+        plan_of(mpc)
 
 
 def test_decoders_are_replaced_by_decoders_of_the_same_shapes():

@@ -235,6 +235,16 @@ class Round(dcem.Gaussian):
         return dataclasses.replace(fit, std=fit.std.mean(-1, keepdim=True).expand_as(fit.std))
 
 
+class Plain(dcem.CEM):
+    """No dataclass: Python lets its instances be changed."""
+
+
+def changed(name: str, method) -> dcem.CEM:
+    solver = Plain(40, 5)
+    setattr(solver, name, method.__get__(solver))
+    return solver
+
+
 def hooked() -> dcem.LML:
     selection = dcem.LML()
     selection.register_forward_hook(lambda module, inputs, output: output.flip(-1))
@@ -250,6 +260,8 @@ def patched() -> dcem.LML:
 UNUSUAL = {
     "weigh": (Worst(40, 5), None), "fit": (Wide(40, 5), None), "smooth": (Slow(40, 5), None), "hook": (dcem.CEM(40, 5, hooked()), None),
     "selection": (dcem.CEM(40, 5, Flipped()), None), "call": (dcem.CEM(40, 5, Called_()), None),
+    "own weigh": (changed("weigh", lambda self, v: (dcem.lml(v, 5), None)), None),
+    "own fit": (changed("fit", lambda self, d, x, w: d.fit(x.flip(-1), w / w.sum(-1, keepdim=True))), None),
     "patch": (dcem.CEM(40, 5, patched()), None), "distribution": (dcem.CEM(40, 5), Round(torch.zeros(3, 2), 1.0)),
     "smoothing": (dcem.CEM(40, 5, smoothing=0.5), None), "function": (dcem.CEM(40, 5, lambda s, k: dcem.lml(-s, k)), None),
     "tensor": (dcem.CEM(40, 5, dcem.LML(torch.tensor(0.3))), None), "softmax": (dcem.CEM(40, 5, dcem.ConstrainedSoftmax()), None),

@@ -338,6 +338,8 @@ class MPC(Argmin):
 
     def _problem(self) -> Problem:
         rate = self.action_rate_cost if self._charges_rate() else None
+        if rate is not None:  # which may have been learned, loaded or filled
+            checked(self, "action_rate_cost", rate)
         return Problem(
             self.dynamics, self.cost, self.terminal_cost, self.discount, self.continues, rate, self.constraint,
             self.constraint_weight, self.num_particles, self.risk, len(self.action_shape),

@@ -44,8 +44,8 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
     elif name in START:
         if name != "action_rate_cost" and mpc.__dict__.get("init") is not None:
             raise ValueError(f"{name}: expected to be left alone, init says where a search starts")
-        if name != "init_mean" and value is not None and is_eager() and value.is_cpu and not (value >= 0).all():
-            raise ValueError(f"{name}: expected numbers >= 0, got {value.tolist()}")
+        if name != "init_mean" and value is not None:
+            check_std(name, value)
         if name == "init_mean" and value is None:
             raise TypeError("init_mean: expected a number or a tensor, got None")
     elif name == "init":

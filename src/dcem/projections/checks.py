@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dcem._check import check_int
 from dcem._eager import is_eager
 
 
@@ -18,8 +21,7 @@ def check_scores(scores: Tensor, dim: int) -> int:
         raise TypeError(f"scores: expected a floating-point Tensor, got dtype {scores.dtype}")
     if scores.ndim == 0:
         raise ValueError("scores: expected at least one axis to select from, got a 0-dimensional Tensor")
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim: expected an int, got {type(dim).__name__}")
+    dim = dim if type(dim) is int else check_int("dim", dim)
     if not -scores.ndim <= dim < scores.ndim:
         raise ValueError(
             f"dim: expected an axis of scores of shape {tuple(scores.shape)}, that is "
@@ -42,40 +44,53 @@ def check_k(k: float | Tensor, scores: Tensor, dim: int, *, integer: bool = Fals
         if is_eager() and k.device.type == "cpu" and not fits.all():
             raise ValueError(f"k: expected numbers with 0 < k <= {n}, the number of scores, got {k.detach()}")
         return torch.where(fits, rows, math.nan)
-    if isinstance(k, bool) or not isinstance(k, int if integer else (int, float)):
+    number = _plain(k)
+    if number is None or (integer and not isinstance(number, int)):
         raise TypeError(f"k: expected {kind}, got {k!r} ({type(k).__name__})")
-    if not 0 < k <= n:
+    if not 0 < number <= n:
         raise ValueError(f"k: expected {kind} with 0 < k <= {n}, the number of scores, got {k}")
-    return k
+    return number
 
 
-def check_number(temperature: object) -> None:
+def _plain(number: Any) -> float | None:
+    """A number as an int or a float, also one of NumPy's; None if it is none."""
+    if isinstance(number, (int, float)):
+        return None if isinstance(number, bool) else number
+    if isinstance(number, numbers.Real):
+        return int(number) if isinstance(number, numbers.Integral) else float(number)
+    return None
+
+
+def check_number(temperature: object) -> float:
     """A positive finite temperature."""
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    number = _plain(temperature)
+    if number is None:
         raise TypeError(
             f"temperature: expected a positive number or a Tensor, got {temperature!r} ({type(temperature).__name__})"
         )
-    if not 0 < temperature < math.inf:
+    if not 0 < number < math.inf:
         raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
+    return number
 
 
 def check_effective(effective: float | Tensor, k: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
     """`k < effective <= n`: a number, or one a row."""
     if isinstance(effective, Tensor):
         return of_rows("effective", effective, scores, dim)
-    if isinstance(effective, bool) or not isinstance(effective, (int, float)):
+    number = _plain(effective)
+    if number is None:
         raise TypeError(f"effective: expected a number or a Tensor, got {effective!r} ({type(effective).__name__})")
     n = scores.shape[dim]
-    if not (0 if isinstance(k, Tensor) else k) < effective <= n:
+    if not (0 if isinstance(k, Tensor) else k) < number <= n:
         raise ValueError(f"effective: expected a number with k < effective <= {n}, for k = {k}, got {effective}")
-    return effective
+    return number
 
 
 def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
     """A number, or a Tensor of the dtype of `scores` and its shape but for a 1 at `dim`."""
     if isinstance(temperature, Tensor):
         return _row_temperature(temperature, scores, dim)
-    check_number(temperature)
+    temperature = check_number(temperature)
     # a temperature that would underflow, or whose multiples would overflow, in the precision of the scores
     info = torch.finfo(scores.dtype)
     return float(min(max(temperature, info.tiny), info.max * 1e-6))

@@ -34,9 +34,7 @@ class _Soft(nn.Module):
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
         else:
-            if not isinstance(temperature, Tensor):
-                check_number(temperature)
-            self.temperature = temperature
+            self.temperature = temperature if isinstance(temperature, Tensor) else check_number(temperature)
 
     def extra_repr(self) -> str:
         name = "temperature" if self.effective is None else "effective"

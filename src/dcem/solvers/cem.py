@@ -199,6 +199,7 @@ class CEM(SamplingSolver):
             and not isinstance(self.smoothing, Tensor)
             and self.smoothing == 0
             and (kind.weigh, kind.fit, kind._smooth, kind.num_required) == _STEPS
+            and _NAMES.isdisjoint(vars(self))
         )
 
     def advance(
@@ -222,3 +223,4 @@ class CEM(SamplingSolver):
 
 
 _STEPS = (CEM.weigh, CEM.fit, CEM._smooth, CEM.num_required)
+_NAMES = frozenset({"weigh", "fit", "_smooth"})  # a subclass that is no dataclass may have its own set on an instance

@@ -98,6 +98,8 @@ class GradientDescent(Solver):
             gradient = torch.where(valid.reshape(valid.shape + (1,) * (x.dim() - valid.dim())), gradient, 0.0)
         velocity = self.momentum * state.velocity + gradient
         moved = clip(x - self._lr(state.iteration, x) * velocity)
+        inside = moved.isfinite()  # a step may leave the range of numbers though its slope does not
+        valid = valid & (inside.flatten(valid.dim()).all(-1) if state.distribution.event_dims else inside)
         distribution = state.distribution.with_mean(moved)
         next_state = GradientDescentState(distribution, state.iteration + 1, velocity)
         return Step(next_state, samples, values, torch.ones_like(values), valid)
