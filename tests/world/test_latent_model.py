@@ -56,3 +56,17 @@ def test_bounds_are_given_as_to_a_controller():
     ):
         with pytest.raises(error, match=message):
             LatentModel(OBSERVATION, ACTION, bounds)
+
+
+def test_a_policy_driven_far_out_of_the_bounds_comes_back() -> None:
+    """There tanh is flat: without a pull of its own it would stay, whatever the values say."""
+    torch.manual_seed(0)
+    model = LatentModel(observation_size=3, action_size=2, latent_size=16, hidden=16)
+    last = model.policy[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([30.0, -30.0]))
+    model._policy_loss(torch.rand(8, 16)).mean().backward()
+    assert last.bias.grad is not None
+    assert (last.bias.grad * last.bias > 0).all()

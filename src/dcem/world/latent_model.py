@@ -16,6 +16,9 @@ from dcem.world.base import WorldModel
 from dcem.world.two_hot import TwoHot, symlog
 
 
+_SATURATION = 1e-4  # of the squared numbers that tanh makes the policy's actions of, against a value of 1
+
+
 class LatentModel(WorldModel):
     """Plan from observations through a learned latent, a few steps ahead, with a learned value beyond.
 
@@ -176,7 +179,10 @@ class LatentModel(WorldModel):
 
     def act(self, belief: Tensor) -> Tensor:
         """The policy's action, `(*batch, A)`, inside the bounds."""
-        return self.low + (self.high - self.low) * (0.5 + 0.5 * torch.tanh(self.policy(belief)))
+        return self._squashed(self.policy(belief))
+
+    def _squashed(self, raw: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * (0.5 + 0.5 * torch.tanh(raw))
 
     def value(self, belief: Tensor, action: Tensor, *, target: bool = False) -> Tensor:
         """The lowest head's discounted return after `action`, `(*batch,)`."""
@@ -249,15 +255,20 @@ class LatentModel(WorldModel):
         return losses | {"value": targets.mean(), "reward": rewards.mean()}
 
     def _policy_loss(self, latents: Tensor) -> Tensor:
-        """Minus the value of the policy's actions, in units of itself; the value heads take no gradient from it."""
-        actions = self.act(latents)
+        """Minus the value of the policy's actions, in units of itself; the value heads take no gradient from it.
+
+        What is squashed into the bounds is kept small: far out, where the first, wrong values drive it, tanh is flat and
+        no better value brings it back.
+        """
+        raw = self.policy(latents)
+        actions = self._squashed(raw)
         joint = torch.cat([latents, self._unit(self._noisy(actions, torch.randn_like(actions)))], -1)
         logits = []
         for head in self.values:
             fixed = {name: parameter.detach() for name, parameter in head.named_parameters()}
             logits.append(functional_call(head, fixed, joint))
         values = self.numbers.decode(torch.stack(logits)).mean(0)
-        return -values / values.detach().abs().mean().clamp(min=1.0)
+        return _SATURATION * raw.square().sum(-1) - values / values.detach().abs().mean().clamp(min=1.0)
 
 
 class _GroupSoftmax(nn.Module):
