@@ -15,7 +15,6 @@ from dcem.bounds import Bounds, BoundsLike, clip
 from dcem.world.base import WorldModel
 from dcem.world.two_hot import TwoHot, symlog
 
-
 _SATURATION = 1e-4  # of the squared numbers that tanh makes the policy's actions of, against a value of 1
 
 
@@ -257,8 +256,8 @@ class LatentModel(WorldModel):
     def _policy_loss(self, latents: Tensor) -> Tensor:
         """Minus the value of the policy's actions, in units of itself; the value heads take no gradient from it.
 
-        What is squashed into the bounds is kept small: far out, where the first, wrong values drive it, tanh is flat and
-        no better value brings it back.
+        What is squashed into the bounds is kept small: far out, where the first, wrong values drive it, tanh is flat
+        and no better value brings it back.
         """
         raw = self.policy(latents)
         actions = self._squashed(raw)
