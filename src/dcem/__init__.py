@@ -38,6 +38,7 @@ from dcem.solvers import CEM, MPPI, GradientDescent, SamplingSolver, Solver, Ste
 
 if TYPE_CHECKING:
     from dcem import control, distributed, embedding, energy, world
+    from dcem.capturing import capture
     from dcem.diagnosis import diagnose
     from dcem.embedding import embed
     from dcem.exporting import export
@@ -76,6 +77,7 @@ __all__ = [
     "Truncate",
     "Unroll",
     "WhiteNoise",
+    "capture",
     "constrained_softmax",
     "constrained_sparsemax",
     "control",
@@ -93,7 +95,7 @@ __all__ = [
 ]
 
 
-_WHERE = {"diagnose": "diagnosis", "embed": "embedding", "export": "exporting"}
+_WHERE = {"capture": "capturing", "diagnose": "diagnosis", "embed": "embedding", "export": "exporting"}
 """Functions that are imported where they are first used."""
 
 

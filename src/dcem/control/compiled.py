@@ -56,6 +56,8 @@ class Compiled(nn.Module):
 
     def rollout(self, state: Any, actions: Tensor) -> Any:
         """The states `(*batch, H + 1, *s)` of actions `(*batch, H, *a)`."""
+        if torch.compiler.is_compiling():  # with what stands around it
+            return _rollout(self.dynamics, state, actions, len(batch_of(state, self.state_dims)))
         if self._compiled is None:
             # How often a function is compiled anew is counted, and limited, by its code: each instance has its own.
             own = types.FunctionType(_rollout.__code__.replace(), globals(), f"rollout_of_{id(self)}")

@@ -131,6 +131,8 @@ class CEM(SamplingSolver):
 
     def population(self, iteration: int) -> int:
         """How many candidates iteration `iteration` (from 0) evaluates."""
+        if self.population_decay == 1:
+            return self.num_samples
         decayed = int(self.num_samples * self.population_decay**-iteration)
         return min(self.num_samples, max(decayed, math.ceil(2 * self.num_elites)))
 
