@@ -51,7 +51,7 @@ def capture(solver: AnySolver, *, backend: str | Callable[..., Any] = "inductor"
 
     Example:
         >>> import torch, dcem
-        >>> solver = dcem.capture(dcem.CEM(50, 5, dcem.HardTopK()), backend="eager")  # "eager" traces, and compiles nothing
+        >>> solver = dcem.capture(dcem.CEM(50, 5, dcem.HardTopK()), backend="eager")  # traced only
         >>> def nearest(goal):
         ...     return dcem.minimize(lambda x: (x - goal).square().sum(-1), torch.zeros(2), solver).x
         >>> with torch.no_grad():
