@@ -28,12 +28,14 @@ $(EMPTY):
 	$(PIP) --upgrade pip setuptools
 	touch $(EMPTY)
 
-# torch first and alone: anything that lets pip choose a torch by itself would fetch gigabytes. The demo needs no more than
-# this. Nothing is compiled to bytecode before it is used, which would take most of the time.
+# torch first and alone: anything that lets pip choose a torch by itself would fetch gigabytes. Then what every experiment
+# imports, and the package, built by the setuptools that is there. The demo needs no more. Nothing is compiled to bytecode
+# before it is used, which would take most of the time.
 $(DEMO): pyproject.toml constraints.txt setup.py $(wildcard src/dcem/kernels/*.[ch]) | $(EMPTY)
 	@echo "setting up $(VENV): PyTorch and what experiments need, about 1 GB"
 	$(PIP) torch
-	$(PIP) -e '.[experiments]'
+	$(PIP) hydra-core matplotlib rich tensorboard
+	$(PIP) --no-build-isolation -e .
 	touch $(DEMO)
 
 $(READY): $(DEMO)

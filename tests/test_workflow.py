@@ -61,6 +61,15 @@ def test_hooks_are_the_linters_of_make_lint() -> None:
         assert entry.split("/")[-1].split()[0] in PROJECT["dependency-groups"]["dev"]
 
 
+def test_the_demo_installs_what_the_command_asks_for() -> None:
+    (installed,) = re.findall(r"^\t\$\(PIP\) (hydra-core .*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    command = (ROOT / "src/dcem/experiments/harness/command.py").read_text("utf-8")
+    (asked,) = re.findall(r"for needed in \((.*)\):", command)
+    assert installed.split() == re.findall(r'"([\w-]+)"', asked.replace('"hydra"', '"hydra-core"'))
+    extra = "\n".join(PROJECT["project"]["optional-dependencies"]["experiments"])
+    assert all(f"\n{name}>=" in f"\n{extra}" for name in installed.split())
+
+
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md"])
 def test_targets_that_pages_name_are_there(page: str) -> None:
     found = re.findall(r"^(?:\w+=\S+ )*make (\w+)", (ROOT / page).read_text("utf-8"), re.MULTILINE)
