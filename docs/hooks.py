@@ -1,4 +1,4 @@
-"""What the site shows otherwise than the sources: examples without prompts."""
+"""What the site shows otherwise than the sources: examples without prompts, and code that the search leaves out."""
 
 import doctest
 import re
@@ -47,3 +47,10 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     rows = [f"| `dcem {name}` | {experiment.summary} |" for name, experiment in EXPERIMENTS.items()]
     markdown = markdown.replace("<!-- experiments -->", "\n".join(["| | |", "| --- | --- |", *rows]))
     return FENCE.sub(lambda fence: without_prompts(fence[1]).strip("\n"), markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """The source of each function unfolds below it; the search finds what is said of it."""
+    return html.replace(
+        '<details class="mkdocstrings-source">', '<details class="mkdocstrings-source" data-search-exclude>'
+    )
