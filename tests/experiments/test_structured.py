@@ -91,6 +91,35 @@ def test_figures_have_labelled_axes() -> None:
     densities = plotting.densities([panel] * 3, "x", "y")
     assert densities.get_supxlabel() == "x"
     assert densities.get_supylabel() == "y"
+    *shown, bar = densities.axes
+    assert bar.get_ylabel() == "density"
+    assert len({axis.collections[0].norm for axis in shown if axis.collections}) == 1  # one scale in all panels
     rows = plotting.image_rows({"truth": torch.rand(3, 8, 8), "net": torch.rand(3, 8, 8)}, 4)
     assert [axis.get_ylabel() for axis in rows.axes[::3]] == ["truth", "net"]
     assert plotting.correlations(torch.eye(3), "label", "correlation").axes[0].get_xlabel() == "label"
+
+
+def test_the_nets_density_is_a_gaussian_cut_off_at_the_box() -> None:
+    """It was normalised over the whole line, while the energies' densities are over the box."""
+    task = set_valued.SetValued(set_valued.Config(num_train=8, num_valid=8, num_test=8), "root")
+    net, beta = torch.nn.Linear(1, 1), 0.7
+    with torch.no_grad():
+        found = task.log_density(net, task.test, beta, fine=True)
+        normal = torch.distributions.Normal(net(task.test.x), (2 * beta) ** -0.5)
+        box = torch.tensor([[-set_valued.BOX, set_valued.BOX]])
+        inside = normal.cdf(box[:, 1:]) - normal.cdf(box[:, :1])
+        exact = (normal.log_prob(task.test.y) - inside.log())[:, 0]
+    torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
+
+
+def test_every_search_of_the_table_has_the_same_iterations() -> None:
+    config = set_valued.Config(num_train=8, num_valid=8, num_test=8, test_iterations=[1], hidden=4)
+    task = set_valued.SetValued(config, "root")
+    for name, trained in {"feed-forward": None, "spen-gd": 5, "icnn": 20, "likelihood": None}.items():
+        model = task.build(name)
+        metrics = task.report(name, model)
+        found = task.predictions(name, model, task.test.x, [20])[20]
+        assert metrics["distance"] == task.distance(task.test.x, found)
+        assert metrics["mse"] == float((found - task.test.y).square().mean())
+        by_iterations = metrics["distance_by_iterations"]
+        assert metrics["distance_trained"] == (by_iterations[str(trained)] if trained else None)

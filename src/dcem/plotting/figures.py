@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -230,7 +231,7 @@ class Panel(NamedTuple):
 
 
 def densities(panels: Sequence[Panel], xlabel: str, ylabel: str) -> Figure:
-    """Densities, four in a row, each coloured from zero to its own maximum.
+    """Densities, four in a row, on one scale of colours, on which the square root of the density is even.
 
     Args:
         panels: at least one.
@@ -241,9 +242,10 @@ def densities(panels: Sequence[Panel], xlabel: str, ylabel: str) -> Figure:
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.3 * columns, 3.4 * rows + 0.4), layout="constrained", dpi=150)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    scale = PowerNorm(0.5, vmin=0, vmax=max(float(panel.density.max()) for panel in panels))
     for axis, panel in zip(axes.flat, panels, strict=False):
         x, y, density = panel.x.numpy(), panel.y.numpy(), panel.density.numpy()
-        axis.pcolormesh(x, y, density.T, cmap="cividis", shading="gouraud", rasterized=True, vmin=0)
+        image = axis.pcolormesh(x, y, density.T, cmap="cividis", shading="gouraud", rasterized=True, norm=scale)
         for i, curve in enumerate(panel.curves):
             axis.plot(*curve.numpy().T, color="white", linewidth=1, alpha=0.7, label=None if i else "answers")
         axis.plot(*panel.points.numpy().T, "o", color=COLOURS[1], markersize=5, label="predictions", clip_on=False)
@@ -253,6 +255,7 @@ def densities(panels: Sequence[Panel], xlabel: str, ylabel: str) -> Figure:
         axis.set_axis_off()
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=2, facecolor="0.35", labelcolor="white")
+    figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02).set_label("density")
     figure.supxlabel(xlabel)
     figure.supylabel(ylabel)
     return figure
