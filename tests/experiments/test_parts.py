@@ -181,3 +181,12 @@ def test_figures_have_labelled_axes_and_a_band_for_seeds(tmp_path: Path) -> None
     assert figures[0].axes[0].get_legend().get_title().get_text() == "1 or 3 seeds: mean and 95 % band"
     ends = [line.get_xdata()[-1] for line in figures[1].axes[0].get_lines()]
     assert ends == pytest.approx([0.3, 0.6])
+
+
+def test_curves_say_how_many_iterations_each_was_trained_with() -> None:
+    """The regressions' picture said 10 of energies that were trained with 5."""
+    errors = {name: [{1: 1.0, 10: 0.1}] for name in ("a", "b")}
+    names = [text.get_text() for text in plotting.error_by_iterations(errors, {"a": 5, "b": 10}).legends[0].get_texts()]
+    assert names == ["a, trained with 5", "b, trained with 10"]
+    names = [text.get_text() for text in plotting.error_by_iterations(errors, 10).legends[0].get_texts()]
+    assert names == ["trained with 10", "a", "b"]

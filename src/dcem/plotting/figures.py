@@ -142,14 +142,13 @@ def error_by_iterations(
         ylabel: of the axis.
     """
     figure, axis = _one(xlabel="inner iterations at test time", ylabel=ylabel, yscale="log")
-    own = trained_at if isinstance(trained_at, Mapping) else {}
-    for of_all in [] if isinstance(trained_at, Mapping) else [trained_at]:
-        axis.axvline(of_all, color="0.6", linestyle=":", label=f"trained with {of_all}")
+    own = trained_at if isinstance(trained_at, Mapping) else dict.fromkeys(errors, trained_at)
+    differ = len(set(own.values())) > 1
+    for number in set(own.values()):
+        axis.axvline(number, color="0.6", linestyle=":", label=None if differ else f"trained with {number}")
+    errors = {f"{label}, trained with {own[label]}" if differ else label: of for label, of in errors.items()}
     for i, (label, seeds) in enumerate(errors.items()):
         iterations = sorted(seeds[0])
-        if label in own:
-            colour = COLOURS[i % len(COLOURS)]
-            axis.axvline(own[label], color=colour, linestyle=":", label=f"trained with {own[label]}: {label}")
         _band(axis, iterations, [[seed[t] for t in iterations] for seed in seeds], label, i, MARKERS[i % len(MARKERS)])
     columns = 2 if max(map(len, errors)) < 25 else 1
     figure.set_figheight(4 + 0.2 * (len(errors) + 2 if columns == 1 else 0))

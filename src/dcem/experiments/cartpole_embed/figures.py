@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dcem.plotting import COLOURS
-from dcem.plotting.intervals import interval
 
 Curve = Sequence[tuple[int, float]]
 """Updates and costs of a run."""
@@ -21,8 +20,8 @@ STYLES = ("-", "--", ":")
 def convergence(
     panels: Mapping[str, Mapping[str, Sequence[Curve]]], expert: float, trajectories: int, *, rows: int = 1
 ) -> Figure:
-    """The validation cost over the updates, of so many trajectories each: a panel a title, a line a label, mean and
-    95 % band over its runs.
+    """The validation cost over the updates, of so many trajectories each: a panel a title, a line a label, the mean
+    over its runs and a thin line a run.
     """
     columns = math.ceil(len(panels) / rows)
     figure = Figure(figsize=(3.6 * columns + 1.2, 2.9 * rows + 0.9), layout="constrained", dpi=150)
@@ -30,16 +29,12 @@ def convergence(
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
         for i, (label, runs) in enumerate(lines.items()):
             steps = sorted(set.intersection(*({step for step, _ in run} for run in runs)))
-            stats = [interval([dict(run)[step] for run in runs]) for step in steps]
-            mean, half = (np.array(column) for column in zip(*stats, strict=True))
-            colour = COLOURS[i % len(COLOURS)]
+            values = np.array([[dict(run)[step] for step in steps] for run in runs])
+            style: Any = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
             if len(runs) > 1:
-                label = f"{label} ({len(runs)} seeds, 95 % band)"
-            axis.plot(steps, mean, color=colour, linestyle=STYLES[i % len(STYLES)], label=label)
-            if len(runs) > 1:
-                axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.1, linewidth=0)
-                for edge in (mean - half, mean + half):
-                    axis.plot(steps, edge, color=colour, linestyle=STYLES[i % len(STYLES)], linewidth=0.5, alpha=0.8)
+                label = f"{label} (thin: {len(runs)} seeds)"
+                axis.plot(steps, values.T, linewidth=0.6, alpha=0.7, **style)
+            axis.plot(steps, values.mean(0), label=label, **style)
         axis.axhline(expert, color="black", linewidth=1, linestyle="-.", label="expert: CEM over the forces")
         axis.set(title=title)
         axis.grid(alpha=0.3)

@@ -65,6 +65,10 @@ def draw(metrics: Metrics, records: Mapping[str, Any], labels: Mapping[str, str]
             continue
         most = max(config.num_demonstrations)
         loss = {labels[m]: seeds(lines, "imitation_loss", most, config) for m, lines in trained.items()}
+        steps = [line["step"] for line in next(iter(trained.values()))]
+        for m in (m for m in methods if m not in trained):  # the rivals, which have only an end
+            ends = by_number(metrics[plant][m]["imitation_loss"], config)[most]
+            loss[labels[m]] = [[{"step": step, "value": end} for step in (steps[0], steps[-1])] for end in ends]
         drawn[f"loss-{plant}"] = plotting.loss_curves(loss, "value", "imitation loss on held-out states")
         if plant == "mismatched":  # where no parameters are the true ones
             continue

@@ -13,7 +13,7 @@ METHODS = {
     "cost": "cost through the controller",
     "dynamics": "dynamics through the controller",
     "both": "both through the controller",
-    "fine-tune": "likelihood, then both through the controller",
+    "fine-tune": "likelihood, then both through the controller, from the true cost",
     "likelihood": "dynamics by likelihood",
     "network": "network (behaviour cloning)",
 }

@@ -177,12 +177,13 @@ def draw_capacity(finished: Sequence[Finished]) -> Figure:
         for width in finished[0].config["widths"]:
             name = f"{kind}-width-{width}"
             x, y = over_seeds(finished, name, "mse"), over_seeds(finished, name, "return")
-            bars = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}
-            style: Any = {"marker": "os"[i], "color": COLOURS[i], "elinewidth": 0.8, "alpha": 0.9, **bars}
+            style: Any = {"color": COLOURS[i], "label": label if width == finished[0].config["widths"][0] else None}
             seen = [(of.metrics[name]["mse"], of.metrics[name]["return"]) for of in finished]
+            for one in seen:
+                axis.plot(*zip((x.mean, y.mean), one, strict=True), color=COLOURS[i], linewidth=0.6, alpha=0.6)
             axis.plot(*zip(*seen, strict=True), "os"[i], color=COLOURS[i], markersize=3, alpha=0.5)
+            axis.plot(x.mean, y.mean, "os"[i], **style)
             all_seen += seen
-            axis.errorbar(x.mean, y.mean, label=label if width == finished[0].config["widths"][0] else None, **style)
             axis.annotate(
                 str(width), (x.mean, y.mean), ((-10, -12), (5, 5))[i], textcoords="offset points", color=COLOURS[i]
             )
@@ -191,8 +192,8 @@ def draw_capacity(finished: Sequence[Finished]) -> Figure:
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.6", "shrinkA": 5, "shrinkB": 5})
     axis.set(xlabel="one-step error on unseen data, variances of the change", xscale="log", ylabel=_RETURN)
     errors, returns = zip(*all_seen, strict=True)
-    axis.set_xlim(min(errors) / 2, max(errors) * 2)  # of the seeds: intervals of few seeds go far beyond
-    _finish(axis, figure, finished, "numbers: hidden width; small: seeds", returns)
+    axis.set_xlim(min(errors) / 2, max(errors) * 2)
+    _finish(axis, figure, finished, "numbers: hidden width; large: means, small: seeds", returns)
     return figure
 
 
@@ -212,7 +213,8 @@ def draw_adversary(finished: Sequence[Finished]) -> Figure:
                 values = [estimate(row, logarithmic=key == "mse") for row in rows]
                 x, style = [start + step for step in steps], {"color": COLOURS[i]}
                 axis.plot(x, [v.mean for v in values], "-" + "os"[i], markersize=4, label=label, **style)
-                axis.fill_between(x, [v.low for v in values], [v.high for v in values], alpha=0.2, linewidth=0, **style)
+                for records in of_seeds:
+                    axis.plot(x, [record[key] for record in records], linewidth=0.7, alpha=0.7, **style)
             start += steps[-1]
             for axis in (above, below) if j == 0 else ():
                 axis.axvline(start, color="0.6", linewidth=0.8)
@@ -222,7 +224,8 @@ def draw_adversary(finished: Sequence[Finished]) -> Figure:
     every = [record for of in finished for records in of.records.values() for record in records]
     errors = [record["mse"] for record in every]
     below.set_ylim(min(errors) / 2, max(errors) * 2)
-    _finish(above, figure, finished, "on validation data and states", [record["return"] for record in every])
+    title = "on validation data and states; thick: means, thin: seeds"
+    _finish(above, figure, finished, title, [record["return"] for record in every], of=", test states")
     return figure
 
 
@@ -236,21 +239,24 @@ def draw_distractors(finished: Sequence[Finished]) -> Figure:
         names = {0: f"width-{config['distractor_width']}", **names}
     for i, (kind, label) in enumerate(LABELS.items()):
         values = [over_seeds(finished, f"{kind}-{suffix}", "return") for suffix in names.values()]
-        bars = [[v.mean - v.low for v in values], [v.high - v.mean for v in values]]
         x = [place + (-0.05, 0.05)[i] for place in range(len(names))]
-        style: Any = {"marker": "os"[i], "color": COLOURS[i], "label": label, "capsize": 3}
-        axis.errorbar(x, [v.mean for v in values], bars, **style)
+        axis.plot(x, [v.mean for v in values], "-" + "os"[i], color=COLOURS[i], label=label)
+        for of in finished:
+            returns = [of.metrics[f"{kind}-{suffix}"]["return"] for suffix in names.values()]
+            axis.plot(x, returns, "os"[i], color=COLOURS[i], markersize=3, alpha=0.6)
     axis.set_xticks(range(len(names)), [str(num) for num in names])
     axis.set(xlabel="numbers in the state that do not matter", ylabel=_RETURN)
     seen = [of.metrics[f"{kind}-{name}"]["return"] for of in finished for kind in LABELS for name in names.values()]
-    _finish(axis, figure, finished, f"hidden width {config['distractor_width']}", seen)
+    _finish(axis, figure, finished, f"hidden width {config['distractor_width']}; large: means, small: seeds", seen)
     return figure
 
 
 _RETURN = "return: minus an episode's cost"
 
 
-def _finish(axis: Axes, figure: Figure, finished: Sequence[Finished], title: str, returns: Sequence[float]) -> None:
+def _finish(
+    axis: Axes, figure: Figure, finished: Sequence[Finished], title: str, returns: Sequence[float], of: str = ""
+) -> None:
     """Lines of reference, a grid, and a legend above the panels; room for the returns of all seeds."""
     lines = {"true-model": (":", "black"), "random": ("--", "0.5")}
     best = over_seeds(finished, "true-model", "return").mean
@@ -258,8 +264,8 @@ def _finish(axis: Axes, figure: Figure, finished: Sequence[Finished], title: str
     axis.set_ylim(min(returns) - margin, max(best, *returns) + margin)
     for name, (style, colour) in lines.items():
         mean = over_seeds(finished, name, "return").mean
-        axis.axhline(mean, linestyle=style, color=colour, linewidth=1, label=REFERENCES[name])
+        axis.axhline(mean, linestyle=style, color=colour, linewidth=1, label=REFERENCES[name] + of)
     axis.grid(alpha=0.25)
     handles, names = axis.get_legend_handles_labels()
-    title += f"; {len(finished)} seeds, 95 % intervals" if len(finished) > 1 else ""
+    title += f" ({len(finished)})"
     figure.legend(handles, names, loc="outside upper center", ncols=2, title=title, fontsize="small")

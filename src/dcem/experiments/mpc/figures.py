@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -13,11 +15,14 @@ from dcem.experiments.harness.run import Run
 from dcem.experiments.mpc import methods
 from dcem.experiments.mpc.benchmark import Benchmark
 from dcem.experiments.mpc.report import Results
-from dcem.plotting.intervals import interval
 
 
 def bars(results: Results, key: str, xlabel: str) -> Figure:
-    """A panel a task, a bar a method: the mean, its 95 % interval and the seeds as dots; a single number is written."""
+    """A panel a task, a bar a method: the mean, and the starts as dots; a single number is written.
+
+    No interval: few starts make one that leaves what an episode can return. Those of the differences from the same
+    starts, which say which method is better, are in the table.
+    """
     names = [method for method in methods.LABELS if any(method in of_task for of_task in results.values())]
     figure = Figure(figsize=(2.4 + 2.3 * len(results), 1.4 + 0.3 * len(names)), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
@@ -27,13 +32,13 @@ def bars(results: Results, key: str, xlabel: str) -> Figure:
                 continue
             value = of_task[method][key]
             seeds = value if isinstance(value, list) else [value]
-            mean, half = interval(seeds)
-            axis.barh(place, mean, color=plotting.COLOURS[1 if method in methods.RIVALS else 0], alpha=0.75)
+            axis.barh(
+                place, statistics.fmean(seeds), color=plotting.COLOURS[1 if method in methods.RIVALS else 0], alpha=0.75
+            )
             if isinstance(value, float):
                 axis.annotate(f" {value:.1f}", (value, place), va="center", fontsize="small")
             elif len(seeds) > 1:
-                axis.errorbar(mean, place, xerr=half, color="black", capsize=2, linewidth=1)
-                axis.plot(seeds, [place] * len(seeds), ".", color="0.25", markersize=4)
+                axis.plot(seeds, [place] * len(seeds), ".", color="0.25", markersize=4, clip_on=False)
         axis.margins(x=0.25 if key == "milliseconds" else 0.05)
         axis.set_title(tasks.LABELS[task], fontsize="medium")
         axis.grid(axis="x", alpha=0.3)

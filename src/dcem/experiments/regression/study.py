@@ -158,7 +158,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 def draw(groups: dict[str, list[Trained]], rows: dict[str, dict[str, Any]], run: Run) -> None:
     """Figures with bands over the seeds; surfaces and predictions of the first seed."""
     searched = {label: [task.deployed(t.model, t.config) for t in group] for label, group in groups.items()}
-    trained_at = next(iter(searched.values()))[0][1].num_iterations
+    trained_at = {label: group[0].config.num_iterations for label, group in groups.items()}
     x, y = task.data(next(iter(groups.values()))[0].config)
     records = {label: [trained.records for trained in group] for label, group in groups.items()}
     for label, group in records.items():
