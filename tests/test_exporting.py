@@ -71,5 +71,7 @@ def test_an_energy_model() -> None:
 def test_what_cannot_be_exported() -> None:
     with pytest.raises(TypeError, match="layer: expected a dcem.control.MPC"):
         dcem.export(dcem.Argmin(2))
+    with pytest.raises(TypeError, match="inputs: expected an example"):
+        dcem.export(dcem.energy.EnergyModel(Energy(), 2, dcem.CEM(20, 5)))
     with pytest.raises(TypeError, match="solver: expected one that samples"):
         dcem.export(dcem.energy.EnergyModel(Energy(), 2, dcem.GradientDescent(0.1)), torch.zeros(2, 3))

@@ -297,6 +297,8 @@ def test_data_without_the_axis_of_candidates_are_refused_where_as_many_problems_
     with pytest.raises(ValueError, match=r"expected values .* = \(8, 1\) .* got \(8, 8\): .* \.unsqueeze\(1\)"):
         dcem.minimize(lambda x: (x - targets).square().sum(-1), torch.zeros(8, 2), dcem.CEM(8, 2), generator=generator)
     assert torch.equal(generator.get_state(), before)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"\.unsqueeze\(1\)"):
+        dcem.minimize(lambda x: (x - targets).square().sum(-1), torch.zeros(8, 2), dcem.CEM(8, 2), generator=generator)
     seen = []
 
     def right(x):

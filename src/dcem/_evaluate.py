@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dcem._eager import is_eager, may_have_gradient
 from dcem._guard import Cut, Reports, WithData, find_failed, guarded, stand_ins, uncut
+from dcem._replay import randomness
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,39 @@ class Evaluation:
                 )
             self.returned[:] = [(values.detach(), values._version)]  # which shares the version, and not the graph
         return values.to(samples.dtype)
+
+
+def hides_axis(batch_shape: Sequence[int], num_samples: int) -> bool:
+    """Whether data `(*batch, ...)` without an axis for the candidates broadcast against them, so that no shape shows
+    it: with as many problems as candidates, the data of problem `i` meet candidate `i` of every problem.
+    """
+    return is_eager() and bool(batch_shape) and batch_shape[-1] == num_samples > 1
+
+
+def check_axis(
+    name: str,
+    objective: Callable[[Tensor], Any],
+    one: Tensor,
+    batch_shape: Sequence[int],
+    generator: torch.Generator | None = None,
+) -> None:
+    """Refuse data that lack the axis where that is hidden: `one` candidate of each problem, `(*batch, 1, *event)`,
+    shows it.
+    """
+    put_back = randomness(one.device, generator)
+    try:
+        with torch.no_grad():
+            values = objective(one)
+    except Exception:  # it needs more candidates than one: what is wrong with it shows in the solve
+        return
+    finally:
+        put_back()
+    if isinstance(values, Tensor) and tuple(values.shape) == (*batch_shape, batch_shape[-1]):
+        raise ValueError(
+            f"{name}: expected values (*batch, N) = {(*batch_shape, 1)} for one candidate each, (*batch, N, *event) = "
+            f"{tuple(one.shape)}, got {tuple(values.shape)}: the data of the problems lack the axis of the candidates, "
+            f"insert it with .unsqueeze({len(batch_shape)})"
+        )
 
 
 def as_values(name: str, values: Any, expected: tuple[int, ...], samples: Tensor) -> Tensor:

@@ -20,6 +20,12 @@ def check_widths(name: str, widths: Sequence[int], *, empty: bool = False) -> No
         raise ValueError(f"{name}: expected {'' if empty else 'at least one '}positive width, got {tuple(widths)}")
 
 
+def check_makes_modules(activation: Any) -> None:
+    """Check that `activation` is what makes a module, as `nn.ReLU` is, and neither its name nor a module."""
+    if not callable(activation) or isinstance(activation, nn.Module):
+        raise TypeError(f"activation: expected what makes a module, such as torch.nn.ReLU, got {activation!r}")
+
+
 def mlp(widths: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
     """Linear layers between these widths, an activation between each two."""
     layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]

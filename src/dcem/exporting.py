@@ -29,7 +29,7 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
             before, NaN for none, as its second input.
 
     Raises:
-        TypeError: the layer has no method `decision`, or solves by gradient descent.
+        TypeError: the layer has no method `decision`, or solves by gradient descent, or an example is missing.
 
     Example:
         >>> import torch, dcem
@@ -47,6 +47,8 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
         raise TypeError(f"layer: expected a dcem.control.MPC or a dcem.energy.EnergyModel, got {layer!r}")
     if isinstance(layer.solver, GradientDescent):
         raise TypeError("solver: expected one that samples, as torch.export takes no slopes; got GradientDescent")
+    if not inputs:
+        raise TypeError("inputs: expected an example of what the layer takes, a state or an x, got none")
     with torch.no_grad():
         if hasattr(layer, "horizon") and len(inputs) == 1:
             mean = layer.initial(_batch_of(layer, *inputs))

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_count, check_flag, check_positive, is_true
-from dcem._eager import all_true, is_eager, is_under_autocast
-from dcem._evaluate import Evaluation
+from dcem._eager import all_true, is_under_autocast
+from dcem._evaluate import Evaluation, check_axis, hides_axis
 from dcem._guard import Cut, Reports, WithData
 from dcem._progress import Progress
-from dcem._replay import randomness
 from dcem._setup import NoiseSource, Setup
 from dcem._tree import leaves
 from dcem.bounds import BoundsLike
@@ -128,6 +127,7 @@ def minimize(
         noise=noise, proposals=proposals,
     )  # fmt: skip
     start: Distribution = setup.start.distribution
+    _check_axes(objective, start, getattr(solver, "num_samples", 1), setup.dtype, generator)
     device = start.mean.device.type
     if is_under_autocast(device):  # for the objective alone: the solve keeps its precision
         objective = _under_autocast(objective, device)
@@ -138,7 +138,6 @@ def minimize(
                 validate=validate, callback=callback, record=record,
             )  # fmt: skip
     _check_gradient(gradient, setup, num_iterations, tolerance)
-    _check_axes(objective, start, getattr(solver, "num_samples", 1), setup.dtype, generator)
     batch_dims, event_dims = len(start.batch_shape), start.event_dims
     evaluate = Evaluation(WithData.of(objective), start.batch_shape, event_dims, setup.dtype, generator)
     reports = Reports(int(Status.NONFINITE))
@@ -191,29 +190,10 @@ def _check_callables(objective: object, gradient: object, callback: object, vali
 def _check_axes(
     objective: object, start: Distribution, num_samples: int, dtype: torch.dtype, generator: torch.Generator | None
 ) -> None:
-    """Refuse data `(*batch, ...)` that lack an axis for the candidates, where the numbers do not show it.
-
-    With as many problems as candidates, the data of problem `i` meet candidate `i` of every problem. One candidate
-    of each problem tells.
-    """
-    shape = start.batch_shape
-    if isinstance(objective, WithData) or not (is_eager() and shape and shape[-1] == num_samples > 1):
-        return
-    one = start.mean.detach().unsqueeze(start.sample_dim).to(dtype)
-    put_back = randomness(one.device, generator)
-    try:
-        with torch.no_grad():
-            values = objective(one.clone())  # type: ignore[operator]
-    except Exception:  # it needs more candidates than one: what is wrong with it shows in the solve
-        return
-    finally:
-        put_back()
-    if isinstance(values, Tensor) and values.shape == shape + shape[-1:]:
-        raise ValueError(
-            f"objective: expected values (*batch, N) = {(*shape, 1)} for one candidate each, (*batch, N, *event) = "
-            f"{tuple(one.shape)}, got {tuple(values.shape)}: the data of the problems lack the axis of the candidates, "
-            f"insert it with .unsqueeze({len(shape)})"
-        )
+    """Refuse data that lack the axis of the candidates, if the objective does not itself (`WithData`)."""
+    if not isinstance(objective, WithData) and hides_axis(start.batch_shape, num_samples):
+        one = start.mean.detach().unsqueeze(start.sample_dim).to(dtype).clone()
+        check_axis("objective", objective, one, start.batch_shape, generator)  # type: ignore[arg-type]
 
 
 def _check_gradient(gradient: GradientMode, setup: Setup, num_iterations: int, tolerance: float | None) -> None:

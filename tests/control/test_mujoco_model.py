@@ -268,13 +268,18 @@ def test_wrong_arguments_are_named() -> None:
         MujocoModel("cartpole")
     with pytest.raises(ValueError, match=r"sensors: expected some of tip, speed; got 'nose'"):
         pendulum(sensors=("nose",))
+    with pytest.raises(TypeError, match=r"sensors: expected a sequence of names, got 'tip'"):
+        pendulum(sensors="tip")
     with pytest.raises(ValueError, match=r"frame_skip: expected at least 1"):
         pendulum(frame_skip=0)
     model = pendulum()
-    with pytest.raises(ValueError, match=r"state: expected \(\*batch, 2\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"state: expected \(\*batch, 2\) as state_of\(env\) returns it, got \(3,\)"):
         model.rollout(torch.zeros(3), torch.zeros(4, 1))
     with pytest.raises(ValueError, match=r"actions: expected \(\*batch, H, 1\), got \(4, 2\)"):
         model.rollout(torch.zeros(2), torch.zeros(4, 2))
+    for observation in (np.zeros(2), {"position": np.zeros(2)}):  # run(..., state_of=model.state_of) gives these
+        with pytest.raises(TypeError, match=r"source: expected an environment, .* got (ndarray|dict)"):
+            model.state_of(observation)
 
 
 def test_bounds_and_shapes() -> None:

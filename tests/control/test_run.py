@@ -363,6 +363,11 @@ def test_rewards_that_are_not_finite_end_the_run_and_are_named() -> None:
         assert episodes.lengths.tolist() == [1]
 
 
+def test_a_state_without_a_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match="state_of: expected a tensor or a tree of tensors, got ndarray"):
+        run(back, gymnasium.make("Pendulum-v1"), num_steps=1, state_of=lambda observation, env: observation)
+
+
 def test_states_that_do_not_fit_together_are_named() -> None:
     def named(observation, env):
         return {"x": torch.tensor(observation), "length": env.length}

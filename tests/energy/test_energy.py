@@ -93,6 +93,45 @@ def test_errors_name_the_argument(call, match: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("activation", ["relu", nn.ReLU()])
+@pytest.mark.parametrize("make", [MLPEnergy, dcem.energy.SPEN, dcem.energy.ICNN, dcem.embedding.MLPDecoder])
+def test_an_activation_is_what_makes_a_module(make, activation) -> None:
+    with pytest.raises(TypeError, match=r"activation: expected what makes a module, .* got"):
+        make(2, 2, activation=activation)
+    with pytest.raises(TypeError, match=r"activation: expected what makes a module, .* got"):
+        dcem.energy.ConvEnergy((1, 8, 4), (1, 8, 4), activation=activation)
+
+
+@pytest.mark.parametrize("decoder", [None, nn.Linear(3, 2)])
+@pytest.mark.parametrize("solver", [dcem.CEM(8, 2), dcem.MPPI(8)])
+def test_an_input_without_the_axis_of_candidates_is_refused_where_as_many_problems_hide_it(solver, decoder) -> None:
+    """Input `i` would meet candidate `i` of every problem. Nothing is drawn for it, and it is looked at once a solve."""
+    seen = []
+
+    def energy(x, y):
+        seen.append(tuple(y.shape))
+        return (y - x).square().sum(-1)
+
+    model = EnergyModel(energy, 2, solver, decoder=decoder, latent_shape=None if decoder is None else 3)
+    x = torch.randn(8, 2)
+    with pytest.raises(ValueError, match=r"energy: expected values .* = \(8, 1\) .* got \(8, 8\): .* \.unsqueeze\(1\)"):
+        model(x)
+    with pytest.raises(ValueError, match="energy: expected values .*unsqueeze"):
+        dcem.energy.contrastive_loss(model, x, torch.randn(8, 2), num_negatives=8)
+    right = EnergyModel(
+        lambda x, y: energy(x.unsqueeze(-2), y), 2, solver, decoder=decoder, latent_shape=model.latent_shape
+    )
+    seen.clear()
+    twice = [right(x, generator=torch.Generator().manual_seed(0), num_iterations=3) for _ in range(2)]
+    assert torch.equal(*twice)
+    assert seen == [(8, 1, 2), (8, 8, 2), (8, 8, 2), (8, 8, 2)] * 2
+
+
+def test_an_input_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match=r"x: expected a Tensor \(\*batch, \*feature\), got ndarray"):
+        EnergyModel(MLPEnergy(1, 2), 2, SOLVERS[0])(torch.zeros(5, 1).numpy())
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_solver_tensors_are_seen_as_they_are_now(trained: bool) -> None:
     """Replaced by `functional_call`, or loaded by `load_state_dict(assign=True)`, a parameter or a plain tensor."""

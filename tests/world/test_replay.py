@@ -201,6 +201,17 @@ def test_a_buffer_without_a_sequence_says_so(tmp_path: Path) -> None:
     assert sample.batch_size == (8, LENGTH)
 
 
+def test_steps_without_the_number_of_their_episode_are_refused() -> None:
+    """TorchRL would look for their ends in another entry, and fail when the first sample is drawn."""
+    with pytest.raises(ValueError, match=r"replay: expected steps with the entry 'episode', .* got .*'action'"):
+        replay(50, 8, LENGTH).extend(episode(0, LENGTH).exclude("episode"))
+    steps = episode(3, LENGTH)
+    steps["collector", "traj_ids"] = steps.pop("episode")
+    buffer = replay(50, 8, LENGTH, episode_key=("collector", "traj_ids"))
+    buffer.extend(steps)
+    assert (buffer.sample()["collector", "traj_ids"] == 3).all()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

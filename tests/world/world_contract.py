@@ -274,6 +274,9 @@ class WorldModelContract:
             model.cost(belief, torch.cat([action, action], -1))
         with pytest.raises(TypeError, match="belief: expected a tensor or a tree of tensors"):
             model.imagine(None, action)
+        for method in (model.imagine, model.cost):  # an MPC that was given the observation
+            with pytest.raises(ValueError, match=r"belief: expected \(\*batch, \d+.* got .*dcem.rl.policy"):
+                method(torch.zeros(*lead, 97), action)
         with pytest.raises(TypeError, match="action: expected a floating-point tensor"):
             model.imagine(belief, torch.ones(*lead, ACTION, dtype=torch.long))
 

@@ -49,7 +49,7 @@ class MujocoModel:
         dt: seconds that an action is held for.
 
     Raises:
-        TypeError: `source` is none of these.
+        TypeError: `source` is none of these, or `sensors` is a single name.
         ValueError: a sensor that the model does not have; an environment whose actions are not the model's controls,
             such as one in a wrapper that scales them; a state or action of the wrong size; an environment's data with
             inputs that a rollout does not have (`state_of`).
@@ -95,6 +95,8 @@ class MujocoModel:
         import mujoco  # type: ignore[import-untyped]  # after what says how to install it
 
         check_actions(source, model)
+        if isinstance(sensors, str):
+            raise TypeError(f"sensors: expected a sequence of names, got {sensors!r}")
         self._source = source
         self.frame_skip = own_frame_skip(source) if frame_skip is None else frame_skip
         self.num_threads = torch.get_num_threads() if num_threads is None else num_threads
@@ -141,7 +143,11 @@ class MujocoModel:
         `state` with its sensors read anew.
         """
         if state.shape[-1:] != self.state_shape:
-            raise ValueError(f"state: expected (*batch, {self.state_shape[0]}), got {tuple(state.shape)}")
+            raise ValueError(
+                f"state: expected (*batch, {self.state_shape[0]}) as state_of(env) returns it, got "
+                f"{tuple(state.shape)}; where dcem.control.run plays an environment, give it "
+                "state_of=lambda _, env: model.state_of(env)"
+            )
         if actions.dim() < 2 or actions.shape[-1:] != self.action_shape:
             raise ValueError(f"actions: expected (*batch, H, {self.action_shape[0]}), got {tuple(actions.shape)}")
         batch = torch.broadcast_shapes(state.shape[:-1], actions.shape[:-2])  # type: ignore[no-untyped-call]
@@ -163,6 +169,7 @@ class MujocoModel:
             carried: the `num_carried` last numbers.
 
         Raises:
+            TypeError: `source` is none of these, such as an observation.
             ValueError: `carried` has another length; or the data has poses of mocap bodies, switched equality
                 constraints or applied forces (`xfrc_applied`, `qfrc_applied`) other than the model's own, which a
                 rollout would leave out.

@@ -38,7 +38,13 @@ def data_of(source: Any) -> Any:
     """The `MjData` of an environment, a `Physics`, or itself."""
     source = getattr(source, "unwrapped", source)
     data = getattr(getattr(source, "physics", source), "data", source)
-    return getattr(data, "ptr", data)
+    data = getattr(data, "ptr", data)
+    if not hasattr(data, "qpos"):
+        raise TypeError(
+            "source: expected an environment, a dm_control Physics or an MjData, whose state is read, got "
+            f"{type(source).__name__}"
+        )
+    return data
 
 
 def sensor_range(model: Any, name: str) -> range:

@@ -100,7 +100,8 @@ def run(
         episode is over (one of a vector environment goes on, uncounted).
 
     Raises:
-        TypeError: `envs` is not an environment, its actions are not a box, or they are of different kinds.
+        TypeError: `envs` is not an environment, its actions are not a box, or they are of different kinds; a state has
+            no tensor in it.
         ValueError: environments of different action shapes, states of different structure or shape, a policy with
             actions of the wrong shape, or a video of what cannot be rendered.
 
@@ -283,6 +284,8 @@ def _flattened(observation: Any, env: Any) -> Tensor:
 
 
 def _stacked(states: list[Any]) -> Any:
+    if not leaves(states[0]):
+        raise TypeError(f"state_of: expected a tensor or a tree of tensors, got {type(states[0]).__name__}")
     for state in states[1:]:
         if (found := difference(states[0], state)) is not None:
             raise ValueError(f"state_of: expected states of {found}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from dcem._mlp import check_widths, mlp
+from dcem._mlp import check_makes_modules, check_widths, mlp
 from dcem.bounds import BoundsLike
 from dcem.embedding.decoder import Decoder
 
@@ -50,6 +50,7 @@ class MLPDecoder(Decoder):
     ) -> None:
         super().__init__(latent_shape, event_shape, bounds=bounds)
         check_widths("hidden", hidden, empty=True)
+        check_makes_modules(activation)
         self.layers = mlp([math.prod(self.latent_shape), *hidden, math.prod(self.event_shape)], activation)
 
     def decode(self, z: Tensor) -> Tensor:

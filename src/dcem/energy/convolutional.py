@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dcem._mlp import check_widths, mlp
+from dcem._mlp import check_makes_modules, check_widths, mlp
 from dcem.energy.base import Energy
 
 
@@ -49,6 +49,7 @@ class ConvEnergy(Energy):
         super().__init__(feature_shape, event_shape)
         check_widths("channels", channels)
         check_widths("hidden", hidden, empty=True)
+        check_makes_modules(activation)
         if axis not in (0, 1, 2):
             raise ValueError(f"axis: expected 0 (channels), 1 (height) or 2 (width), got {axis}")
         for name, shape in (("feature_shape", self.feature_shape), ("event_shape", self.event_shape)):

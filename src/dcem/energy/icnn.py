@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcem._mlp import check_widths
+from dcem._mlp import check_makes_modules, check_widths
 from dcem.energy.base import Energy, flat
 
 
@@ -60,6 +60,7 @@ class ICNN(Energy):
     ) -> None:
         super().__init__(feature_shape, event_shape)
         check_widths("hidden", hidden)
+        check_makes_modules(activation)
         if not 0 <= strong_convexity < math.inf:
             raise ValueError(f"strong_convexity: expected a finite number >= 0, got {strong_convexity}")
         self.strong_convexity, self.activation = strong_convexity, activation()

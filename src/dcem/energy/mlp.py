@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcem._mlp import check_widths, mlp
+from dcem._mlp import check_makes_modules, check_widths, mlp
 from dcem.energy.base import Energy, flat
 
 
@@ -46,6 +46,7 @@ class MLPEnergy(Energy):
     ) -> None:
         super().__init__(feature_shape, event_shape)
         check_widths("hidden", hidden)
+        check_makes_modules(activation)
         self.features = math.prod(self.feature_shape)
         self.first = nn.Linear(self.features + math.prod(self.event_shape), hidden[0])
         self.rest = nn.Sequential(activation(), *mlp([*hidden, 1], activation))

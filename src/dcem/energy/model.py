@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dcem._evaluate import check_axis, hides_axis
 from dcem._guard import Cut, WithData
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
@@ -117,11 +118,16 @@ class EnergyModel(Argmin):
     def objective(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """`E_θ(x, ·)`, checked: maps candidates `y` `(*batch, N, *event)` to `(*batch, N)`."""
         own = condition(self.energy, x)
+        is_checked = False
 
         def values_of(y: Tensor, given: Tensor, cut: Cut) -> Tensor:
             # Where a problem fails it is evaluated again on the input of another one; one of several processes is given
             # the inputs of its own problems.
+            nonlocal is_checked
             batch = self.batch_shape(given)
+            if not is_checked and given is x and hides_axis(batch, y.shape[len(batch)]):
+                is_checked = True
+                check_axis("energy", own, y.detach().narrow(len(batch), 0, 1).clone(), batch)
             values: Any = (own if given is x else condition(self.energy, given))(y)
             expected = (*batch, y.shape[len(batch)])
             if not isinstance(values, Tensor) or tuple(values.shape) != expected:
@@ -140,6 +146,8 @@ class EnergyModel(Argmin):
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         """The leading axes of `x`, one problem each."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a Tensor (*batch, *feature), got {type(x).__name__}")
         if x.ndim < self.feature_dims:
             raise ValueError(
                 f"x: expected (*batch, *feature) of at least {self.feature_dims} axes, got {tuple(x.shape)}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dcem._mlp import check_widths, mlp
+from dcem._mlp import check_makes_modules, check_widths, mlp
 from dcem.energy.base import Energy, flat
 
 
@@ -58,6 +58,7 @@ class SPEN(Energy):
         super().__init__(feature_shape, event_shape)
         check_widths("hidden", hidden)
         check_widths("global_hidden", global_hidden)
+        check_makes_modules(activation)
         if not 0 <= entropy < math.inf:
             raise ValueError(f"entropy: expected a finite number >= 0, got {entropy}")
         outputs = math.prod(self.event_shape)

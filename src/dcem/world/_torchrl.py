@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tensordict import is_tensor_collection
 from torchrl.data import LazyMemmapStorage, ReplayBuffer, SliceSampler
 
 
@@ -22,9 +23,19 @@ class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]
         )
         storage = LazyMemmapStorage(capacity, ndim=axes)
         super().__init__(storage=storage, sampler=sampler, batch_size=batch_size * length)
-        self.length = length
+        self.length, self.key = length, key
         if generator is not None:
             self.set_rng(generator)
+
+    def extend(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """TorchRL's, for steps that say which episode they are of."""
+        if is_tensor_collection(data) and data.get(self.key, None) is None:
+            raise ValueError(
+                f"replay: expected steps with the entry {self.key!r}, the number of their episode, got "
+                f"{', '.join(map(repr, data.keys(True, True)))}; another entry is named by episode_key, such as "
+                '("collector", "traj_ids") of TorchRL\'s collectors'
+            )
+        return super().extend(data, *args, **kwargs)
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         """TorchRL's, whose `batch_size` is the number of steps in all."""

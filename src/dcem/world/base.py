@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dcem._check import check_count
@@ -97,7 +98,7 @@ class WorldModel(nn.Module, ABC):
             observation: `(*batch, observation_size)`, what was seen after the action.
 
         Raises:
-            ValueError: action or observation have the wrong shape, or the observation is not finite.
+            ValueError: belief, action or observation have the wrong shape, or the observation is not finite.
         """
 
     @abstractmethod
@@ -136,14 +137,27 @@ class WorldModel(nn.Module, ABC):
 
     def check(self, belief: Belief, action: Tensor, observation: Tensor | None = None) -> None:
         """Raise where there is no belief, what does not belong to it, or an observation that is not finite."""
-        tensors = leaves(belief)
-        if not tensors:
-            raise TypeError(f"belief: expected a tensor or a tree of tensors (*batch, n), got {belief!r}")
-        batch_shape = tensors[0].shape[:-1]
+        batch_shape = self.check_belief(belief)
         check_vectors("action", action, batch_shape, self.action_size)
         if observation is not None:
             check_vectors("observation", observation, batch_shape, self.observation_size)
             check_finite("observation", observation)
+
+    def check_belief(self, belief: Belief) -> torch.Size:
+        """The batch of a belief; raise where it is none of this model's, such as an observation."""
+        tensors, own = leaves(belief), leaves(self.initial())
+        if not tensors:
+            raise TypeError(f"belief: expected a tensor or a tree of tensors (*batch, n), got {belief!r}")
+        if [leaf.shape[-1:] for leaf in tensors] != [leaf.shape[-1:] for leaf in own]:
+            wanted, came = (
+                ", ".join(str(("*batch", *leaf.shape[-1:])).replace("'", "") for leaf in own),
+                ", ".join(str(tuple(leaf.shape)) for leaf in tensors),
+            )
+            raise ValueError(
+                f"belief: expected {wanted}, as `initial`, `observe` and `imagine` return it, got {came}; "
+                "dcem.rl.policy(mpc, model) is the controller that keeps a belief of what it observes"
+            )
+        return tensors[0].shape[:-1]
 
     def read(self, sequences: Any) -> Sequences:
         """The tensors of a TensorDict to learn from, checked, in the dtype and on the device of the parameters."""

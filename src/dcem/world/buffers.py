@@ -49,7 +49,8 @@ def replay(
     Raises:
         ImportError: TorchRL is not installed: `pip install "dcem[rl]"`.
         TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range; in `sample()`, no episode has as many steps as a sequence.
+        ValueError: an argument is out of its range; in `extend()`, steps lack the `episode_key`; in `sample()`, no
+            episode has as many steps as a sequence.
 
     Example:
         >>> import logging, torch, torchrl

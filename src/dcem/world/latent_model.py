@@ -154,6 +154,7 @@ class LatentModel(WorldModel):
 
     def propose(self, belief: Tensor, horizon: int, num: int, generator: torch.Generator | None = None) -> Tensor:
         """What the policy would do, with noise, in `num` ways: `(*batch, num, horizon, A)`; the first without."""
+        self.check_belief(belief)
         z = belief.unsqueeze(-2).expand(*belief.shape[:-1], num, self.latent_size)
         actions = []
         for t in range(horizon):
