@@ -178,7 +178,7 @@ def test_figures_have_labelled_axes_and_a_band_for_seeds(tmp_path: Path) -> None
         assert axis.get_ylabel() or figure.get_supylabel()
         assert axis.get_legend() or figure.legends
         figure.savefig(tmp_path / f"{i}.png", dpi=20)
-    assert figures[0].axes[0].get_legend().get_title().get_text() == "1 or 3 seeds: mean and 95 % band"
+    assert figures[0].legends[0].get_title().get_text() == "1 or 3 seeds: mean and 95 % band"
     ends = [line.get_xdata()[-1] for line in figures[1].axes[0].get_lines()]
     assert ends == pytest.approx([0.3, 0.6])
 

@@ -97,7 +97,7 @@ def loss_curves(runs: Mapping[str, Sequence[Records]], key: str, ylabel: str) ->
         steps = sorted(set.intersection(*({r["step"] for r in seed} for seed in seeds)))
         values = [[next(r[key] for r in seed if r["step"] == step) for step in steps] for seed in seeds]
         _band(axis, steps, values, label, i, marker="")
-    axis.legend(title=_note(runs))
+    _legend_above(figure, list(runs), _note(runs))
     return figure
 
 
@@ -150,12 +150,8 @@ def error_by_iterations(
     for i, (label, seeds) in enumerate(errors.items()):
         iterations = sorted(seeds[0])
         _band(axis, iterations, [[seed[t] for t in iterations] for seed in seeds], label, i, MARKERS[i % len(MARKERS)])
-    columns = 2 if max(map(len, errors)) < 25 else 1
-    figure.set_figheight(4 + 0.2 * (len(errors) + 2 if columns == 1 else 0))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(  # the curves need the whole panel
-        loc="outside upper center", ncols=columns, fontsize="small", title=_note(errors), title_fontsize="small"
-    )
+    _legend_above(figure, list(errors), _note(errors))
     return figure
 
 
@@ -305,6 +301,13 @@ def _band(
         low, high = (np.exp(np.clip(mean + side, -200, 200)) for side in (-half, half))  # losses of 0 among others
         axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     axis.plot(x, np.exp(mean), color=colour, linestyle="--" if i % 2 else "-", marker=marker, label=label)
+
+
+def _legend_above(figure: Figure, labels: Sequence[str], title: str | None) -> None:
+    """A legend above the panel, all of which the curves need."""
+    columns = 2 if max(map(len, labels)) < 25 else 1
+    figure.set_figheight(4 + 0.2 * (len(labels) + 2 if columns == 1 else 0))
+    figure.legend(loc="outside upper center", ncols=columns, fontsize="small", title=title, title_fontsize="small")
 
 
 def _note(runs: Mapping[str, Sequence[Any]]) -> str | None:
