@@ -297,6 +297,9 @@ def test_data_without_the_axis_of_candidates_are_refused_where_as_many_problems_
     with pytest.raises(ValueError, match=r"expected values .* = \(8, 1\) .* got \(8, 8\): .* \.unsqueeze\(1\)"):
         dcem.minimize(lambda x: (x - targets).square().sum(-1), torch.zeros(8, 2), dcem.CEM(8, 2), generator=generator)
     assert torch.equal(generator.get_state(), before)
+    decoded = dcem.Argmin(2, dcem.CEM(8, 2), decoder=torch.nn.Linear(3, 2), latent_shape=3)
+    with pytest.raises(ValueError, match=r"objective: .*\.unsqueeze\(1\)"):
+        decoded(lambda x: (x - targets).square().sum(-1), (8,))
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"\.unsqueeze\(1\)"):
         dcem.minimize(lambda x: (x - targets).square().sum(-1), torch.zeros(8, 2), dcem.CEM(8, 2), generator=generator)
     seen = []

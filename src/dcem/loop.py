@@ -190,8 +190,9 @@ def _check_callables(objective: object, gradient: object, callback: object, vali
 def _check_axes(
     objective: object, start: Distribution, num_samples: int, dtype: torch.dtype, generator: torch.Generator | None
 ) -> None:
-    """Refuse data that lack the axis of the candidates, if the objective does not itself (`WithData`)."""
-    if not isinstance(objective, WithData) and hides_axis(start.batch_shape, num_samples):
+    """Refuse data that lack the axis of the candidates; an objective that holds data of its own checks these itself."""
+    checks_itself = isinstance(objective, WithData) and objective.data is not None
+    if not checks_itself and hides_axis(start.batch_shape, num_samples):
         one = start.mean.detach().unsqueeze(start.sample_dim).to(dtype).clone()
         check_axis("objective", objective, one, start.batch_shape, generator)  # type: ignore[arg-type]
 
