@@ -148,3 +148,14 @@ def test_actions_that_are_not_finite_are_told_though_nothing_is_evaluated() -> N
     noise = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]], [[1.0, 1.0], [0.5, 0.5]]]).unsqueeze(0)
     plan = mpc(torch.ones(2, 1), noise=noise, evaluate=False)
     assert plan.status.tolist() == [dcem.Status.NONFINITE, dcem.Status.OK]
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_data_without_the_axis_of_candidates_are_refused_where_no_shape_shows_it(evaluate) -> None:
+    """As many problems as candidates: the goal of problem `i` would meet candidate `i` of every problem."""
+    goals = torch.randn(5, 1, generator=torch.Generator().manual_seed(0))
+    mpc = dcem.control.MPC(
+        lambda x, u: x + u, lambda x, u: (x - goals).square().sum(-1), 3, 1, (-1.0, 1.0), dcem.CEM(5, 2)
+    )
+    with pytest.raises(ValueError, match="cost: expected"):
+        mpc(torch.zeros(5, 1), evaluate=evaluate)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dcem._check import Fixed, as_shape, check_flag
 from dcem._eager import all_true, is_eager, may_have_gradient
+from dcem._evaluate import hides_axis
 from dcem._guard import Cut, Reports, WithData, guarded, marked
 from dcem._setup import NoiseSource
 from dcem._tree import leaves, map_tensors
@@ -93,8 +94,7 @@ class MPC(Argmin):
             to a warm start by [`dcem.Distribution.around`][].
         answer: which actions to return: the `"mean"` of the final distribution, the `"best"` sample of the whole
             solve, or the best of the `"last"` iteration.
-        chunk_size: evaluate at most so many candidates at a time; memory then stays that of a chunk, in the backward
-            pass too, where each is evaluated again.
+        chunk_size: evaluate so many candidates at a time, in the backward pass again: memory is that of a chunk.
         state_dims: how many trailing axes of the state are one state: an int, or a tree of ints like the state.
         shard: divide each plan's search among processes: `dcem.distributed.Samples()` or `Problems()`.
 
@@ -245,9 +245,8 @@ class MPC(Argmin):
             noise: instead of drawing, `(T, *batch, N, horizon, *a)` (`*latent` with a decoder).
             proposals: instead of asking the module's `proposals`: action sequences `(*batch, M, horizon, *a)`.
             record: keep every iteration in `plan.solution.history`.
-            evaluate: say where the plan leads. False saves a rollout, and a third of the time of a decision by one
-                iteration: `states` are then None, `cost` and `violation` NaN, and `NONFINITE` is only a solve that
-                failed, or actions that are not finite.
+            evaluate: say where the plan leads. False saves a rollout, a third of a decision by one iteration: `states`
+                are None, `cost` and `violation` NaN, and `NONFINITE` is a failed solve or actions that are not finite.
         """
         check_flag("evaluate", evaluate)
         batch = batch_of(state, self.state_dims)
@@ -287,9 +286,10 @@ class MPC(Argmin):
 
         def followed(z: Tensor, data: tuple[Any, Tensor | None]) -> Followed:
             actions = self._actions(z, box, data[0])
+            if evaluate or hides_axis(batch, getattr(self.solver, "num_samples", 1)):  # a single candidate shows it
+                cost, violation, path, _ = problem.outcome(data[0], actions, data[1])
             if not evaluate:
                 return Followed.not_at_all(actions, len(batch) + 1)
-            cost, violation, path, _ = problem.outcome(data[0], actions, data[1])
             states = path.states(0, None, len(batch) + particles)
             return Followed(actions, cost, violation, batch_first(states, len(batch), self.num_particles))
 
