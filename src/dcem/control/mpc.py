@@ -263,7 +263,6 @@ class MPC(Argmin):
         elif reset is not None:
             raise ValueError("reset: expected None without a warm_start")
         problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self.actions_shape), like)
-
         seen = Seen(len(batch)) if self._sees(like) else None
 
         def costs(z: Tensor, data: tuple[Any, Tensor | None], cut: Cut) -> Tensor:
