@@ -314,3 +314,21 @@ def test_nor_does_it_hide_behind_a_nested_transform(selection, theta, noise):
 
     with pytest.raises(RuntimeError, match="has no gradient, and the solution was asked for one"):
         torch.func.grad(total)(theta.detach())
+
+
+def test_a_detached_solution_has_no_derivative_of_any_kind(theta, noise) -> None:
+    """Inside a transform, or with a tangent, a tensor does not say whether it is differentiated: it is cut unasked."""
+
+    def cut(theta: Tensor) -> Tensor:
+        solution = dcem.minimize(
+            objective(theta), torch.zeros_like(theta), dcem.CEM(N, 5), num_iterations=T, noise=noise
+        )
+        return solution.detach().x.square().sum()
+
+    point = theta.detach()
+    assert not cut(theta).requires_grad
+    assert torch.func.grad(cut)(point).count_nonzero() == 0
+    assert torch.func.jvp(cut, (point,), (torch.ones_like(point),))[1].count_nonzero() == 0
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(point, torch.ones_like(point))
+        assert torch.autograd.forward_ad.unpack_dual(cut(dual)).tangent is None
