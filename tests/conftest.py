@@ -21,13 +21,19 @@ settings.register_profile(
 )
 settings.load_profile("dcem")
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+# What the tests make is made on this device, those of the GPU on a GPU: `make gpu`.
+DEVICE = torch.device(os.environ.get("DCEM_TEST_DEVICE", "cpu"))
 
+if DEVICE.type != "cpu":
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device there is."""
-    return torch.device(request.param)
+    class _Generator(torch.Generator):
+        """One that is of that device where it is not said of which."""
+
+        def __new__(cls, device: torch.device | str = DEVICE) -> "_Generator":
+            return super().__new__(cls, device)
+
+    torch.set_default_device(DEVICE)
+    torch.Generator = _Generator  # type: ignore[misc]
 
 
 @pytest.fixture

@@ -162,53 +162,6 @@ def test_a_family_without_a_std_has_none_in_its_history(generator):
     )
 
 
-META_SOLVERS = {
-    **SOLVERS,
-    "effective": dcem.CEM(20, 5, dcem.LML(effective=8)),
-    "hard": dcem.CEM(20, 5, dcem.HardTopK()),
-}
-MODES = [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(), dcem.Implicit(), dcem.Detach()]
-
-
-@pytest.mark.parametrize("name", META_SOLVERS)
-def test_solves_run_on_the_meta_device(name):
-    solver = META_SOLVERS[name]
-    for gradient in MODES if name == "cem" else MODES[-2:] if name == "hard" else MODES[:1]:
-        targets = torch.zeros(3, 2, device="meta", requires_grad=True)
-        solution = dcem.minimize(
-            lambda x: (x - targets.unsqueeze(-2)).square().sum(-1),  # noqa: B023
-            torch.zeros(3, 2, device="meta"), solver, num_iterations=2, gradient=gradient, bounds=(-1, 1), record=True,
-        )  # fmt: skip
-        assert solution.x.is_meta
-        assert solution.best_x.shape == (3, 2)
-        assert "status: not known" in repr(solution)
-        if not isinstance(gradient, dcem.Detach) and name != "hard":
-            assert torch.autograd.grad(solution.x.sum(), targets)[0].shape == (3, 2)
-
-
-def test_families_layers_and_searches_run_on_the_meta_device():
-    x = torch.zeros(3, 2, device="meta")
-    for init in (
-        dcem.FullGaussian(x, torch.eye(2, device="meta")),
-        dcem.Mixture(torch.zeros(3, 4, 2, device="meta"), torch.ones(3, 4, 2, device="meta")),
-        dcem.Categorical(x),
-    ):
-        assert dcem.minimize(lambda x: x.sum(-1), init, dcem.CEM(20, 5), num_iterations=2).x.shape == (3, 2)
-    search = dcem.Search(x)
-    search.tell(search.ask().sum(-1))
-    assert search.solution.x.is_meta
-    layer = dcem.Argmin(2, bounds=(-1, 1), init=(0.0, 1.0), num_iterations=2).to("meta")
-    assert layer(lambda x: x.square().sum(-1), (3,)).x.is_meta
-    model = dcem.energy.EnergyModel(dcem.energy.MLPEnergy(2, 2), 2, dcem.CEM(20, 5), num_iterations=2).to("meta")
-    model(x).sum().backward()
-    mpc = dcem.control.MPC(
-        lambda s, a: s + a, lambda s, a: s.square().sum(-1) + a.square().sum(-1), 5, 2, (-1, 1), dcem.CEM(20, 5),
-        num_iterations=2,
-    ).to("meta")  # fmt: skip
-    plan = mpc(x)
-    assert mpc(x, warm_start=plan, reset=torch.zeros(3, dtype=torch.bool, device="meta")).actions.shape == (3, 5, 2)
-
-
 @pytest.mark.parametrize("selection", [dcem.LML(1.0), dcem.LML(0.1), dcem.HardTopK()])
 @pytest.mark.parametrize("size", [1, 5, 20])
 def test_a_start_too_narrow_for_its_scale_is_seen_in_the_history(size, selection, generator):

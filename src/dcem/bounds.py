@@ -78,7 +78,9 @@ class Bounds:
                 raise ValueError(f"bounds: expected low <= high, got low={low}, high={high}")
         if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch.clamp takes numbers or tensors, not both
             low, high = (
-                torch.tensor(side, dtype=torch.float64, device=like.device) if isinstance(side, (int, float)) else side
+                torch.full((), side, dtype=torch.float64, device=like.device)
+                if isinstance(side, (int, float))
+                else side
                 for side in (low, high)
             )
         box = cls(low, high, torch.float64)._rounded(like.dtype if dtype is None else dtype)

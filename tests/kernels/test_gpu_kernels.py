@@ -14,7 +14,10 @@ pytest.importorskip("triton")
 
 def test_in_the_interpreter() -> None:
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(dcem.__file__).parents[1])}
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, [Path(dcem.__file__).parents[1], *sys.path])),
+    }
     cases = Path(__file__).with_name("gpu_cases.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "0", "-q", "--tb=short", "-p", "no:cacheprovider", str(cases)],
@@ -32,13 +35,14 @@ def test_the_compiler_takes_them() -> None:
     from dcem.kernels import gpu, gpu_refit
 
     row = {"BLOCK": 1024, "WHOLE": True, "DOUBLE": False}
-    tile = {"ROWS": 64, "COLUMNS": 32}
+    tile = {"ROWS": 64, "COLUMNS": 32, "DOUBLE": False}
     for kernel, constants in (
         (gpu._project, row | {"LINK": 0}), (gpu._pull_back, row | {"LINK": 0}),
         (gpu_refit._scores, row | {"STANDARDIZE": True}), (gpu_refit._moments, tile),
         (gpu_refit._moments_back, tile), (gpu_refit._scores_back, row | {"STANDARDIZE": True}),
     ):  # fmt: skip
         kinds = {arg: "*fp32" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constants}
+        kinds |= {arg: "i64" for arg in kinds if arg.endswith("_bits")}
         if "valid_ptr" in kinds:
             kinds["valid_ptr"] = "*i8"
         source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)

@@ -8,8 +8,8 @@ import torch
 from dcem.projections import HardTopK, hard_topk
 
 
-def test_exactly_k_ones_without_gradient(device: torch.device) -> None:
-    x = torch.randn(4, 3, 10, device=device).round().requires_grad_()
+def test_exactly_k_ones_without_gradient() -> None:
+    x = torch.randn(4, 3, 10).round().requires_grad_()
     for k in (1, 4, 10):
         w = hard_topk(x, k)
         assert not w.requires_grad
@@ -18,35 +18,35 @@ def test_exactly_k_ones_without_gradient(device: torch.device) -> None:
         assert torch.equal(hard_topk(x, k, dim=-1), HardTopK()(x.mT, k, dim=1).mT)
 
 
-def test_the_first_of_equal_scores_wins(device: torch.device) -> None:
-    x = torch.tensor([[1.0, 2.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]], device=device)
+def test_the_first_of_equal_scores_wins() -> None:
+    x = torch.tensor([[1.0, 2.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
     assert hard_topk(x, 2).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
 
 
-def test_rows_without_an_answer_are_nan_alone(device: torch.device) -> None:
+def test_rows_without_an_answer_are_nan_alone() -> None:
     inf, nan = math.inf, math.nan
-    x = torch.tensor([[1.0, -inf, 2.0], [1.0, -inf, -inf], [1.0, nan, 2.0], [inf, 0.0, 0.0]], device=device)
+    x = torch.tensor([[1.0, -inf, 2.0], [1.0, -inf, -inf], [1.0, nan, 2.0], [inf, 0.0, 0.0]])
     w = hard_topk(x, 2)
     assert w[0].tolist() == [1, 0, 1]
     assert w[1:].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtype(device: torch.device, dtype: torch.dtype) -> None:
-    x = torch.arange(300, device=device).to(dtype)
+def test_dtype(dtype: torch.dtype) -> None:
+    x = torch.arange(300).to(dtype)
     w = hard_topk(x, 299)
     assert w.dtype == dtype
     assert w.float().sum() == 299
 
 
-def test_vmap_and_batch(device: torch.device) -> None:
-    x = torch.randn(5, 6, device=device)
+def test_vmap_and_batch() -> None:
+    x = torch.randn(5, 6)
     assert torch.equal(torch.func.vmap(lambda row: hard_topk(row, 2))(x), hard_topk(x, 2))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it traces
-def test_compile(device: torch.device, backend: str) -> None:
-    x = torch.randn(5, 6, device=device).round()
+def test_compile(backend: str) -> None:
+    x = torch.randn(5, 6).round()
     compiled = torch.compile(lambda x: hard_topk(x, 2), fullgraph=True, backend=backend)
     assert torch.equal(compiled(x), hard_topk(x, 2))
 

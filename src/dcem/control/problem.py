@@ -143,8 +143,8 @@ class Problem:
         """`γ^t Π_{s<=t} p(x_s)`, how much step `t` counts: `(H + 1, [P,] *batch, n)`; None where all do."""
         if self.continues is None and self.discount == 1:
             return None
-        weights = like.new_tensor([self.discount**t for t in range(horizon + 1)])
-        weights = weights.reshape(horizon + 1, *(1,) * len(shape))
+        steps = torch.arange(horizon + 1, dtype=torch.float64, device=like.device)
+        weights = (self.discount**steps).to(like.dtype).reshape(horizon + 1, *(1,) * len(shape))
         if self.continues is None:
             return weights.expand(horizon + 1, *shape)
         alive = unchanging("continues", self.continues, path.states(1, None))

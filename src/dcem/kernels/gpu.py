@@ -6,6 +6,8 @@ from their mean and a guess, any other from the order statistics at `k`. Nothing
 
 from __future__ import annotations
 
+import struct
+
 import torch
 import triton
 import triton.language as tl
@@ -16,23 +18,16 @@ LARGEST_BLOCK = 16384  # numbers that one program holds at a time; of longer row
 
 
 @triton.jit
-def _phi(z, LINK: tl.constexpr):
+def _weight(z, LINK: tl.constexpr):
+    """`phi(z)` and its derivative; both 0 at -inf, which stands for a number that takes no part."""
     if LINK == 0:
         e = tl.exp(-tl.abs(z))
-        return tl.where(z >= 0, 1 / (1 + e), e / (1 + e))
+        r = 1 / (1 + e)
+        return tl.where(z >= 0, r, e * r), e * r * r
     if LINK == 1:
-        return tl.exp(tl.minimum(z, 0))
-    return tl.minimum(tl.maximum(z, 0), 1)
-
-
-@triton.jit
-def _slope(z, LINK: tl.constexpr):
-    if LINK == 0:
-        e = tl.exp(-tl.abs(z))
-        return e / ((1 + e) * (1 + e))
-    if LINK == 1:
-        return tl.where(z < 0, tl.exp(tl.minimum(z, 0)), 0)
-    return tl.where((z > 0) & (z < 1), 1.0, 0.0).to(z.dtype)
+        e = tl.exp(tl.minimum(z, 0))
+        return e, tl.where(z < 0, e, 0)
+    return tl.minimum(tl.maximum(z, 0), 1), tl.where((z > 0) & (z < 1), 1.0, 0.0).to(z.dtype)
 
 
 @triton.jit
@@ -42,12 +37,41 @@ def _scaled(x, c, inverse):
 
 
 @triton.jit
-def _piece(start, held, x_ptr, n, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """Numbers `start ...` of the row, -inf beyond its end."""
+def _of_row(x, c, inverse):
+    """The scaled scores, -inf for what takes no part."""
+    finite = x > float("-inf")
+    return tl.where(finite, _scaled(tl.where(finite, x, c), c, inverse), float("-inf"))
+
+
+@triton.jit
+def _piece(start, held, x_ptr, n, BLOCK: tl.constexpr, WHOLE: tl.constexpr, other: tl.constexpr = float("-inf")):
+    """Numbers `start ...` of the row, `other` beyond its end."""
     if WHOLE:
         return held
     at = start + tl.arange(0, BLOCK)
-    return tl.load(x_ptr + at, mask=at < n, other=float("-inf"))
+    return tl.load(x_ptr + at, mask=at < n, other=other)
+
+
+@triton.jit
+def _real(bits, DOUBLE: tl.constexpr):
+    """The number whose bits as a float64 came as a whole number, see `bits_of`."""
+    number = bits.to(tl.int64).to(tl.float64, bitcast=True)
+    return number if DOUBLE else number.to(tl.float32)
+
+
+@triton.jit
+def _add2(a, b, x, y):
+    return a + x, b + y
+
+
+@triton.jit
+def _add3(a, b, c, x, y, z):
+    return a + x, b + y, c + z
+
+
+@triton.jit
+def _survey(wrong, m, total, low, high, wrong_, m_, total_, low_, high_):
+    return wrong + wrong_, m + m_, total + total_, tl.minimum(low, low_), tl.maximum(high, high_)
 
 
 @triton.jit
@@ -68,44 +92,47 @@ def _number(key, DOUBLE: tl.constexpr):
     return (small ^ ((small >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k_bits", "tau_bits"])
 def _project(
-    x_ptr, x_stride, tau_ptr, tau_stride, k_ptr, w_ptr, nu_ptr, c_ptr, stride, n,
+    x_ptr, x_stride, tau_ptr, tau_bits, k_bits, w_ptr, nu_ptr, c_ptr, stride, n,
     LINK: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
     w_ptr += row * n
-    k = tl.load(k_ptr)
-    tau = tl.load(tau_ptr + row * tau_stride)
+    k = _real(k_bits, DOUBLE)
+    tau = _real(tau_bits, DOUBLE) if tau_ptr is None else tl.load(tau_ptr + row)
     EPS: tl.constexpr = 2.220446049250313e-16 if DOUBLE else 1.1920928955078125e-07
     LARGEST: tl.constexpr = 1e300 if DOUBLE else 1e37
     at = tl.arange(0, BLOCK)
     held = tl.load(x_ptr + at, mask=at < n, other=float("-inf"))
+    end = BLOCK if WHOLE else n
     zero = k * 0
     infinity = zero + float("inf")
 
     wrong, m, total, low, high = 0, 0, zero, infinity, -infinity
-    for start in range(0, n, BLOCK):
+    for start in range(0, end, BLOCK):
         x = _piece(start, held, x_ptr, n, BLOCK, WHOLE)
         finite = x > float("-inf")
-        wrong += tl.sum(((x != x) | (x == float("inf"))).to(tl.int32), 0)
-        m += tl.sum(finite.to(tl.int32), 0)
-        total += tl.sum(tl.where(finite, x, 0), 0)
-        low = tl.minimum(low, tl.min(tl.where(finite, x, float("inf")), 0))
-        high = tl.maximum(high, tl.max(x, 0))
+        bad = ((x != x) | (x == float("inf"))).to(tl.int32)
+        number, least = tl.where(finite, x, 0), tl.where(finite, x, float("inf"))
+        largest = tl.where(finite, x, float("-inf"))
+        part = tl.reduce((bad, finite.to(tl.int32), number, least, largest), 0, _survey)
+        wrong, m, total, low, high = _survey(wrong, m, total, low, high, part[0], part[1], part[2], part[3], part[4])
     count = m.to(k.dtype)
     is_valid = (wrong == 0) & (count >= k) & (tau > 0)
     inverse = tl.minimum(1 / tau, LARGEST)
 
-    c, nu, left, right = low, zero + 64.0, zero + 64.0, zero + 64.0  # if all of them are taken
+    # If all of them are taken:
+    c, nu, left, right = low, zero + 64.0, zero + 64.0, zero + 64.0
+    w_held = tl.where(held > float("-inf"), zero + 1, zero)
     if is_valid & (count > k):
         if (LINK != 2) & ((high - low) * inverse <= 30):  # ordinary: the mean, a guess by the variance
             p = k / count
             base = tl.log(p) - (tl.log(1 - p) if LINK == 0 else zero)
             c = tl.minimum(tl.maximum(total / count, low), high)
             squares = zero
-            for start in range(0, n, BLOCK):
+            for start in range(0, end, BLOCK):
                 x = _piece(start, held, x_ptr, n, BLOCK, WHOLE)
                 s = tl.where(x > float("-inf"), (x - c) * inverse, 0)
                 squares += tl.sum(s * s, 0)
@@ -121,13 +148,13 @@ def _project(
             while first < last:  # the j-th largest is the largest number that j are not below
                 middle = (first | last) - ((first ^ last) >> 1)
                 num = 0
-                for start in range(0, n, BLOCK):
+                for start in range(0, end, BLOCK):
                     x = _piece(start, held, x_ptr, n, BLOCK, WHOLE)
                     num += tl.sum((_key(x, DOUBLE) >= middle).to(tl.int32), 0)
                 first, last = tl.where(num >= j, middle, first), tl.where(num >= j, last, middle - 1)
             c = _number(first, DOUBLE)
             above, below = 0, -infinity
-            for start in range(0, n, BLOCK):
+            for start in range(0, end, BLOCK):
                 x = _piece(start, held, x_ptr, n, BLOCK, WHOLE)
                 above += tl.sum((x >= c).to(tl.int32), 0)
                 below = tl.maximum(below, tl.max(tl.where(x < c, x, float("-inf")), 0))
@@ -144,17 +171,16 @@ def _project(
 
         tolerance = 2 * EPS * tl.minimum(k, count - k)
         size, steps = infinity, 0
+        s_held = _of_row(held, c, inverse)
         while steps < 128:
             f, f1, f2 = -k, zero, zero
-            for start in range(0, n, BLOCK):
-                x = _piece(start, held, x_ptr, n, BLOCK, WHOLE)
-                finite = x > float("-inf")
-                z = _scaled(tl.where(finite, x, c), c, inverse) + nu
-                w = tl.where(finite, _phi(z, LINK), 0)
-                slope = tl.where(finite, _slope(z, LINK), 0)
-                f += tl.sum(w, 0)
-                f1 += tl.sum(slope, 0)
-                f2 += tl.sum(slope * (1 - 2 * w), 0)
+            for start in range(0, end, BLOCK):
+                s = s_held if WHOLE else _of_row(_piece(start, held, x_ptr, n, BLOCK, WHOLE), c, inverse)
+                w, slope = _weight(s + nu, LINK)
+                if WHOLE:
+                    w_held = w
+                part = tl.reduce((w, slope, slope * (1 - 2 * w)), 0, _add3)
+                f, f1, f2 = f + part[0], f1 + part[1], f2 + part[2]
             if LINK == 0:
                 trial = nu - 2 * f * f1 / (2 * f1 * f1 - f * f2)
             elif LINK == 1:
@@ -174,51 +200,62 @@ def _project(
 
     nan = zero + float("nan")
     c, nu = tl.where(is_valid, c, nan), tl.where(is_valid, nu, nan)
-    for start in range(0, n, BLOCK):
-        x = _piece(start, held, x_ptr, n, BLOCK, WHOLE)
-        finite = x > float("-inf")
-        w = tl.where(finite | (is_valid == 0), _phi(_scaled(tl.where(finite, x, c), c, inverse) + nu, LINK), 0)
+    for start in range(0, end, BLOCK):
+        if WHOLE:  # the last evaluation was at `nu`
+            w = w_held
+        else:
+            w, _ = _weight(_of_row(_piece(start, held, x_ptr, n, BLOCK, WHOLE), c, inverse) + nu, LINK)
         tl.store(w_ptr + start + at, tl.where(is_valid, w, nan), mask=start + at < n)
     tl.store(nu_ptr + row * stride, nu)
     tl.store(c_ptr + row * stride, c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tau_bits"])
 def _pull_back(
-    x_ptr, x_stride, tau_ptr, tau_stride, nu_ptr, c_ptr, stride, g_w_ptr, g_nu_ptr, g_nu_stride, g_x_ptr, g_tau_ptr, n,
+    x_ptr, x_stride, tau_ptr, tau_bits, nu_ptr, c_ptr, stride, g_w_ptr, g_nu_ptr, g_x_ptr, g_tau_ptr, n,
     LINK: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
-    g_w_ptr += row * n
     g_x_ptr += row * n
     nu, c = tl.load(nu_ptr + row * stride), tl.load(c_ptr + row * stride)
-    g_nu = tl.load(g_nu_ptr + row * g_nu_stride)
-    tau = tl.load(tau_ptr + row * tau_stride)
+    zero = nu * 0
+    tau = _real(tau_bits, DOUBLE) if tau_ptr is None else tl.load(tau_ptr + row)
     TINY: tl.constexpr = 4.930380657631324e-32 if DOUBLE else 1.4210854715202004e-14
     inverse = tl.minimum(1 / tau, 1e300 if DOUBLE else 1e37)
     at = tl.arange(0, BLOCK)
+    end = BLOCK if WHOLE else n
     held = tl.load(x_ptr + at, mask=at < n, other=float("-inf"))
-    held_g = tl.load(g_w_ptr + at, mask=at < n, other=0)
-    total, dot, pull = nu * 0, g_nu, nu * 0
-    for start in range(0, n, BLOCK):
-        x = _piece(start, held, x_ptr, n, BLOCK, WHOLE)
-        g = held_g if WHOLE else tl.load(g_w_ptr + start + at, mask=start + at < n, other=0)
-        finite = x > float("-inf")
-        q = tl.where(finite, _slope(_scaled(tl.where(finite, x, c), c, inverse) + nu, LINK), 0)
-        total += tl.sum(q, 0)
-        dot += tl.sum(q * g, 0)
+    held_g = tl.zeros_like(held)
+    if g_w_ptr is not None:
+        held_g = tl.load(g_w_ptr + row * n + at, mask=at < n, other=0)
+    total, dot, pull = zero, zero, zero
+    for start in range(0, end, BLOCK):
+        g = held_g
+        if not WHOLE and g_w_ptr is not None:
+            g = tl.load(g_w_ptr + row * n + start + at, mask=start + at < n, other=0)
+        _, q = _weight(_of_row(_piece(start, held, x_ptr, n, BLOCK, WHOLE), c, inverse) + nu, LINK)
+        part = tl.reduce((q, q * g), 0, _add2)
+        total, dot = total + part[0], dot + part[1]
+    if g_nu_ptr is not None:
+        dot += tl.load(g_nu_ptr + row)
     mean = dot / tl.maximum(total, TINY)
-    for start in range(0, n, BLOCK):
-        x = _piece(start, held, x_ptr, n, BLOCK, WHOLE)
-        g = held_g if WHOLE else tl.load(g_w_ptr + start + at, mask=start + at < n, other=0)
-        finite = x > float("-inf")
-        s = _scaled(tl.where(finite, x, c), c, inverse)
-        g_x = tl.where(finite, _slope(s + nu, LINK) * (g - mean) * inverse, 0)
+    for start in range(0, end, BLOCK):
+        g = held_g
+        if not WHOLE and g_w_ptr is not None:
+            g = tl.load(g_w_ptr + row * n + start + at, mask=start + at < n, other=0)
+        s = _of_row(_piece(start, held, x_ptr, n, BLOCK, WHOLE), c, inverse)
+        _, q = _weight(s + nu, LINK)
+        g_x = tl.where(s > float("-inf"), q * (g - mean) * inverse, 0)
         g_x = tl.where(nu == nu, g_x, nu)
-        pull += tl.sum(tl.where(start + at < n, g_x * s, 0), 0)
+        pull += tl.sum(tl.where(s > float("-inf"), g_x * s, 0), 0)
         tl.store(g_x_ptr + start + at, g_x, mask=start + at < n)
-    tl.store(g_tau_ptr + row, -pull)
+    tl.store(g_tau_ptr + row, tl.where(nu == nu, -pull, nu))
+
+
+def bits_of(number: float) -> int:
+    """The bits of a float64 as a whole number: as a float Triton would take it in single precision."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
 
 
 def options(n: int, dtype: torch.dtype) -> dict[str, object]:
@@ -230,22 +267,17 @@ def options(n: int, dtype: torch.dtype) -> dict[str, object]:
     return {"BLOCK": block, "WHOLE": block >= n, "DOUBLE": dtype == torch.float64, "num_warps": warps}
 
 
-def _of_rows(x: Tensor, temperatures: Tensor | None, temperature: float) -> tuple[Tensor, int]:
-    """The temperatures and how far those of two rows are apart; on the device, so that nothing waits."""
-    return (x.new_full((1,), temperature), 0) if temperatures is None else (temperatures.contiguous(), 1)
-
-
 def project(
     x: Tensor, temperatures: Tensor | None, temperature: float, k: float, link: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`dcem::project`."""
     x, n = x.contiguous(), x.shape[-1]
-    tau, stride = _of_rows(x, temperatures, temperature)
+    taus = None if temperatures is None else temperatures.contiguous()
     w, nu = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1))
-    center, k_on_device = torch.empty_like(nu), x.new_full((1,), k)
+    center = torch.empty_like(nu)
     if nu.numel():
         _project[(nu.numel(),)](
-            x, n, tau, stride, k_on_device, w, nu, center, 1, n, LINK=LINKS[link], **options(n, x.dtype)
+            x, n, taus, bits_of(temperature), bits_of(k), w, nu, center, 1, n, LINK=LINKS[link], **options(n, x.dtype)
         )  # fmt: skip
     return w, nu, center
 
@@ -256,12 +288,11 @@ def project_backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`dcem::project_backward`."""
     x, nu, center, n = x.contiguous(), nu.contiguous(), center.contiguous(), x.shape[-1]
-    tau, stride = _of_rows(x, temperatures, temperature)
-    g_w = torch.zeros_like(x) if grad_weights is None else grad_weights.contiguous()
-    g_nu = torch.zeros_like(nu) if grad_nu is None else grad_nu.contiguous()
+    taus, g_w, g_nu = (None if t is None else t.contiguous() for t in (temperatures, grad_weights, grad_nu))
     g_x, g_tau = torch.empty_like(x), torch.empty_like(nu)
     if nu.numel():
         _pull_back[(nu.numel(),)](
-            x, n, tau, stride, nu, center, 1, g_w, g_nu, 1, g_x, g_tau, n, LINK=LINKS[link], **options(n, x.dtype)
+            x, n, taus, bits_of(temperature), nu, center, 1, g_w, g_nu, g_x, g_tau, n, LINK=LINKS[link],
+            **options(n, x.dtype),
         )  # fmt: skip
     return g_x, g_tau

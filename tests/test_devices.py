@@ -1,0 +1,172 @@
+"""On a GPU the host never waits: nothing looks at a value, and nothing is copied there while a solve or a plan runs.
+
+Without a GPU the same runs on the meta device, where looking at a value fails; copies from the host are noticed.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import dcem
+from dcem.control import MPC
+
+SOLVERS = {
+    "cem": dcem.CEM(20, 5, dcem.LML(0.5)),
+    "icem": dcem.CEM(20, 5, dcem.LML(0.05), keep_elites=0.2, smoothing=0.1),
+    "softmax": dcem.CEM(20, 5, dcem.ConstrainedSoftmax(0.5), standardize=False),
+    "sparsemax": dcem.CEM(20, 5, dcem.ConstrainedSparsemax(2.0)),
+    "effective": dcem.CEM(20, 5, dcem.LML(effective=8)),
+    "hard": dcem.CEM(20, 5, dcem.HardTopK()),
+    "mppi": dcem.MPPI(20, 0.5),
+    "descent": dcem.GradientDescent(0.2, momentum=0.3),
+}
+MODES = [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(), dcem.Implicit(), dcem.Detach()]
+
+
+class Copies(TorchFunctionMode):
+    """What would be copied from the host, by the name of the function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
+        if function in made and result.is_meta and not (args and getattr(args[0], "is_meta", False) and len(args) == 1):
+            self.seen.append(function.__name__)
+        return result
+
+
+class CopiesInside(TorchDispatchMode):
+    """Likewise, of the operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.is_cpu]
+        copies = str(function).startswith(("aten._to_copy", "aten.copy_")) or any(leaf.dim() for leaf in given)
+        if given and copies and any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in tree_leaves(result)):
+            self.seen.append(str(function))
+        return result
+
+
+@contextlib.contextmanager
+def without_waiting(device: str) -> Iterator[None]:
+    """What is run inside neither looks at a value nor copies one."""
+    if device == "cuda":
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        return
+    with Copies() as copies, CopiesInside() as inside:
+        yield
+    assert copies.seen + inside.seen == []
+
+
+pytestmark = pytest.mark.parametrize("place", ["meta"] + (["cuda"] if torch.cuda.is_available() else []))
+
+
+def distance(target: torch.Tensor):
+    return lambda x: (x - target.unsqueeze(-2)).square().sum(-1)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solves(place, name):
+    solver = SOLVERS[name]
+    for gradient in MODES if name == "cem" else MODES[-2:] if name == "hard" else MODES[:1]:
+        targets = torch.zeros(3, 2, device=place, requires_grad=True)
+        low = torch.full((2,), -1.0, device=place)
+        for bounds in ((-1, 1), (low, 1)):
+            start, leaves = torch.zeros(3, 2, device=place), [targets]
+            with without_waiting(place):
+                solution = dcem.minimize(
+                    distance(targets), start, solver, num_iterations=2, gradient=gradient, bounds=bounds, record=True
+                )
+                if not isinstance(gradient, dcem.Detach) and name != "hard":
+                    assert torch.autograd.grad(solution.x.sum(), leaves)[0].shape == (3, 2)
+        assert solution.x.device.type == place
+        assert solution.best_x.shape == (3, 2)
+        assert ("status: not known" in repr(solution)) == (place == "meta")
+
+
+@pytest.mark.parametrize("family", ["full", "mixture", "categorical", "product"])
+def test_families(place, family):
+    x = torch.zeros(3, 2, device=place)
+    init = {
+        "full": lambda: dcem.FullGaussian(x, torch.eye(2, device=place)),
+        "mixture": lambda: dcem.Mixture(torch.zeros(3, 4, 2, device=place), torch.ones(3, 4, 2, device=place)),
+        "categorical": lambda: dcem.Categorical(x),
+        "product": lambda: dcem.Product([dcem.Gaussian(x, torch.ones_like(x)), dcem.Categorical(x)]),
+    }[family]()
+    with without_waiting(place):
+        solution = dcem.minimize(lambda x: x.sum(-1), init, dcem.CEM(20, 5), num_iterations=2)
+    assert solution.x.shape[0] == 3
+
+
+def test_searches_and_layers(place):
+    x = torch.zeros(3, 2, device=place)
+    layer = dcem.Argmin(2, bounds=(-1, 1), init=(0.0, 1.0), num_iterations=2).to(place)
+    model = dcem.energy.EnergyModel(dcem.energy.MLPEnergy(2, 2), 2, dcem.CEM(20, 5), num_iterations=2).to(place)
+    with without_waiting(place):
+        search = dcem.Search(x)
+        search.tell(search.ask().sum(-1))
+        assert search.solution.x.device.type == place
+        assert layer(lambda x: x.square().sum(-1), (3,)).x.device.type == place
+        model(x).sum().backward()
+
+
+PLANS = {
+    "plain": {},
+    "best": {"answer": "best"},
+    "last": {"answer": "last"},
+    "chunks": {"chunk_size": 5},
+    "discount": {"discount": 0.9},
+    "termination": {"continues": lambda s: (s.abs().sum(-1) < 3).to(s.dtype)},
+    "terminal": {"terminal_cost": lambda s: s.square().sum(-1)},
+    "constraint": {"constraint": lambda s: s.abs() - 1},
+    "rate": {"action_rate_cost": 0.1},
+    "particles": {"num_particles": 3, "risk": dcem.control.CVaR(0.5)},
+    "time": {"cost": lambda s, a, t: (s.sum(-1) - t.reshape(-1, *[1] * (s.dim() - 2))).square()},
+    "proposals": {"proposals": lambda s, h, m: s.new_zeros(*s.shape[:-1], 1, h, 2), "num_proposals": 1},
+    "mppi": {"solver": dcem.MPPI(20, 0.5)},
+    "colored": {"noise": dcem.ColoredNoise(1.0, dim=-2)},
+    "spline": {"decoder": dcem.embedding.SplineDecoder(3, (5, 2))},
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plans(place, name):
+    given = {"cost": lambda s, a: s.square().sum(-1) + a.square().sum(-1), "solver": dcem.CEM(20, 5), **PLANS[name]}
+    cost = given.pop("cost")
+    mpc = MPC(lambda s, a: s + a, cost, 5, 2, (-1, 1), num_iterations=2, **given).to(place)
+    state, reset = torch.zeros(3, 2, device=place), torch.zeros(3, dtype=torch.bool, device=place)
+    with without_waiting(place), torch.no_grad():
+        plan = mpc(state)
+        again = mpc(state, warm_start=plan, reset=reset)
+        alone = mpc(state, warm_start=plan, evaluate=False)
+    assert again.actions.shape == alone.actions.shape == (3, 5, 2)
+    state.requires_grad_()
+    with without_waiting(place):
+        mpc(state).cost.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["RSSM", "LatentModel"])
+def test_plans_through_latent_models(place, name):
+    model = getattr(dcem.world, name)(4, 2).to(place)
+    mpc = MPC(model.imagine, model.cost, 3, 2, (-1, 1), dcem.CEM(20, 5), num_iterations=2).to(place)
+    action, seen = torch.zeros(3, 2, device=place), torch.zeros(3, 4, device=place)
+    with without_waiting(place), torch.no_grad():
+        belief = model.observe(model.initial((3,)), action, seen)
+        assert mpc(belief).actions.shape == (3, 3, 2)
