@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dcem import implicit
+from dcem._eager import unchecked
 from dcem.distributions import (
     Categorical,
     ColoredNoise,
@@ -91,6 +92,7 @@ __all__ = [
     "implicit",
     "lml",
     "minimize",
+    "unchecked",
     "world",
 ]
 

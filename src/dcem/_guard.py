@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
-from dcem._eager import in_forward_mode, is_eager, is_transformed, may_have_gradient
+from dcem._eager import in_forward_mode, is_eager, is_transformed, is_unchecked, may_have_gradient, may_look
 from dcem._replay import randomness
 from dcem._tree import leaves, map_tensors
 
@@ -94,17 +94,18 @@ def guarded(
         judge: the part of the result that has to be finite.
         generator: to be replayed in the second evaluation, as torch's global one is.
 
-    Eagerly the second evaluation is made where something failed. Inside `torch.compile` and `torch.func` transforms
-    nothing can be looked at: it is always made where there is a gradient, and the problems of a `torch.func.vmap` do
-    not see each other.
+    Eagerly the second evaluation is made where something failed. Inside `torch.compile` and `torch.func` transforms,
+    and while a CUDA graph is recorded, nothing can be looked at: it is always made where there is a gradient, and the
+    problems of a `torch.func.vmap` do not see each other.
     """
-    if not may_have_gradient():
+    if not may_have_gradient() or is_unchecked():
         return evaluate(samples, data, uncut)
+    looks = is_eager() and (may_look(samples) or samples.is_meta)  # there nothing fails
     if is_transformed():
         with torch.no_grad():
             first = evaluate(samples, data, uncut)
     else:
-        put_back = randomness(samples.device, generator) if is_eager() else None
+        put_back = randomness(samples.device, generator) if looks else None
         # The view gathers what the objective sends back before it is added to what comes from elsewhere, in the same
         # order of summation as below: the gradient of a problem does not depend on whether another one fails.
         first = evaluate(samples.view_as(samples), data, uncut)
@@ -115,7 +116,7 @@ def guarded(
                 return first
             put_back()
     failed = find_failed(judge(first), batch_dims)
-    if is_eager() and (failed.all() or not failed.any()):
+    if looks and (failed.all() or not failed.any()):
         return map_tensors(_constant, first) if failed.any() else first
 
     again = evaluate(*stand_ins(samples, data, failed, batch_dims), Cut(failed))
@@ -148,7 +149,7 @@ class Reports:
         def note(slope: Tensor | None) -> None:
             self._given = None if _seems_finite(slope) else ~_all_of(slope.isfinite(), batch_dims)  # type: ignore[union-attr]
 
-        if is_eager() and answer.requires_grad:
+        if is_eager() and not is_unchecked() and answer.requires_grad:
             answer.register_hook(note)  # type: ignore[no-untyped-call]
 
     def watch(self, tree: Any, batch_dims: int) -> None:
@@ -161,7 +162,7 @@ class Reports:
             self._note(slope.isfinite(), batch_dims)
             return torch.where(slope.isfinite(), slope, 0.0)
 
-        for leaf in leaves(tree) if is_eager() else ():
+        for leaf in leaves(tree) if is_eager() and not is_unchecked() else ():
             if leaf.requires_grad:
                 leaf.register_hook(look)  # type: ignore[no-untyped-call]
 
@@ -238,8 +239,13 @@ def _all_finite(tree: Any) -> bool:
 
 
 def _seems_finite(x: Tensor | None) -> bool:
-    """Whether it is, or cannot be looked at: on the meta device, in the batched backward of `is_grads_batched`."""
-    return x is None or x.is_meta or torch._C._functorch.is_legacy_batchedtensor(x) or math.isfinite(x.detach().sum())
+    """Whether it is, or cannot be looked at; nor in the batched backward of `is_grads_batched`."""
+    return (
+        x is None
+        or torch._C._functorch.is_legacy_batchedtensor(x)
+        or not may_look(x)
+        or math.isfinite(x.detach().sum())
+    )
 
 
 def find_failed(tree: Any, batch_dims: int) -> Tensor:
@@ -273,6 +279,6 @@ def stand_ins(samples: Tensor, data: Any, failed: Tensor, batch_dims: int) -> tu
     first = _beside(first, samples)
     candidate = of_alive(torch.take_along_dim(samples.detach(), first, batch_dims))
     samples = torch.where(_beside(good, samples), samples, candidate)
-    if is_eager() and alive.all():
+    if may_look(alive) and alive.all():
         return samples, data
     return samples, map_tensors(of_alive, data)

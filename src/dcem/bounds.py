@@ -73,8 +73,8 @@ class Bounds:
         if low is None and high is None:
             return None
         if low is not None and high is not None and is_eager():
-            wrong = torch.as_tensor(low) > torch.as_tensor(high)
-            if wrong.device.type == "cpu" and wrong.any():
+            wrong = low > high
+            if wrong if isinstance(wrong, bool) else wrong.is_cpu and bool(wrong.any()):
                 raise ValueError(f"bounds: expected low <= high, got low={low}, high={high}")
         if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch.clamp takes numbers or tensors, not both
             low, high = (

@@ -452,6 +452,22 @@ def test_candidates_that_diverge_are_never_chosen():
     assert theta.grad.isfinite()
 
 
+def test_single_actions_and_states_of_single_numbers_may_fail():
+    """Nothing looks along axes that are not there."""
+
+    def dynamics(state, action):
+        speed, place = state
+        return torch.where(action > 0.1, torch.nan, speed + action), place + speed.unsqueeze(-1)
+
+    mpc = MPC(
+        dynamics, lambda s, a: (s[0] - 1).square() + a.square(), 5, (), (-1, 1), dcem.CEM(500, 8), answer="best",
+        state_dims=(0, 1),
+    )  # fmt: skip
+    plan = mpc((torch.zeros(3), torch.zeros(3, 2)), generator=seeded())
+    assert (plan.status == dcem.Status.OK).all()
+    assert (plan.actions <= 0.1).all()
+
+
 @pytest.mark.parametrize("answer", ["mean", "best", "last"])
 def test_a_model_that_is_nan_everywhere_gives_finite_actions_and_says_so(answer):
     mpc = MPC(lambda s, a: s * math.nan, quadratic, 5, 1, answer=answer)

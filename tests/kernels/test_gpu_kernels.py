@@ -1,5 +1,6 @@
 """The Triton kernels: in Triton's interpreter, and through its compiler. Neither needs a GPU."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -34,17 +35,20 @@ def test_the_compiler_takes_them() -> None:
 
     from dcem.kernels import gpu, gpu_refit
 
-    row = {"BLOCK": 1024, "WHOLE": True, "DOUBLE": False}
-    tile = {"ROWS": 64, "COLUMNS": 32, "DOUBLE": False}
-    for kernel, constants in (
-        (gpu._project, row | {"LINK": 0}), (gpu._pull_back, row | {"LINK": 0}),
-        (gpu_refit._scores, row | {"STANDARDIZE": True}), (gpu_refit._moments, tile),
-        (gpu_refit._moments_back, tile), (gpu_refit._scores_back, row | {"STANDARDIZE": True}),
-    ):  # fmt: skip
-        kinds = {arg: "*fp32" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constants}
-        kinds |= {arg: "i64" for arg in kinds if arg.endswith("_bits")}
-        if "valid_ptr" in kinds:
-            kinds["valid_ptr"] = "*i8"
-        source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
-        compiled = compile(source, target=GPUTarget("cuda", 90, 32))
-        assert ".target sm_90" in compiled.asm["ptx"]
+    for double, whole in itertools.product((False, True), (True, False)):
+        row = {"BLOCK": 1024, "WHOLE": whole, "DOUBLE": double}
+        tile = {"ROWS": 64, "COLUMNS": 32, "DOUBLE": double}
+        for kernel, constants in (
+            *((gpu._project, row | {"LINK": link, "tau_ptr": None}) for link in range(3)),
+            (gpu._pull_back, row | {"LINK": 0, "g_nu_ptr": None}), (gpu_refit._scores, row | {"STANDARDIZE": True}),
+            (gpu_refit._moments, tile), (gpu_refit._moments_back, tile),
+            (gpu_refit._scores_back, row | {"STANDARDIZE": True}),
+        ):  # fmt: skip
+            kinds = dict.fromkeys([arg for arg in kernel.arg_names if arg not in constants], "i32")
+            kinds |= {arg: "*fp64" if double else "*fp32" for arg in kinds if arg.endswith("_ptr")}
+            kinds |= {arg: "i64" for arg in kinds if arg.endswith("_bits")}
+            if "valid_ptr" in kinds:
+                kinds["valid_ptr"] = "*i8"
+            source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
+            compiled = compile(source, target=GPUTarget("cuda", 90, 32))
+            assert ".target sm_90" in compiled.asm["ptx"]

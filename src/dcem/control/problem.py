@@ -132,10 +132,9 @@ class Problem:
 
         A number of the state that was not finite to begin with, such as a deadline at infinity, may stay so.
         """
-        lost: Any = ~controls.isfinite().flatten(dims - (self.num_particles > 1) + 1).all(-1).all(0)
+        lost: Any = _any_beyond(~controls.isfinite(), dims - (self.num_particles > 1) + 1).any(0)
         for before, after in zip(leaves(start), leaves(path.states(1, None)), strict=True):
-            new = ~after.isfinite() & before.isfinite()
-            new = new.flatten(dims + 1).any(-1) if new.dim() > dims + 1 else new
+            new = _any_beyond(~after.isfinite() & before.isfinite(), dims + 1)
             lost = lost | (new if weights is None else new & (weights[1:] != 0)).any(0)
         return lost
 
@@ -173,6 +172,11 @@ class Problem:
             change = torch.cat([first, change])
         squares = self.action_rate_cost.to(change) * change.square()
         return (squares.flatten(squares.dim() - self.action_dims).sum(-1) if self.action_dims else squares).sum(0)
+
+
+def _any_beyond(mask: Tensor, dims: int) -> Tensor:
+    """Whether any is true, over the axes after the first `dims`."""
+    return mask.flatten(dims).any(-1) if mask.dim() > dims else mask
 
 
 def _charged(costs: Tensor, weights: Tensor | None) -> Tensor:

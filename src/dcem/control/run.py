@@ -128,7 +128,7 @@ def run(
     seconds: list[float] = []
     rows: list[_Row] = []
     frames: list[Any] = []
-    fresh = torch.ones(plant.num_envs, dtype=torch.bool)
+    fresh = torch.ones(plant.num_envs, dtype=torch.bool, device="cpu")
     error = None
     states = plant.reset(seed)
     while error is None and not log.is_complete and (num_steps is None or len(seconds) < num_steps):
@@ -144,7 +144,7 @@ def run(
             rewards, mask = torch.as_tensor(step.rewards, dtype=torch.float32), torch.as_tensor(step.counts)
             rows.append(_Row(state, action, rewards, mask & torch.tensor(log.active)))
         log.add(step)
-        states, fresh = step.states, torch.as_tensor(step.fresh)
+        states, fresh = step.states, torch.as_tensor(step.fresh, device="cpu")
     if error is not None:
         warnings.warn(f"an environment raised {error!r}: the run ends early", RuntimeWarning, stacklevel=2)
         plant.close()
@@ -188,9 +188,9 @@ class _Controller:
         self.generator: torch.Generator | None = None
         self.plan: Plan | None = None
         self.applied: Tensor | None = None
-        self.failed = torch.zeros(plant.num_envs, dtype=torch.bool)
+        self.failed = torch.zeros(plant.num_envs, dtype=torch.bool, device="cpu")
         self.ahead: Tensor | None = None  # (E, H, *a): the last good plans from here on
-        self.sent = torch.zeros(plant.num_envs, delay, *plant.space.low.shape)  # what is on its way
+        self.sent = torch.zeros(plant.num_envs, delay, *plant.space.low.shape, device="cpu")  # what is on its way
 
     @torch.no_grad()
     def __call__(self, state: Any, fresh: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ class _Controller:
             action: Any = self.policy(state)
             if not isinstance(action, Tensor):
                 raise TypeError(f"policy: expected it to return a Tensor of actions, got {type(action).__name__}")
-            return _plain(action).unsqueeze(1), torch.ones(self.shape[0], dtype=torch.bool)
+            return _plain(action).unsqueeze(1), torch.ones(self.shape[0], dtype=torch.bool, device="cpu")
         device = leaves(state)[0].device
         if self.generator is None and self.seed is not None:
             self.generator = torch.Generator(device).manual_seed(self.seed)

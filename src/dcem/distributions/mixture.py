@@ -81,9 +81,9 @@ class Mixture(Distribution):
         given = {"stds": (stds, means.shape), "logits": (0.0 if logits is None else logits, shape)}
         for name, (value, expected) in given.items():
             try:
-                expanded = torch.as_tensor(value).to(means).expand(expected)
+                expanded = torch.as_tensor(value, dtype=means.dtype, device=means.device).expand(expected)
             except RuntimeError:
-                came = tuple(torch.as_tensor(value).shape)
+                came = tuple(value.shape) if isinstance(value, Tensor) else ()
                 raise ValueError(f"{name}: expected a shape that broadcasts to {tuple(expected)}, got {came}") from None
             object.__setattr__(self, name, expanded)
         object.__setattr__(self, "means", means)

@@ -122,7 +122,7 @@ class Decoder(nn.Module, ABC):
             if isinstance(loaded, Tensor) and loaded.shape == digits.shape:
                 loaded = loaded.detach().cpu()
                 same = self._rounded(loaded)[name] == loaded  # then nothing speaks against the digits known here
-                exact[name] = torch.where(same, digits, loaded.double())
+                exact[name] = torch.where(same, digits.cpu(), loaded.double())
         self._exact = exact
         self._round()
 

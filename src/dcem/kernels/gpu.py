@@ -6,6 +6,7 @@ from their mean and a guess, any other from the order statistics at `k`. Nothing
 
 from __future__ import annotations
 
+import math
 import struct
 
 import torch
@@ -23,11 +24,13 @@ def _weight(z, LINK: tl.constexpr):
     if LINK == 0:
         e = tl.exp(-tl.abs(z))
         r = 1 / (1 + e)
-        return tl.where(z >= 0, r, e * r), e * r * r
-    if LINK == 1:
-        e = tl.exp(tl.minimum(z, 0))
-        return e, tl.where(z < 0, e, 0)
-    return tl.minimum(tl.maximum(z, 0), 1), tl.where((z > 0) & (z < 1), 1.0, 0.0).to(z.dtype)
+        w, slope = tl.where(z >= 0, r, e * r), e * r * r
+    elif LINK == 1:
+        w = tl.exp(tl.minimum(z, 0))
+        slope = tl.where(z < 0, w, 0)
+    else:
+        w, slope = tl.minimum(tl.maximum(z, 0), 1), tl.where((z > 0) & (z < 1), 1.0, 0.0).to(z.dtype)
+    return w, slope
 
 
 @triton.jit
@@ -46,10 +49,8 @@ def _of_row(x, c, inverse):
 @triton.jit
 def _piece(start, held, x_ptr, n, BLOCK: tl.constexpr, WHOLE: tl.constexpr, other: tl.constexpr = float("-inf")):
     """Numbers `start ...` of the row, `other` beyond its end."""
-    if WHOLE:
-        return held
     at = start + tl.arange(0, BLOCK)
-    return tl.load(x_ptr + at, mask=at < n, other=other)
+    return held if WHOLE else tl.load(x_ptr + at, mask=at < n, other=other)
 
 
 @triton.jit
@@ -70,8 +71,8 @@ def _add3(a, b, c, x, y, z):
 
 
 @triton.jit
-def _survey(wrong, m, total, low, high, wrong_, m_, total_, low_, high_):
-    return wrong + wrong_, m + m_, total + total_, tl.minimum(low, low_), tl.maximum(high, high_)
+def _survey(m, total, low, high, m_, total_, low_, high_):
+    return m + m_, total + total_, tl.minimum(low, low_), tl.maximum(high, high_)
 
 
 @triton.jit
@@ -79,22 +80,26 @@ def _key(x, DOUBLE: tl.constexpr):
     """Whole numbers in the order of the numbers."""
     if DOUBLE:
         bits = x.to(tl.int64, bitcast=True)
-        return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-    bits = x.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+        key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
+    else:
+        small = x.to(tl.int32, bitcast=True)
+        key = (small ^ ((small >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    return key
 
 
 @triton.jit
 def _number(key, DOUBLE: tl.constexpr):
     if DOUBLE:
-        return (key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF)).to(tl.float64, bitcast=True)
-    small = key.to(tl.int32)
-    return (small ^ ((small >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+        x = (key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF)).to(tl.float64, bitcast=True)
+    else:
+        small = key.to(tl.int32)
+        x = (small ^ ((small >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return x
 
 
-@triton.jit(do_not_specialize=["k_bits", "tau_bits"])
+@triton.jit(do_not_specialize=["k_bits", "base_bits", "tau_bits"])
 def _project(
-    x_ptr, x_stride, tau_ptr, tau_bits, k_bits, w_ptr, nu_ptr, c_ptr, stride, n,
+    x_ptr, x_stride, tau_ptr, tau_bits, k_bits, base_bits, w_ptr, nu_ptr, c_ptr, stride, n,
     LINK: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -110,17 +115,16 @@ def _project(
     zero = k * 0
     infinity = zero + float("inf")
 
-    wrong, m, total, low, high = 0, 0, zero, infinity, -infinity
+    m, total, low, high = 0, zero, infinity, -infinity  # low is -inf where a number is NaN or +inf
     for start in range(0, end, BLOCK):
         x = _piece(start, held, x_ptr, n, BLOCK, WHOLE)
-        finite = x > float("-inf")
-        bad = ((x != x) | (x == float("inf"))).to(tl.int32)
-        number, least = tl.where(finite, x, 0), tl.where(finite, x, float("inf"))
+        finite, absent = (x - x) == 0, x == float("-inf")
+        least = tl.where(finite, x, tl.where(absent, float("inf"), float("-inf")))
         largest = tl.where(finite, x, float("-inf"))
-        part = tl.reduce((bad, finite.to(tl.int32), number, least, largest), 0, _survey)
-        wrong, m, total, low, high = _survey(wrong, m, total, low, high, part[0], part[1], part[2], part[3], part[4])
+        part = tl.reduce((finite.to(tl.int32), tl.where(finite, x, 0), least, largest), 0, _survey)
+        m, total, low, high = _survey(m, total, low, high, part[0], part[1], part[2], part[3])
     count = m.to(k.dtype)
-    is_valid = (wrong == 0) & (count >= k) & (tau > 0)
+    is_valid = (low > float("-inf")) & (count >= k) & (tau > 0)
     inverse = tl.minimum(1 / tau, LARGEST)
 
     # If all of them are taken:
@@ -128,8 +132,10 @@ def _project(
     w_held = tl.where(held > float("-inf"), zero + 1, zero)
     if is_valid & (count > k):
         if (LINK != 2) & ((high - low) * inverse <= 30):  # ordinary: the mean, a guess by the variance
-            p = k / count
-            base = tl.log(p) - (tl.log(1 - p) if LINK == 0 else zero)
+            base = _real(base_bits, DOUBLE)
+            if m < n:
+                p = k / count
+                base = tl.log(p) - (tl.log(1 - p) if LINK == 0 else zero)
             c = tl.minimum(tl.maximum(total / count, low), high)
             squares = zero
             for start in range(0, end, BLOCK):
@@ -267,6 +273,13 @@ def options(n: int, dtype: torch.dtype) -> dict[str, object]:
     return {"BLOCK": block, "WHOLE": block >= n, "DOUBLE": dtype == torch.float64, "num_warps": warps}
 
 
+def guess_of(k: float, n: int, link: str) -> tuple[int, int]:
+    """The bits of `k`, and of the `nu` of `n` equal scores."""
+    p = k / n
+    base = math.log(p) - (math.log1p(-p) if link == "sigmoid" else 0.0) if 0 < p < 1 else 0.0
+    return bits_of(k), bits_of(base)
+
+
 def project(
     x: Tensor, temperatures: Tensor | None, temperature: float, k: float, link: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -277,7 +290,8 @@ def project(
     center = torch.empty_like(nu)
     if nu.numel():
         _project[(nu.numel(),)](
-            x, n, taus, bits_of(temperature), bits_of(k), w, nu, center, 1, n, LINK=LINKS[link], **options(n, x.dtype)
+            x, n, taus, bits_of(temperature), *guess_of(k, n, link), w, nu, center, 1, n, LINK=LINKS[link],
+            **options(n, x.dtype),
         )  # fmt: skip
     return w, nu, center
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gpu import LINKS, _piece, _project, _pull_back, _real, bits_of, options
+from .gpu import LINKS, _piece, _project, _pull_back, _real, bits_of, guess_of, options
 from .operators import kept_size
 
 TILE = 4096  # numbers of samples that one program holds at a time
@@ -217,7 +217,8 @@ def refit(
         values, bits_of(k), flat, size, size - 1, valid.view(torch.int8), n, STANDARDIZE=standardize, **how
     )  # fmt: skip
     _project[(rows,)](
-        flat, size, None, bits_of(temperature), bits_of(k), weights, nu, center, size, n, LINK=LINKS["sigmoid"], **how
+        flat, size, None, bits_of(temperature), *guess_of(k, n, "sigmoid"), weights, nu, center, size, n,
+        LINK=LINKS["sigmoid"], **how,
     )  # fmt: skip
     tile = _tile(n, d, values.dtype)
     grid = (rows, triton.cdiv(d, tile["COLUMNS"]))

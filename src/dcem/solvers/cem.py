@@ -201,7 +201,7 @@ class CEM(SamplingSolver):
             and not isinstance(self.smoothing, Tensor)
             and self.smoothing == 0
             and (kind.weigh, kind.fit, kind._smooth, kind.num_required) == _STEPS
-            and _NAMES.isdisjoint(vars(self))
+            and not any(name in vars(self) for name in _NAMES)
         )
 
     def advance(
@@ -225,4 +225,4 @@ class CEM(SamplingSolver):
 
 
 _STEPS = (CEM.weigh, CEM.fit, CEM._smooth, CEM.num_required)
-_NAMES = frozenset({"weigh", "fit", "_smooth"})  # a subclass that is no dataclass may have its own set on an instance
+_NAMES = ("weigh", "fit", "_smooth")  # a subclass that is no dataclass may have its own set on an instance
