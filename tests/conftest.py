@@ -27,13 +27,20 @@ DEVICE = torch.device(os.environ.get("DCEM_TEST_DEVICE", "cpu"))
 if DEVICE.type != "cpu":
 
     class _Generator(torch.Generator):
-        """One that is of that device where it is not said of which."""
+        """One that is of that device where it is not said of which; those that torch makes for itself stay on the CPU."""
 
-        def __new__(cls, device: torch.device | str = DEVICE) -> "_Generator":
-            return super().__new__(cls, device)
+        def __new__(cls, device: torch.device | str | None = None) -> "_Generator":
+            ours = not sys._getframe(1).f_globals["__name__"].startswith("torch")
+            return super().__new__(cls, device if device is not None else DEVICE if ours else "cpu")
 
     torch.set_default_device(DEVICE)
     torch.Generator = _Generator  # type: ignore[misc]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Some of what is tested is of the CPU."""
+    if DEVICE.type != "cpu" and item.get_closest_marker("cpu"):
+        pytest.skip("on the CPU alone: an error that takes a look at values, NumPy, or the numbers of a seed")
 
 
 @pytest.fixture

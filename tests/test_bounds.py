@@ -278,6 +278,7 @@ def test_sides_may_be_numbers_of_numpy(low):
     torch.testing.assert_close(x, torch.full((2,), float(low)))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("bounds", "error", "message"),
     [

@@ -182,26 +182,24 @@ def test_plans_through_latent_models(place, name):
 @pytest.mark.parametrize("checked", [True, False])
 def test_a_cuda_graph_of_a_solve_and_its_gradient(place, checked):
     """Recorded once and replayed with other numbers, it is the eager solve of these."""
-    target, noise = torch.zeros(3, 2, device="cuda", requires_grad=True), torch.zeros(4, 3, 50, 2, device="cuda")
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream), contextlib.nullcontext() if checked else dcem.unchecked():
+        target = torch.zeros(3, 2, device="cuda", requires_grad=True)
+        noise = torch.zeros(4, 3, 50, 2, device="cuda")
 
-    def solve() -> tuple[torch.Tensor, torch.Tensor]:
-        solution = dcem.minimize(
-            lambda x: (x - target.unsqueeze(-2)).square().sum(-1), torch.zeros(3, 2, device="cuda"),
-            dcem.CEM(50, 5, dcem.LML(0.5)), num_iterations=4, noise=noise,
-        )  # fmt: skip
-        return solution.x, torch.autograd.grad(solution.x.square().sum(), target)[0]
+        def solve() -> tuple[torch.Tensor, torch.Tensor]:
+            solution = dcem.minimize(
+                lambda x: (x - target.unsqueeze(-2)).square().sum(-1), torch.zeros(3, 2, device="cuda"),
+                dcem.CEM(50, 5, dcem.LML(0.5)), num_iterations=4, noise=noise,
+            )  # fmt: skip
+            return solution.x, torch.autograd.grad(solution.x.square().sum(), target)[0]
 
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with contextlib.nullcontext() if checked else dcem.unchecked():
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            solve()
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph):
+        solve()
+        with torch.cuda.graph(graph, stream=stream):
             recorded = solve()
-    with torch.no_grad():
-        target.normal_()
-        noise.normal_()
-    graph.replay()
-    for one, other in zip(recorded, solve(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            target.normal_()
+            noise.normal_()
+        graph.replay()
+        for one, other in zip(recorded, solve(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -95,6 +95,7 @@ def away_from(theta):
     return lambda x: (x - theta).square().sum(-1)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", ["descent", "implicit", "start computed before", "part computed before", "no grad"])
 def test_no_gradient_that_is_right_is_called_wrong(name):
     """Leaves that the solve makes, and leaves from which something was computed before it, cannot be moved."""

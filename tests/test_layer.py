@@ -184,6 +184,7 @@ class Wrong(dcem.embedding.MLPDecoder):
         return z
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [

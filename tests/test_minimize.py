@@ -18,6 +18,7 @@ def sphere(x: Tensor) -> Tensor:
 ZEROS = torch.zeros(2, 3)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -50,6 +51,7 @@ def test_each_bad_argument_is_named(options, error, message):
         dcem.minimize(**arguments)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("objective", "error", "message"),
     [
@@ -272,6 +274,7 @@ def of(value: float) -> Tensor:
     return torch.tensor([value], requires_grad=True)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 @pytest.mark.parametrize(
     ("make", "name"),

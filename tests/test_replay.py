@@ -24,6 +24,7 @@ def gradient(mode: dcem.GradientMode, draw, generator: torch.Generator | None = 
     return torch.autograd.grad(x.sum(), theta)[0]
 
 
+@pytest.mark.cpu
 def test_checkpoints_replay_the_global_and_the_given_generator():
     def by_global(mode: dcem.GradientMode) -> Tensor:
         torch.manual_seed(1)
@@ -42,6 +43,7 @@ def test_checkpoints_replay_the_global_and_the_given_generator():
     torch.testing.assert_close(by_given(dcem.Checkpoint()), by_given(dcem.Unroll()), rtol=0, atol=0)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("mode", RECOMPUTING, ids=repr)
 @pytest.mark.parametrize("source", ["numpy", "own generator"])
 def test_randomness_that_cannot_be_replayed_is_an_error(mode, source):
@@ -86,6 +88,7 @@ def planned(chunk_size: int | None, draw, generator: torch.Generator | None = No
     return torch.autograd.grad(plan.actions.sum(), speed)[0]
 
 
+@pytest.mark.cpu
 def test_chunks_replay_the_generator_of_the_plan():
     """Drawn for a candidate at a time, the numbers do not depend on how many are followed together."""
 
@@ -116,6 +119,7 @@ def test_chunks_replay_the_generator_of_the_plan():
     torch.testing.assert_close(found(N // 2), (high - low) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("given", [False, True])
 def test_a_failing_batch_mate_changes_no_draw(given):
     """The second evaluation draws again what the first has drawn, and the next iteration goes on as it would have."""
@@ -136,6 +140,7 @@ def test_a_failing_batch_mate_changes_no_draw(given):
         assert torch.equal(ours, alone)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("solver", [SOLVER, dcem.MPPI(N)], ids=repr)
 def test_an_objective_may_fill_one_tensor_again_and_again(solver):
     """As simulators and NumPy's `out=` do; what is kept of it is a copy."""

@@ -11,6 +11,7 @@ def sphere(x: Tensor) -> Tensor:
     return x.square().sum(-1)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     "solver",
     [dcem.CEM(60, 10, dcem.HardTopK()), dcem.CEM(60, 10, dcem.ConstrainedSoftmax()), dcem.MPPI(60), dcem.CEM(60, 10)],
@@ -153,6 +154,7 @@ def test_arguments_of_the_wrong_type_are_named(make, name):
         make()
 
 
+@pytest.mark.cpu
 def test_sources_and_selections_of_the_wrong_shape_are_named():
     with pytest.raises(ValueError, match=r"noise: expected the source to return \(100, 2\), got \(3,\)"):
         dcem.minimize(sphere, torch.zeros(2), noise=lambda shape, **options: torch.zeros(3))
@@ -332,6 +334,7 @@ class Times(dcem.LML):
         return super().forward(scores, k) * self.factor
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), 0.0, -1.0])
 def test_a_selection_without_weights_is_named(factor):
     with pytest.raises(ValueError, match="^selection: expected finite weights >= 0 that are not all 0, got from"):
@@ -351,6 +354,7 @@ def test_remedies_are_said():
         dcem.minimize(lambda x: x.square().sum(-1), torch.zeros(3, 2), dcem.CEM(), bounds=own)
 
 
+@pytest.mark.cpu
 def test_masks_of_a_tracer_hold_no_answer():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -61,6 +61,7 @@ def test_the_example_of_an_offset_of_one():
     assert solution.status == dcem.Status.OK
 
 
+@pytest.mark.cpu
 def test_truncation_counts_iterations_that_say_nothing():
     solver = dcem.CEM(selection=dcem.LML(0.1), init_std=3.0)
     solution, gradient = solve(1e4, torch.float32, solver, dcem.Truncate(3), 0)

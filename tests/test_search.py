@@ -172,6 +172,7 @@ def test_nothing_is_differentiated_and_autocast_does_not_reach_it():
         search.ask()
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [

@@ -24,6 +24,7 @@ def draws(solver: dcem.Solver, num_iterations: int) -> Tensor:
     return torch.randn(num_iterations, 3, solver.num_samples, 2, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", SOLVERS)
 def test_each_problem_stops_when_it_rests(name):
     """As if a callback had stopped it alone, in the iteration in which it came to rest."""
@@ -162,6 +163,7 @@ def test_a_family_without_a_std_has_none_in_its_history(generator):
     )
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("selection", [dcem.LML(1.0), dcem.LML(0.1), dcem.HardTopK()])
 @pytest.mark.parametrize("size", [1, 5, 20])
 def test_a_start_too_narrow_for_its_scale_is_seen_in_the_history(size, selection, generator):

@@ -168,7 +168,7 @@ class Reports:
 
     def watched(self, evaluate: Callable[[Tensor], Any], samples: Tensor, batch_dims: int) -> Any:
         """`evaluate(samples)`, a tree of tensors, with an eye on its own slopes, if it is the first that has any."""
-        if self.has_watched or not torch.is_grad_enabled() or not is_eager():
+        if self.has_watched or not torch.is_grad_enabled() or not is_eager() or is_unchecked():
             return evaluate(samples)
         result = evaluate(samples)
         results = [leaf for leaf in leaves(result) if leaf.requires_grad]

@@ -80,7 +80,7 @@ class _Captured(Solver):
 
     _kind: ClassVar[type[Solver]]
     _backend: ClassVar[Any]
-    _compiled: ClassVar[Callable[..., Step]]
+    _compiled: ClassVar[Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]]
 
     def step(self, objective: Objective, state: Any, noise: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
         plain = self._kind.step
@@ -90,7 +90,7 @@ class _Captured(Solver):
         any_state = state._replace(iteration=_any) if counts else state
         try:
             with _no_warning_of_slopes(state):
-                step = self._compiled(plain, self, objective, any_state, noise, clip)
+                of_state, of_step = self._compiled(plain, self, objective, any_state, noise, clip)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             plain(self, objective, state, noise, clip)  # whatever is wrong with it beside says so by itself
             raise RuntimeError(
@@ -98,7 +98,8 @@ class _Captured(Solver):
                 f"({str(error).splitlines()[0]}): write the objective in operations of torch that look at no values, "
                 "for few shapes; or leave the solver as it is"
             ) from error
-        return step._replace(state=step.state._replace(iteration=state.iteration + 1)) if counts else step
+        new = type(state)(*of_state)
+        return Step(new._replace(iteration=state.iteration + 1) if counts else new, *of_step)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (_as(self._kind, self), self._backend)
@@ -127,8 +128,10 @@ _any: Any = _AnyIteration()
 
 def _step(
     plain: Callable[..., Step], solver: Solver, objective: Objective, state: Any, noise: Tensor, clip: Any
-) -> Step:
-    return plain(solver, objective, state, noise, clip)
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The step and its state as plain tuples: `torch.compile` of 2.9 to 2.11 returns no NamedTuple."""
+    step = plain(solver, objective, state, noise, clip)
+    return tuple(step.state), tuple(step)[1:]
 
 
 def _as(kind: type[Solver], solver: Solver) -> Solver:

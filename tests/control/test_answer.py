@@ -87,6 +87,7 @@ def test_what_the_search_has_seen_is_what_following_the_answer_gives(seed) -> No
     close(ours, theirs)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("answer", ["best", "last"])
 def test_the_answer_is_not_followed_a_second_time(answer) -> None:
     mpc = controller(answer=answer)

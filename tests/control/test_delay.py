@@ -49,6 +49,7 @@ def controller(**options: Any) -> MPC:
     return MPC(pushed, cost, 8, 1, (-3.0, 3.0), dcem.CEM(60, 8, init_std=1.5), num_iterations=4, **options)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("delay", [1, 2])
 def test_a_late_plant_is_controlled_as_well_as_it_can_be(delay: int) -> None:
     """It goes as the plant without delay would from where it is after the first steps, in which nothing acts on it."""

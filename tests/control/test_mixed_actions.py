@@ -139,6 +139,7 @@ def test_a_start_that_does_not_fit_is_named(init, error, message):
         MPC(drive, cost, 3, 4, init=init)
 
 
+@pytest.mark.cpu
 def test_an_init_is_the_only_start():
     init = dcem.Gaussian(torch.zeros(3, 4), 1.0, 2)
     for options in ({"init_std": 1.0}, {"init_mean": 0.5}):

@@ -541,6 +541,7 @@ def test_states_of_mixed_batches_are_refused():
         mpc(None)
 
 
+@pytest.mark.cpu
 def test_warm_starts_that_do_not_fit_are_refused():
     mpc = controller()
     plan = mpc(states(2), generator=seeded())

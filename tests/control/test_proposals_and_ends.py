@@ -90,6 +90,7 @@ def test_a_solver_without_samples_takes_no_proposals():
         dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), dcem.GradientDescent(), proposals=torch.zeros(1, 2))
 
 
+@pytest.mark.cpu
 def test_mpc_finds_the_brute_force_plan_when_it_is_proposed():
     """Eight steps of -1, 0, 1 that only one sequence of 3^8 brings to the goal at no cost; samples do not find it."""
     grid = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 8).unsqueeze(-1)
@@ -183,6 +184,7 @@ def test_continues_of_the_wrong_shape_is_refused():
         mpc(torch.zeros(1))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("continues", [lambda x: 4 * x[..., 0], lambda x: x[..., 0] - 3])  # logits, say
 def test_continues_that_is_no_probability_is_refused(continues):
     mpc = MPC(lambda x, u: x + u, lambda x, u: x.square().sum(-1), 3, 1, continues=continues)

@@ -37,6 +37,7 @@ def saved(result):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("how", [copy.deepcopy, saved, lambda r: r.detach(), lambda r: r.to("cpu")])
 def test_copies_hold_the_same_numbers(how):
     for result in results():
@@ -77,6 +78,7 @@ def test_a_closed_loop_goes_on_from_a_checkpoint(what):
     assert torch.equal(mpc(state, warm_start=after, generator=seeded()).actions, expected.actions)
 
 
+@pytest.mark.cpu
 def test_what_is_shown_tells_how_it_went():
     plan, _, solution, _ = results()
     assert repr(plan).startswith("Plan(actions=<(3, 4, 2), float32: ")

@@ -180,6 +180,7 @@ class Fills:
 FILLING = [fills_its_state, fills_a_copy_by_numpy, fills_an_action, *map(Fills, ("tensor", "array", "two in turn"))]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dynamics", FILLING, ids=lambda f: getattr(f, "how", None) or f.__name__)
 def test_dynamics_that_fill_memory_again_are_named(dynamics):
     state = torch.ones(2, 1)

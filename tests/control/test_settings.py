@@ -101,6 +101,7 @@ def test_shapes_refuse_to_be_set(name):
     assert plan_of(mpc).actions.shape == (3, 4, 2)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
@@ -135,6 +136,7 @@ def test_bad_settings_are_refused_at_construction_and_afterwards(name, value, er
     plan_of(mpc)
 
 
+@pytest.mark.cpu
 def test_a_weight_that_was_filled_or_learned_below_zero_is_refused():
     mpc = controller(action_rate_cost=torch.nn.Parameter(torch.zeros(2)))
     with torch.no_grad():

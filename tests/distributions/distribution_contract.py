@@ -155,6 +155,7 @@ class DistributionContract:
         ):
             assert ((x >= low) & (x <= high)).all()
 
+    @pytest.mark.cpu
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
     def test_parameters_that_make_no_distribution_are_named(self, bad):
         self.make().check()

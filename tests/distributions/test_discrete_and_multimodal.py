@@ -25,6 +25,7 @@ def test_choices_come_with_their_probabilities_to_the_tails(generator):
         assert hot[0, 0] > 0.99
 
 
+@pytest.mark.cpu
 def test_what_is_forbidden_stays_forbidden():
     cost = torch.tensor([3.0, 2.0, 1.0])
     init = dcem.Categorical(torch.tensor([0.0, 0.0, -math.inf]))

@@ -222,6 +222,7 @@ class TestSpline:
         torch.testing.assert_close(decoder(torch.linspace(-2, 7, 4)), torch.linspace(-2, 7, 10))
         torch.testing.assert_close(SplineDecoder(1, 3, degree=degree)(z[:1]), z[:1].expand(3))
 
+    @pytest.mark.cpu
     def test_cubic_is_the_natural_spline(self):
         scipy = pytest.importorskip("scipy.interpolate")
         z = torch.randn(5, dtype=torch.float64)
@@ -229,6 +230,7 @@ class TestSpline:
         truth = scipy.CubicSpline(range(5), z, bc_type="natural")(torch.linspace(0, 4, 33))
         torch.testing.assert_close(x, torch.as_tensor(truth), atol=1e-5, rtol=1e-5)
 
+    @pytest.mark.cpu
     @pytest.mark.parametrize("how", ["double", "to", "moved", "latent"])
     def test_matrices_have_the_digits_of_their_dtype(self, how):
         scipy = pytest.importorskip("scipy.interpolate")

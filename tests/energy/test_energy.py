@@ -127,6 +127,7 @@ def test_an_input_without_the_axis_of_candidates_is_refused_where_as_many_proble
     assert seen == [(8, 1, 2), (8, 8, 2), (8, 8, 2), (8, 8, 2)] * 2
 
 
+@pytest.mark.cpu
 def test_an_input_that_is_no_tensor_is_named() -> None:
     with pytest.raises(TypeError, match=r"x: expected a Tensor \(\*batch, \*feature\), got ndarray"):
         EnergyModel(MLPEnergy(1, 2), 2, SOLVERS[0])(torch.zeros(5, 1).numpy())

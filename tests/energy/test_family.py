@@ -61,6 +61,7 @@ class EnergyContract:
         tensors = [x, y, *self.made.parameters()]
         assert all(t.grad is not None and t.grad.isfinite().all() and t.grad.any() for t in tensors)
 
+    @pytest.mark.cpu
     def test_gradient_in_the_candidates(self) -> None:
         x, y = self.inputs(2, num=3)
         assert torch.autograd.gradcheck(lambda y: self.made(x, y), y.requires_grad_())

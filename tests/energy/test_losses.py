@@ -207,6 +207,7 @@ def test_likelihood_of_whole_numbers() -> None:
     assert log_likelihood(quadratic, x.double(), y, low=-1.5, high=1.25).dtype == torch.float64
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("bad", [0, -1.0, torch.tensor(-1.0), torch.tensor(0.0), math.nan, math.inf])
 def test_temperatures_and_rates_are_positive(bad) -> None:
     model, x = EnergyModel(quadratic, 1, CEM), torch.zeros(2, 1)
@@ -218,6 +219,7 @@ def test_temperatures_and_rates_are_positive(bad) -> None:
         dcem.GradientDescent(bad)
 
 
+@pytest.mark.cpu
 def test_contrastive_loss_finds_both_answers(generator) -> None:
     torch.manual_seed(0)
     energy = MLPEnergy(1, 1, (32, 32), nn.SiLU)

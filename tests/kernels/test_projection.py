@@ -127,6 +127,7 @@ def test_devices_without_a_kernel_are_traced_into_single_operations() -> None:
             assert single != any("dcem" in node for node in nodes)
 
 
+@pytest.mark.cpu
 def test_operators_read_no_more_than_there_is() -> None:
     x = torch.randn(3, 7)
     if not operators.compiled_kernels(operators.project):

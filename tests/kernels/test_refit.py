@@ -163,7 +163,7 @@ def test_the_refit_is_the_two_steps(dtype: torch.dtype, standardize: bool, offse
             assert our.isfinite().all(), (k, temperature)
             size = their.abs().flatten(1).amax(-1).clamp(min=1 / temperature if single else 1)
             error = (our - their).abs().flatten(1).amax(-1) / size
-            assert (error <= (5e-3 if single else 1e-10)).all(), (k, temperature, error)
+            assert (error <= (5e-3 if single else 1e-10 if error.is_cpu else 1e-9)).all(), (k, temperature, error)
 
 
 def test_derivative_of_a_small_std_far_from_zero() -> None:

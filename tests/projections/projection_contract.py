@@ -283,6 +283,7 @@ class SoftProjectionContract:
 
     # mistakes
 
+    @pytest.mark.cpu
     def test_mistakes(self) -> None:
         x = self.scores(4, 6)
         f: Callable[..., Tensor] = self.projection

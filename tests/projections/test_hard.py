@@ -51,6 +51,7 @@ def test_compile(backend: str) -> None:
     assert torch.equal(compiled(x), hard_topk(x, 2))
 
 
+@pytest.mark.cpu
 def test_mistakes() -> None:
     x = torch.zeros(2, 5)
     for k in (2.0, True, "2"):

@@ -36,6 +36,7 @@ def cases(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return x[fits], k[fits]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @soft
 def test_a_k_a_row_is_each_row_by_itself(projection, module, dtype):
@@ -106,6 +107,7 @@ def test_shapes_and_dtypes_of_k(projection, module):
     torch.testing.assert_close(half, projection(x.bfloat16().float(), k).bfloat16())
 
 
+@pytest.mark.cpu
 def test_hard_selections_of_a_k_a_row():
     x = scores(5, 9).round()
     k = torch.tensor([1, 4, 9, 2, 5])

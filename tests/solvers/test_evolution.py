@@ -28,6 +28,7 @@ def guide() -> dict:
     return names
 
 
+@pytest.mark.cpu
 def test_it_updates_as_cma_does(guide: dict) -> None:
     cma = pytest.importorskip("cma", reason="nothing to compare with: it needs cma")
     start = torch.linspace(-1, 1, 4, dtype=torch.float64)
@@ -54,6 +55,7 @@ def test_it_updates_as_cma_does(guide: dict) -> None:
     assert 0 < waits < 60  # the path has waited and gone on
 
 
+@pytest.mark.cpu
 def test_each_problem_is_solved_as_by_itself(guide: dict) -> None:
     noise = torch.randn(30, 2, 12, 3, dtype=torch.float64, generator=guide["seeded"]())
     starts = torch.tensor([[0.0, 0.5, 0.2], [0.3, -0.4, 0.0]], dtype=torch.float64)

@@ -40,6 +40,7 @@ class SolverContract:
         assert (solution.x - center).abs().max() < self.precision
         assert (solution.best_x - center).square().sum(-1).allclose(solution.best_value, atol=1e-6)
 
+    @pytest.mark.cpu
     @pytest.mark.parametrize(("shape", "event_dims"), [((3,), 0), ((2, 3), 1), ((5, 2, 3), 2), ((2, 3), 2)])
     def test_events_of_any_number_of_axes(self, shape, event_dims):
         batch = shape[: len(shape) - event_dims]

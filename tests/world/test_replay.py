@@ -49,6 +49,7 @@ def kept(buffer: Any) -> torch.Tensor:
 # what is drawn
 
 
+@pytest.mark.cpu
 def test_sequences_stay_in_their_episode_and_all_of_them_are_drawn() -> None:
     buffer = replay(1000, 64, LENGTH, generator=seeded())
     for number, steps in enumerate([9, 3, 9, 5, 4, 9]):
@@ -66,6 +67,7 @@ def test_sequences_stay_in_their_episode_and_all_of_them_are_drawn() -> None:
         assert abs(count / expected * (1 if number == 3 else 5) - 1) < 0.2
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("num_envs", [None, 3])
 def test_nothing_is_drawn_across_the_place_of_the_last_write(num_envs: int | None, tmp_path: Path) -> None:
     capacity = 40 * (num_envs or 1)
@@ -89,6 +91,7 @@ def test_nothing_is_drawn_across_the_place_of_the_last_write(num_envs: int | Non
         assert torch.equal(kept(buffer), kept(again))
 
 
+@pytest.mark.cpu
 def test_an_episode_that_is_longer_than_the_buffer() -> None:
     buffer = replay(20, 64, LENGTH, generator=seeded())
     for part in episode(0, 77).split(6):
@@ -97,6 +100,7 @@ def test_an_episode_that_is_longer_than_the_buffer() -> None:
             assert is_of_one_episode(buffer.sample())
 
 
+@pytest.mark.cpu
 def test_a_generator_replays_what_is_drawn() -> None:
     def draw(seed: int) -> torch.Tensor:
         buffer = replay(100, 8, LENGTH, generator=seeded(seed))
@@ -129,6 +133,7 @@ def collect_for_ever(folder: Path, ready: Any) -> None:
         buffer.extend(episode(7, 9))
 
 
+@pytest.mark.cpu
 @pytest.mark.skipif(sys.platform != "linux", reason="needs processes that are forked")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # of forking beside threads
 def test_a_run_that_is_killed_goes_on_from_what_it_saved(tmp_path: Path) -> None:

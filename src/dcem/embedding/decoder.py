@@ -99,7 +99,11 @@ class Decoder(nn.Module, ABC):
         """These buffers in a dtype and on a device, bounds rounded towards the inside."""
         box = Bounds.check((self._exact["low"], self._exact["high"]), torch.Size(self.event_shape), like)
         sides = {} if box is None else {"low": box.low, "high": box.high}
-        return {name: torch.as_tensor(sides.get(name, exact)).to(like) for name, exact in self._exact.items()}
+        given: dict[str, Any] = {name: sides.get(name, exact) for name, exact in self._exact.items()}
+        return {
+            name: side.to(like) if isinstance(side, Tensor) else torch.full_like(self._exact[name], side).to(like)
+            for name, side in given.items()
+        }
 
     def _round(self) -> None:
         """Give the buffers the digits of their dtype."""

@@ -238,7 +238,7 @@ def refit_backward(
     grad_values, grad_samples = torch.empty_like(weights), torch.empty_like(samples)
     if not rows:
         return grad_values, grad_samples
-    flat, how, tile = kept.view(-1), options(n, values.dtype), _tile(n, d, values.dtype)
+    flat, how, tile = kept.view(-1), options(n, values.dtype, backward=True), _tile(n, d, values.dtype)
     of_weights, of_scores, ignored = torch.empty_like(weights), torch.empty_like(weights), std.new_empty(rows)
     _moments_back[(rows, triton.cdiv(n, tile["ROWS"]))](
         weights, samples, std, flat[n:], size, bits_of(min_std), bits_of(max_std), *given, of_weights, grad_samples,
