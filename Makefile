@@ -17,7 +17,7 @@ help:
 	@echo "make test   the test suite (< 8 minutes)        make lint   ruff and mypy --strict"
 	@echo "make bench  benchmarks, JSON under results/     make docs   the documentation site, under site/"
 	@echo "make tutorials  runs the tutorials, writes what they print and their figures into docs/"
-	@echo "make gpu    the tests that take a device, on CUDA"
+	@echo "make gpu    tests and benchmarks on CUDA"
 	@echo "make dist   sdist and wheels, under dist/, each tried in an empty environment"
 	@echo "make sanitize  the kernels' tests on a build that checks memory and undefined behaviour (gcc, Linux)"
 
@@ -50,9 +50,15 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # On a machine with CUDA, with a torch built for it in place of the one that `setup` installs.
+# TorchRL's specs, documents and other processes are for the CPU.
+ON_A_GPU := $(addprefix tests/,control distributions embedding energy implicit kernels projections solvers \
+	$(addprefix test_,bounds.py capturing.py compile.py devices.py diagnosis.py exporting.py failure.py gradients.py \
+	layer.py memory.py minimize.py replay.py results.py robustness.py rounding.py search.py stopping.py))
 gpu: $(READY)
 	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'gpu: expected a CUDA device'"
-	$(BIN)/python -m pytest -n 0 tests/test_*.py tests/kernels tests/projections tests/distributions tests/solvers
+	DCEM_TEST_DEVICE=cuda $(BIN)/python -m pytest $(ON_A_GPU)
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/tables.py
 
 # One variant of each kernel: those for several processors are chosen before the sanitizer has started.
 SANITIZED := build/sanitized/kernels.so

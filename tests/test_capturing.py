@@ -111,18 +111,26 @@ def test_a_learned_temperature_has_its_gradient(backend) -> None:
     assert slopes[0] != 0
 
 
-def test_a_controller_is_captured_once() -> None:
+@pytest.mark.parametrize("is_tree", [False, True])
+def test_a_controller_is_captured_once(is_tree) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     plain = dcem.CEM(20, 4, dcem.HardTopK())
     speed = torch.nn.Linear(1, 1)
 
     def controller(solver):
-        return dcem.control.MPC(lambda x, u: x + 0.1 * speed(u), lambda x, u: (x - 1).square().sum(-1), 4, 1,
-                                (-1.0, 1.0), solver, num_iterations=3, answer="best")  # fmt: skip
+        def dynamics(x, u):
+            return {"place": x["place"] + 0.1 * speed(u)} if is_tree else x + 0.1 * speed(u)
+
+        def cost(x, u):
+            return ((x["place"] if is_tree else x) - 1).square().sum(-1)
+
+        return dcem.control.MPC(
+            dynamics, cost, 4, 1, (-1.0, 1.0), solver, num_iterations=3, answer="best"
+        )  # fmt: skip
 
     mpc, same = controller(dcem.capture(plain, backend=counter)), controller(plain)
-    state, plans = torch.zeros(2, 1), [None, None]
+    state, plans = {"place": torch.zeros(2, 1)} if is_tree else torch.zeros(2, 1), [None, None]
     with torch.no_grad():
         for step in range(3):
             for i, each in enumerate((mpc, same)):
@@ -131,7 +139,8 @@ def test_a_controller_is_captured_once() -> None:
                 plans[i] = each(state, generator=generator, **warm)
             torch.testing.assert_close(plans[0].actions, plans[1].actions)
             torch.testing.assert_close(plans[0].cost, plans[1].cost)
-            state = plans[1].states[:, 1]
+            states = plans[1].states
+            state = {"place": states["place"][:, 1]} if is_tree else states[:, 1]
     assert counter.frame_count <= 2
 
 

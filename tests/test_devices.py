@@ -6,6 +6,7 @@ Without a GPU the same runs on the meta device, where looking at a value fails; 
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -156,7 +157,7 @@ PLANS = {
 def test_plans(place, name):
     given = {"cost": lambda s, a: s.square().sum(-1) + a.square().sum(-1), "solver": dcem.CEM(20, 5), **PLANS[name]}
     cost = given.pop("cost")
-    mpc = MPC(lambda s, a: s + a, cost, 5, 2, (-1, 1), num_iterations=2, **given).to(place)
+    mpc = copy.deepcopy(MPC(lambda s, a: s + a, cost, 5, 2, (-1, 1), num_iterations=2, **given)).to(place)
     state, reset = torch.zeros(3, 2, device=place), torch.zeros(3, dtype=torch.bool, device=place)
     with without_waiting(place, checked=True), torch.no_grad():
         plan = mpc(state)

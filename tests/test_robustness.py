@@ -363,3 +363,68 @@ def test_masks_of_a_tracer_hold_no_answer():
     assert all_true(torch.ones(3, dtype=torch.bool))
     with FakeTensorMode():
         assert not all_true(torch.ones(3, dtype=torch.bool))  # asked for its numbers, it raises
+
+
+@pytest.mark.parametrize(
+    "gradient", [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(), dcem.Implicit()]
+)
+def test_unchecked_solves_have_the_same_numbers_and_make_no_look(gradient, generator):
+    theta = torch.tensor([0.5, -0.3], dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(6, 3, 40, 2, dtype=torch.float64, generator=generator)
+
+    def solve(scale):
+        solution = dcem.minimize(
+            lambda x: scale * sphere(x - theta), torch.zeros(3, 2, dtype=torch.float64), dcem.CEM(40, 8), noise=noise,
+            num_iterations=6, gradient=gradient,
+        )  # fmt: skip
+        return solution, torch.autograd.grad(solution.x.square().sum(), theta)[0]
+
+    checked, slope = solve(1.0)
+    with dcem.unchecked():
+        same, same_slope = solve(1.0)
+        failed, _ = solve(torch.tensor([[1.0], [torch.nan], [1.0]]))
+    assert torch.equal(same.x, checked.x)
+    torch.testing.assert_close(same_slope, slope)
+    assert failed.status.tolist() == [0, int(dcem.Status.NONFINITE), 0]
+    torch.testing.assert_close(solve(1.0)[1], slope)  # and afterwards it is as it was
+
+
+def test_what_is_promised_is_not_looked_at():
+    calls = []
+
+    def objective(x):
+        calls.append(torch.rand(()))  # another number when it is evaluated again
+        return sphere(x) * calls[-1] if len(calls) > 2 else sphere(x) * torch.where(x[..., 0] > 0, torch.nan, theta)
+
+    theta = torch.ones((), requires_grad=True)
+    solver = dcem.CEM(20, 2)
+    with dcem.unchecked():
+        dcem.minimize(objective, torch.zeros(2), solver, num_iterations=1)
+    assert len(calls) == 1
+    calls.clear()
+    dcem.minimize(objective, torch.zeros(2), solver, num_iterations=1)
+    assert len(calls) == 2
+
+
+def test_unchecked_inside_capture():
+    """What was compiled before is compiled anew where the promise is made, and evaluates once."""
+    theta = torch.tensor([0.5, -0.3], requires_grad=True)
+    noise = torch.randn(3, 40, 2, generator=torch.Generator().manual_seed(0))
+    sizes = []
+
+    def backend_that_counts(graph, _):
+        sizes.append(sum(node.op == "call_function" for node in graph.graph.nodes))
+        return graph
+
+    captured = dcem.capture(dcem.CEM(40, 8), backend=backend_that_counts)
+
+    def solve():
+        x = dcem.minimize(lambda x: sphere(x - theta), torch.zeros(2), captured, num_iterations=3, noise=noise).x
+        return torch.autograd.grad(x.sum(), theta)[0]
+
+    slope = solve()
+    checked = max(sizes)
+    sizes.clear()
+    with dcem.unchecked():
+        torch.testing.assert_close(solve(), slope)
+    assert 0 < max(sizes) < checked

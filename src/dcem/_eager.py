@@ -21,11 +21,11 @@ def unchecked() -> Iterator[None]:
     """Solve faster where nothing goes wrong: promise it, and no check looks at a value.
 
     Solves with a gradient look whether values and slopes are finite, so that a candidate that fails has no gradient and
-    a problem says `NONFINITE`; `Checkpoint` and `Prune` look whether an objective says the same again. On the CPU this
-    is a tenth of a solve of one problem. On a GPU the host waits for each look, and while a CUDA graph is recorded,
-    inside `torch.compile` and in [`dcem.capture`][] the objective is evaluated twice instead. Inside this block none of
-    it is done. What is not finite still weighs nothing and still makes `NONFINITE` of a solve; but the gradient may be
-    NaN, for all problems that share a parameter with it.
+    a problem says `NONFINITE`; `Checkpoint` and `Prune` look whether an objective says the same again. On the CPU that
+    is a twentieth of the time of a solve of one problem. On a GPU the host waits for each look, and while a CUDA graph
+    is recorded, inside `torch.compile` and in [`dcem.capture`][] the objective is evaluated twice instead. Inside this
+    block none of it is done. What is not finite still weighs nothing and still makes `NONFINITE` of a solve; but the
+    gradient may be NaN, for all problems that share a parameter with it.
 
     It holds for the process, for what is computed and for what is recorded to be differentiated while it is open.
 

@@ -138,7 +138,11 @@ def difference(tree: Any, other: Any, where: str = "") -> str | None:
     if others is None or parts.keys() != others.keys() or not isinstance(other, _kind(tree)):
         came = f"a {type(other).__name__} of {', '.join(others) or 'nothing'}" if others is not None else repr(other)
         return f"the structure of the state, a {type(tree).__name__} of {', '.join(parts) or 'nothing'}{at}, got {came}"
-    return next((found for key in parts if (found := difference(parts[key], others[key], where + key))), None)
+    for key, part in parts.items():
+        found = difference(part, others[key], where + key)
+        if found is not None:
+            return found
+    return None
 
 
 def _is_dataclass(tree: Any) -> bool:
