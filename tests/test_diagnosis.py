@@ -164,3 +164,8 @@ def test_a_gradient_of_nothing_is_not_called_wrong():
 def test_bad_arguments(options, error, message):
     with pytest.raises(error, match=message):
         dcem.diagnose(**{"objective": away_from(torch.ones(2)), "init": torch.zeros(2)} | options)
+
+
+def test_a_gradient_that_is_not_there_is_shown_as_none():
+    lines = str(dcem.diagnose(lambda x: x.square().sum(-1), torch.zeros(2), num_iterations=2)).splitlines()
+    assert [line.split()[-1] for line in lines[1:3]] == ["-", "-"]

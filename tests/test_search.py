@@ -249,3 +249,12 @@ def test_the_state_of_a_search_by_another_solver_is_refused():
     finish(kept, 1)
     with pytest.raises(ValueError, match="state of a search by CEM"):  # more elites than it has candidates
         dcem.Search(torch.zeros(3, 2), dcem.CEM(10, 4)).load_state_dict(kept.state_dict())
+
+
+def test_a_search_shows_how_far_it_has_come(generator):
+    search = dcem.Search(torch.zeros(2), dcem.CEM(20, 4), generator=generator)
+    assert repr(search).startswith("Search(CEM(num_samples=20")
+    assert ": 0 iterations; Solution(x=" in repr(search)
+    search.tell(search.ask().square().sum(-1))
+    search.ask()
+    assert ": 1 iterations, candidates asked for; Solution(x=" in repr(search)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,7 +72,7 @@ class Diagnosis:
         for t, row in enumerate(self.rows, 1):
             lines.append(
                 f"{t:9d} {row.best:12.4g} {row.std:12.3g} {row.effective_elites:17.1f} {row.failed:7.0%} "
-                f"{row.gradient_norm:14.3g}"
+                f"{'-' if math.isnan(row.gradient_norm) else format(row.gradient_norm, '.3g'):>14}"
             )
         if self.comparison is not None:
             lines.append(

@@ -104,6 +104,11 @@ class Search:
         self._progress = self._progress.after(self._setup.settle(step, state))
         self._asked = None
 
+    def __repr__(self) -> str:
+        """How far it has come."""
+        asked = "" if self._asked is None else ", candidates asked for"
+        return f"Search({self._solver!r}: {self._progress.iteration} iterations{asked}; {self.solution!r})"
+
     @property
     def solution(self) -> Solution:
         """The answer so far, as `dcem.minimize` gives it; its history is empty."""

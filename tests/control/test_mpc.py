@@ -533,6 +533,8 @@ def test_a_state_of_another_structure_is_named():
 
 def test_states_of_mixed_batches_are_refused():
     mpc = MPC(lambda s, a: s, lambda s, a: a.sum(-1), 3, 1)
+    with pytest.raises(ValueError, match=r"state: expected at least one problem, got a batch of shape \(0,\)"):
+        controller()(torch.zeros(0, 1))
     with pytest.raises(ValueError, match=r"state: expected tensors that share their batch axes, .*\(2, 1\), \(3, 1\)"):
         mpc((torch.zeros(2, 1), torch.zeros(3, 1)))
     with pytest.raises(ValueError, match=r"state: expected at least 1 axes"):

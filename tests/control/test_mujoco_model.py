@@ -60,6 +60,7 @@ def test_trajectories_are_those_of_dm_control(domain: str, task: str) -> None:
     model = MujocoModel(env)
     assert model.frame_skip == round(0.04 / env.physics.timestep())
     assert model.dt == pytest.approx(0.04)
+    assert repr(model).endswith(f"action_shape={model.action_shape}, dt=0.04)")
     assert model.state_shape == (env.physics.model.nq + env.physics.model.nv,)
     env.physics.data.qacc_warmstart[:] = 0  # contacts are solved from there; a rollout starts from nothing
     state = model.state_of(env)

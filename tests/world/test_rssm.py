@@ -278,3 +278,12 @@ def test_a_plan_is_differentiated_as_finite_differences_say() -> None:
             values.append(moved(belief, noise=noise).action.sum())
     assert slope != 0
     torch.testing.assert_close((values[0] - values[1]) / 2e-6, slope.detach(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [dcem.world.RSSM, dcem.world.LatentModel])
+def test_a_batch_may_be_a_number(kind) -> None:
+    model = kind(3, 2)
+    for one, other in zip(model.initial(4), model.initial((4,)), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(TypeError, match="batch_shape: expected an int or a sequence of ints, got 'a'"):
+        model.initial("a")

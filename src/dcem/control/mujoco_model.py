@@ -236,6 +236,10 @@ class MujocoModel:
 
         return np.concatenate([model.qpos0, np.zeros(model.nv + model.na)])
 
+    def __repr__(self) -> str:
+        """What a state and an action of it are, and the seconds of a step."""
+        return f"MujocoModel(state_shape={self.state_shape}, action_shape={self.action_shape}, dt={self.dt:g})"
+
     def __getstate__(self) -> dict[str, Any]:
         # Threads are neither copied nor pickled, and of an environment the model is enough.
         return {**self.__dict__, "_pools": {}, "_source": self.model}

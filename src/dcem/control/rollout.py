@@ -161,6 +161,9 @@ def batch_of(state: Any, state_dims: Any) -> tuple[int, ...]:
     if not shapes:
         raise TypeError(f"state: expected a tensor or a tree of tensors, got {state!r}")
     batches = {batch for batch, _ in shapes}
+    for batch in batches:
+        if 0 in batch:
+            raise ValueError(f"state: expected at least one problem, got a batch of shape {batch}")
     if len(batches) > 1:
         listed = ", ".join(str(tuple(leaf.shape)) for _, leaf in shapes)
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,14 @@ from dcem.world.sequences import Sequences, check_finite, check_vectors, read_se
 
 Belief = Any
 """What a model knows of the world now: a tensor or a tree of tensors, each `(*batch, n)`."""
+
+
+def batch_axes(batch_shape: int | Sequence[int]) -> torch.Size:
+    """The axes of a batch, of which an int is one."""
+    try:
+        return torch.Size((batch_shape,) if isinstance(batch_shape, int) else batch_shape)
+    except TypeError:
+        raise TypeError(f"batch_shape: expected an int or a sequence of ints, got {batch_shape!r}") from None
 
 
 class WorldModel(nn.Module, ABC):

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from dcem._check import check_count, check_fraction, check_positive
 from dcem.bounds import Bounds, BoundsLike, clip
-from dcem.world.base import WorldModel
+from dcem.world.base import WorldModel, batch_axes
 from dcem.world.two_hot import TwoHot, symlog
 
 _SATURATION = 1e-4  # of the squared numbers that tanh makes the policy's actions of, against a value of 1
@@ -119,8 +119,8 @@ class LatentModel(WorldModel):
 
     # The world as a planner sees it.
 
-    def initial(self, batch_shape: tuple[int, ...] = ()) -> Tensor:
-        return self.low.new_zeros(*batch_shape, self.latent_size)
+    def initial(self, batch_shape: int | Sequence[int] = ()) -> Tensor:
+        return self.low.new_zeros(*batch_axes(batch_shape), self.latent_size)
 
     def observe(self, belief: Tensor, action: Tensor, observation: Tensor) -> Tensor:
         """The latent of the observation: what came before does not matter to this model."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dcem._check import check_count, check_fraction, check_number, check_positive
 from dcem._mlp import check_widths, mlp
-from dcem.world.base import WorldModel
+from dcem.world.base import WorldModel, batch_axes
 
 CARRIED = ("mean", "sample")
 
@@ -127,12 +127,10 @@ class RSSM(WorldModel):
             "continuation": self.continuation_net,
         }
 
-    def initial(self, batch_shape: tuple[int, ...] = ()) -> RSSMBelief:
+    def initial(self, batch_shape: int | Sequence[int] = ()) -> RSSMBelief:
         """Zeros."""
-        like = self.cell.bias_hh
-        return RSSMBelief(
-            like.new_zeros(*batch_shape, self.deterministic_size), like.new_zeros(*batch_shape, self.stochastic_size)
-        )
+        like, batch = self.cell.bias_hh, batch_axes(batch_shape)
+        return RSSMBelief(like.new_zeros(*batch, self.deterministic_size), like.new_zeros(*batch, self.stochastic_size))
 
     def observe(
         self, belief: RSSMBelief, action: Tensor, observation: Tensor, *, generator: torch.Generator | None = None
