@@ -28,6 +28,7 @@ from dcem.world import RSSM
 
 OUT = Path(__file__).parents[1] / "results" / "benchmarks" / "gpu.json"
 PLANS = (("high", 1), ("bfloat16", 64), ("bfloat16", 1), ("high", 64))
+PARTS = ["projections", "solves", "latent_plans", "path_integral"]
 Call = Callable[[], object]
 
 
@@ -215,10 +216,11 @@ def path_integral() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["projections", "solves", "latent_plans", "path_integral"])
-    parts = parser.parse_args().parts
+    parser.add_argument("--part", choices=PARTS, action="append", help="of all; may be given more than once")
+    parts = parser.parse_args().part or PARTS
     torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be recorded
     record: dict[str, Any] = {
+        **(json.loads(OUT.read_text()) if OUT.exists() else {}),
         "command": "python benchmarks/gpu.py",
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(),

@@ -111,6 +111,17 @@ def test_a_learned_temperature_has_its_gradient(backend) -> None:
     assert slopes[0] != 0
 
 
+def test_more_shapes_than_are_compiled_are_named() -> None:
+    captured = dcem.capture(dcem.CEM(10, 4), backend="eager")
+
+    def solve_all(sizes):
+        for size in sizes:
+            dcem.minimize(lambda x: x.square().sum(-1), torch.zeros(size), captured, num_iterations=1)
+
+    with torch.no_grad(), pytest.raises(RuntimeError, match="for few shapes; or leave the solver as it is"):
+        solve_all(range(1, 12))
+
+
 @pytest.mark.parametrize("is_tree", [False, True])
 def test_a_controller_is_captured_once(is_tree) -> None:
     torch._dynamo.reset()

@@ -109,6 +109,13 @@ def test_solves(place, name, gradient):
     assert ("status: not known" in repr(solution)) == (place == "meta")
 
 
+def test_sides_of_a_box_come_to_the_device(place):
+    high = torch.ones(2, device=place)
+    for bounds in (([-1.0, -1.0], high), (torch.full((2,), -1.0, device="cpu"), high), (-1, [1.0, 1.0])):
+        solution = dcem.minimize(lambda x: x.sum(-1), torch.zeros(3, 2, device=place), num_iterations=1, bounds=bounds)
+        assert solution.x.device.type == place
+
+
 @pytest.mark.parametrize("family", ["full", "mixture", "categorical", "product"])
 def test_families(place, family):
     x = torch.zeros(3, 2, device=place)

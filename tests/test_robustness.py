@@ -1,10 +1,13 @@
 """What users do to a solve that nobody planned for."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor
 
 import dcem
+from dcem import _eager, _guard, _replay
 
 
 def sphere(x: Tensor) -> Tensor:
@@ -389,21 +392,69 @@ def test_unchecked_solves_have_the_same_numbers_and_make_no_look(gradient, gener
     torch.testing.assert_close(solve(1.0)[1], slope)  # and afterwards it is as it was
 
 
-def test_what_is_promised_is_not_looked_at():
-    calls = []
+RECOMPUTING = [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune()]
+
+
+@pytest.mark.parametrize("gradient", RECOMPUTING)
+def test_unchecked_solves_make_no_look(gradient, monkeypatch):
+    """Neither in the solve nor when it is differentiated, wherever that is."""
+    looks = []
+    monkeypatch.setattr(_guard, "may_look", lambda x: looks.append("guard") or True)
+    monkeypatch.setattr(_replay, "may_look", lambda x: looks.append("replay") or True)
+    theta, noise = torch.ones(2, requires_grad=True), torch.randn(4, 20, 2, generator=torch.Generator().manual_seed(0))
+
+    def solve():
+        return dcem.minimize(
+            lambda x: sphere(x - theta), torch.zeros(2), dcem.CEM(20, 4), noise=noise, num_iterations=4,
+            gradient=gradient,
+        ).x  # fmt: skip
+
+    with dcem.unchecked():
+        x = solve()
+    torch.autograd.grad(x.sum(), theta)
+    assert looks == []
+    torch.autograd.grad(solve().sum(), theta)
+    assert "guard" in looks
+
+
+@pytest.mark.parametrize("gradient", RECOMPUTING)
+@pytest.mark.parametrize("inside", ["forward", "backward", "both"])
+def test_a_promise_holds_where_it_is_differentiated(gradient, inside):
+    """Some candidates fail: what is computed again in the backward pass is what was computed before."""
+    theta, noise = (
+        torch.tensor(0.3, requires_grad=True),
+        torch.randn(3, 30, 2, generator=torch.Generator().manual_seed(0)),
+    )
 
     def objective(x):
-        calls.append(torch.rand(()))  # another number when it is evaluated again
-        return sphere(x) * calls[-1] if len(calls) > 2 else sphere(x) * torch.where(x[..., 0] > 0, torch.nan, theta)
+        return torch.where(x[..., 0] > 1, torch.nan, sphere(x - theta))
 
-    theta = torch.ones((), requires_grad=True)
-    solver = dcem.CEM(20, 2)
-    with dcem.unchecked():
-        dcem.minimize(objective, torch.zeros(2), solver, num_iterations=1)
-    assert len(calls) == 1
-    calls.clear()
-    dcem.minimize(objective, torch.zeros(2), solver, num_iterations=1)
-    assert len(calls) == 2
+    with dcem.unchecked() if inside != "backward" else contextlib.nullcontext():
+        x = dcem.minimize(
+            objective, torch.zeros(2), dcem.CEM(30, 5), noise=noise, num_iterations=3, gradient=gradient
+        ).x
+    with dcem.unchecked() if inside != "forward" else contextlib.nullcontext():
+        (slope,) = torch.autograd.grad(x.sum(), theta)
+    expected = dcem.minimize(
+        objective, torch.zeros(2), dcem.CEM(30, 5), noise=noise, num_iterations=3, gradient=gradient
+    ).x
+    torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), theta)[0])
+
+
+def test_promises_within_promises():
+    """One that is made again, or of a function, and one that an error ends."""
+    again = dcem.unchecked()
+    with again, again:
+        assert _eager.is_unchecked()
+        assert dcem.unchecked()(_eager.is_unchecked)()
+        assert _eager.is_unchecked()
+    assert not _eager.is_unchecked()
+    with pytest.raises(ZeroDivisionError), again:
+        1 / 0  # noqa: B018
+    assert not _eager.is_unchecked()
+    model = dcem.world.LatentModel(3, 2)
+    with dcem.unchecked(), pytest.raises(ValueError, match="observation: expected finite numbers"):
+        model.observe(model.initial(), torch.zeros(2), torch.full((3,), torch.nan))
 
 
 def test_unchecked_inside_capture():
@@ -427,4 +478,8 @@ def test_unchecked_inside_capture():
     sizes.clear()
     with dcem.unchecked():
         torch.testing.assert_close(solve(), slope)
-    assert 0 < max(sizes) < checked
+        assert 0 < max(sizes) < checked
+        compiled = len(sizes)
+        with dcem.unchecked():
+            solve()
+        assert len(sizes) == compiled  # how often it is promised does not matter

@@ -13,21 +13,23 @@ def is_eager() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
 
 
-_unchecked = 0  # how many `unchecked` are open
+_depth = 0  # how many `unchecked` are open
+_unchecked = False  # whether any is: `torch.compile` compiles anew for each value that is read
 
 
-@contextlib.contextmanager
-def unchecked() -> Iterator[None]:
-    """Solve faster where nothing goes wrong: promise it, and no check looks at a value.
+class unchecked(contextlib.ContextDecorator):  # as `torch.no_grad` is written
+    """Leave out the checks for what is not finite: where nothing fails, a solve with a gradient is faster without.
 
     Solves with a gradient look whether values and slopes are finite, so that a candidate that fails has no gradient and
     a problem says `NONFINITE`; `Checkpoint` and `Prune` look whether an objective says the same again. On the CPU that
     is a twentieth of the time of a solve of one problem. On a GPU the host waits for each look, and while a CUDA graph
     is recorded, inside `torch.compile` and in [`dcem.capture`][] the objective is evaluated twice instead. Inside this
-    block none of it is done. What is not finite still weighs nothing and still makes `NONFINITE` of a solve; but the
-    gradient may be NaN, for all problems that share a parameter with it.
+    block none of it is done: where a candidate fails nevertheless, it weighs nothing and a solve that fails says
+    `NONFINITE`, as ever, but gradients may be NaN, for all problems that share a parameter with it. Errors in what you
+    give to a solve are raised as ever.
 
-    It holds for the process, for what is computed and for what is recorded to be differentiated while it is open.
+    What is computed inside is differentiated without checks also outside. It holds for the whole process: solves that
+    other threads make meanwhile have no checks either.
 
     Example:
         >>> import torch, dcem
@@ -38,17 +40,39 @@ def unchecked() -> Iterator[None]:
 
     Source: scikit-learn's `assume_finite` is the same promise.
     """
-    global _unchecked
-    _unchecked += 1
-    try:
-        yield
-    finally:
-        _unchecked -= 1
+
+    def __enter__(self) -> None:
+        _count(1)
+
+    def __exit__(self, *error: object) -> None:
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    global _depth, _unchecked
+    _depth += change
+    _unchecked = _depth > 0
 
 
 def is_unchecked() -> bool:
     """Whether the user promised that nothing goes wrong."""
-    return _unchecked > 0
+    return _unchecked
+
+
+@contextlib.contextmanager
+def as_promised(promised: bool) -> Iterator[None]:
+    """In the backward pass: as it was in the forward pass."""
+    global _unchecked
+    before, _unchecked = _unchecked, promised
+    try:
+        yield
+    finally:
+        _unchecked = before
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Double precision, which Apple's GPUs have not."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def may_look(x: Tensor) -> bool:

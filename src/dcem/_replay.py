@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from dcem._eager import in_forward_mode, is_eager, is_transformed, is_unchecked, may_look
+from dcem._eager import as_promised, in_forward_mode, is_eager, is_transformed, is_unchecked, may_look
 
 _REMEDY = (
     "draw from torch's global generator, or from the one that the solve was given, and keep no state between calls; or "
@@ -46,7 +46,7 @@ def forgotten(
         return fn(*inputs)
     if not is_eager():
         return checkpoint(fn, *inputs, use_reentrant=False)
-    before = None if generator is None else generator.get_state()
+    before, promised = None if generator is None else generator.get_state(), is_unchecked()
     first: list[Tensor] = []
 
     def again_alike(*inputs: Any) -> Any:
@@ -57,12 +57,13 @@ def forgotten(
         now = None if generator is None else generator.get_state()
         if generator is not None and before is not None:
             generator.set_state(before)
-        try:
-            result = fn(*inputs)
-        finally:
-            if generator is not None and now is not None:
-                generator.set_state(now)
-        check_alike(first[0], values_of(result), "the backward pass")
+        with as_promised(promised):  # or other tensors would be kept than in the forward pass
+            try:
+                result = fn(*inputs)
+            finally:
+                if generator is not None and now is not None:
+                    generator.set_state(now)
+            check_alike(first[0], values_of(result), "the backward pass")
         return result
 
     with set_checkpoint_early_stop(False):  # or it would stop before the values can be compared

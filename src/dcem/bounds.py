@@ -72,6 +72,7 @@ class Bounds:
         low, high = (_side(f"bounds[{i}]", side, event_shape) for i, side in enumerate(bounds))
         if low is None and high is None:
             return None
+        low, high = (side.to(like.device) if isinstance(side, Tensor) else side for side in (low, high))
         if low is not None and high is not None and is_eager():
             wrong = low > high
             if wrong if isinstance(wrong, bool) else wrong.is_cpu and bool(wrong.any()):
@@ -166,7 +167,7 @@ def _side(name: str, side: Any, event_shape: torch.Size) -> float | Tensor | Non
         return float(side)
     if not isinstance(side, Tensor) and (hasattr(side, "__array__") or isinstance(side, (list, tuple))):
         try:
-            side = torch.as_tensor(side, dtype=torch.float64)
+            side = torch.as_tensor(side, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError):  # of strings, or ragged
             raise TypeError(f"{name}: expected numbers, got {side!r}") from None
     if not isinstance(side, Tensor):

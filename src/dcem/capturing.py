@@ -75,6 +75,13 @@ def capture(solver: AnySolver, *, backend: str | Callable[..., Any] = "inductor"
     return cast("AnySolver", _as(type(f"Captured{kind.__name__}", (_Captured, kind), members), solver))
 
 
+_FAILURES: tuple[type[Exception], ...] = (
+    torch._dynamo.exc.TorchDynamoException,
+    torch._inductor.exc.InductorError,
+    torch._dynamo.exc.FailOnRecompileLimitHit,  # which is no TorchDynamoException
+)
+
+
 class _Captured(Solver):
     """A solver with its step compiled; mixed into the solver's own class."""
 
@@ -91,7 +98,7 @@ class _Captured(Solver):
         try:
             with _no_warning_of_slopes(state):
                 of_state, of_step = self._compiled(plain, self, objective, any_state, noise, clip)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+        except _FAILURES as error:
             plain(self, objective, state, noise, clip)  # whatever is wrong with it beside says so by itself
             raise RuntimeError(
                 f"capture: expected an iteration that torch.compile can trace, got {type(error).__name__} "

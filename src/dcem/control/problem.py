@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcem._eager import is_eager
+from dcem._eager import is_eager, widest
 from dcem._replay import forgotten
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
@@ -142,7 +142,7 @@ class Problem:
         """`γ^t Π_{s<=t} p(x_s)`, how much step `t` counts: `(H + 1, [P,] *batch, n)`; None where all do."""
         if self.continues is None and self.discount == 1:
             return None
-        steps = torch.arange(horizon + 1, dtype=torch.float64, device=like.device)
+        steps = torch.arange(horizon + 1, dtype=widest(like.device), device=like.device)
         weights = (self.discount**steps).to(like.dtype).reshape(horizon + 1, *(1,) * len(shape))
         if self.continues is None:
             return weights.expand(horizon + 1, *shape)

@@ -83,7 +83,7 @@ class Mixture(Distribution):
             try:
                 expanded = torch.as_tensor(value, dtype=means.dtype, device=means.device).expand(expected)
             except RuntimeError:
-                came = tuple(value.shape) if isinstance(value, Tensor) else ()
+                came = tuple(torch.as_tensor(value, device=means.device).shape)
                 raise ValueError(f"{name}: expected a shape that broadcasts to {tuple(expected)}, got {came}") from None
             object.__setattr__(self, name, expanded)
         object.__setattr__(self, "means", means)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_int, check_number
+from dcem._eager import widest
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class ColoredNoise:
         white = torch.randn(shape, dtype=dtype, device=device, generator=generator)
         length = shape[self.dim]
         # In units of the slowest oscillation, whose power the constant component has as well: no amplitude overflows.
-        frequency = torch.arange(length // 2 + 1, dtype=torch.float64, device=white.device).clamp(min=1)
+        frequency = torch.arange(length // 2 + 1, dtype=widest(white.device), device=white.device).clamp(min=1)
         amplitude = frequency ** (-self.exponent / 2)
         both_sides = torch.ones_like(amplitude)
         both_sides[1 : (length + 1) // 2] = 2.0

@@ -201,6 +201,7 @@ def _project(
             middle = 0.5 * (left + right)
             there = (tl.abs(f) <= tolerance) | ((sound == 0) & ((middle <= left) | (middle >= right)))
             size = tl.where(sound, tl.abs(f), infinity)  # after a bisection, a step is worth a try
+            there = there | (steps == 127)  # the weights that are kept are those at `nu`
             nu = tl.where(there, nu, tl.where(sound, trial, middle))
             steps = tl.where(there, 128, steps + 1)
 

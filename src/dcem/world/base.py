@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ Belief = Any
 
 
 def batch_axes(batch_shape: int | Sequence[int]) -> torch.Size:
-    """The axes of a batch, of which an int is one."""
+    """The axes of a batch, of which a whole number is one."""
     try:
-        return torch.Size((batch_shape,) if isinstance(batch_shape, int) else batch_shape)
+        return torch.Size([batch_shape] if isinstance(batch_shape, SupportsIndex) else list(batch_shape))
     except TypeError:
         raise TypeError(f"batch_shape: expected an int or a sequence of ints, got {batch_shape!r}") from None
 
