@@ -19,7 +19,7 @@ from dcem.experiments.regression import settings as regression
 class Config(Settings):
     """Settings of `dcem demo`."""
 
-    num_updates: int = count(600)
+    num_updates: int = count(400)
     """Updates of each energy."""
     dcem: dict[str, Any] = field(default_factory=dict)
     """More settings of the DCEM regression, such as `+dcem.batch_size=16`."""
