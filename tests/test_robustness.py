@@ -452,6 +452,11 @@ def test_promises_within_promises():
     with pytest.raises(ZeroDivisionError), again:
         1 / 0  # noqa: B018
     assert not _eager.is_unchecked()
+    again.__enter__()
+    with _eager.as_promised(True), _eager.as_promised(False):
+        assert not _eager.is_unchecked()
+        again.__exit__(None, None, None)  # by another thread, while a backward pass is under way
+    assert not _eager.is_unchecked()
     model = dcem.world.LatentModel(3, 2)
     with dcem.unchecked(), pytest.raises(ValueError, match="observation: expected finite numbers"):
         model.observe(model.initial(), torch.zeros(2), torch.full((3,), torch.nan))

@@ -14,6 +14,7 @@ def is_eager() -> bool:
 
 
 _depth = 0  # how many `unchecked` are open
+_replays = 0  # how many `as_promised` are open
 _unchecked = False  # whether any is: `torch.compile` compiles anew for each value that is read
 
 
@@ -62,12 +63,14 @@ def is_unchecked() -> bool:
 @contextlib.contextmanager
 def as_promised(promised: bool) -> Iterator[None]:
     """In the backward pass: as it was in the forward pass."""
-    global _unchecked
+    global _unchecked, _replays
     before, _unchecked = _unchecked, promised
+    _replays += 1
     try:
         yield
     finally:
-        _unchecked = before
+        _replays -= 1
+        _unchecked = before if _replays else _depth > 0  # a block may have been closed meanwhile by another thread
 
 
 def widest(device: torch.device) -> torch.dtype:
