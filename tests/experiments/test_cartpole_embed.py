@@ -15,6 +15,7 @@ from dcem.experiments.cartpole_embed import training
 from dcem.experiments.cartpole_embed.settings import Config, Search
 from dcem.experiments.cartpole_embed.task import EXPERT, build, embedded, evaluate, validation_states
 from dcem.experiments.harness.command import main
+from dcem.experiments.harness.reading import checkpoint_of
 
 # hydra 1.3 and tensorboard 2.21 on newer Pythons
 pytestmark = [
@@ -87,19 +88,21 @@ def test_a_study_compares_seeds_with_the_expert(
 
     small = Search(8, 2, 3)
     monkeypatch.setattr(study, "EXPERT", small.but(init_std=50.0))
-    monkeypatch.setattr(study, "FULL_SEARCHES", (small.but(init_std=50.0),))
-    monkeypatch.setattr(study, "DEPLOYED", small)
+    monkeypatch.setattr(study, "DIVISIONS", {24: ((8, 2, 3),)})
+    monkeypatch.setattr(study, "STDS", (20.0, 100.0))
     monkeypatch.setattr(study, "ITERATIONS_SHOWN", (0, 2))
     monkeypatch.setattr(study, "SEARCHES", (small, small.but(answer="best")))
     run(tmp_path / "runs" / "0")
     shutil.copytree(tmp_path / "runs" / "0", tmp_path / "runs" / "1")
-    run(tmp_path / "runs" / "fewer", "num_iterations=1", "answer=best", "temperature=0")
+    run(tmp_path / "runs" / "fewer", "num_iterations=1", "answer=best", "temperature=0", "sees_state=true")
     capsys.readouterr()
     arguments = [f"runs={tmp_path}/runs", "num_test=3", f"hydra.run.dir={tmp_path}/study"]
     assert main(["cartpole-embed-study", *arguments]) == 0
     table = (tmp_path / "study" / "table.md").read_text()
-    assert "| 2 | 1 | 8 × 2, 2 elites, mean | 2 of 2 | 2 | " in table
-    assert "| 2 | 0 | 8 × 1, 2 elites, best | 2 of 2 | 1 | " in table
+    assert "| 2 | no | 1 | 8 × 2, 2 elites, mean | 2 of 2 | 0.001 | 2 | " in table
+    assert "| 2 | yes | 0 | 8 × 1, 2 elites, best | 2 of 2 | 0.001 | 1 | " in table
+    assert "the best of 14 settings" in table
+    assert table.count("| iCEM | 8 × 3, 2 elites, best, std ") == 1
     assert "| decoder-16 | 8 × 3, 2 elites, best | 24 | " in table
     assert "| decoder-8 | 8 × 3, 2 elites, mean | 24 | " in table
     for figure in ("convergence", "latent-space", "samples-forces", "samples-pole"):
@@ -109,3 +112,36 @@ def test_a_study_compares_seeds_with_the_expert(
     assert best <= mean
     assert main(["cartpole-embed-study", f"runs={tmp_path}/none"]) == 2
     assert "runs: expected a folder of run folders" in capsys.readouterr().err
+
+
+def test_a_decoder_may_see_the_state() -> None:
+    """Then it plans in each state what it would there alone; without, in all the same for a latent."""
+    states = validation_states(3)
+    for sees_state in (False, True):
+        torch.manual_seed(0)
+        decoder = build(Config(latent=2, hidden=[8], sees_state=sees_state))
+        controller = embedded(decoder, Search(8, 2, 2))
+        noise = torch.randn(2, 1, 8, 2).expand(2, 3, 8, 2)
+        together = controller(states, noise=noise)
+        alone = torch.stack([controller(state, noise=noise[:, 0]).actions for state in states])
+        torch.testing.assert_close(together.actions, alone)
+        z = torch.zeros(3, 1, 2)
+        forces = decoder(z, state=states.unsqueeze(1)) if sees_state else decoder(z)
+        assert forces.shape == (3, 1, 20, 1)
+        assert torch.equal(forces[0], forces[1]) is not sees_state
+
+
+def test_the_weights_of_the_best_evaluation_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = iter([3.0, -1.0, 2.0, 0.0])
+
+    def evaluate(decoder: torch.nn.Module, config: Config, states: torch.Tensor) -> dict[str, float]:
+        weights.append(decoder.state_dict()["layers.0.weight"].clone())
+        return {"cost_soft": 0.0, "cost_hard": next(costs)}
+
+    weights: list[torch.Tensor] = []
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    run(tmp_path / "run")
+    assert torch.equal(weights[3], weights[1])
+    assert not torch.equal(weights[2], weights[1])
+    kept = checkpoint_of(tmp_path / "run")["tracked"]["best"]["weights"]["layers.0.weight"]
+    assert torch.equal(kept, weights[1])

@@ -28,10 +28,10 @@ class Search(settings.Search):
         """The same, but for these."""
         return replace(self, **changes)
 
-    def solver(self) -> dcem.CEM:
+    def solver(self, keep_elites: float = 0.0) -> dcem.CEM:
         """The cross-entropy method, with a hard selection at temperature 0."""
         selection = dcem.LML(self.temperature) if self.temperature > 0 else dcem.HardTopK()
-        return dcem.CEM(self.num_samples, self.num_elites, selection, init_std=self.init_std)
+        return dcem.CEM(self.num_samples, self.num_elites, selection, init_std=self.init_std, keep_elites=keep_elites)
 
     def __str__(self) -> str:
         return f"{self.num_samples} × {self.num_iterations}, {self.num_elites} elites, {self.answer}"
@@ -44,6 +44,8 @@ class Config(Settings):
     latent: int = count(8)
     temperature: float = setting(1.0, at_least=0)
     """0: a hard selection in training, and a gradient that does not go through the search."""
+    sees_state: bool = False
+    """Whether the decoder is given the initial state beside the latent."""
     hidden: list[int] = count([256, 256, 256])
     num_samples: int = count(100)
     num_elites: int = count(10)

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcem.control import MPC, rollout
-from dcem.embedding import MLPDecoder
 from dcem.experiments.cartpole_embed import figures, settings, task
 from dcem.experiments.cartpole_embed.figures import Landscape
 from dcem.experiments.cartpole_embed.settings import SELECTIONS, TEST_SEED, Search
@@ -33,11 +32,14 @@ PAPER = {
     16: {1.0: 1.09, 0.1: 0.82, 0.0: 0.65},
 }
 """The paper's improvement factors by latent size and temperature, of its best models, read off a plot."""
-FULL_SEARCHES = (
-    EXPERT,
-    EXPERT.but(num_elites=10),
-    Search(num_samples=100, num_elites=10, num_iterations=10, init_std=50.0),
-)
+DIVISIONS = {
+    30000: ((1000, 100, 30), (1000, 10, 30)),
+    1000: ((100, 10, 10), (100, 5, 10), (50, 5, 20)),
+    100: ((20, 4, 5), (33, 4, 3), (50, 5, 2)),
+}
+"""Samples, elites and iterations that so many trajectories are spent as."""
+STDS, EXPONENTS, KNOTS = (30.0, 50.0, 100.0, 200.0), (0.5, 1.0, 2.0), (5, 7, 10)
+"""Of the first forces (N), of iCEM's noise, and of the straight lines that the forces lie on."""
 SEARCHES = (
     Search(100, 10, 10),
     Search(100, 10, 10, answer="best"),
@@ -52,9 +54,8 @@ SEARCHES = (
     Search(33, 4, 3, answer="best"),
     Search(50, 5, 2, answer="best"),
 )
-DEPLOYED = Search(200, 10, 5, answer="best")
-"""A better use of 1000 trajectories, in which every decoder is tried."""
-KINDS = (*SELECTIONS, "deployed")
+DEPLOYED = {1000: Search(200, 10, 5, answer="best"), 100: Search(50, 5, 2, answer="best")}
+"""A better use of as many trajectories, in which every decoder is tried."""
 ITERATIONS_SHOWN = (0, 3, 6, 9)
 
 
@@ -75,8 +76,36 @@ class Trained(NamedTuple):
     """A finished run."""
 
     config: settings.Config
-    decoder: MLPDecoder
+    decoder: nn.Module
     records: list[dict[str, Any]]
+
+
+class Rival(NamedTuple):
+    """A search over the forces with nothing learned."""
+
+    method: str
+    search: Search
+    options: dict[str, float]
+
+    def controller(self) -> MPC:
+        """What plans so."""
+        return full(self.search, **self.options)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        said = [f"std {self.search.init_std:g} N", *(f"{name} {value:g}" for name, value in self.options.items())]
+        return f"{self.search}, {', '.join(said)}"
+
+
+def rivals(trajectories: int) -> dict[str, list[Rival]]:
+    """By their method: CEM, iCEM and CEM over a few knots, with so many trajectories and every setting tried."""
+    found: dict[str, list[Rival]] = {"CEM": [], "iCEM": [], "CEM over knots": []}
+    for samples, elites, iterations in DIVISIONS[trajectories]:
+        for std in STDS:
+            search = Search(samples, elites, iterations, std, answer="best")
+            found["CEM"].append(Rival("CEM", search, {}))
+            found["iCEM"] += [Rival("iCEM", search, {"exponent": exponent}) for exponent in EXPONENTS]
+            found["CEM over knots"] += [Rival("CEM over knots", search, {"knots": knots}) for knots in KNOTS]
+    return found
 
 
 def main(config: Config, run: Run) -> dict[str, Any]:
@@ -84,12 +113,12 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     groups: dict[tuple[float | str, ...], list[Trained]] = {}
     for found in finished_runs(config.runs):
         decoder = task.build(of := settings.Config(**found.settings))
-        decoder.load_state_dict(checkpoint_of(found.folder)["tracked"]["decoder"])
+        decoder.load_state_dict(checkpoint_of(found.folder)["tracked"]["best"]["weights"])
         groups.setdefault(_order(of), []).append(Trained(of, decoder, found.records))
     ordered = [groups[key] for key in sorted(groups)]
     states, test = task.validation_states(), task.validation_states(config.num_test, TEST_SEED)
-    expert = mean_cost(full(EXPERT), states)
-    rows = [row(group, states, expert) for group in ordered]
+    expert = {"validation": mean_cost(full(EXPERT), states), "test": mean_cost(full(EXPERT), test)}
+    rows = [row(group, states, test, expert) for group in ordered]
     bests: dict[int, Trained] = {}
     for trained in sorted((t for group in ordered for t in group), key=final_cost):
         bests.setdefault(trained.config.search.num_trajectories, trained)
@@ -97,32 +126,39 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         weights = {name: tensor.half() for name, tensor in best.decoder.state_dict().items()}
         torch.save(weights, run.folder / f"decoder-{budget}.pt")
         best.decoder.load_state_dict(weights)
+    tuned = [
+        min(tried, key=lambda rival: mean_cost(rival.controller(), states))
+        for trajectories in DIVISIONS
+        for tried in rivals(trajectories).values()
+    ]
     searches = [
-        {"over": over, "search": str(search), "trajectories": search.num_trajectories, "num_test": len(test),
+        {"over": over, "search": said, "trajectories": search.num_trajectories, "num_test": len(test),
          "validation": mean_cost(controller, states), "test": mean_cost(controller, test)}
-        for over, search, controller in [
-            *(("forces", search, full(search)) for search in FULL_SEARCHES),
-            *((f"decoder-{budget}", search, embedded(best.decoder, search))
+        for over, said, search, controller in [
+            ("the expert", str(EXPERT), EXPERT, full(EXPERT)),
+            ("the expert", str(EXPERT.but(answer="best")), EXPERT, full(EXPERT.but(answer="best"))),
+            *((rival.method, str(rival), rival.search, rival.controller()) for rival in tuned),
+            *((f"decoder-{budget}", str(search), search, embedded(best.decoder, search))
               for budget, best in sorted(bests.items(), reverse=True) for search in SEARCHES),
         ]
     ]  # fmt: skip
     write_table(run, tables(rows, searches, bests))
-    draw(ordered, bests[max(bests)], expert, states, run)
+    draw(ordered, bests[max(bests)], expert["validation"], states, run)
     results = {"expert": expert, "rows": rows, "searches": searches}
     run.finish(**results)
     return results
 
 
 def final_cost(trained: Trained) -> float:
-    """The validation cost at the end of training, with a hard selection."""
-    return float(trained.records[-1]["cost_hard"])
+    """The lowest validation cost in training, with a hard selection: that of the weights that were kept."""
+    return float(min(record["cost_hard"] for record in trained.records))
 
 
 def _order(config: settings.Config) -> tuple[float | str, ...]:
     """What makes a row, in the table's order."""
     search = config.search
-    return (-search.num_trajectories, config.answer != "mean", config.num_updates, config.latent, -config.temperature,
-            config.num_samples, config.num_elites, config.batch_size)  # fmt: skip
+    return (-search.num_trajectories, config.sees_state, config.answer != "mean", config.num_updates, config.latent,
+            -config.temperature, config.num_samples, config.num_elites, config.batch_size, config.lr)  # fmt: skip
 
 
 def mean_cost(controller: MPC, states: Tensor) -> float:
@@ -130,23 +166,31 @@ def mean_cost(controller: MPC, states: Tensor) -> float:
     return float(task.costs(controller, states).mean())
 
 
-def row(group: Sequence[Trained], states: Tensor, expert: float) -> dict[str, Any]:
-    """Costs and improvement factors at the end of training, a number a seed."""
+def row(group: Sequence[Trained], states: Tensor, test: Tensor, expert: dict[str, float]) -> dict[str, Any]:
+    """Costs and improvement factors of the weights that were kept, a number a seed."""
     config = group[0].config
     search = config.search
-    as_paper = search == Search(100, 10, 10, temperature=config.temperature)
-    costs = {f"cost_{name}": [trained.records[-1][f"cost_{name}"] for trained in group] for name in SELECTIONS}
-    costs["cost_deployed"] = [mean_cost(embedded(trained.decoder, DEPLOYED), states) for trained in group]
-    factors = {f"factor_{name}": [cost / expert for cost in costs[f"cost_{name}"]] for name in KINDS}
+    as_paper = search == Search(100, 10, 10, temperature=config.temperature) and not config.sees_state
+    deployed = DEPLOYED.get(search.num_trajectories, search.but(temperature=0.0, answer="best"))
+    searched = {"soft": search, "hard": search.but(temperature=0.0), "deployed": deployed}
+    costs: dict[str, list[float]] = {}
+    for kind, used in searched.items():
+        costs[f"cost_{kind}"] = [mean_cost(embedded(trained.decoder, used), states) for trained in group]
+    costs["test"] = [mean_cost(embedded(trained.decoder, searched["deployed"]), test) for trained in group]
     return {
         "latent": config.latent,
+        "sees_state": config.sees_state,
         "temperature": config.temperature,
         "search": str(search),
+        "deployed": str(searched["deployed"]),
         "updates": config.num_updates,
         "batch_size": config.batch_size,
+        "lr": config.lr,
         "seeds": len(group),
+        "trajectories": config.num_updates * config.trajectories_an_update,
         **costs,
-        **factors,
+        **{f"factor_{kind}": [cost / expert["validation"] for cost in costs[f"cost_{kind}"]] for kind in SELECTIONS},
+        "factor_test": [cost / expert["test"] for cost in costs["test"]],
         "factor_paper": PAPER.get(config.latent, {}).get(config.temperature) if as_paper else None,
     }
 
@@ -155,45 +199,53 @@ def tables(rows: list[dict[str, Any]], searches: list[dict[str, Any]], bests: di
     """Both tables as Markdown."""
     expert = searches[0]
     note = (
-        f"Mean cost of {task.NUM_VALIDATION} validation states over seeds, ± 95 % interval. The expert, CEM "
-        f"over the forces with {EXPERT.num_trajectories} trajectories a solve, reaches {expert['validation']:.2f}; "
-        "factor: cost over the expert's. Search: samples × iterations, elites, and whether the mean or the best sample "
-        "is the answer. soft: the selection of the training; hard: the same decoder with a hard one; deployed: with "
-        f"{DEPLOYED}, and hard. best: of the seeds, soft or hard. paper: of its best models, read off a plot."
+        f"Mean costs over seeds, ± 95 % interval. The expert, CEM over the forces with {EXPERT.num_trajectories} "
+        f"trajectories a solve, reaches {expert['validation']:.2f} on the {task.NUM_VALIDATION} validation states "
+        f"and {expert['test']:.2f} on the {expert['num_test']} test states; factor: cost over the expert's. "
+        "Search: samples × iterations, elites, and whether the mean or the best sample is the answer. soft: the "
+        "selection of the training; hard: the same decoder with a hard one (both on the validation states, which "
+        "chose the evaluation whose weights were kept). test: on the test states, hard, the best sample of as "
+        "many trajectories. best: of the seeds, soft or hard. paper: of its best models, read off a plot. trained "
+        "with: trajectories, in millions."
     )
-    head = ["latent", "τ", "search", "updates", "seeds"]
-    head += [f"{what}, {kind}" for what in ("cost", "factor") for kind in KINDS] + ["best", "paper"]
+    head = ["latent", "sees the state", "τ", "search", "updates", "rate", "seeds", "trained with"]
+    head += ["soft", "hard", "factor, soft", "factor, hard", "best", "paper", "test", "factor"]
     cells = []
     for r in rows:
-        numbers = [plus_minus(interval(r[f"{what}_{name}"]), ".2f") for what in ("cost", "factor") for name in KINDS]
+        names = ("cost_soft", "cost_hard", "factor_soft", "factor_hard", "test", "factor_test")
+        soft, hard, *factors, test, factor = (plus_minus(interval(r[name]), ".2f") for name in names)
         top = max(r["factor_soft"] + r["factor_hard"])
         paper = "" if r["factor_paper"] is None else f"{r['factor_paper']:.2f}"
         updates = f"{r['updates']} of {r['batch_size']}"
-        first = [str(r["latent"]), f"{r['temperature']:g}", r["search"], updates, str(r["seeds"])]
-        cells.append([*first, *numbers, f"{top:.2f}", paper])
+        first = [str(r["latent"]), "yes" if r["sees_state"] else "no", f"{r['temperature']:g}", r["search"], updates]
+        first += [f"{r['lr']:g}", str(r["seeds"]), f"{r['trajectories'] / 1e6:.1f}"]
+        cells.append([*first, soft, hard, *factors, f"{top:.2f}", paper, test, factor])
     lines = [note, "", markdown(head, cells)]
     lines += ["The best decoders, with weights rounded to half precision and a hard selection, in other searches:"]
     for budget, best in sorted(bests.items(), reverse=True):
         c = best.config
         lines.append(
-            f"- `decoder-{budget}`: latent {c.latent}, τ = {c.temperature:g}, "
-            f"{c.search}, {c.num_updates} updates of {c.batch_size}, seed {c.seed}"
+            f"- `decoder-{budget}`: latent {c.latent}{' and the state' if c.sees_state else ''}, "
+            f"τ = {c.temperature:g}, {c.search}, {c.num_updates} updates of {c.batch_size}, seed {c.seed}"
         )
+    tried = sum(len(of) for trajectories in DIVISIONS for of in rivals(trajectories).values())
     lines += [
         "",
-        f"test: {expert['num_test']} states that nothing was chosen by; factor: over the expert's cost there.",
+        f"Searches with nothing learned are the best of {tried} settings (samples, elites, std, exponent of the noise, "
+        "knots) on the validation states, for each method and number of trajectories.",
     ]
     cells = []
     for s in searches:
         costs = [number for of in ("validation", "test") for number in (s[of], s[of] / expert[of])]
         cells.append([s["over"], s["search"], str(s["trajectories"]), *(f"{cost:.2f}" for cost in costs)])
-    head = ["search over", "search", "trajectories", "validation", "factor", "test", "factor"]
+    head = ["what", "search", "trajectories", "validation", "factor", "test", "factor"]
     return "\n".join([*lines, "", markdown(head, cells, text_columns=2)])
 
 
 def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, states: Tensor, run: Run) -> None:
     """Convergence over seeds; the latent space of a decoder with two dimensions; the best decoder's candidates."""
-    grid = [group for group in groups if _order(group[0].config)[:3] == _order(groups[0][0].config)[:3]]
+    first = _order(groups[0][0].config)
+    grid = [group for group in groups if _order(group[0].config)[:4] == first[:4]]
     panels: dict[str, dict[str, list[figures.Curve]]] = {}
     for name in SELECTIONS:
         for group in grid:
@@ -206,7 +258,7 @@ def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, stat
     trajectories = grid[0][0].config.trajectories_an_update
     figure = figures.convergence(panels, expert, trajectories, rows=len(SELECTIONS))
     run.figure("convergence", figure)
-    flat = [trained for group in groups for trained in group if trained.config.latent == 2]
+    flat = [t for group in groups for t in group if t.config.latent == 2 and not t.config.sees_state]
     if flat:
         of = min(flat, key=final_cost)
         run.figure("latent-space", figures.landscapes([landscape(of, x) for x in states[:4]]))
@@ -225,7 +277,9 @@ def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, stat
             chosen = iteration.samples[:25], iteration.samples[iteration.values.argmin()].unsqueeze(0)
             actions = torch.cat(chosen).detach()
             with torch.no_grad():
-                actions = actions if decoder is None else decoder(actions)
+                if decoder is not None:
+                    seen = {"state": hanging.expand(len(actions), -1)} if best.config.sees_state else {}
+                    actions = decoder(actions, **seen)
                 path = follow(hanging, actions)
             forces.append((actions[:-1, :, 0], actions[-1, :, 0]))
             poles.append((path[:-1, :, 2], path[-1, :, 2]))

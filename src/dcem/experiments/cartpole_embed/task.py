@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import dcem
+from dcem.bounds import BoundsLike
 from dcem.control import MPC, Compiled, Plan
 from dcem.control.systems import Cartpole
-from dcem.embedding import MLPDecoder
+from dcem.embedding import MLPDecoder, SplineDecoder
 from dcem.experiments.cartpole_embed.settings import VALIDATION_SEED, Config, Search
 from dcem.experiments.harness.processes import shard
 
@@ -21,9 +22,24 @@ COMPILED = Compiled(SYSTEM)
 NUM_VALIDATION = 100
 
 
-def build(config: Config) -> MLPDecoder:
+def build(config: Config) -> nn.Module:
     """The decoder that the config describes: `z` `(..., latent)` -> forces `(..., 20, 1)` within ±100 N."""
-    return MLPDecoder(config.latent, (HORIZON, 1), config.hidden, bounds=SYSTEM.bounds)
+    kind = StateDecoder if config.sees_state else MLPDecoder
+    return kind(config.latent, (HORIZON, 1), config.hidden, bounds=SYSTEM.bounds)
+
+
+class StateDecoder(nn.Module):
+    """One that sees the initial state, too: then the latent need only say what is best in that state."""
+
+    def __init__(self, latent: int, event_shape: tuple[int, int], hidden: list[int], *, bounds: BoundsLike) -> None:
+        super().__init__()
+        self.latent_shape, self.event_shape = (latent,), event_shape
+        self.joint = MLPDecoder(latent + SYSTEM.state_shape[0], event_shape, hidden, bounds=bounds)
+
+    def forward(self, z: Tensor, *, state: Tensor) -> Tensor:
+        """Forces `(..., 20, 1)` of `z` `(..., latent)` in `state` `(..., 5)`."""
+        actions: Tensor = self.joint(torch.cat([z, state], -1))
+        return actions
 
 
 def embedded(decoder: nn.Module, search: Search, *, dynamics: nn.Module = SYSTEM) -> MPC:
@@ -32,16 +48,26 @@ def embedded(decoder: nn.Module, search: Search, *, dynamics: nn.Module = SYSTEM
     return _controller(search, dynamics, gradient=gradient, decoder=decoder, latent_bounds=(-1.0, 1.0))
 
 
-def full(search: Search) -> MPC:
-    """A controller that searches over the forces themselves."""
-    return _controller(search, SYSTEM)
+def full(search: Search, *, knots: int | None = None, exponent: float | None = None) -> MPC:
+    """A controller that searches over the forces themselves, with nothing learned.
+
+    With `knots` over those of straight lines instead; with an `exponent` as iCEM does: coloured noise, and a third of
+    the elites kept.
+    """
+    options: dict[str, Any] = {}
+    if knots is not None:
+        decoder = SplineDecoder(knots, (HORIZON, 1), bounds=SYSTEM.bounds)
+        options = {"decoder": decoder, "latent_bounds": SYSTEM.bounds}
+    if exponent is not None:
+        options |= {"noise": dcem.ColoredNoise(exponent, dim=-2), "keep_elites": 0.3}
+    return _controller(search, SYSTEM, **options)
 
 
-def _controller(search: Search, dynamics: nn.Module, **options: Any) -> MPC:
+def _controller(search: Search, dynamics: nn.Module, *, keep_elites: float = 0.0, **options: Any) -> MPC:
     common: dict[str, Any] = {
         "num_iterations": search.num_iterations, "answer": search.answer, "shard": shard(), **options,
     }  # fmt: skip
-    return MPC(dynamics, SYSTEM.cost, HORIZON, 1, SYSTEM.bounds, search.solver(), **common)
+    return MPC(dynamics, SYSTEM.cost, HORIZON, 1, SYSTEM.bounds, search.solver(keep_elites), **common)
 
 
 EXPERT = Search(num_samples=1000, num_elites=100, num_iterations=30, init_std=50.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from dcem.embedding import MLPDecoder
 from dcem.experiments.cartpole_embed.figures import convergence
 from dcem.experiments.cartpole_embed.settings import SELECTIONS, Config
 from dcem.experiments.cartpole_embed.task import (
@@ -20,7 +20,7 @@ from dcem.experiments.cartpole_embed.task import (
 )
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import choose_device
-from dcem.experiments.harness.training import Schedule, descend, training_loop
+from dcem.experiments.harness.training import Best, Schedule, descend, training_loop
 
 
 def main(config: Config, run: Run) -> dict[str, float]:
@@ -35,14 +35,15 @@ def main(config: Config, run: Run) -> dict[str, float]:
     return metrics
 
 
-def train(config: Config, run: Run) -> MLPDecoder:
-    """The training alone: checkpoints and metrics go to the run, the decoder comes back."""
+def train(config: Config, run: Run) -> nn.Module:
+    """The training alone: checkpoints and metrics go to the run; the decoder of the best evaluation comes back."""
     device = choose_device(config.device)
     decoder = build(config).to(device)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=config.lr)
     schedule = Schedule(optimizer, config.num_updates)
     generator = torch.Generator(device).manual_seed(config.seed)
-    run.track(decoder=decoder, optimizer=optimizer, schedule=schedule, generator=generator)
+    best = Best()
+    run.track(decoder=decoder, optimizer=optimizer, schedule=schedule, generator=generator, best=best)
     dynamics = COMPILED if config.compile else SYSTEM
     controller = embedded(decoder, config.search, dynamics=dynamics).to(device)
     states = validation_states().to(device)
@@ -54,12 +55,15 @@ def train(config: Config, run: Run) -> MLPDecoder:
         return descend(optimizer, loss, config.grad_clip)
 
     def evaluation(step: int, **values: float) -> None:
-        run.log(step, **values, **evaluate(decoder, config, states), seconds=run.elapsed if step else 0.0)
+        costs = evaluate(decoder, config, states)
+        best.see(costs["cost_hard"], decoder)
+        run.log(step, **values, **costs, seconds=run.elapsed if step else 0.0)
 
     training_loop(
         run, config.num_updates, update, evaluation, schedule,
         eval_every=config.eval_every, checkpoint_every=config.checkpoint_every,
     )  # fmt: skip
+    best.restore(decoder)
     return decoder
 
 
