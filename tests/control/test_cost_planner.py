@@ -75,3 +75,43 @@ def test_mistakes_are_named():
     made.model.get_cost = lambda info, actions: actions.sum((1, 2, 3))
     with pytest.raises(ValueError, match="objective: expected values"):
         made.solve(INFO)
+
+
+def test_the_mean_is_an_answer_too_and_is_differentiable():
+    weight = torch.nn.Parameter(torch.tensor(1.0))
+
+    class Scaled(Goal):
+        def get_cost(self, info, actions):
+            return super().get_cost({**info, "goal": weight * torch.as_tensor(info["goal"])}, actions)
+
+    def made(**options):
+        found = CostPlanner(
+            Scaled(), dcem.CEM(60, 6, dcem.LML(0.1)), generator=torch.Generator().manual_seed(0), num_iterations=8,
+            **options,
+        )  # fmt: skip
+        found.configure(action_space=Box(-1, 1, (3, 2)), n_envs=3, config=SimpleNamespace(horizon=4, action_block=1))
+        return found
+
+    soft = made(answer="mean", gradient=dcem.Unroll()).solve(INFO)
+    assert not made().solve(INFO)["actions"].requires_grad
+    end = INFO["position"] + soft["actions"].sum(1)
+    torch.testing.assert_close((end - weight * 2).square().sum(-1), soft["costs"])
+    (slope,) = torch.autograd.grad(end.sum(), weight)
+    assert float(slope) == pytest.approx(2.0 * 6, rel=0.1)  # the ends are where the goals are
+    assert made(answer="mean").solve(INFO)["actions"].equal(soft["actions"])
+    with pytest.raises(ValueError, match="answer: expected best or mean, got 'worst'"):
+        made(answer="worst")
+    with pytest.raises(ValueError, match="gradient: expected Detach"):
+        made(gradient=dcem.Unroll())
+
+
+def test_the_noise_is_that_of_the_source():
+    seen = []
+
+    def noise(shape, **kind):
+        seen.append(shape)
+        return torch.ones(shape)
+
+    made = planner(solver=dcem.CEM(7, 2, dcem.HardTopK()), noise=noise)
+    assert made.solve(INFO)["actions"].eq(1.0).all()
+    assert seen[0] == (3, 7, 4, 4)

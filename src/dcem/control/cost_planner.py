@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._setup import NoiseSource
 from dcem.bounds import BoundsLike
+from dcem.gradients import Detach, GradientMode
 from dcem.loop import minimize
 from dcem.solvers import CEM, Solver
+
+_DETACH = Detach()
 
 
 class CostPlanner:
@@ -28,11 +32,16 @@ class CostPlanner:
         num_iterations: of the solver, a plan.
         bounds: of the actions as the model has them, which need not be those of the environments.
         generator: source of randomness, so that a plan can be replayed.
+        noise: a source of the draws such as [`dcem.ColoredNoise`][], with time as axis `-2`.
+        answer: which actions to return: the `"best"` sample of the whole search, or the `"mean"` of the final
+            distribution, whose cost takes one more evaluation.
+        gradient: how the mean is differentiated with respect to what the model's costs depend on.
 
     Raises:
         TypeError: the model has no `get_cost`.
         RuntimeError: `solve` before `configure`.
-        ValueError: `init_action` is of another shape, or what [`dcem.minimize`][] raises.
+        ValueError: `answer` is neither, or a gradient of the best sample is asked for; `init_action` is of another
+            shape; or what [`dcem.minimize`][] raises.
 
     Example:
         >>> import gymnasium, torch, types
@@ -57,11 +66,19 @@ class CostPlanner:
         num_iterations: int = 10,
         bounds: BoundsLike | None = None,
         generator: torch.Generator | None = None,
+        noise: NoiseSource | None = None,
+        answer: str = "best",
+        gradient: GradientMode = _DETACH,
     ) -> None:
         if not callable(getattr(model, "get_cost", None)):
             raise TypeError(f"model: expected a method get_cost(info, actions) -> costs, got {model!r}")
+        if answer not in ("best", "mean"):
+            raise ValueError(f"answer: expected best or mean, got {answer!r}")
+        if answer == "best" and not isinstance(gradient, Detach):
+            raise ValueError(f"gradient: expected Detach() with the best sample, which is a constant, got {gradient!r}")
         self.model, self.solver, self.num_iterations = model, CEM() if solver is None else solver, num_iterations
-        self.bounds, self.generator = bounds, generator
+        self.bounds, self.generator, self.noise = bounds, generator, noise
+        self.answer, self.gradient = answer, gradient
         self.n_envs = self.horizon = self.action_dim = 0
 
     def configure(self, *, action_space: Any, n_envs: int, config: Any) -> None:
@@ -72,7 +89,7 @@ class CostPlanner:
         self.action_dim = math.prod(action_space.shape[1:]) * config.action_block
 
     def solve(self, info_dict: Mapping[str, Any], init_action: Tensor | None = None) -> dict[str, Tensor]:
-        """The best `actions` `(n_envs, horizon, action_dim)` that were found, from `init_action` `(n_envs, t,
+        """The `actions` `(n_envs, horizon, action_dim)` that were found, searched for from `init_action` `(n_envs, t,
         action_dim)`, `t <= horizon`, and zeros; with their `costs` `(n_envs,)` and their `status`.
         """
         if not self.horizon:
@@ -89,12 +106,14 @@ class CostPlanner:
             costs: Tensor = self.model.get_cost(info, actions)
             return costs
 
-        with torch.no_grad():
-            solution = minimize(
-                cost, start, self.solver, num_iterations=self.num_iterations, event_dims=2, bounds=self.bounds,
-                generator=self.generator,
-            )  # fmt: skip
-        return {"actions": solution.best_x, "costs": solution.best_value, "status": solution.status}
+        solution = minimize(
+            cost, start, self.solver, num_iterations=self.num_iterations, gradient=self.gradient, event_dims=2,
+            bounds=self.bounds, generator=self.generator, noise=self.noise,
+        )  # fmt: skip
+        if self.answer == "best":
+            return {"actions": solution.best_x, "costs": solution.best_value, "status": solution.status}
+        costs = cost(solution.x.unsqueeze(1)).squeeze(1)
+        return {"actions": solution.x, "costs": costs, "status": solution.status}
 
     __call__ = solve
 

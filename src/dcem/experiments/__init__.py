@@ -44,6 +44,10 @@ EXPERIMENTS = {
         "dcem.experiments.mpc",
         "closed-loop control with true models: returns and time a decision, beside TorchRL's and pytorch-mppi",
     ),
+    "benchmark": Experiment(
+        "dcem.experiments.benchmark",
+        "any planner, yours included, on learned dynamics, imitation, energies, embedded search and control",
+    ),
     "cartpole-embed": Experiment(
         "dcem.experiments.cartpole_embed", "an embedded control space for the cartpole (ICML 2020, section 5.2)"
     ),

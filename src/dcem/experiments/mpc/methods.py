@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,34 @@ the tasks.
 """
 
 
+class Stepped(Protocol):
+    """What a planner that follows a model step by step has to know; a `Task` is one."""
+
+    @property
+    def model(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`(state, action) -> next_state`."""
+
+    @property
+    def cost(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of the next state, and the action that led there."""
+
+    @property
+    def horizon(self) -> int:
+        """Decisions to look ahead."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of each action."""
+
+    @property
+    def num_states(self) -> int:
+        """Numbers in one state."""
+
+    @property
+    def num_actions(self) -> int:
+        """In one action."""
+
+
 def is_installed(method: str) -> bool:
     """Whether the package that a method needs is there."""
     return method not in RIVALS or importlib.util.find_spec(RIVALS[method]) is not None
@@ -46,9 +74,10 @@ def is_installed(method: str) -> bool:
 def controller(method: str, task: Task, budget: Search, decoder: nn.Module | None) -> MPC | Callable[[Tensor], Tensor]:
     """A fresh controller of that name; `decoder` is the learned one's."""
     if method in ("torchrl-cem", "torchrl-mppi"):
-        return _torchrl(method, task, budget)
+        return torchrl(method, task, budget)
     if method == "pytorch-mppi":
-        return _pytorch_mppi(task, budget)
+        planner = pytorch_mppi(task, budget)
+        return lambda state: planner.command(state[0]).unsqueeze(0)
     n, k = budget.num_samples, budget.num_elites
     width = task.bounds[1] / 2
     action = (task.horizon, task.num_actions)
@@ -71,21 +100,20 @@ def controller(method: str, task: Task, budget: Search, decoder: nn.Module | Non
     return MPC(task.model, task.cost, task.horizon, task.num_actions, task.bounds, solver, **options)
 
 
-def _pytorch_mppi(task: Task, budget: Search) -> Callable[[Tensor], Tensor]:
-    """pytorch-mppi makes one iteration a decision: it gets the trajectories of all iterations at once."""
+def pytorch_mppi(task: Stepped, budget: Search) -> Any:
+    """Its planner, which makes one iteration a decision, and gets the trajectories of all iterations at once."""
     from pytorch_mppi import MPPI  # type: ignore[import-untyped]
 
     width = task.bounds[1] / 2
     low, high = (torch.full((task.num_actions,), bound) for bound in task.bounds)
-    planner: Any = MPPI(
+    return MPPI(
         task.model, task.cost, task.num_states, width**2 * torch.eye(task.num_actions),
         num_samples=budget.num_samples * budget.num_iterations, horizon=task.horizon, lambda_=PYTORCH_MPPI_TEMPERATURE,
         u_min=low, u_max=high, U_init=torch.zeros(task.horizon, task.num_actions),
     )  # fmt: skip
-    return lambda state: planner.command(state[0]).unsqueeze(0)
 
 
-def _torchrl(method: str, task: Task, budget: Search) -> Callable[[Tensor], Tensor]:
+def torchrl(method: str, task: Stepped, budget: Search) -> Callable[[Tensor], Tensor]:
     """TorchRL's planners on the model as one of its environments."""
     from tensordict import TensorDict
     from tensordict.nn import TensorDictModule
