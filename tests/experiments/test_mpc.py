@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dcem.control import tasks as mpc_tasks
-from dcem.control.tasks import costs
+from dcem.control.tasks import costs, suite
 from dcem.experiments import ConfigError
 from dcem.experiments.harness.command import main
 from dcem.experiments.harness.settings import Search
@@ -54,7 +54,7 @@ def test_costs_are_the_rewards_of_the_tasks_and_what_leads_to_them(name: str) ->
         with task.env.physics.reset_context():
             task.env.physics.data.qpos[:] *= seed / 20  # but for the reacher, the goals are at 0
         action = torch.rand(task.num_actions, generator=torch.Generator().manual_seed(seed)) - 0.5
-        reward = task.env.step(action.numpy()).reward
+        reward = task.env.env.step(action.numpy()).reward  # of the first of the steps that it is held for
         rewarded += reward > 0.1
         state = task.state_of(None, task.env)
         cost = float(task.cost(state, action))
@@ -109,9 +109,97 @@ def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], says: s
 
 def test_a_table_without_dcem_has_no_times_of_it() -> None:
     """`dcem mpc methods=[icem]` printed nan."""
-    results = {"pendulum": {"icem": {"returns": [-150.0, -160.0], "milliseconds": 2.0, "replaced": 0}}}
+    icem = {"returns": [-150.0, -160.0], "scores": [0.9, 0.8], "milliseconds": 2.0, "replaced": 0}
+    results = {"pendulum": {"icem": icem}}
     head, _, row = report.table(results).splitlines()
     assert "times DCEM's" in head
-    assert row == "| Pendulum-v1 | iCEM | -155.0 ± 63.5 |  | 2.0 |  |"
-    results["pendulum"] |= {"dcem": {"returns": [-140.0, -150.0], "milliseconds": 4.0, "replaced": 0}}
+    assert row == "| Pendulum-v1 | iCEM | -155.0 | 0.85 ± 0.64 |  | 2.0 |  |"
+    results["pendulum"] |= {"dcem": {**icem, "milliseconds": 4.0}}
     assert report.table(results).splitlines()[2].endswith("| 2.0 | 0.50 |")
+
+
+@pytest.mark.parametrize("name", ["cartpole", "acrobot", "acrobot-hanging", "reacher", "point-mass"])
+def test_an_episode_returns_what_the_task_itself_does(name: str) -> None:
+    """An action that is held for several steps earns the rewards of all, and a whole episode lasts a thousand."""
+    from dm_control import suite as of_dm_control
+
+    held = mpc_tasks.environment(name, 0.02)
+    domain, task = mpc_tasks.LABELS[name].partition(",")[0].split(".")
+    plain = of_dm_control.load(domain, task, task_kwargs={"random": 0})
+    for env in (held, plain):
+        env.task.random.seed(3)
+        env.reset()
+    with plain.physics.reset_context():
+        plain.physics.set_state(held.physics.get_state())
+    assert round(mpc_tasks.SECONDS[name] / plain.control_timestep()) == 1000
+    skip = suite.HELD[name]
+    assert held.control_timestep() == pytest.approx(skip * plain.control_timestep())
+    generator = torch.Generator().manual_seed(0)
+    for decision in range(20 // skip):
+        action = torch.rand(plain.action_spec().shape, generator=generator).numpy() - 0.5
+        step = held.step(action)
+        reward = sum(plain.step(action).reward for _ in range(skip))
+        assert step.reward == pytest.approx(reward)
+        assert step.last() == (decision == 20 // skip - 1)
+    assert np.allclose(held.physics.get_state(), plain.physics.get_state())
+
+
+def test_the_acrobot_hangs_where_it_is_to() -> None:
+    heights = {}
+    for name in ("acrobot", "acrobot-hanging"):
+        env = mpc_tasks.environment(name, 0.01)
+        for seed in range(10):
+            env.task.random.seed(seed)
+            env.reset()
+            heights.setdefault(name, []).append(float(env.physics.named.data.site_xpos["tip", "z"]))
+    assert max(heights["acrobot-hanging"]) < 0.1  # of 4 m
+    assert max(heights["acrobot"]) - min(heights["acrobot"]) > 2
+
+
+@pytest.mark.parametrize("name", ["cartpole", "acrobot"])
+def test_the_coarse_model_follows_the_plant(name: str) -> None:
+    task = mpc_tasks.load(name, 1.0, 1)
+    action = torch.full((1, 5, 1), 0.5)
+    task.env.task.random.seed(0)
+    task.env.reset()
+    predicted = task.model.rollout(task.state_of(None, task.env).unsqueeze(0), action)
+    assert task.model.dt == pytest.approx(task.env.control_timestep())
+    for step in range(5):
+        task.env.step(action[0, step].numpy())
+        torch.testing.assert_close(predicted[0, step + 1], task.state_of(None, task.env), atol=2e-3, rtol=0)
+
+
+def test_every_method_starts_where_the_others_do() -> None:
+    """And is told from which start which return is."""
+    config = settings.Config(num_samples=4, num_elites=2, num_iterations=1, length=0.01, num_seeds=3, seed=5)
+    benchmark = mpc_benchmark.Benchmark(config)
+    first = {}
+    for method in ("", *(of for of in INSTALLED if of != "learned")):
+        states = benchmark.episodes("pendulum", method, record=True).states
+        first[method] = states[0]
+    assert all(torch.equal(states, first[""]) for states in first.values())
+    alone = mpc_benchmark.Benchmark(settings.Config(length=0.01, num_seeds=1, seed=6))
+    assert torch.equal(alone.episodes("pendulum", "", record=True).states[0, 0], first[""][1])
+
+
+def test_scores_are_between_doing_nothing_and_the_most() -> None:
+    config = settings.Config(tasks=["reacher", "pendulum"], methods=["cem"], num_seeds=2)
+    benchmark = mpc_benchmark.Benchmark(config)
+    jobs = benchmark.jobs()
+    assert [(job.kind, job.task) for job in jobs[:3]] == [
+        ("time", "reacher"),
+        ("idle", "reacher"),
+        ("episodes", "reacher"),
+    ]
+    of_kind = {
+        "time": {"cem": 2.0},
+        ("idle", "reacher"): {"return_0": 0.0, "return_1": 200.0, "replaced": 0.0},
+        ("episodes", "reacher"): {"return_0": 1000.0, "return_1": 550.0, "replaced": 3.0},
+        ("idle", "pendulum"): {"return_0": -1000.0, "return_1": -1000.0, "replaced": 0.0},
+        ("episodes", "pendulum"): {"return_0": -250.0, "return_1": -1500.0, "replaced": 0.0},
+    }
+    records = [{"step": i + 1, **(of_kind.get(job.kind) or of_kind[job.kind, job.task])} for i, job in enumerate(jobs)]
+    found = report.collect(benchmark, jobs, records)
+    assert found["reacher"]["cem"]["scores"] == [1.0, 0.5]
+    assert found["reacher"]["cem"]["replaced"] == 3
+    assert found["pendulum"]["cem"]["scores"] == [0.75, -0.5]

@@ -66,6 +66,7 @@ def point_mass_cost(state: Tensor, action: Tensor) -> Tensor:
 COSTS = {
     "cartpole": cartpole_cost,
     "acrobot": acrobot_cost,
+    "acrobot-hanging": acrobot_cost,
     "reacher": reacher_cost,
     "point-mass": point_mass_cost,
 }

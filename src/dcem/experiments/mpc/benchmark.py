@@ -29,10 +29,11 @@ class Job(NamedTuple):
     """A step of the run."""
 
     kind: str
-    """`decoder` trains one, `episode` runs one, `time` measures all methods in turn."""
+    """`decoder` trains one, `time` measures all methods in turn, `idle` does nothing from all starts, `episodes` runs a
+    method from all starts.
+    """
     task: str
     method: str = ""
-    seed: int = 0
 
 
 class Benchmark:
@@ -49,32 +50,37 @@ class Benchmark:
         return [m for m in able if m != "learned" or task == "pendulum"]
 
     def jobs(self) -> list[Job]:
-        """In an order in which whatever ends early has seen every method equally often."""
+        """A task after the other, so that one that is complete can be read when a run ends early."""
         config = self.config
         jobs = [Job("decoder", "pendulum")] if "pendulum" in config.tasks and "learned" in config.methods else []
-        jobs += [Job("time", task) for task in config.tasks]
-        for seed in range(config.seed, config.seed + config.num_seeds):
-            jobs += [Job("episode", task, method, seed) for task in config.tasks for method in self.methods(task)]
+        for task in config.tasks:
+            jobs += [Job("time", task), Job("idle", task)]
+            jobs += [Job("episodes", task, method) for method in self.methods(task)]
         return jobs
 
     def do(self, job: Job) -> dict[str, float]:
         """What came of a job; random numbers depend on the job alone."""
-        torch.manual_seed(job.seed)
+        torch.manual_seed(self.config.seed)
         if job.kind == "decoder":
             return {"cost": self.train_decoder()}
         if job.kind == "time":
             return self.time(job.task)
-        episode = self.episode(job.task, job.method, job.seed)
-        assert episode.error is None
-        return {"return": float(episode.returns), "replaced": float(episode.num_replaced)}
+        episodes = self.episodes(job.task, job.method)
+        assert episodes.error is None
+        returns = {f"return_{i}": value for i, value in enumerate(episodes.returns.tolist())}
+        return {**returns, "replaced": float(episodes.num_replaced)}
 
     def controller(self, task: str, method: str) -> Any:
         return methods.controller(method, self.task(task), self.config.budget, self.decoder)
 
-    def episode(self, task: str, method: str, seed: int, **options: Any) -> Episodes:
-        """One episode."""
-        on = self.task(task)
-        return run_episodes(self.controller(task, method), on.env, state_of=on.state_of, seed=seed, **options)
+    def episodes(self, task: str, method: str, num: int | None = None, **options: Any) -> Episodes:
+        """An episode from each of the starts, or from the first of them, all planned for at once; without a method
+        nothing is done.
+        """
+        on, config = self.task(task), self.config
+        envs = [tasks.environment(task, config.length) for _ in range(config.num_seeds if num is None else num)]
+        policy = self.controller(task, method) if method else lambda state: state.new_zeros(len(state), on.num_actions)
+        return run_episodes(policy, envs, state_of=on.state_of, seed=config.seed, **options)
 
     def time(self, task: str) -> dict[str, float]:
         """Median milliseconds of a decision of each method, measured in turn, so that all see the same machine: of

@@ -20,7 +20,7 @@ from dcem.experiments.mpc.report import Results
 def bars(results: Results, key: str, xlabel: str) -> Figure:
     """A panel a task, a bar a method: the mean, and the starts as dots; a single number is written.
 
-    No interval: few starts make one that leaves what an episode can return. Those of the differences from the same
+    No interval: that of a mean of few starts leaves what an episode can return. Those of the differences from the same
     starts, which say which method is better, are in the table.
     """
     names = [method for method in methods.LABELS if any(method in of_task for of_task in results.values())]
@@ -58,11 +58,11 @@ def film(benchmark: Benchmark, run: Run) -> None:
         path = run.folder / f"{task}.gif"
         torch.manual_seed(run.seed)
         if task == "pendulum":
-            states = benchmark.episode(task, "icem", run.seed, record=True).states[:, 0]
+            states = benchmark.episodes(task, "icem", 1, record=True).states[:, 0]
             system = Pendulum()
             plotting.save_gif(path, plotting.frames(system, states), 1 / system.dt)
         else:
-            episode = benchmark.episode(task, "icem", run.seed, video=True)
+            episode = benchmark.episodes(task, "icem", 1, video=True)
             assert episode.frames is not None  # with video=True
             plotting.save_gif(path, episode.frames, 1 / episode.dt)
         run.say(f"video {path}")

@@ -1,7 +1,8 @@
 """The controllers that `dcem mpc` compares: ours, TorchRL's planners and pytorch-mppi, on one model and cost.
 
 Each plans with the same horizon and the same number of trajectories, and starts as its authors meant it to: ours and
-pytorch-mppi from the last plan shifted in time, TorchRL's planners from nothing.
+pytorch-mppi from the last plan shifted in time, TorchRL's planners from nothing and with a std of 1; so does
+`cem-afresh`, which is our CEM with no more than theirs has.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dcem.experiments.harness.settings import Search
 
 LABELS = {
     "cem": "CEM",
+    "cem-afresh": "CEM afresh",
     "icem": "iCEM",
     "mppi": "MPPI",
     "dcem": "DCEM",
@@ -76,8 +78,7 @@ def controller(method: str, task: Task, budget: Search, decoder: nn.Module | Non
     if method in ("torchrl-cem", "torchrl-mppi"):
         return torchrl(method, task, budget)
     if method == "pytorch-mppi":
-        planner = pytorch_mppi(task, budget)
-        return lambda state: planner.command(state[0]).unsqueeze(0)
+        return _one_each(lambda: pytorch_mppi(task, budget))
     n, k = budget.num_samples, budget.num_elites
     width = task.bounds[1] / 2
     action = (task.horizon, task.num_actions)
@@ -92,12 +93,26 @@ def controller(method: str, task: Task, budget: Search, decoder: nn.Module | Non
         solver = dcem.CEM(n, k, dcem.HardTopK(), keep_elites=0.3, smoothing=0.1)
         options |= {"noise": dcem.ColoredNoise(2.0, dim=-2), "answer": "best"}
     else:
-        solver = dcem.CEM(n, k, dcem.HardTopK() if method == "cem" else dcem.LML(0.1))
+        solver = dcem.CEM(n, k, dcem.HardTopK() if method.startswith("cem") else dcem.LML(0.1))
     if method == "spline":
         options["decoder"] = SplineDecoder(max(2, task.horizon // 4), action, bounds=task.bounds)
     if method == "learned":
         options |= {"decoder": decoder, "init_std": 0.5, "latent_bounds": (-1.0, 1.0)}
-    return MPC(task.model, task.cost, task.horizon, task.num_actions, task.bounds, solver, **options)
+    if method == "cem-afresh":
+        options["init_std"] = 1.0
+    mpc = MPC(task.model, task.cost, task.horizon, task.num_actions, task.bounds, solver, **options)
+    return (lambda state: mpc(state, evaluate=False).action) if method == "cem-afresh" else mpc
+
+
+def _one_each(make: Callable[[], Any]) -> Callable[[Tensor], Tensor]:
+    """A planner for each environment, as each goes on from its own last plan."""
+    planners: list[Any] = []
+
+    def act(states: Tensor) -> Tensor:
+        planners.extend(make() for _ in range(len(states) - len(planners)))
+        return torch.stack([planner.command(state) for planner, state in zip(planners, states, strict=True)])
+
+    return act
 
 
 def pytorch_mppi(task: Stepped, budget: Search) -> Any:

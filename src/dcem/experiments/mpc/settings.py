@@ -25,7 +25,8 @@ class Config(Settings):
     timing_rounds: int = count(10)
     videos: bool = False
     """Film an episode of each task; those of dm_control need a graphics backend (`MUJOCO_GL`)."""
-    num_seeds: int = count(3)
+    num_seeds: int = count(10)
+    """Starts, the same for all methods."""
     device: str = setting("cpu", among=("cpu",))
     """Where the simulators run."""
 
