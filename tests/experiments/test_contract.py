@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from dcem.experiments import EXPERIMENTS, ConfigError
+from dcem.experiments.benchmark import tasks as benchmark
 from dcem.experiments.cartpole_embed import training as cartpole
 from dcem.experiments.gallery.settings import SCENES
 from dcem.experiments.harness.command import main
@@ -130,6 +131,14 @@ def of_mpc(folder: Path, metrics: dict[str, Any]) -> None:
             assert of_method["replaced"] == 0
 
 
+def of_benchmark(folder: Path, metrics: dict[str, Any]) -> None:
+    played = {name for name in ("cem", "dcem", "torchrl-cem", "pytorch-mppi") if mpc.is_installed(name)}
+    assert metrics["energy"]["scores"].keys() == played | {"dcem learned"}
+    assert metrics["embedded"]["scores"].keys() == played
+    assert all(len(of) == 2 for task in metrics.values() for of in task["scores"].values())
+    assert "| DCEM, model learned through it |" in (folder / "table.md").read_text()
+
+
 def of_cartpole(folder: Path, metrics: dict[str, Any]) -> None:
     assert metrics["factor_hard"] == pytest.approx(metrics["cost_hard"] / metrics["cost_expert"])
     assert metrics["cost_hard"] != metrics["cost_soft"]
@@ -185,11 +194,18 @@ CASES = {
         also=of_cartpole,
     ),
     "mpc": Case(
-        "num_samples=8 num_elites=2 num_iterations=2 length=0.01 decoder_updates=2 timing_rounds=1 "
+        "num_samples=8 num_elites=2 num_iterations=2 length=0.005 decoder_updates=2 timing_rounds=1 "
         "tasks=[pendulum,reacher] num_seeds=1",
         {"returns", "milliseconds"},
         also=of_mpc,
         needs=("gymnasium", "dm_control"),
+    ),
+    "benchmark": Case(
+        "tasks=[energy,embedded] planners=[cem,dcem,torchrl-cem,pytorch-mppi] budget=12 num_problems=2 num_updates=2 "
+        "fit_updates=3 num_solved=9",
+        {"scores"},
+        also=of_benchmark,
+        needs=("gymnasium",),
     ),
     "imitation": Case(
         "num_demonstrations=[1,2] num_steps=3 num_seeds=1 num_updates=2 eval_every=1 batch_size=3 num_samples=8 "
@@ -252,6 +268,7 @@ def small_sets() -> Iterator[None]:
         states = cartpole.validation_states
         patch.setattr(cartpole, "EXPERT", cartpole.EXPERT.but(num_samples=8, num_elites=2, num_iterations=2))
         patch.setattr(cartpole, "validation_states", lambda: states(2))
+        patch.setattr(benchmark, "EXPERT", cartpole.EXPERT)
         patch.setattr(imitation, "EXPERT", imitation.EXPERT._replace(num_samples=16, num_elites=4, num_iterations=2))
         patch.setattr(study, "FIT_ITERATIONS", 3)
         patch.setitem(SCENES, "pendulum", SCENES["pendulum"]._replace(num_steps=3))
