@@ -25,6 +25,7 @@ class Config(Settings):
 
     tasks: list[str] = some_of(list(TASKS), list(TASKS))
     planners: list[str] = some_of(planners.OURS, list(planners.LABELS), may_be_empty=True)
+    """Those that are there; the others are compared with the first."""
     planner: str = ""
     """Yours, as `module:name` of what makes it: `name(model, budget)`, with the methods `configure` and `solve`."""
     budget: int = setting(150, at_least=10)
