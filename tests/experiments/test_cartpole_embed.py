@@ -84,14 +84,15 @@ def test_a_decoder_learns_through_the_search() -> None:
 def test_a_study_compares_seeds_with_the_expert(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dcem.experiments.cartpole_embed import study
+    from dcem.experiments.cartpole_embed import evaluation, study
 
     small = Search(8, 2, 3)
-    monkeypatch.setattr(study, "EXPERT", small.but(init_std=50.0))
-    monkeypatch.setattr(study, "DIVISIONS", {24: ((8, 2, 3),)})
-    monkeypatch.setattr(study, "STDS", (20.0, 100.0))
+    for module in (evaluation, study):
+        monkeypatch.setattr(module, "EXPERT", small.but(init_std=50.0))
+    monkeypatch.setattr(evaluation, "DIVISIONS", {24: ((8, 2, 3),)})
+    monkeypatch.setattr(evaluation, "STDS", (20.0, 100.0))
+    monkeypatch.setattr(evaluation, "SEARCHES", (small, small.but(answer="best")))
     monkeypatch.setattr(study, "ITERATIONS_SHOWN", (0, 2))
-    monkeypatch.setattr(study, "SEARCHES", (small, small.but(answer="best")))
     run(tmp_path / "runs" / "0")
     shutil.copytree(tmp_path / "runs" / "0", tmp_path / "runs" / "1")
     run(tmp_path / "runs" / "fewer", "num_iterations=1", "answer=best", "temperature=0", "sees_state=true")
@@ -110,6 +111,18 @@ def test_a_study_compares_seeds_with_the_expert(
     searches = json.loads((tmp_path / "study" / "summary.json").read_text())["metrics"]["searches"]
     mean, best = (s["test"] for s in searches if s["over"] == "decoder-16")
     assert best <= mean
+    files = ",".join(f"{tmp_path}/study/decoder-{budget}.pt" for budget in (16, 8))
+    again = ["cartpole-embed-evaluate", f"decoders=[{files}]", "num_test=3", f"hydra.run.dir={tmp_path}/again"]
+    assert main(again) == 0
+    assert json.loads((tmp_path / "again" / "summary.json").read_text())["metrics"]["searches"] == searches
+    capsys.readouterr()
+    torch.save({"other": torch.zeros(2, 2)}, tmp_path / "other.pt")
+    for path, says in (
+        ("none.pt", "files of dcem cartpole-embed-study"),
+        ("other.pt", "weights of a cartpole's decoder"),
+    ):
+        assert main(["cartpole-embed-evaluate", f"decoders=[{tmp_path}/{path}]"]) == 2
+        assert f"decoders: expected {says}; got {tmp_path}/{path}" in capsys.readouterr().err
     assert main(["cartpole-embed-study", f"runs={tmp_path}/none"]) == 2
     assert "runs: expected a folder of run folders" in capsys.readouterr().err
 

@@ -241,7 +241,14 @@ CASES = {
     ),
     "gallery": Case("scenes=[pendulum] num_samples=8 num_elites=2 num_iterations=1", set(), table=False),
 }
-WITHOUT_CASE = {"regression-study", "cartpole-embed-study", "mismatch-study", "planet-study", "planet-evaluate"}
+WITHOUT_CASE = {
+    "regression-study",
+    "cartpole-embed-study",
+    "cartpole-embed-evaluate",
+    "mismatch-study",
+    "planet-study",
+    "planet-evaluate",
+}
 """They read what others have left, and are tested beside those."""
 
 

@@ -54,6 +54,10 @@ EXPERIMENTS = {
     "cartpole-embed-study": Experiment(
         "dcem.experiments.cartpole_embed.study", "finished cartpole embeddings compared with the full-space expert"
     ),
+    "cartpole-embed-evaluate": Experiment(
+        "dcem.experiments.cartpole_embed.evaluation",
+        "cartpole decoders and tuned full-space searches on 1000 test states",
+    ),
     "embed-synthetic": Experiment(
         "dcem.experiments.embed_synthetic",
         "evaluations that a learned embedding saves, on objectives of 10 to 1000 numbers with solutions near a surface",

@@ -2,8 +2,8 @@
 
 `runs` is a folder that `dcem cartpole-embed` has left its run folders in, at any depth. Runs that differ only in their
 seed make one row of the table, which is written as `table.md` beside the figures. For each number of trajectories that
-a search had in training, the run with the lowest validation cost is then tried with other searches, on the validation
-states and on a thousand others.
+a search had in training, the run with the lowest validation cost is then compared as `dcem cartpole-embed-evaluate`
+does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dcem.control import MPC, rollout
+from dcem.control import rollout
 from dcem.experiments.cartpole_embed import figures, settings, task
+from dcem.experiments.cartpole_embed.evaluation import compare, mean_cost, table
 from dcem.experiments.cartpole_embed.figures import Landscape
 from dcem.experiments.cartpole_embed.settings import SELECTIONS, TEST_SEED, Search
 from dcem.experiments.cartpole_embed.task import EXPERT, HORIZON, SYSTEM, embedded, full, plan
@@ -32,28 +33,6 @@ PAPER = {
     16: {1.0: 1.09, 0.1: 0.82, 0.0: 0.65},
 }
 """The paper's improvement factors by latent size and temperature, of its best models, read off a plot."""
-DIVISIONS = {
-    30000: ((1000, 100, 30), (1000, 10, 30)),
-    1000: ((100, 10, 10), (100, 5, 10), (50, 5, 20)),
-    100: ((20, 4, 5), (33, 4, 3), (50, 5, 2)),
-}
-"""Samples, elites and iterations that so many trajectories are spent as."""
-STDS, EXPONENTS, KNOTS = (30.0, 50.0, 100.0, 200.0), (0.5, 1.0, 2.0), (5, 7, 10)
-"""Of the first forces (N), of iCEM's noise, and of the straight lines that the forces lie on."""
-SEARCHES = (
-    Search(100, 10, 10),
-    Search(100, 10, 10, answer="best"),
-    Search(100, 5, 10, answer="best"),
-    Search(50, 5, 20, answer="best"),
-    Search(200, 10, 5, answer="best"),
-    Search(250, 10, 4, answer="best"),
-    Search(500, 10, 2, answer="best"),
-    Search(20, 4, 5),
-    Search(20, 4, 5, answer="best"),
-    Search(25, 3, 4, answer="best"),
-    Search(33, 4, 3, answer="best"),
-    Search(50, 5, 2, answer="best"),
-)
 DEPLOYED = {1000: Search(200, 10, 5, answer="best"), 100: Search(50, 5, 2, answer="best")}
 """A better use of as many trajectories, in which every decoder is tried."""
 ITERATIONS_SHOWN = (0, 3, 6, 9)
@@ -80,34 +59,6 @@ class Trained(NamedTuple):
     records: list[dict[str, Any]]
 
 
-class Rival(NamedTuple):
-    """A search over the forces with nothing learned."""
-
-    method: str
-    search: Search
-    options: dict[str, float]
-
-    def controller(self) -> MPC:
-        """What plans so."""
-        return full(self.search, **self.options)  # type: ignore[arg-type]
-
-    def __str__(self) -> str:
-        said = [f"std {self.search.init_std:g} N", *(f"{name} {value:g}" for name, value in self.options.items())]
-        return f"{self.search}, {', '.join(said)}"
-
-
-def rivals(trajectories: int) -> dict[str, list[Rival]]:
-    """By their method: CEM, iCEM and CEM over a few knots, with so many trajectories and every setting tried."""
-    found: dict[str, list[Rival]] = {"CEM": [], "iCEM": [], "CEM over knots": []}
-    for samples, elites, iterations in DIVISIONS[trajectories]:
-        for std in STDS:
-            search = Search(samples, elites, iterations, std, answer="best")
-            found["CEM"].append(Rival("CEM", search, {}))
-            found["iCEM"] += [Rival("iCEM", search, {"exponent": exponent}) for exponent in EXPONENTS]
-            found["CEM over knots"] += [Rival("CEM over knots", search, {"knots": knots}) for knots in KNOTS]
-    return found
-
-
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the tables; returns what is in them."""
     groups: dict[tuple[float | str, ...], list[Trained]] = {}
@@ -126,22 +77,8 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         weights = {name: tensor.half() for name, tensor in best.decoder.state_dict().items()}
         torch.save(weights, run.folder / f"decoder-{budget}.pt")
         best.decoder.load_state_dict(weights)
-    tuned = [
-        min(tried, key=lambda rival: mean_cost(rival.controller(), states))
-        for trajectories in DIVISIONS
-        for tried in rivals(trajectories).values()
-    ]
-    searches = [
-        {"over": over, "search": said, "trajectories": search.num_trajectories, "num_test": len(test),
-         "validation": mean_cost(controller, states), "test": mean_cost(controller, test)}
-        for over, said, search, controller in [
-            ("the expert", str(EXPERT), EXPERT, full(EXPERT)),
-            ("the expert", str(EXPERT.but(answer="best")), EXPERT, full(EXPERT.but(answer="best"))),
-            *((rival.method, str(rival), rival.search, rival.controller()) for rival in tuned),
-            *((f"decoder-{budget}", str(search), search, embedded(best.decoder, search))
-              for budget, best in sorted(bests.items(), reverse=True) for search in SEARCHES),
-        ]
-    ]  # fmt: skip
+    decoders = {f"decoder-{budget}": best.decoder for budget, best in sorted(bests.items(), reverse=True)}
+    searches = compare(decoders, states, test)
     write_table(run, tables(rows, searches, bests))
     draw(ordered, bests[max(bests)], expert["validation"], states, run)
     results = {"expert": expert, "rows": rows, "searches": searches}
@@ -159,11 +96,6 @@ def _order(config: settings.Config) -> tuple[float | str, ...]:
     search = config.search
     return (-search.num_trajectories, config.sees_state, config.answer != "mean", config.num_updates, config.latent,
             -config.temperature, config.num_samples, config.num_elites, config.batch_size, config.lr)  # fmt: skip
-
-
-def mean_cost(controller: MPC, states: Tensor) -> float:
-    """What the controller's plans cost on average."""
-    return float(task.costs(controller, states).mean())
 
 
 def row(group: Sequence[Trained], states: Tensor, test: Tensor, expert: dict[str, float]) -> dict[str, Any]:
@@ -228,18 +160,7 @@ def tables(rows: list[dict[str, Any]], searches: list[dict[str, Any]], bests: di
             f"- `decoder-{budget}`: latent {c.latent}{' and the state' if c.sees_state else ''}, "
             f"τ = {c.temperature:g}, {c.search}, {c.num_updates} updates of {c.batch_size}, seed {c.seed}"
         )
-    tried = sum(len(of) for trajectories in DIVISIONS for of in rivals(trajectories).values())
-    lines += [
-        "",
-        f"Searches with nothing learned are the best of {tried} settings (samples, elites, std, exponent of the noise, "
-        "knots) on the validation states, for each method and number of trajectories.",
-    ]
-    cells = []
-    for s in searches:
-        costs = [number for of in ("validation", "test") for number in (s[of], s[of] / expert[of])]
-        cells.append([s["over"], s["search"], str(s["trajectories"]), *(f"{cost:.2f}" for cost in costs)])
-    head = ["what", "search", "trajectories", "validation", "factor", "test", "factor"]
-    return "\n".join([*lines, "", markdown(head, cells, text_columns=2)])
+    return "\n".join([*lines, "", table(searches)])
 
 
 def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, states: Tensor, run: Run) -> None:
@@ -265,7 +186,7 @@ def draw(groups: Sequence[Sequence[Trained]], best: Trained, expert: float, stat
     hanging = states[states[:, 2].argmin()]
     searches = {
         "CEM over 20 forces": full(EXPERT),
-        f"CEM over {best.config.latent} latents": embedded(best.decoder, SEARCHES[0]),
+        f"CEM over {best.config.latent} latents": embedded(best.decoder, Search(100, 10, 10)),
     }
     plans = {label: plan(controller, hanging, record=True) for label, controller in searches.items()}
     decoders = {label: controller.decoder for label, controller in searches.items()}
