@@ -141,8 +141,8 @@ def table(searches: list[dict[str, Any]]) -> str:
     tried = sum(len(of) for trajectories in DIVISIONS for of in rivals(trajectories).values())
     note = (
         f"Mean costs of {task.NUM_VALIDATION} validation states and of {expert['num_test']} test states that nothing "
-        "was chosen by; factor: cost over the expert's. Searches with nothing learned (CEM, iCEM, CEM over knots) are the "
-        f"best of {tried} settings on the validation states for each method and number of trajectories."
+        "was chosen by; factor: cost over the expert's. Searches with nothing learned (CEM, iCEM, CEM over knots) are "
+        f"the best of {tried} settings on the validation states for each method and number of trajectories."
     )
     cells = []
     for s in searches:
