@@ -1,7 +1,8 @@
 """Which room of the library imports which: in one direction, without a circle, inside functions too."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -31,17 +32,18 @@ def imported(source: str) -> Iterator[str]:
             yield from (name.name.split(".")[1] for name in node.names if name.name.startswith("dcem."))
 
 
-def rooms() -> dict[str, set[str]]:
+@cache
+def rooms() -> Mapping[str, frozenset[str]]:
     """Each room with those that it imports; `dcem` itself, which only lists names, and what it lists, left out."""
     graph: dict[str, set[str]] = {}
     for path in sorted(SOURCE.rglob("*.py")):
         room = path.relative_to(SOURCE).with_suffix("").parts[0]
         if room != "__init__":
             graph.setdefault(room, set()).update(imported(path.read_text(encoding="utf-8")))
-    return {room: {other for other in others if other in graph} - {room} for room, others in graph.items()}
+    return {room: frozenset(others & graph.keys() - {room}) for room, others in graph.items()}
 
 
-def circle(graph: dict[str, set[str]]) -> list[str] | None:
+def circle(graph: Mapping[str, frozenset[str]]) -> list[str] | None:
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -49,7 +51,7 @@ def circle(graph: dict[str, set[str]]) -> list[str] | None:
     return None
 
 
-def backwards(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
+def backwards(graph: Mapping[str, frozenset[str]]) -> list[tuple[str, str]]:
     """Imports against the order."""
     place = {room: number for number, of_place in enumerate(ORDER) for room in of_place}
     arrows = [(room, other) for room, others in graph.items() for other in others if room in place and other in place]
@@ -73,8 +75,7 @@ def test_no_circle_and_nothing_backwards() -> None:
     ],
 )
 def test_an_arrow_back_is_found(source: str) -> None:
-    graph = rooms()
-    graph["control"] |= set(imported(source))
+    graph = {**rooms(), "control": rooms()["control"] | set(imported(source))}
     assert set(circle(graph) or ()) == {"control", "plotting"}
     assert backwards(graph) == [("control", "plotting")]
 

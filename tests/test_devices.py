@@ -146,18 +146,18 @@ PLANS = {
     "plain": {},
     "best": {"answer": "best"},
     "last": {"answer": "last"},
-    "chunks": {"chunk_size": 5},
+    "chunks": {"chunk_size": 10},
     "discount": {"discount": 0.9},
     "termination": {"continues": lambda s: (s.abs().sum(-1) < 3).to(s.dtype)},
     "terminal": {"terminal_cost": lambda s: s.square().sum(-1)},
     "constraint": {"constraint": lambda s: s.abs() - 1},
     "rate": {"action_rate_cost": 0.1},
-    "particles": {"num_particles": 3, "risk": dcem.control.CVaR(0.5)},
+    "particles": {"num_particles": 2, "risk": dcem.control.CVaR(0.5)},
     "time": {"cost": lambda s, a, t: (s.sum(-1) - t.reshape(-1, *[1] * (s.dim() - 2))).square()},
     "proposals": {"proposals": lambda s, h, m: s.new_zeros(*s.shape[:-1], 1, h, 2), "num_proposals": 1},
     "mppi": {"solver": dcem.MPPI(20, 0.5)},
     "colored": {"noise": dcem.ColoredNoise(1.0, dim=-2)},
-    "spline": {"decoder": dcem.embedding.SplineDecoder(3, (5, 2))},
+    "spline": {"decoder": dcem.embedding.SplineDecoder(2, (3, 2))},
 }
 
 
@@ -165,12 +165,12 @@ PLANS = {
 def test_plans(place, name):
     given = {"cost": lambda s, a: s.square().sum(-1) + a.square().sum(-1), "solver": dcem.CEM(20, 5), **PLANS[name]}
     cost = given.pop("cost")
-    mpc = copy.deepcopy(MPC(lambda s, a: s + a, cost, 5, 2, (-1, 1), num_iterations=2, **given)).to(place)
+    mpc = copy.deepcopy(MPC(lambda s, a: s + a, cost, 3, 2, (-1, 1), num_iterations=2, **given)).to(place)
     state, reset = torch.zeros(3, 2, device=place), torch.zeros(3, dtype=torch.bool, device=place)
     with without_waiting(place, checked=True), torch.no_grad():
         plan = mpc(state)
         alone = mpc(state, warm_start=plan, reset=reset, evaluate=False)
-    assert plan.actions.shape == alone.actions.shape == (3, 5, 2)
+    assert plan.actions.shape == alone.actions.shape == (3, 3, 2)
     if name in ("plain", "best", "chunks"):
         state.requires_grad_()
         with without_waiting(place):

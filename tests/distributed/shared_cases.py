@@ -1,10 +1,8 @@
-"""Solves that one process and several have to answer alike. Run as a script, this is several processes:
+"""Solves that one process and several have to answer alike."""
 
-python shared_cases.py <folder for what each of them found> <numbers of processes, one after the other ...>
-"""
-
+import multiprocessing
 import os
-import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +193,7 @@ def refusals(rank: int, size: int) -> dict[str, str]:
 
 
 def one_of(rank: int, size: int, folder: Path) -> None:
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (size,), mesh_dim_names=("all",))
@@ -207,28 +206,14 @@ def one_of(rank: int, size: int, folder: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
 
 
-def several(size: int, folder: Path) -> bool:
-    """Whether all of `size` processes came to an end: forked, so that torch is imported once."""
+def several(size: int, folder: Path) -> list[int | None]:
+    """What `size` processes end with: forked, so that torch is imported once."""
     folder.mkdir()
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            try:
-                one_of(rank, size, folder)
-                os._exit(0)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    return not any(codes)
-
-
-if __name__ == "__main__":
-    import torch._dynamo  # what checkpoints load: once, and not in each of the processes
-
-    ended = [several(int(size), Path(sys.argv[1]) / size) for size in sys.argv[2:]]
-    sys.exit(not all(ended))
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=one_of, args=(rank, size, folder)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        process.kill()
+    return [process.exitcode for process in processes]

@@ -1,16 +1,15 @@
 """One solve by several processes is that of one process: answers, statuses and gradients."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from shared_cases import PROBLEMS, SAMPLES
+from shared_cases import PROBLEMS, SAMPLES, several
 
 import dcem
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +26,8 @@ SIZES = [2, 3]
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("shared_cases.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dcem.__file__).parents[1])}
-    command = [sys.executable, "-W", "ignore", str(script), str(folder), *map(str, SIZES)]
-    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    for size in SIZES:
+        assert all(code == 0 for code in several(size, folder / str(size)))
     return folder
 
 
