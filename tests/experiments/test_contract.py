@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ os.environ.setdefault("MUJOCO_GL", "disabled")
 import pytest
 import torch
 
+from dcem.control.tasks import suite
 from dcem.experiments import EXPERIMENTS, ConfigError
 from dcem.experiments.benchmark import tasks as benchmark
 from dcem.experiments.cartpole_embed import training as cartpole
+from dcem.experiments.finetune import task as finetune
 from dcem.experiments.gallery.settings import SCENES
 from dcem.experiments.harness.command import main
 from dcem.experiments.harness.run import Interrupted, Run
@@ -214,9 +216,9 @@ CASES = {
         also=of_imitation,
     ),
     "finetune": Case(
-        "tasks=[pendulum] episode=4 num_samples=4 num_elites=2 num_judged=2 num_seeds=1 ppo.num_steps=16 ppo.batch_size=4 "
-        "ppo.num_envs=2 ppo.critic_epochs=1 ppo.num_epochs=1 ppo_network.num_steps=16 ppo_network.num_envs=2 "
-        "ppo_network.batch_size=4 ppo_network.num_epochs=1 ppo_network.eval_every=1 sac.num_steps=8 sac.num_envs=2 "
+        "tasks=[pendulum] episode=3 num_samples=4 num_elites=2 num_judged=2 num_seeds=1 ppo.num_steps=12 ppo.batch_size=3 "
+        "ppo.num_envs=2 ppo.critic_epochs=1 ppo.num_epochs=1 ppo_network.num_steps=12 ppo_network.num_envs=2 "
+        "ppo_network.batch_size=3 ppo_network.num_epochs=1 ppo_network.eval_every=1 sac.num_steps=8 sac.num_envs=2 "
         "sac.warm_up=4 sac.batch_size=4 sac.eval_every=8 sac_network.num_steps=8 sac_network.warm_up=4 "
         "sac_network.batch_size=4 sac_network.eval_every=8",
         {"pendulum-model", "pendulum-cost"},
@@ -270,14 +272,20 @@ def summary(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_sets() -> Iterator[None]:
-    """Experts, states and films that take no time, where settings do not say how large they are."""
+    """Experts, states, plans and films that take no time, where settings do not say how large they are."""
     with pytest.MonkeyPatch.context() as patch:
         states = cartpole.validation_states
         patch.setattr(cartpole, "EXPERT", cartpole.EXPERT.but(num_samples=8, num_elites=2, num_iterations=2))
         patch.setattr(cartpole, "validation_states", lambda: states(2))
         patch.setattr(benchmark, "EXPERT", cartpole.EXPERT)
         patch.setattr(imitation, "EXPERT", imitation.EXPERT._replace(num_samples=16, num_elites=4, num_iterations=2))
+        patch.setattr(imitation, "HORIZON", 4)
         patch.setattr(study, "FIT_ITERATIONS", 3)
+        patch.setitem(finetune.TASKS, "pendulum", replace(finetune.TASKS["pendulum"], horizon=3))
+        for task in ("pendulum", "reacher"):
+            patch.setitem(suite.HORIZONS, task, 3)
+        patch.setattr(set_valued, "ITERATIONS", 4)
+        patch.setattr(set_valued, "INVERSE_TEMPERATURES", set_valued.INVERSE_TEMPERATURES[::6])
         patch.setitem(SCENES, "pendulum", SCENES["pendulum"]._replace(num_steps=3))
         yield
 
