@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,19 @@ def test_global_generators_continue(tmp_path: Path) -> None:
         run.track(generator=generator)
         torch.rand(5)
         torch.rand(5, generator=generator)
+        random.random()
         run.checkpoint()
-        expected = torch.rand(5), torch.rand(5, generator=generator)
-    with Run(tmp_path, {}, seed=3, resume=True, quiet=True) as run:
-        generator = torch.Generator()
-        run.track(generator=generator)
-        assert torch.equal(torch.rand(5), expected[0])
-        assert torch.equal(torch.rand(5, generator=generator), expected[1])
+        state = random.getstate()
+        expected = torch.rand(5), torch.rand(5, generator=generator), random.random()
+    for by_an_older_version in (False, True):
+        if by_an_older_version:  # which kept the state of `random` as it is
+            torch.save(torch.load(tmp_path / "checkpoint.pt") | {"random": state}, tmp_path / "checkpoint.pt")
+        with Run(tmp_path, {}, seed=3, resume=True, quiet=True) as run:
+            generator = torch.Generator()
+            run.track(generator=generator)
+            assert torch.equal(torch.rand(5), expected[0])
+            assert torch.equal(torch.rand(5, generator=generator), expected[1])
+            assert random.random() == expected[2]
 
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:

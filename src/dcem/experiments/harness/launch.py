@@ -15,7 +15,7 @@ from typing import Any
 
 import hydra
 import torch
-from hydra import compose, initialize
+from hydra import compose, initialize_config_module
 from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -93,7 +93,7 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
     sweeps, shows = bool(SWEEPS & set(flags)), bool(SHOWS & set(flags))
     if sweeps:
         for each in _each(overrides):
-            with initialize(version_base="1.3", config_path=None):
+            with initialize_config_module("dcem.experiments", version_base="1.3"):
                 folder = Path(str(_composed(name, module, [*where, *each]).hydra.sweep.dir))
     if shows:
         _by_hydra(task, name, [*where, *arguments])
@@ -101,7 +101,7 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
         with taken(folder, "hydra.sweep.dir", is_new=True):
             _by_hydra(task, name, [*where, *arguments])
     else:
-        with initialize(version_base="1.3", config_path=None):
+        with initialize_config_module("dcem.experiments", version_base="1.3"):
             config = _composed(name, module, [*where, *overrides])
             folder = Path(str(config.hydra.run.dir))
             with taken(folder, "resume" if resumed else "hydra.run.dir", is_new=not resumed):

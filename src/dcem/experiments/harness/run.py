@@ -116,7 +116,8 @@ class Run:
         torch.set_rng_state(state["torch"].cpu())
         if torch.cuda.is_available() and state["cuda"]:
             torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-        random.setstate(state["random"])
+        version, words, gauss = state["random"]
+        random.setstate((version, tuple(torch.as_tensor(words).tolist()), gauss))
         self.step, self._elapsed = state["step"], state["elapsed"]
         os.truncate(metrics, state["metrics_bytes"])
 
@@ -181,6 +182,7 @@ class Run:
             name: thing.get_state() if isinstance(thing, torch.Generator) else thing.state_dict()
             for name, thing in self._tracked.items()
         }
+        version, words, gauss = random.getstate()
         state = {
             "tracked": tracked,
             "step": self.step,
@@ -188,7 +190,7 @@ class Run:
             "metrics_bytes": (self.folder / METRICS).stat().st_size,
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "random": random.getstate(),
+            "random": (version, torch.tensor(words), gauss),  # as 625 numbers they take most of the time
         }
         _replace(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
 
