@@ -163,7 +163,12 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_plans(place, name):
-    given = {"cost": lambda s, a: s.square().sum(-1) + a.square().sum(-1), "solver": dcem.CEM(20, 5), **PLANS[name]}
+    soft = name in ("plain", "best", "chunks")
+    given = {
+        "cost": lambda s, a: s.square().sum(-1) + a.square().sum(-1),
+        "solver": dcem.CEM(20, 5, dcem.LML() if soft else dcem.HardTopK()),
+        **PLANS[name],
+    }
     cost = given.pop("cost")
     mpc = copy.deepcopy(MPC(lambda s, a: s + a, cost, 3, 2, (-1, 1), num_iterations=2, **given)).to(place)
     state, reset = torch.zeros(3, 2, device=place), torch.zeros(3, dtype=torch.bool, device=place)
@@ -171,7 +176,7 @@ def test_plans(place, name):
         plan = mpc(state)
         alone = mpc(state, warm_start=plan, reset=reset, evaluate=False)
     assert plan.actions.shape == alone.actions.shape == (3, 3, 2)
-    if name in ("plain", "best", "chunks"):
+    if soft:
         state.requires_grad_()
         with without_waiting(place):
             mpc(state).cost.sum().backward()

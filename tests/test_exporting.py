@@ -24,7 +24,7 @@ def controller() -> dcem.control.MPC:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     return dcem.control.MPC(
-        lambda x, u: x + 0.1 * model(torch.cat([x, u], -1)), lambda x, u: x.square().sum(-1), 4, 1, (-1.0, 1.0),
+        lambda x, u: x + 0.1 * model(torch.cat([x, u], -1)), lambda x, u: x.square().sum(-1), 2, 1, (-1.0, 1.0),
         dcem.CEM(20, 5, dcem.HardTopK(), keep_elites=0.5), num_iterations=1,
     )  # fmt: skip
 
@@ -42,11 +42,11 @@ class Energy(nn.Module):
 
 def test_a_saved_controller_decides_without_dcem(tmp_path: Path) -> None:
     mpc, state = controller(), torch.randn(2, 2, generator=NOISE)
-    noise = torch.randn(1, 2, 20, 4, 1, generator=NOISE)
+    noise = torch.randn(1, 2, 20, 2, 1, generator=NOISE)
     program = dcem.export(mpc, state)
     first = mpc(state, noise=noise)
     second = mpc(state + 0.1, warm_start=first, noise=noise)
-    none = (torch.full((2, 4, 1), torch.nan),) * 2
+    none = (torch.full((2, 2, 1), torch.nan),) * 2
     found = program.module()(state, none, noise)
     torch.testing.assert_close(found[0], first.actions.detach(), rtol=1e-5, atol=1e-5)
     torch.export.save(program, tmp_path / "mpc.pt2")

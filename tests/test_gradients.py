@@ -258,7 +258,7 @@ def test_forward_mode_is_the_reverse_derivative(mode, solver, theta, noise):
     tangent = torch.tensor([0.3, -0.5, 0.9], dtype=torch.float64)
 
     def answer(t: Tensor) -> Tensor:
-        return solve(t, noise, mode, solver).x
+        return solve(t, noise[:3], mode, solver, num_iterations=3).x
 
     x = answer(theta)
     expected = jacobian(x, theta) @ tangent if x.requires_grad else torch.zeros(D, dtype=torch.float64)

@@ -46,7 +46,7 @@ def test_compiled_dynamics_plan_the_same():
 
     strength, results = Strength(), []
     for f in (dynamics, dcem.control.Compiled(dynamics)):
-        mpc = MPC(f, cost, 3, 1, None, dcem.CEM(16, 4), num_iterations=2)
+        mpc = MPC(f, cost, 2, 1, None, dcem.CEM(16, 4), num_iterations=1)
         plan = mpc({"x": states(2)}, generator=torch.Generator().manual_seed(0))
         results.append((plan.actions, plan.states, *torch.autograd.grad(plan.action.sum(), strength.value)))
     torch.testing.assert_close(results[0], results[1])

@@ -273,9 +273,10 @@ def test_compiled_dynamics_have_limits_of_their_own(monkeypatch):
 
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda fn, **options: compile_(fn, backend=backend, **options))
-    for number in range(5):
-        compiled = Compiled(lambda s, a, number=number: s + a * (number + 1.0))
-        for horizon in (2, 3):
-            states = compiled.rollout(torch.zeros(2, 1), torch.ones(2, horizon, 1))
-            assert states[0, -1].item() == horizon * (number + 1.0)
-    assert len(calls) == 10
+    with torch._dynamo.config.patch(recompile_limit=3):
+        for number in range(2):
+            compiled = Compiled(lambda s, a, number=number: s + a * (number + 1.0))
+            for horizon in (1, 2):
+                states = compiled.rollout(torch.zeros(2, 1), torch.ones(2, horizon, 1))
+                assert states[0, -1].item() == horizon * (number + 1.0)
+    assert len(calls) == 4

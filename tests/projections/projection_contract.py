@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -46,17 +45,24 @@ class SoftProjectionContract:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize(("n", "k"), SIZES)
     def test_sum_range_and_finite_gradients(self, n: int, k: float, dtype: torch.dtype) -> None:
-        for temperature, (name, x) in itertools.product(TEMPERATURES, hard_scores(n, k, dtype)):
-            x.requires_grad_()
+        names, rows = zip(*hard_scores(n, k, dtype), strict=True)
+        x = torch.stack(rows).requires_grad_()
+        upstream = self.scores(3, n, dtype=dtype)
+        for temperature in TEMPERATURES:
             tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
             w = self.projection(x, k, temperature=tau)
-            case = f"{name}, temperature {temperature}"
-            assert ((w.double().sum(-1) - k).abs() <= TOLERANCE[dtype] * k).all(), case
-            assert ((w >= 0) & (w <= 1)).all(), case
-            assert (w[x == -math.inf] == 0).all(), case
-            gradients = torch.autograd.grad((w * self.scores(3, n, dtype=dtype)).sum(), (x, tau))
-            assert all(g.isfinite().all() for g in gradients), case
-            assert (gradients[0][x == -math.inf] == 0).all(), case
+            gradients = torch.autograd.grad((w * upstream).sum(), (x, tau))
+            masked = x == -math.inf
+            right = (
+                ((w.double().sum(-1) - k).abs() <= TOLERANCE[dtype] * k).all(-1)
+                & ((w >= 0) & (w <= 1)).all((-2, -1))
+                & ((w == 0) | ~masked).all((-2, -1))
+                & gradients[0].isfinite().all((-2, -1))
+                & ((gradients[0] == 0) | ~masked).all((-2, -1))
+            )
+            wrong = [name for name, is_right in zip(names, right.tolist(), strict=True) if not is_right]
+            assert not wrong, (temperature, wrong)
+            assert gradients[1].isfinite(), temperature
 
     @pytest.mark.parametrize("temperature", [0.01, 0.3, 1.0, 10.0])
     def test_a_number_and_a_tensor_temperature_agree(self, temperature: float) -> None:
@@ -198,9 +204,9 @@ class SoftProjectionContract:
 
     # derivatives
 
-    @pytest.mark.parametrize("k", [1, 2.5, 3.999])
+    @pytest.mark.parametrize("k", [1, 1.5, 2.999])
     def test_gradcheck(self, k: float) -> None:
-        x = self.scores(2, 4, seed=3).requires_grad_()
+        x = self.scores(2, 3, seed=3).requires_grad_()
         tau = torch.tensor([0.4, 1.5], dtype=x.dtype, requires_grad=True)
 
         def f(x: Tensor, tau: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def cases(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 @soft
 def test_a_k_a_row_is_each_row_by_itself(projection, module, dtype):
     """A loop over rows with numbers (the kernel), all rows at once, and by the passes of a device that may not ask."""
-    for n in (2, 7, 60):
+    for n in (2, 25):
         x, k = cases(n, dtype)
         for tau in (1.0, 0.05):
             taus = torch.full_like(k, tau)
@@ -147,9 +147,9 @@ def test_effective_is_the_temperature_that_a_bisection_finds(projection, module)
 
 @soft
 def test_effective_is_differentiable(projection, module):
-    x = scores(1, 5, seed=5).requires_grad_()
-    wanted = torch.tensor([3.4], dtype=x.dtype, requires_grad=True)
-    k = torch.tensor([2.5], dtype=x.dtype, requires_grad=True)
+    x = scores(1, 4, seed=5).requires_grad_()
+    wanted = torch.tensor([3.1], dtype=x.dtype, requires_grad=True)
+    k = torch.tensor([1.7], dtype=x.dtype, requires_grad=True)
 
     def f(x: Tensor, wanted: Tensor, k: Tensor) -> Tensor:
         return module(effective=wanted)(x, k)
