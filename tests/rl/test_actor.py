@@ -82,7 +82,9 @@ ACTORS = {
     ),
     "MPPI": lambda: Actor(learned_pendulum(solver=dcem.MPPI(12, 1.0)), std=0.3),
     "proposals": lambda: Actor(
-        learned_pendulum(proposals=lambda x, horizon, num: torch.randn(*x.shape[:-1], num, horizon, 1), num_proposals=3),
+        learned_pendulum(
+            proposals=lambda x, horizon, num: torch.randn(*x.shape[:-1], num, horizon, 1), num_proposals=3
+        ),
         std=0.3,
     ),
     "model": actor_of_a_model,
