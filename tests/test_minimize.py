@@ -1,8 +1,5 @@
 """The boundary of `minimize`: what it takes, what it refuses, what it gives back."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -174,23 +171,6 @@ def test_embed_is_the_objective_after_the_decoder():
     for arguments, name in [((1, decoder), "objective"), ((sphere, 1), "decoder")]:
         with pytest.raises(TypeError, match=f"{name}: expected a callable"):
             dcem.embed(*arguments)
-
-
-def test_importing_is_light():
-    """What it loads beside `import torch`: the standard library, the core, and none of torch's heavy parts."""
-    code = (
-        "import torch, sys; before = set(sys.modules); import dcem; print(*sorted(set(sys.modules) - before)); "
-        "import dcem.world; print(*sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    core, worlds = run.stdout.splitlines()
-    assert not {name.partition(".")[0] for name in worlds.split()} & {"torchrl", "tensordict"}
-    loaded = core.split()
-    assert {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names <= {"dcem", "torch"}
-    rooms = {name.split(".")[1] for name in loaded if name.startswith("dcem.")}
-    assert not rooms & {"control", "distributed", "energy", "experiments", "plotting", "rl", "world"}
-    heavy = ("torch._dynamo", "torch._inductor", "torch.distributed", "torch.testing", "torch.utils.tensorboard")
-    assert not [name for name in loaded if name.startswith(heavy)]
 
 
 def test_everything_public_is_there():
