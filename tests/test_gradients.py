@@ -84,7 +84,7 @@ def test_implicit_gradient_is_that_of_the_minimum(theta):
     def minimum(t: Tensor) -> Tensor:
         return dcem.minimize(
             objective(t), torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64), dcem.GradientDescent(0.3),
-            num_iterations=300, gradient=dcem.Detach(),
+            num_iterations=120, gradient=dcem.Detach(),
         ).x  # fmt: skip
 
     truth = finite_differences(minimum, theta, 1e-5)
@@ -149,7 +149,7 @@ def test_unbiased_pruning_is_right_on_average(theta, noise, generator):
     draws = torch.stack(
         [
             jacobian(solve(theta, noise, dcem.Prune(0.3, unbiased=True), generator=generator).x, theta)
-            for _ in range(150)
+            for _ in range(80)
         ]
     )
     error = (draws.mean(0) - full) / (draws.std(0) / len(draws) ** 0.5)
@@ -248,7 +248,7 @@ def test_a_problem_whose_samples_all_fail_gives_no_gradient():
     torch.testing.assert_close(*gradients)
 
 
-FORWARD = [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(1.0), dcem.Prune(0.5), dcem.Detach()]
+FORWARD = [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(1), dcem.Prune(1.0), dcem.Prune(0.5), dcem.Detach()]
 
 
 @pytest.mark.parametrize("mode", FORWARD, ids=repr)
@@ -258,7 +258,7 @@ def test_forward_mode_is_the_reverse_derivative(mode, solver, theta, noise):
     tangent = torch.tensor([0.3, -0.5, 0.9], dtype=torch.float64)
 
     def answer(t: Tensor) -> Tensor:
-        return solve(t, noise[:3], mode, solver, num_iterations=3).x
+        return solve(t, noise[:2], mode, solver, num_iterations=2).x
 
     x = answer(theta)
     expected = jacobian(x, theta) @ tangent if x.requires_grad else torch.zeros(D, dtype=torch.float64)

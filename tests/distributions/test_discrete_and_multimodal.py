@@ -122,7 +122,7 @@ def two_wells(tilt: float):
 def test_a_mixture_keeps_two_basins_and_answers_with_the_better_one(selection, tilt):
     init = dcem.Mixture(torch.tensor([[-0.5], [0.5]]).expand(32, 2, 1), 1.0)
     solution = dcem.minimize(
-        two_wells(tilt), init, dcem.CEM(200, 20, selection), num_iterations=30, gradient=dcem.Detach(),
+        two_wells(tilt), init, dcem.CEM(200, 20, selection), num_iterations=20, gradient=dcem.Detach(),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     means = solution.distribution.means.squeeze(-1)

@@ -309,7 +309,7 @@ class TestStep:
             return unseen(decoder(z).unsqueeze(1)).mean().item()
 
         before = error()
-        for _ in range(50):
+        for _ in range(35):
             step = decoder_step(
                 family(targets(16)), decoder, optimizer, torch.zeros(16, 2), solver, num_iterations=5,
                 gradient=gradient, generator=generator,

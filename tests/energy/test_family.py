@@ -140,7 +140,7 @@ class TestSPEN(EnergyContract):
         for weight, inside in ((0.0, False), (1.0, True)):
             torch.manual_seed(0)
             model = EnergyModel(
-                local(weight), 1, dcem.GradientDescent(0.1), num_iterations=500, init_mean=0.5, bounds=(0, 1)
+                local(weight), 1, dcem.GradientDescent(0.1), num_iterations=200, init_mean=0.5, bounds=(0, 1)
             )
             answer = model(torch.ones(1)).item()
             assert (0.01 < answer < 0.99) is inside
@@ -180,7 +180,7 @@ class TestICNN(EnergyContract):
         x, _ = self.inputs(5)
         grads = []
         for gradient in (dcem.Implicit(), dcem.Unroll()):
-            model = EnergyModel(self.made, 4, dcem.GradientDescent(0.2), num_iterations=200, gradient=gradient)
+            model = EnergyModel(self.made, 4, dcem.GradientDescent(0.2), num_iterations=120, gradient=gradient)
             assert (model.solve(x).status == dcem.Status.OK).all()
             wanted = [p for p in self.made.parameters() if p.requires_grad]
             grads.append(torch.autograd.grad(model(x).square().sum(), wanted, allow_unused=True))

@@ -19,7 +19,7 @@ from dcem.experiments.planet.suite import Suite
 from dcem.experiments.planet.training import play
 
 TINY = {
-    "task": "cheetah.run", "num_envs": 2, "episode_steps": 40, "batch_size": 4, "updates_per_decision": 0.2, "hidden": 16,
+    "task": "cheetah.run", "num_envs": 2, "episode_steps": 24, "batch_size": 4, "updates_per_decision": 0.2, "hidden": 16,
     "latent_size": 16, "eval_every": 2, "planner": Planner(num_samples=8, num_elites=2, num_iterations=2, num_proposals=2),
     "embedding": Embedding(num_samples=4, num_elites=2, num_iterations=2, batch_size=2),
     "tuning": Tuning(rounds_per_step=1, critic_updates=2, minibatch_size=5, share=0.5, eval_rounds=1, lr=1e-3),
@@ -49,9 +49,9 @@ def weights(controller):
 
 def test_each_phase_goes_on_where_the_one_before_has_ended(phases):
     model, embedded, tuned = (load(phases / name / "controller.pt")[0] for name in ("model", "embed", "tune"))
-    assert [c.env_steps for c in (model, embedded, tuned)] == [160, 240, 320]
+    assert [c.env_steps for c in (model, embedded, tuned)] == [96, 144, 192]
     assert model.decoder is None
-    assert len(torch.load(phases / "embed" / "checkpoint.pt")["tracked"]["replay"]["data"]["episode"]) == 60
+    assert len(torch.load(phases / "embed" / "checkpoint.pt")["tracked"]["replay"]["data"]["episode"]) == 36
     changed = {key for key, tensor in weights(tuned).items() if not torch.equal(tensor, weights(embedded)[key])}
     assert {key.split(".")[1] for key in changed} >= {"reward", "dynamics", "layers"}
     assert not any(key.startswith(("model.encoder", "model.policy", "model.target")) for key in changed)
@@ -98,7 +98,7 @@ def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):
     assert metrics["trajectories"] == 8
     assert len(metrics["returns"]) == 4
     assert metrics["quartiles"][0] <= metrics["median"] <= metrics["quartiles"][1]
-    assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["env_steps"] == 240
+    assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["env_steps"] == 144
 
 
 def test_an_evaluation_shows_an_episode(phases, tmp_path, monkeypatch):

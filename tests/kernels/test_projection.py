@@ -47,7 +47,7 @@ def shares(n: int) -> list[float]:
 def test_weights_sum_to_k_by_every_way_there_is(link: str, dtype: torch.dtype) -> None:
     """The kernel where there is one, the reference, and the search that may not ask whether it has arrived."""
     temperatures = (1e-4, 0.1, 1.0, 1e3)
-    for n in (3, 10, 101):
+    for n in (3, 101):
         for k in shares(n):
             names, x = batch(n, k, dtype)
             taus = torch.tensor(temperatures, dtype=dtype)[:, None, None].expand(-1, len(names), 1)

@@ -12,7 +12,7 @@ def test_a_latent_model_learns_the_values_of_a_solved_process() -> None:
     generator = torch.Generator().manual_seed(0)
     model = LatentModel(STATES, ACTION, latent_size=16, group_size=4, hidden=32, discount=0.5, target_rate=0.2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         total(model.loss(draw_sequences(64, 2, generator))).backward()
         optimizer.step()
