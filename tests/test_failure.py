@@ -12,7 +12,7 @@ import dcem
 from dcem.control import MPC
 from dcem.energy import EnergyModel
 
-B, N, T, BAD = 5, 20, 3, 1
+B, N, T, BAD = 5, 20, 2, 1
 REST = [i for i in range(B) if i != BAD]
 HEALTHY, NAN_PROBLEM, NAN_CANDIDATE, STEEP, EQUAL, ROUNDING = range(6)
 KINDS = {
@@ -102,7 +102,7 @@ SOLVERS = {
     "gd": dcem.GradientDescent(0.1, 0.3),
 }
 MODES = {
-    "unroll": dcem.Unroll(), "checkpoint": dcem.Checkpoint(), "truncate": dcem.Truncate(2), "prune": dcem.Prune(0.5),
+    "unroll": dcem.Unroll(), "checkpoint": dcem.Checkpoint(), "truncate": dcem.Truncate(1), "prune": dcem.Prune(0.5),
     "detach": dcem.Detach(), "implicit": dcem.Implicit(tolerance=100.0),
 }  # fmt: skip
 CASES = [(f, s, "unroll", k) for f in ("by_energy", "by_control") for s in SOLVERS for k in KINDS]
