@@ -147,10 +147,7 @@ def test_pruned_gradient_points_the_same_way(temperature, keep, cosine, generato
 def test_unbiased_pruning_is_right_on_average(theta, noise, generator):
     full = jacobian(solve(theta, noise, dcem.Unroll()).x, theta)
     draws = torch.stack(
-        [
-            jacobian(solve(theta, noise, dcem.Prune(0.3, unbiased=True), generator=generator).x, theta)
-            for _ in range(80)
-        ]
+        [jacobian(solve(theta, noise, dcem.Prune(0.3, unbiased=True), generator=generator).x, theta) for _ in range(80)]
     )
     error = (draws.mean(0) - full) / (draws.std(0) / len(draws) ** 0.5)
     assert draws.std(0).max() > 0  # it is random ...

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
@@ -36,6 +36,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
 ]
+KILLED_AFTER = (1, 2, 4, 7, 12, 20)
+"""Steps."""
 CLOCKS = ("seconds", "seconds_per_epoch", "training_seconds", "milliseconds", "planning_s", "round_s")
 
 
@@ -290,25 +292,41 @@ def small_sets() -> Iterator[None]:
         yield
 
 
+class Whole(NamedTuple):
+    """A tiny run from start to end.
+
+    Attributes:
+        folder: what it has left.
+        made: how many steps it and its parts have made.
+        killed: after some of these steps, what a process that is killed then leaves: what was on the disk.
+    """
+
+    folder: Path
+    made: int
+    killed: dict[int, Path]
+
+
 @pytest.fixture(scope="class")
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A tiny run from start to end, and how many steps it and its parts have made."""
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     name = request.cls.name
     for package in CASES[name].needs:
         pytest.importorskip(package)
-    folder, made = tmp_path_factory.mktemp(name), 0
+    folder, made, killed = tmp_path_factory.mktemp(name), 0, dict[int, Path]()
     steps = Run.steps
 
     def counted(run: Run, *arguments: Any, **options: Any) -> Iterator[int]:
         nonlocal made
         for step in steps(run, *arguments, **options):
+            if made in KILLED_AFTER:
+                killed[made] = folder.with_name(f"{folder.name}-{made}")
+                shutil.copytree(folder, killed[made])
             yield step
             made += 1
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "steps", counted)
         assert main([name, *CASES[name].arguments.split(), f"hydra.run.dir={folder}"]) == 0
-    return folder, made
+    return Whole(folder, made, killed)
 
 
 class ExperimentContract:
@@ -316,8 +334,8 @@ class ExperimentContract:
 
     name: str
 
-    def test_leaves_all_its_files(self, whole: tuple[Path, int]) -> None:
-        folder, case = whole[0], CASES[self.name]
+    def test_leaves_all_its_files(self, whole: Whole) -> None:
+        folder, case = whole.folder, CASES[self.name]
         there = {path.name for path in folder.iterdir()}
         assert {"config.yaml", "metrics.jsonl", "summary.json", ".hydra"} <= there
         assert {path.stem for path in folder.glob("*.png")} == case.pictures
@@ -336,13 +354,17 @@ class ExperimentContract:
         case.also(folder, found["metrics"])
 
     def test_stopped_twice_it_ends_as_in_one_piece(
-        self, whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        complete, made = whole
+        """Killed first, and then asked to stop."""
+        complete, made, killed = whole
         folder, steps, clock = tmp_path / "stopped", Run.steps, [0.0]
         command = [self.name, *CASES[self.name].arguments.split(), f"hydra.run.dir={folder}"]
-        for share in (0.3, 0.5) if made > 3 else (0.5,) if made else ():
-            left = max(1, round(share * made))
+        if made:
+            done = max(number for number in killed if number <= max(1, 0.4 * made))
+            shutil.copytree(killed[done], folder)
+            command = [self.name, f"resume={folder}"]
+            left = max(1, round(0.4 * (made - done)))
 
             def stopping(run: Run, *arguments: Any, **options: Any) -> Iterator[int]:
                 nonlocal left
@@ -356,7 +378,6 @@ class ExperimentContract:
                 patch.setattr(Run, "steps", stopping)
                 assert main(command) == 143
             assert not (folder / "summary.json").exists()
-            command = [self.name, f"resume={folder}"]
             clock.append(sum(torch.load(path)["elapsed"] for path in folder.glob("checkpoint.pt")))
         assert main(command) == 0
         assert summary(folder)["wall_time_s"] >= round(max(clock), 2)
@@ -370,10 +391,10 @@ class ExperimentContract:
                 same(ours, theirs)
 
     def test_refuses_a_checkpoint_of_something_else(
-        self, whole: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """And leaves everything as it was."""
-        shutil.copytree(whole[0], folder := tmp_path / "other")
+        shutil.copytree(whole.folder, folder := tmp_path / "other")
         other = {"tracked": {"something": {}}, "step": 1, "elapsed": 0.0, "metrics_bytes": 0}
         checkpoints = sorted(folder.rglob("checkpoint.pt"))
         for path in checkpoints:
