@@ -1,5 +1,6 @@
 """Finished regressions compared."""
 
+import json
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import dcem
 from dcem.energy import EnergyModel
+from dcem.experiments.harness import training as harness
 from dcem.experiments.harness.command import main
 from dcem.experiments.regression import settings, study, task, training
 
@@ -74,22 +76,25 @@ def test_an_energy_that_light_solves_have_learned_is_deployed_with_the_paper_s_s
     assert task.deployed(model, of_gd) == (model, of_gd)
 
 
-def test_seconds_of_an_update_are_those_of_the_group(monkeypatch):
-    def update(model, optimizer, x, y, clip, generator):
-        clock[0] += len(x)
+def test_seconds_are_those_that_a_run_has_measured_from_its_first_update_on(tmp_path, monkeypatch):
+    def update(*arguments):
+        clock[0] += 1000 if clock[0] < 1000 else 1  # the first is slow, evaluations take no time
+        return real(*arguments)
 
-    clock = [0.0]
-    monkeypatch.setattr(study.time, "process_time", lambda: clock[0])
+    clock, real = [0.0], training.update
+    monkeypatch.setattr(harness.time, "process_time", lambda: clock[0])
     monkeypatch.setattr(training, "update", update)
-    configs = [settings.Config(solver=settings.GD(), batch_size=size) for size in (3, 7)]
-    groups = {str(c.batch_size): [study.Trained(c, task.build(c), [])] for c in configs}
-    assert study.seconds_per_update(groups, rounds=3) == {"3": 3.0, "7": 7.0}
+    assert main(["regression", "solver=gd", f"hydra.run.dir={tmp_path}/runs/0", *TINY]) == 0
+    assert main(["regression-study", f"runs={tmp_path}/runs", f"hydra.run.dir={tmp_path}/study"]) == 0
+    (row,) = json.loads((tmp_path / "study" / "summary.json").read_text())["metrics"].values()
+    assert row["seconds"] == [1003]
+    assert row["seconds_to_reach"] == [None]
 
 
 def test_the_table_names_what_a_seed_reached_and_what_half_of_them_did_not():
-    row = {"seeds": 2, "updates": 10, "seconds_per_update": 0.1, "seconds_to_reach": [0.5, 0.7], "mse": {"2": [1, 3]}}
+    row = {"seeds": 2, "updates": 10, "seconds": [1.0, 1.4], "seconds_to_reach": [0.5, 0.7], "mse": {"2": [1, 3]}}
     row |= {"mse_deployed": [1, 3], "valley_to_target": [0.1, 0.3], "prediction_to_minimum": [0.0, 0.0]}
     short = row | {"seconds_to_reach": [0.5, None], "mse": {"4": [1, 3]}}
     text = study.table({"a": row, "b": short}).splitlines()
-    assert text[-2] == "| a | 2 | 10 | 100.0 | 1 | 1 | 2.0e+00 |  | 3.0e+00 | 0.200 | 0.000 |"
-    assert text[-1] == "| b | 2 | 10 | 100.0 | 1 | not reached |  | 2.0e+00 | 3.0e+00 | 0.200 | 0.000 |"
+    assert text[-2] == "| a | 2 | 10 | 1 | 1 | 2.0e+00 |  | 3.0e+00 | 0.200 | 0.000 |"
+    assert text[-1] == "| b | 2 | 10 | 1 | not reached |  | 2.0e+00 | 3.0e+00 | 0.200 | 0.000 |"

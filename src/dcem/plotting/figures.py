@@ -7,6 +7,7 @@ confidence band.
 from __future__ import annotations
 
 import math
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -101,15 +102,13 @@ def loss_curves(runs: Mapping[str, Sequence[Records]], key: str, ylabel: str) ->
     return figure
 
 
-def by_seconds(
-    runs: Mapping[str, Sequence[Records]], keys: Mapping[str, str], seconds_per_update: Mapping[str, float]
-) -> Figure:
+def by_seconds(runs: Mapping[str, Sequence[Records]], keys: Mapping[str, str]) -> Figure:
     """Metrics over processor seconds, a panel a metric, of the runs that have it.
 
     Args:
-        runs: by label the runs of its seeds, each a list of metric records with a `"step"`.
+        runs: by label the runs of its seeds, each a list of metric records with a `"step"` and `"seconds"`; a step is
+            drawn at the median of its seeds' seconds.
         keys: the metrics, each with the label of its axis.
-        seconds_per_update: by label, in seconds.
     """
     figure = Figure(figsize=(4.3 * len(keys), 4.2), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(keys), squeeze=False)[0]
@@ -119,7 +118,8 @@ def by_seconds(
         for i, (label, seeds) in enumerate(runs.items()):
             measured = [{r["step"]: r[key] for r in seed if r["step"] and key in r} for seed in seeds]
             steps = sorted(set.intersection(*(set(seed) for seed in measured)))
-            seconds = [step * seconds_per_update[label] for step in steps]
+            spent = [{r["step"]: r["seconds"] for r in seed} for seed in seeds]
+            seconds = [statistics.median(seed[step] for seed in spent) for step in steps]
             if not steps:
                 continue
             marker = MARKERS[i % len(MARKERS)] if len(steps) == 1 else ""

@@ -57,7 +57,6 @@ COMMON = {
     "num_train": "Problems, or pairs, to learn from.",
     "num_updates": "Updates in all.",
     "num_valid": "Problems, or pairs, that the best weights are chosen by.",
-    "patience": "Evaluations without progress after which the rate is halved.",
     "runs": "Folders of finished runs.",
     "scenes": "Films to make.",
     "seed": "Of all random numbers.",

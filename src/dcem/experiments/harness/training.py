@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR
 
 from dcem.experiments.harness.run import Run
 
@@ -18,7 +18,7 @@ def training_loop(
     run: Run,
     num_updates: int,
     update: Callable[[int], float],
-    evaluate: Callable[..., float | None],
+    evaluate: Callable[..., object],
     schedule: Schedule,
     *,
     eval_every: int,
@@ -33,8 +33,7 @@ def training_loop(
         run: the run, of which everything that has a state is tracked already.
         num_updates: in all.
         update: makes the update of that number, from 1; returns the loss before it.
-        evaluate: told the step, and after an update its `loss` and the next `lr`; logs, and returns what the schedule
-            is to follow, if anything.
+        evaluate: told the step, and after an update its `loss` and the next `lr`; logs.
         schedule: of the learning rate.
         eval_every: updates between evaluations.
         checkpoint_every: updates between checkpoints; None for `eval_every`.
@@ -50,9 +49,7 @@ def training_loop(
             loss = update(step)
             schedule.step()
         if step % eval_every == 0 or step == num_updates:
-            followed = evaluate(step, loss=loss, lr=schedule.lr)
-            if followed is not None:
-                schedule.evaluated(followed)
+            evaluate(step, loss=loss, lr=schedule.lr)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float = math.inf) -> float:
@@ -113,17 +110,10 @@ class Clock:
 
 
 class Schedule:
-    """A learning rate's course: `cosine` with a warm-up of a tenth, or halved on a `plateau` of the evaluations."""
+    """A learning rate's course: it warms up over a tenth of the updates, then falls along half a cosine to zero."""
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, num_updates: int, kind: str = "cosine", patience: int = 0
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, num_updates: int) -> None:
         self.optimizer = optimizer
-        self.per_update: LambdaLR | None = None
-        self.per_evaluation: ReduceLROnPlateau | None = None
-        if kind == "plateau":
-            self.per_evaluation = ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
-            return
         warm_up = max(1, num_updates // 10)
 
         def scale(update: int) -> float:
@@ -131,7 +121,7 @@ class Schedule:
                 return (update + 1) / warm_up
             return 0.5 + 0.5 * math.cos(math.pi * (update - warm_up) / max(1, num_updates - warm_up))
 
-        self.per_update = LambdaLR(optimizer, scale)
+        self._inner = LambdaLR(optimizer, scale)
 
     @property
     def lr(self) -> float:
@@ -140,21 +130,12 @@ class Schedule:
 
     def step(self) -> None:
         """After an update."""
-        if self.per_update is not None:
-            self.per_update.step()
-
-    def evaluated(self, loss: float) -> None:
-        """After an evaluation."""
-        if self.per_evaluation is not None:
-            self.per_evaluation.step(loss)
+        self._inner.step()
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint."""
-        inner = self.per_update or self.per_evaluation
-        assert inner is not None
-        return {k: v for k, v in inner.state_dict().items() if k != "lr_lambdas"}
+        return {key: value for key, value in self._inner.state_dict().items() if key != "lr_lambdas"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
-        inner: Any = self.per_update or self.per_evaluation
-        inner.load_state_dict({**state, "lr_lambdas": [None]} if self.per_update else state)
+        self._inner.load_state_dict({**state, "lr_lambdas": [None]})

@@ -27,6 +27,7 @@ DEPLOYED = {
     "return_soft": "with the soft selection",
     "return_every_step": "with a plan at every step",
 }
+GAINS = {"return": "gain", "return_every_step": "gain with a plan at every step"}
 REFERENCES = {"true-model": "planning with the true model", "random": "random actions", "zero": "no action"}
 
 
@@ -102,9 +103,9 @@ def over_seeds(finished: Sequence[Finished], name: str, key: str) -> Estimate:
     return estimate([of.metrics[name][key] for of in finished], logarithmic=key.endswith("mse"))
 
 
-def gains(finished: Sequence[Finished], suffix: str) -> list[float]:
+def gains(finished: Sequence[Finished], suffix: str, deployment: str) -> list[float]:
     """By how much the model that learned end to end returns more than the fitted one, a number a seed."""
-    pairs = ((of.metrics[f"{kind}-{suffix}"]["return"] for kind in ("end-to-end", "likelihood")) for of in finished)
+    pairs = ((of.metrics[f"{kind}-{suffix}"][deployment] for kind in ("end-to-end", "likelihood")) for of in finished)
     return [learned - fitted for learned, fitted in pairs]
 
 
@@ -136,8 +137,8 @@ def tables(finished: Sequence[Finished]) -> str:
         cells = []
         for label, suffix in rows.items():
             pairs = [" / ".join(cell(f"{kind}-{suffix}", key) for kind in LABELS) for key in (mse, *DEPLOYED)]
-            cells.append([label, *pairs, shown(estimate(gains(finished, suffix)))])
-        return markdown([first, "MSE", *DEPLOYED.values(), "gain"], cells, text_columns=0)
+            cells.append([label, *pairs, *(shown(estimate(gains(finished, suffix, key))) for key in GAINS)])
+        return markdown([first, "MSE", *DEPLOYED.values(), *GAINS.values()], cells, text_columns=0)
 
     references = "; ".join(f"{label} {cell(name, 'return')}" for name, label in REFERENCES.items())
     lines = [
@@ -146,7 +147,8 @@ def tables(finished: Sequence[Finished]) -> str:
         f"{config['num_test']} unseen states, planned with {config['num_samples']} samples, {config['num_elites']} "
         f"elites, {config['num_iterations']} iterations, horizon {config['horizon']}, the hard selection, a plan every "
         f"{config['num_executed']} steps; beside it with the soft selection of training, and with a plan at every step "
-        "that starts from the one before. Gain: what learning end to end adds to the return, seed by seed.",
+        "that starts from the one before. Gain: what learning end to end adds to the return, seed by seed, with these "
+        "plans and with one at every step.",
         "",
         f"For comparison, returns: {references}.",
         "",

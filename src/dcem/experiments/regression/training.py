@@ -8,7 +8,7 @@ from torch import Tensor
 from dcem.energy import EnergyModel
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import choose_device
-from dcem.experiments.harness.training import Schedule, descend, training_loop
+from dcem.experiments.harness.training import Clock, Schedule, descend, training_loop
 from dcem.experiments.regression.figures import draw
 from dcem.experiments.regression.settings import Config
 from dcem.experiments.regression.task import build, data, deployed, errors, minima
@@ -26,15 +26,17 @@ def main(config: Config, run: Run) -> dict[str, float]:
 def train(config: Config, run: Run) -> EnergyModel:
     """The training alone: checkpoints and metrics go to the run, the trained model comes back."""
     device = choose_device(config.device)
-    x, y = data(config, device)
-    model = build(config).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    schedule = Schedule(optimizer, config.num_updates, config.schedule, config.patience)
+    clock = Clock()
+    with clock:
+        x, y = data(config, device)
+        model = build(config).to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    schedule = Schedule(optimizer, config.num_updates)
     generator = torch.Generator(device).manual_seed(config.seed)
-    run.track(model=model, optimizer=optimizer, schedule=schedule, generator=generator)
+    run.track(model=model, optimizer=optimizer, schedule=schedule, generator=generator, clock=clock)
 
-    def evaluation(step: int, **values: float) -> float:
-        return evaluate(model, config, run, step, **values)[f"mse_{config.num_iterations}"]
+    def evaluation(step: int, **values: float) -> None:
+        evaluate(model, config, run, step, **values, seconds=clock.seconds)
 
     def next_update(step: int) -> float:
         chosen = batch(config, step, device)
@@ -42,7 +44,7 @@ def train(config: Config, run: Run) -> EnergyModel:
 
     training_loop(
         run, config.num_updates, next_update, evaluation, schedule,
-        eval_every=config.eval_every, checkpoint_every=config.checkpoint_every,
+        eval_every=config.eval_every, checkpoint_every=config.checkpoint_every, clock=clock,
     )  # fmt: skip
     return model
 
@@ -62,7 +64,7 @@ def batch(config: Config, step: int, device: torch.device) -> Tensor:
     )
 
 
-def evaluate(model: EnergyModel, config: Config, run: Run, step: int = 0, **more: float) -> dict[str, float]:
+def evaluate(model: EnergyModel, config: Config, run: Run, step: int = 0, **more: float) -> None:
     """Log the error as trained, and as deployed where that is another search; twenty times a run where the energy has
     its minima; and at either end of the run the errors after the other numbers of iterations.
     """
@@ -74,4 +76,3 @@ def evaluate(model: EnergyModel, config: Config, run: Run, step: int = 0, **more
         valley, distance = minima(searched, settings, num=401)
         metrics |= {"valley_to_target": float(valley.median()), "prediction_to_minimum": float(distance.median())}
     run.log(step, **more, **metrics)
-    return metrics
