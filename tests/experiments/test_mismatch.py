@@ -55,6 +55,11 @@ def test_a_study_leaves_everything(tmp_path: Path) -> None:
     assert table.startswith("`dcem mismatch-study runs=")
     assert "2 seeds" in table
     assert sum(line.startswith(("| 1 |", "| 2 |", "| 0 |")) for line in table.splitlines()) == 4
+    trained = json.loads((first / "summary.json").read_text())["metrics"]
+    cells = next(line for line in table.splitlines() if line.startswith("| 1 |")).split(" | ")
+    for cell, key in zip(cells[-2:], ("return", "return_every_step"), strict=True):
+        gain = trained["end-to-end-width-1"][key] - trained["likelihood-width-1"][key]
+        assert float(cell.split(" ± ")[0]) == pytest.approx(1.05 * gain, abs=0.51)  # the mean of it and 1.1 times it
     for figure in ("capacity", "adversary", "distractors"):
         assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
 

@@ -166,7 +166,9 @@ def test_a_rate_warms_up_over_a_tenth_and_ends_near_zero() -> None:
 
 
 def test_figures_have_labelled_axes_and_a_band_for_seeds(tmp_path: Path) -> None:
-    seeds = [[{"step": s, "seconds": 0.1 * s * (1 + i), "loss": 10.0**-s * (1 + i)} for s in range(4)] for i in range(3)]
+    seeds = [
+        [{"step": s, "seconds": 0.1 * s * (1 + i), "loss": 10.0**-s * (1 + i)} for s in range(4)] for i in range(3)
+    ]
     x = torch.linspace(0, 1, 5)
     figures = [
         plotting.loss_curves({"a": seeds, "b": seeds[:1]}, "loss", "loss"),

@@ -8,6 +8,7 @@ import torch
 
 import dcem
 from dcem.energy import EnergyModel
+from dcem.experiments import ConfigError
 from dcem.experiments.harness import training as harness
 from dcem.experiments.harness.command import main
 from dcem.experiments.regression import settings, study, task, training
@@ -41,6 +42,15 @@ def test_a_study_has_a_row_for_each_solver_over_its_seeds(tmp_path):
     assert "MSE at 4" in table
     for figure in ("seconds", "iterations", "energy", "predictions"):
         assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
+    config = tmp_path / "runs" / "dcem-1" / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
+    assert study.load_all(f"{tmp_path}/runs").keys() == {
+        "DCEM, batches of 2",
+        "unrolled gradient descent, batches of 2",
+    }
+    config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.1"))  # no row of means over two settings
+    with pytest.raises(ConfigError, match="runs of DCEM, batches of 2 that differ in their seed alone; got .*dcem-1"):
+        study.load_all(f"{tmp_path}/runs")
 
 
 def test_a_folder_without_runs_is_named(tmp_path, capsys):

@@ -6,6 +6,7 @@ the table, which is written as `table.md` beside the figures.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from dcem import plotting
 from dcem.energy import EnergyModel
+from dcem.experiments import ConfigError
 from dcem.experiments.harness.reading import Finished, checkpoint_of, finished_runs
 from dcem.experiments.harness.report import markdown, write_table
 from dcem.experiments.harness.run import Run
@@ -43,7 +45,7 @@ class Config(Settings):
 
     def check(self) -> None:
         super().check()
-        finished_runs(self.runs)
+        load_all(self.runs)
 
 
 class Trained(NamedTuple):
@@ -56,15 +58,25 @@ class Trained(NamedTuple):
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the table; returns its rows."""
-    groups: dict[str, list[Trained]] = {}
-    for found in finished_runs(config.runs):
-        trained = load(found)
-        groups.setdefault(_label(trained.config), []).append(trained)
+    groups = load_all(config.runs)
     rows = {label: _row(group) for label, group in groups.items()}
     write_table(run, table(rows))
     draw(groups, run)
     run.finish(**rows)
     return rows
+
+
+def load_all(runs: str) -> dict[str, list[Trained]]:
+    """The runs in a folder, by what distinguishes the rows of the table; those of a row differ in their seed alone."""
+    groups: dict[str, list[Trained]] = {}
+    for found in finished_runs(runs):
+        trained = load(found)
+        label = _label(trained.config)
+        group = groups.setdefault(label, [])
+        group.append(trained)
+        if dataclasses.replace(trained.config, seed=group[0].config.seed) != group[0].config:
+            raise ConfigError(f"runs: expected runs of {label} that differ in their seed alone; got {found.folder}")
+    return groups
 
 
 def load(found: Finished) -> Trained:
