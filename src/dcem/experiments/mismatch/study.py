@@ -130,7 +130,7 @@ def tables(finished: Sequence[Finished]) -> str:
         return shown(value)
 
     def shown(value: Estimate) -> str:
-        return f"{value.mean:.0f}" + (f" ± {value.high - value.mean:.0f}" if seeds > 1 else "")
+        return f"{round(value.mean)}" + (f" ± {round(value.high - value.mean)}" if seeds > 1 else "")
 
     def table(first: str, rows: Mapping[str, str], mse: str) -> str:
         """A row a pair of models, whose names end in a value of `rows`: fitted / end to end."""
