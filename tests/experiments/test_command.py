@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -120,9 +121,14 @@ def test_sweeps(tmp_path: Path) -> None:
     assert [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders] == [0, 1]
 
 
-def state(folder: Path) -> tuple[str, dict[str, torch.Tensor]]:
+def state(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """What a run has logged, but for what its clock says, and its weights."""
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return (folder / "metrics.jsonl").read_text(), checkpoint["tracked"]["model"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(one["seconds"] <= other["seconds"] for one, other in itertools.pairwise(lines))
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines], checkpoint["tracked"][
+        "model"
+    ]
 
 
 LONG = [*SMALL_DCEM, "setting=paper", "num_updates=21", "eval_every=7", "checkpoint_every=5", "repeats=3"]

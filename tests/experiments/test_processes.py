@@ -53,12 +53,12 @@ def by_two(arguments: list[str], stop: int | None = None) -> list[int | None]:
 
 
 def state(folder: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """What was logged, and the weights; but for the constant in the energy, on which no answer depends: its gradient is
-    rounding, which Adam takes for a slope.
+    """What was logged but for the clock, and the weights but for the constant in the energy, on which no answer
+    depends: its gradient is rounding, which Adam takes for a slope.
     """
     model = torch.load(folder / "checkpoint.pt", weights_only=True)["tracked"]["model"]
     del model["energy.rest.1.bias"]
-    return records_of(folder), model
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records_of(folder)], model
 
 
 def same(folder: Path, other: Path) -> None:
