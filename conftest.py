@@ -13,7 +13,7 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
 
 # To look often through a million objects, which torch's modules are, is a tenth of the time.
-gc.set_threshold(50_000, 20, 20)
+gc.set_threshold(200_000, 20, 20)
 
 import dcem  # noqa: E402, F401
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dcem
 
-T = 4
+T = 3
 MEANS = torch.tensor([[0.5, -1.0], [2.0, 0.0], [-0.5, 1.5]])
 
 
