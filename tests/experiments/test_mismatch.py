@@ -60,6 +60,11 @@ def test_a_study_leaves_everything(tmp_path: Path) -> None:
     for cell, key in zip(cells[-2:], ("return", "return_every_step"), strict=True):
         gain = trained["end-to-end-width-1"][key] - trained["likelihood-width-1"][key]
         assert float(cell.split(" ± ")[0]) == pytest.approx(1.05 * gain, abs=0.51)  # the mean of it and 1.1 times it
+    finished = study.load_all(f"{tmp_path}/runs")
+    every_step = study.tables([one._replace(config={**one.config, "num_executed": 1}) for one in finished])
+    assert "with a plan at every step" in table
+    assert "with a plan at every step" not in every_step  # it is what `return` is then
+    assert "| hidden width | MSE | return | with the soft selection | gain |" in every_step
     for figure in ("capacity", "adversary", "distractors"):
         assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
 

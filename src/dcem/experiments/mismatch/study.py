@@ -122,6 +122,9 @@ def phases(config: Mapping[str, Any]) -> dict[str, str]:
 def tables(finished: Sequence[Finished]) -> str:
     """Three tables in Markdown."""
     config, seeds = finished[0].config, len(finished)
+    every_step = config["num_executed"] == 1  # one way to deploy less
+    ways = (DEPLOYED, GAINS)
+    deployed, gained = ({k: of[k] for k in of if not (every_step and k == "return_every_step")} for of in ways)
 
     def cell(name: str, key: str) -> str:
         value = over_seeds(finished, name, key)
@@ -136,19 +139,22 @@ def tables(finished: Sequence[Finished]) -> str:
         """A row a pair of models, whose names end in a value of `rows`: fitted / end to end."""
         cells = []
         for label, suffix in rows.items():
-            pairs = [" / ".join(cell(f"{kind}-{suffix}", key) for kind in LABELS) for key in (mse, *DEPLOYED)]
-            cells.append([label, *pairs, *(shown(estimate(gains(finished, suffix, key))) for key in GAINS)])
-        return markdown([first, "MSE", *DEPLOYED.values(), *GAINS.values()], cells, text_columns=0)
+            pairs = [" / ".join(cell(f"{kind}-{suffix}", key) for kind in LABELS) for key in (mse, *deployed)]
+            cells.append([label, *pairs, *(shown(estimate(gains(finished, suffix, key))) for key in gained)])
+        return markdown([first, "MSE", *deployed.values(), *gained.values()], cells, text_columns=0)
 
     references = "; ".join(f"{label} {cell(name, 'return')}" for name, label in REFERENCES.items())
+    at_every_step = "a plan at every step that starts from the one before"
+    plans = at_every_step if every_step else f"a plan every {config['num_executed']} steps"
+    beside = "" if every_step else f", and with {at_every_step}"
+    both = "" if every_step else ", with these plans and with one at every step"
     lines = [
         f"{seeds} seeds; means, of errors geometric ones; ± is half the 95 % interval. MSE: one step, on unseen data, "
         f"in variances of the change. Return: minus the cost of {config['num_steps']} steps of closed loop from "
         f"{config['num_test']} unseen states, planned with {config['num_samples']} samples, {config['num_elites']} "
-        f"elites, {config['num_iterations']} iterations, horizon {config['horizon']}, the hard selection, a plan every "
-        f"{config['num_executed']} steps; beside it with the soft selection of training, and with a plan at every step "
-        "that starts from the one before. Gain: what learning end to end adds to the return, seed by seed, with these "
-        "plans and with one at every step.",
+        f"elites, {config['num_iterations']} iterations, horizon {config['horizon']}, the hard selection, {plans}; "
+        f"beside it with the soft selection of training{beside}. Gain: what learning end to end adds to the return, "
+        f"seed by seed{both}.",
         "",
         f"For comparison, returns: {references}.",
         "",
@@ -157,8 +163,8 @@ def tables(finished: Sequence[Finished]) -> str:
         table("hidden width", {str(width): f"width-{width}" for width in config["widths"]}, "mse"),
     ]
     if config["adversary_references"]:
-        rows = [[label, *(cell(name, key) for key in ("mse", *DEPLOYED))] for name, label in phases(config).items()]
-        lines += ["## Adversary", "", markdown(["model", "MSE", *DEPLOYED.values()], rows)]
+        rows = [[label, *(cell(name, key) for key in ("mse", *deployed))] for name, label in phases(config).items()]
+        lines += ["## Adversary", "", markdown(["model", "MSE", *deployed.values()], rows)]
     if config["distractors"]:
         named = {str(num): f"distractors-{num}" for num in config["distractors"]}
         if config["distractor_width"] in config["widths"]:
