@@ -102,7 +102,7 @@ def test_a_study_compares_seeds_with_the_expert(
     table = (tmp_path / "study" / "table.md").read_text()
     assert "| 2 | no | 1 | 8 × 2, 2 elites, mean | 2 of 2 | 0.001 | 2 | " in table
     assert "| 2 | yes | 0 | 8 × 1, 2 elites, best | 2 of 2 | 0.001 | 1 | " in table
-    assert "the best of 14 settings" in table
+    assert "settings tried, 14 in all" in table
     assert table.count("| iCEM | 8 × 3, 2 elites, best, std ") == 1
     assert "| decoder-16 | 8 × 3, 2 elites, best | 24 | " in table
     assert "| decoder-8 | 8 × 3, 2 elites, mean | 24 | " in table

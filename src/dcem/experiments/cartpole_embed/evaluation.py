@@ -142,7 +142,8 @@ def table(searches: list[dict[str, Any]]) -> str:
     note = (
         f"Mean costs of {task.NUM_VALIDATION} validation states and of {expert['num_test']} test states that nothing "
         "was chosen by; factor: cost over the expert's. Searches with nothing learned (CEM, iCEM, CEM over knots) are "
-        f"the best of {tried} settings on the validation states for each method and number of trajectories."
+        "for each method and number of trajectories the best on the validation states of the settings tried, "
+        f"{tried} in all."
     )
     cells = []
     for s in searches:
