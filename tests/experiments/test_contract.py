@@ -84,11 +84,15 @@ def of_demo(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def of_synthetic(folder: Path, metrics: dict[str, Any]) -> None:
-    assert metrics["training_evaluations"] == 4 * 4 * (10 * 2 + 1)
-    assert metrics["sizes"].keys() == {"5", "9"}
-    for of_size in metrics["sizes"].values():
-        assert of_size["evaluations"] == {"cem": 60, "icem": 30, "random": 30, "pca": 30, "learned": 30}
-        assert all(len(costs) == 1 for costs in of_size["final_cost"].values())
+    assert metrics["training_evaluations"] == 2 * 4 * 4 * (10 * 2 + 1)
+    assert metrics["sizes"].keys() == {"10", "12"}
+    courses = json.loads((folder / "curves.json").read_text())
+    assert courses["evaluations"][-1] == 400
+    for size, of_size in metrics["sizes"].items():
+        assert of_size["landscape"]["minima_along"] > 1
+        assert of_size["methods"].keys() == courses["sizes"][size].keys()
+        for name, of_method in of_size["methods"].items():
+            assert of_method["final_cost"] == [seed[-1] for seed in courses["sizes"][size][name]["cost"]]
         assert all(seconds > 0 for seconds in of_size["training_seconds"])
 
 
@@ -183,11 +187,9 @@ CASES = {
         also=of_structured(set_valued.LABELS, "root-", "spiral-"),
     ),
     "embed-synthetic": Case(
-        "sizes=[5,9] num_train=12 num_test=3 hidden=[8] num_updates=4 batch_size=4 num_samples=10 num_elites=2 "
-        "num_iterations=2 checkpoint_every=2 num_seeds=1 full.num_samples=20 full.num_elites=4 full.num_iterations=3 "
-        "icem.num_samples=10 icem.num_elites=4 icem.num_iterations=3 latent.num_samples=10 latent.num_elites=2 "
-        "latent.num_iterations=3",
-        {"cost", "saved", "latent"},
+        "sizes=[10,12] num_train=12 num_solutions=6 num_test=2 num_valid=1 hidden=[8] num_updates=4 batch_size=4 num_samples=10 "
+        "num_elites=2 num_iterations=2 checkpoint_every=2 num_seeds=1 budget=400 num_starts=2",
+        {"cost", "evaluations", "latent"},
         also=of_synthetic,
     ),
     "cartpole-embed": Case(

@@ -60,7 +60,7 @@ EXPERIMENTS = {
     ),
     "embed-synthetic": Experiment(
         "dcem.experiments.embed_synthetic",
-        "evaluations that a learned embedding saves, on objectives of 10 to 1000 numbers with solutions near a surface",
+        "what a learned embedding saves on objectives of many minima with solutions near a surface, beside its rivals",
     ),
     "imitation": Experiment(
         "dcem.experiments.imitation",

@@ -1,71 +1,210 @@
-"""Numbers and table of `dcem embed-synthetic`."""
+"""Numbers and tables of `dcem embed-synthetic`."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from dcem.experiments.embed_synthetic.methods import LABELS, Part, saved
+import torch
+from torch import Tensor
+
+from dcem.embedding import MLPDecoder
+from dcem.experiments.embed_synthetic.counting import Outcome, expected_evaluations
+from dcem.experiments.embed_synthetic.methods import LABELS
 from dcem.experiments.embed_synthetic.settings import Config
-from dcem.experiments.harness.report import deviation, markdown, plus_minus
+from dcem.experiments.harness.report import interval, markdown, plus_minus
 
-GAINS = (
-    "N", "evaluations to CEM's final cost, learned", "CEM", "factor", "CEM to learned's final cost, factor",
-    "iCEM's final cost, factor", "training, s", "paid back after, problems",
-)  # fmt: skip
+Settings = dict[str, Any]
+UNTRAINED = ("cem", "icem", "cma", "adam", "random", "cosine")
+"""What needs neither training nor solutions."""
 
 
-def summary(config: Config, parts: dict[int, list[Part]]) -> dict[str, Any]:
-    """Plain numbers, a list over seeds each."""
-    per_update = config.batch_size * (config.num_samples * config.num_iterations + 1)
-    sizes = {
-        size: {
-            "final_cost": {name: [one.curves[name][-1][1] for one in seeds] for name in LABELS},
-            "evaluations": {name: seeds[0].curves[name][-1][0] for name in LABELS},
-            "vs_cem": [saved(one.curves, "cem") for one in seeds],
-            "vs_icem": [saved(one.curves, "icem") for one in seeds],
-            "training_seconds": [one.seconds for one in seeds],
-        }
-        for size, seeds in parts.items()
+class Part(NamedTuple):
+    """One size and seed: the settings and the outcome of every method on the same test problems."""
+
+    chosen: dict[str, Settings]
+    outcomes: dict[str, dict[str, Any]]
+    seconds: float
+    decoder: MLPDecoder
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON has it: the costs' geometric means, and after how many evaluations a problem was solved."""
+    return {
+        "evaluations": outcome.evaluations.tolist(),
+        "cost": [float(f"{value:.3e}") for value in outcome.costs.log().mean(0).exp().tolist()],
+        "solved": [value if math.isfinite(value) else None for value in outcome.solved.tolist()],
     }
-    return {"training_evaluations": config.num_updates * per_update, "sizes": sizes}
+
+
+def solved(outcome: Mapping[str, Any]) -> Tensor:
+    """Evaluations until each problem was solved, infinite where it was not."""
+    return torch.tensor([math.inf if value is None else value for value in outcome["solved"]])
+
+
+def curves(parts: Mapping[int, Sequence[Part]]) -> dict[str, Any]:
+    """What the figure of the courses shows: by size and method a list over seeds of costs and of shares solved."""
+    first = next(iter(parts.values()))[0].outcomes["learned"]["evaluations"]
+    sizes: dict[str, Any] = {}
+    for size, seeds in parts.items():
+        sizes[str(size)] = {
+            name: {
+                "cost": [one.outcomes[name]["cost"] for one in seeds],
+                "share": [
+                    [round(float((solved(one.outcomes[name]) <= mark).float().mean()), 4) for mark in first]
+                    for one in seeds
+                ],
+            }
+            for name in seeds[0].outcomes
+        }
+    return {"evaluations": first, "sizes": sizes}
+
+
+def summary(
+    config: Config, parts: Mapping[int, Sequence[Part]], landscapes: Mapping[int, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Plain numbers; of a method lists over seeds, but the evaluations of a problem solved over all of them."""
+    per_update = 2 * config.batch_size * (config.num_samples * config.num_iterations + 1)
+    training, sizes = config.num_updates * per_update, {}
+    for size, seeds in parts.items():
+        methods = {}
+        for name in seeds[0].outcomes:
+            outcomes = [one.outcomes[name] for one in seeds]
+            needed = expected_evaluations(torch.cat([solved(of) for of in outcomes]), config.budget)
+            methods[name] = {
+                "settings": seeds[0].chosen[name],
+                "share_solved": [float(solved(of).isfinite().float().mean()) for of in outcomes],
+                "evaluations_a_problem_solved": needed if math.isfinite(needed) else None,
+                "of_each_seed": [_finite(expected_evaluations(solved(of), config.budget)) for of in outcomes],
+                "final_cost": [of["cost"][-1] for of in outcomes],
+            }
+        needed = {name: of["evaluations_a_problem_solved"] for name, of in methods.items()}
+        best = min(UNTRAINED, key=lambda name: needed.get(name) or math.inf)
+        least = needed.get(best)
+        prices = {"learned": training, "pca": None if least is None else round(config.num_solutions * least)}
+        sizes[size] = {
+            "landscape": landscapes[size],
+            "methods": methods,
+            "training_seconds": [one.seconds for one in seeds],
+            "strongest_untrained": None if least is None else best,
+            "price": prices,
+            "paid_back_after": {name: paid_back(price, needed[name], least) for name, price in prices.items()},
+        }
+    return {"training_evaluations": training, "sizes": sizes}
 
 
 def table(config: Config, metrics: dict[str, Any]) -> str:
-    """Markdown: final costs, then what was saved and what the training cost."""
-    costs, gains = [], []
-    for size, of in metrics["sizes"].items():
-        costs.append([str(size), *(_mean(values, ".2e") for values in of["final_cost"].values())])
-        cem, icem = of["vs_cem"], of["vs_icem"]
-        reached = all(s["rival_gets_there"] for s in cem)
-        cells = [
-            _mean([s["evaluations"] for s in cem], ".0f"),
-            _mean([s["rival_evaluations"] for s in cem], ".0f"),
-            _mean([s["factor"] for s in cem], ".0f"),
-            ("" if reached else "> ") + _mean([s["factor_at_own_cost"] for s in cem], ".0f"),
-            _mean([s["factor"] for s in icem], ".1f"),
-            _mean(of["training_seconds"], ".0f"),
-            ("" if reached else "< ") + _mean([_paid_back(metrics["training_evaluations"], s) for s in cem], ".0f"),
-        ]
-        gains.append([str(size), *cells])
-    cost = markdown(["N", *LABELS.values()], costs, text_columns=0)
-    gain = markdown(GAINS, gains, text_columns=0)
-    budget = metrics["sizes"][config.sizes[0]]["evaluations"]
-    note = (
-        f"Means over {config.num_seeds} seeds (± standard deviation); costs are means over {config.num_test} unseen "
-        f"problems. Evaluations of the objective: CEM {budget['cem']:,}, iCEM {budget['icem']:,}, embeddings "
-        f"{budget['learned']:,} a problem; training {metrics['training_evaluations']:,}, each with a gradient. A dash: "
-        "not every seed reaches that cost. Seconds are of the processor. The training is paid back when CEM would have "
-        "made as many evaluations more to reach the learned embedding's final cost; `>`, `<`: CEM does not get there.\n"
+    """Markdown: what each method needs, how often it gets there, where it ends; then the price of the training."""
+    sizes = metrics["sizes"]
+    labels = _labels(next(iter(sizes.values()))["methods"])
+    head = ["", *(f"N = {size}" for size in sizes)]
+
+    def rows(cell: Any) -> str:
+        return markdown(
+            head, [[label, *(cell(of["methods"][name]) for of in sizes.values())] for name, label in labels.items()]
+        )
+
+    needed = rows(lambda of: _needed(of["evaluations_a_problem_solved"], config))
+    share = rows(lambda of: plus_minus(interval([100 * share for share in of["share_solved"]]), ".0f"))
+    final = rows(lambda of: _geometric(of["final_cost"]))
+    price = markdown(
+        (
+            "N",
+            "",
+            "before the first problem, evaluations",
+            "training, s",
+            "saved a problem",
+            "paid back after, problems",
+        ),
+        [
+            _prices(str(size), of, name, label)
+            for size, of in sizes.items()
+            for name, label in labels.items()
+            if name in of["price"]
+        ],
+        text_columns=2,
     )
-    return f"{note}\n**Final cost**\n\n{cost}\n**Evaluations saved by the learned embedding**\n\n{gain}"
+    minima = markdown(
+        ("N", "minima along", "of random starts end in a minimum of their own, %", "in the lowest, %"),
+        [[str(size), *(f"{value:.0f}" for value in _percent(of["landscape"]))] for size, of in sizes.items()],
+        text_columns=0,
+    )
+    chosen = markdown(
+        ("", *head[1:]),
+        [[label, *(_settings(of["methods"][n]["settings"]) for of in sizes.values())] for n, label in labels.items()],
+    )
+    return (
+        f"{config.num_seeds} seeds of training, {config.num_test} unseen problems each, {config.budget:,} evaluations "
+        "a problem; a gradient counts as one more. Searches that end before start again.\n"
+        f"\n**Evaluations for a problem solved** (to {config.target:g}; all evaluations over the problems solved)\n\n"
+        f"{needed}"
+        f"\n**Problems solved within the budget, %** (mean over seeds, 95 % interval)\n\n{share}"
+        f"\n**Final cost** (geometric mean over problems and seeds, and the seeds' range)\n\n{final}"
+        "\n**What is paid before the first problem**, beside the best of the methods that pay nothing: training, its "
+        f"gradients counted; the {config.num_solutions} solutions whose components are taken, found by that method\n\n"
+        f"{price}"
+        f"\n**Minima** (along the surface by a grid; gradient descent from {config.num_starts} starts)\n\n{minima}"
+        f"\n**Settings**, chosen on {config.num_valid} problems that are no test problems\n\n{chosen}"
+    )
 
 
-def _paid_back(training: int, saving: dict[str, Any]) -> float | None:
-    """After how many problems, solved to the learned embedding's final cost, the training's evaluations are saved."""
-    each = saving["rival_evaluations_at_own_cost"] - saving["evaluations_at_own_cost"]
-    return math.ceil(training / each) if each > 0 else None
+def _labels(methods: Mapping[str, Any]) -> dict[str, str]:
+    return {name: label for name, label in LABELS.items() if name in methods}
 
 
-def _mean(values: list[Any], form: str) -> str:
-    return "–" if any(value is None for value in values) else plus_minus(deviation(values), form)
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def paid_back(price: float | None, ours: float | None, theirs: float | None) -> int | None:
+    """After how many problems solved what was paid before the first is saved; None for never.
+
+    Args:
+        price: evaluations before the first problem.
+        ours: evaluations a problem solved.
+        theirs: likewise, of a rival that pays nothing before; None if it solves none.
+    """
+    if price is None or ours is None or theirs is None or ours >= theirs:
+        return None
+    return math.ceil(price / (theirs - ours))
+
+
+def _prices(size: str, of: Mapping[str, Any], name: str, label: str) -> list[str]:
+    best, methods, price, after = (
+        of["strongest_untrained"],
+        of["methods"],
+        of["price"][name],
+        of["paid_back_after"][name],
+    )
+    theirs = None if best is None else methods[best]["evaluations_a_problem_solved"]
+    ours = methods[name]["evaluations_a_problem_solved"]
+    saved = "–" if theirs is None or ours is None else f"{theirs - ours:,.0f}"
+    seconds = plus_minus(interval(of["training_seconds"]), ".0f") if name == "learned" else "–"
+    label += f" (beside {LABELS[best]})" if best else ""
+    return [
+        size,
+        label,
+        "–" if price is None else f"{price:,}",
+        seconds,
+        saved,
+        "never" if after is None else f"{after:,}",
+    ]
+
+
+def _needed(value: float | None, config: Config) -> str:
+    every = config.budget * config.num_test * config.num_seeds
+    return f"> {every:,}" if value is None else f"{value:,.0f}"
+
+
+def _geometric(values: Sequence[float]) -> str:
+    mean = math.exp(sum(map(math.log, values)) / len(values))
+    return f"{mean:.1e}" + (f" ({min(values):.0e} to {max(values):.0e})" if len(values) > 1 else "")
+
+
+def _percent(landscape: Mapping[str, float]) -> tuple[float, float, float]:
+    return landscape["minima_along"], 100 * landscape["minima_of_their_own"], 100 * landscape["solved"]
+
+
+def _settings(settings: Settings) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items()).replace("_", " ").replace("num ", "")

@@ -1,7 +1,11 @@
-"""Learn a decoder for each size and seed, solve the test problems with every method."""
+"""Learn a decoder for each size and seed; choose every method's settings, and solve the test problems with it."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,20 +14,27 @@ from torch import nn
 import dcem
 from dcem.embedding import LinearDecoder, MLPDecoder, decoder_step
 from dcem.experiments.embed_synthetic import figures
-from dcem.experiments.embed_synthetic.methods import LABELS, Part, search
-from dcem.experiments.embed_synthetic.report import summary, table
-from dcem.experiments.embed_synthetic.settings import BOX, LATENT_STD, Config
-from dcem.experiments.embed_synthetic.task import Problems, test_problems
+from dcem.experiments.embed_synthetic.counting import Counted, Outcome, expected_evaluations
+from dcem.experiments.embed_synthetic.landscape import minima_along, minima_reached
+from dcem.experiments.embed_synthetic.methods import CANDIDATES, cosine_decoder, evolution, restarted_descent, search
+from dcem.experiments.embed_synthetic.report import Part, Settings, curves, plain, solved, summary, table
+from dcem.experiments.embed_synthetic.settings import BOX, LATENT_STD, TEST_SEED, VALID_SEED, Config
+from dcem.experiments.embed_synthetic.task import Problems
 from dcem.experiments.harness.report import write_table
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import choose_device
 from dcem.experiments.harness.training import Clock, Schedule, training_loop
 
 
+def problems_of(config: Config, num: int, size: int, seed: int) -> Problems:
+    """Problems of a seed, on the device of the run."""
+    return Problems.draw(num, size, torch.Generator().manual_seed(seed), choose_device(config.device))
+
+
 def train(config: Config, size: int, seed: int, run: Run) -> tuple[MLPDecoder, Problems, float]:
     """Learn a decoder from values of the training problems; also returns these, and the seconds it took."""
     device = choose_device(config.device)
-    problems = Problems.draw(config, config.num_train, size, torch.Generator().manual_seed(seed))
+    problems = problems_of(config, config.num_train, size, seed)
     torch.manual_seed(seed)
     decoder = MLPDecoder(config.latent_size, size, config.hidden, bounds=(0, 1), activation=nn.SiLU).to(device)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=config.lr)
@@ -48,35 +59,64 @@ def train(config: Config, size: int, seed: int, run: Run) -> tuple[MLPDecoder, P
     return decoder, problems, spent.seconds
 
 
-def part(config: Config, size: int, seed: int, run: Run) -> Part:
+def solvers(
+    config: Config, size: int, seed: int, known: Problems, decoder: MLPDecoder
+) -> dict[str, Callable[..., Outcome]]:
+    """Every method as a function of counted problems, a generator and its settings; CMA-ES only with its package."""
+    device, solutions = known.own.device, known.solution[: config.num_solutions]
+
+    def random(num: int) -> LinearDecoder:
+        centre, drawn = torch.full((size,), 0.5), torch.Generator().manual_seed(seed)
+        return LinearDecoder.random(num, centre, 0.2, bounds=(0, 1), generator=drawn)
+
+    def components(num: int) -> LinearDecoder:
+        return LinearDecoder.principal_components(solutions, num, bounds=(0, 1))
+
+    def over(make: Callable[[int], LinearDecoder]) -> Callable[..., Outcome]:
+        def solve(counted: Counted, generator: torch.Generator, latent_size: int, **settings: Any) -> Outcome:
+            num = min(latent_size, size)
+            return search(counted, generator, make(num).to(device), latent_size=num, **settings)
+
+        return solve
+
+    methods = {
+        "cem": search, "icem": search, "cma": evolution, "adam": restarted_descent, "random": over(random),
+        "cosine": over(lambda num: cosine_decoder(num, size)), "pca": over(components),
+        "learned": partial(search, decoder=decoder, latent_size=config.latent_size),
+    }  # fmt: skip
+    return {name: solve for name, solve in methods.items() if name != "cma" or find_spec("cma") is not None}
+
+
+def choose(config: Config, size: int, seed: int, methods: dict[str, Callable[..., Outcome]]) -> dict[str, Settings]:
+    """Of every method the settings that solve the validation problems with the fewest evaluations.
+
+    Where none solves any, those that end lowest.
+    """
+    problems = problems_of(config, config.num_valid, size, VALID_SEED + seed)
+
+    def judged(name: str, settings: Settings) -> tuple[float, float]:
+        generator = torch.Generator(problems.own.device).manual_seed(seed)
+        outcome = methods[name](Counted(problems, config.budget, config.target), generator, **settings)
+        return expected_evaluations(outcome.solved, config.budget), float(outcome.costs[:, -1].log().mean())
+
+    return {name: min(CANDIDATES[name], key=partial(judged, name)) for name in methods}
+
+
+def part(config: Config, size: int, seed: int, run: Run, chosen: dict[str, Settings] | None) -> Part:
     """Train, then solve the test problems with all methods; a part that is complete is read and not made again."""
     decoder, known, seconds = train(config, size, seed, run)
     if run.finished:
-        return Part(run.metrics["curves"], seconds, decoder)
-    test, device = test_problems(config, size, seed), choose_device(config.device)
-    generator = torch.Generator(device).manual_seed(seed)
-    full, icem, latent = (
-        dcem.CEM(s.num_samples, s.num_elites, dcem.HardTopK(), init_std=std, keep_elites=keep)
-        for s, std, keep in (
-            (config.full, config.full_std, 0.0),
-            (config.icem, config.full_std, 0.3),
-            (config.latent, LATENT_STD, 0.0),
-        )
-    )
-    centre, drawn = torch.full((size,), 0.5), torch.Generator().manual_seed(seed)
-    maps: dict[str, nn.Module] = {
-        "random": LinearDecoder.random(config.latent_size, centre, 0.5, bounds=(0, 1), generator=drawn).to(device),
-        "pca": LinearDecoder.principal_components(known.solution, config.latent_size, bounds=(0, 1)),
-        "learned": decoder,
-    }
-    curves = {
-        "cem": search(test, full, config.full, generator)[0],
-        "icem": search(test, icem, config.icem, generator, noise=dcem.ColoredNoise(2.0))[0],
-    }
-    for name, decoding in maps.items():
-        curves[name] = search(test, latent, config.latent, generator, decoding)[0]
-    run.finish(curves=curves, training_seconds=seconds)
-    return Part(curves, seconds, decoder)
+        metrics = run.metrics
+        return Part(metrics["chosen"], metrics["outcomes"], seconds, decoder)
+    methods = solvers(config, size, seed, known, decoder)
+    chosen = choose(config, size, seed, methods) if chosen is None else chosen
+    test = problems_of(config, config.num_test, size, TEST_SEED + seed)
+    outcomes = {}
+    for name, solve in methods.items():
+        generator = torch.Generator(test.own.device).manual_seed(seed)
+        outcomes[name] = plain(solve(Counted(test, config.budget, config.target), generator, **chosen[name]))
+    run.finish(chosen=chosen, outcomes=outcomes, training_seconds=seconds)
+    return Part(chosen, outcomes, seconds, decoder)
 
 
 def main(config: Config, run: Run) -> dict[str, Any]:
@@ -84,18 +124,32 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     parts: dict[int, list[Part]] = {}
     for size in config.sizes:
         for seed in range(config.seed, config.seed + config.num_seeds):
+            before = parts.setdefault(size, [])
             with run.part(f"{size}-{seed}", seed) as one:
-                done = part(config, size, seed, one)
-            parts.setdefault(size, []).append(done)
-            ends = "  ".join(f"{name} {curve[-1][1]:.2g}" for name, curve in done.curves.items())
-            run.say(f"N = {size}, seed {seed}: final cost {ends}")
-    metrics = summary(config, parts)
+                before.append(part(config, size, seed, one, before[0].chosen if before else None))
+            evaluations = "  ".join(
+                f"{name} {expected_evaluations(solved(of), config.budget):.4g}"
+                for name, of in before[-1].outcomes.items()
+            )
+            run.say(f"N = {size}, seed {seed}: evaluations a problem solved: {evaluations}")
+    landscapes = {size: landscape(config, size) for size in config.sizes}
+    metrics = summary(config, parts, landscapes)
     write_table(run, table(config, metrics))
-    curves = {size: [one.curves for one in seeds] for size, seeds in parts.items()}
-    run.figure("cost", figures.costs(curves, LABELS))
-    run.figure("saved", figures.factors({size: of["vs_cem"] for size, of in metrics["sizes"].items()}))
-    largest = config.sizes[-1]
-    problems = test_problems(config, largest, config.seed)
-    run.figure("latent", figures.latent(config, parts[largest][0].decoder, problems))
+    courses = curves(parts)
+    text = json.dumps(courses, separators=(",", ":")) + "\n"
+    (run.folder / "curves.json").write_text(text, encoding="utf-8")
+    run.figure("cost", figures.courses(courses))
+    run.figure("evaluations", figures.evaluations(metrics))
+    shown = config.sizes[len(config.sizes) // 2]
+    problem = problems_of(config, config.num_test, shown, TEST_SEED + config.seed)
+    run.figure("latent", figures.latent(config, parts[shown][0].decoder, problem, parts[shown][0].chosen))
     run.finish(**metrics)
     return metrics
+
+
+def landscape(config: Config, size: int) -> dict[str, float]:
+    """How many minima there are, and where gradient descent from random starts ends, on a few test problems."""
+    problems = problems_of(config, min(4, config.num_test), size, TEST_SEED + config.seed)
+    generator = torch.Generator(problems.own.device).manual_seed(config.seed)
+    own, reached = minima_reached(problems, generator, config.target, config.num_starts)
+    return {"minima_along": float(minima_along(problems).float().mean()), "minima_of_their_own": own, "solved": reached}
