@@ -14,7 +14,7 @@ from dcem.experiments.embed_synthetic.landscape import minima_along, minima_reac
 from dcem.experiments.embed_synthetic.methods import cosine_decoder, descend, evolution, restarted_descent, search
 from dcem.experiments.embed_synthetic.report import UNTRAINED, Part, plain, summary, table
 from dcem.experiments.embed_synthetic.settings import Config
-from dcem.experiments.embed_synthetic.task import OWN, Problems, off
+from dcem.experiments.embed_synthetic.task import LENGTHS_ACROSS, OWN, RIPPLE_ACROSS, Problems, off
 
 TARGET = 1e-3
 
@@ -89,6 +89,14 @@ class TestFamily:
             values = problems(x)
             inner = values[:, 1:-1]
             assert ((inner < values[:, :-2]) & (inner < values[:, 2:])).any(1).all()
+
+    def test_the_mean_over_problems_has_one_minimum_across_the_surface(self) -> None:
+        error = torch.linspace(0.001, 1, 1000, dtype=torch.float64).unsqueeze(-1)
+        frequency = 2 * math.pi / torch.linspace(*LENGTHS_ACROSS, 5001, dtype=torch.float64)
+        slope = 2 * error.squeeze(-1) + RIPPLE_ACROSS * (frequency * (frequency * error).sin()).mean(-1)
+        assert (slope > 0).all()
+        ripples = 2 * error + RIPPLE_ACROSS * frequency * (frequency * error).sin()
+        assert (ripples < 0).any(0).all()  # of a single problem it has more
 
     def test_gradient_descent_fails_from_random_starts_and_succeeds_from_the_surface(self) -> None:
         problems = draw(4, 30)

@@ -13,7 +13,7 @@ from matplotlib.ticker import ScalarFormatter
 import dcem
 from dcem.embedding import MLPDecoder, embed
 from dcem.experiments.embed_synthetic.counting import FLOOR, Counted
-from dcem.experiments.embed_synthetic.landscape import over_surface
+from dcem.experiments.embed_synthetic.landscape import is_minimum, over_surface
 from dcem.experiments.embed_synthetic.methods import LABELS, POLISH, descend
 from dcem.experiments.embed_synthetic.settings import BOX, Config
 from dcem.experiments.embed_synthetic.task import Problems
@@ -50,17 +50,17 @@ def courses(curves: Mapping[str, Any]) -> Figure:
                 (upper, cost, cost.log().mean(0).exp()),
                 (lower, 100 * share, 100 * share.mean(0)),
             ):
-                axis.plot(evaluations, seeds.T, linewidth=0.5, alpha=0.5, **_STYLES[name])
-                axis.plot(evaluations, mean, linewidth=1.8, label=LABELS[name], **_STYLES[name])
+                axis.plot(evaluations, seeds.T.numpy(), linewidth=0.5, alpha=0.5, **_STYLES[name])
+                axis.plot(evaluations, mean.numpy(), linewidth=1.8, label=LABELS[name], **_STYLES[name])
         upper.set(title=f"N = {int(size):,}", xscale="log", yscale="log", ylim=(FLOOR / 1.5, 1))
         lower.set(ylim=(-3, 103))
         for axis in (upper, lower):
             axis.grid(which="major", alpha=0.3)
     axes[0, 0].set_ylabel("lowest cost so far")
     axes[1, 0].set_ylabel("problems solved, %")
-    figure.supxlabel("evaluations a problem, a gradient counted as one", fontsize="medium")
+    figure.supxlabel("evaluations a problem, a gradient counts as one more", fontsize="medium")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=min(4, 2 * len(sizes)))
+    figure.legend(handles, names, loc="outside upper center", ncols=min(4, max(1, 2 * len(sizes) - 1)))
     return figure
 
 
@@ -82,8 +82,8 @@ def evaluations(metrics: Mapping[str, Any]) -> Figure:
     axis.set(xscale="log", yscale="log", xlabel="size N of the problem", ylabel="evaluations for a problem solved")
     axis.set_xticks([int(size) for size in sizes], [f"{int(size):,}" for size in sizes])
     axis.xaxis.minorticks_off()
-    if not any(line.get_xdata().size for line in axis.lines):  # a logarithm needs something to scale by
-        axis.set_ylim(1, 10)
+    if all(of["evaluations_a_problem_solved"] is None for one in sizes.values() for of in one["methods"].values()):
+        axis.set_ylim(1, 10)  # a logarithm needs something to scale by
     axis.grid(which="major", alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small", title="dashes: seeds")
     return figure
@@ -91,8 +91,8 @@ def evaluations(metrics: Mapping[str, Any]) -> Figure:
 
 @torch.no_grad()
 def latent(config: Config, decoder: MLPDecoder, problems: Problems, chosen: Mapping[str, Any]) -> Figure:
-    """One unseen problem: its minima along the surface, its cost over the latent, and the answers compared."""
-    one = problems.some(torch.zeros(1, dtype=torch.long, device=problems.own.device))
+    """The problem nearest the surface's middle: its minima there, its cost over the latent, the answers compared."""
+    one = problems.some(problems.hidden.norm(dim=-1).argmin(0, keepdim=True))
     generator = torch.Generator(one.own.device).manual_seed(0)
     settings = chosen["learned"]
     solver = dcem.CEM(settings["num_samples"], settings["num_elites"], dcem.HardTopK(), init_std=settings["std"])
@@ -102,8 +102,11 @@ def latent(config: Config, decoder: MLPDecoder, problems: Problems, chosen: Mapp
     )  # fmt: skip
     figure = Figure(figsize=(13.5, 4.2), layout="constrained", dpi=150)
     along, surface, answers = figure.subplots(1, 3)
-    values = over_surface(one, 201)[0].T  # rows of a picture go with the second coordinate
-    _heights(figure, along, values, (-1.0, 1.0))
+    values, line = over_surface(one), torch.linspace(-1, 1, 201)
+    _heights(figure, along, values[0].T, (-1.0, 1.0))  # rows of a picture go with the second coordinate
+    a, b = is_minimum(values)[0].nonzero().T.cpu()
+    style: Any = {"linestyle": "", "markeredgecolor": "0.2", "markeredgewidth": 0.4}
+    along.plot(line[a].numpy(), line[b].numpy(), "o", color="white", markersize=4, label="minima", **style)
     hidden = one.hidden[0].tolist()
     along.plot(
         *([value] for value in hidden), "*", color=COLOURS[1], markersize=13, markeredgecolor="white", label="solution"
@@ -117,9 +120,8 @@ def latent(config: Config, decoder: MLPDecoder, problems: Problems, chosen: Mapp
     for i, (t, marker) in enumerate(((0, "o"), (2, "^"), (4, "s"))):
         if t < len(solution.history):
             points = solution.history[t].samples[0].cpu()
-            style: Any = {"color": ("white", COLOURS[5], COLOURS[1])[i], "linestyle": "", "markersize": 4}
-            style |= {"markeredgecolor": "0.2", "markeredgewidth": 0.4, "label": f"{t + 1}"}
-            surface.plot(points[:, 0].numpy(), points[:, second].numpy(), marker, **style)
+            colour, x, y = ("white", COLOURS[5], COLOURS[1])[i], points[:, 0].numpy(), points[:, second].numpy()
+            surface.plot(x, y, marker, color=colour, markersize=4, label=f"{t + 1}", **style)
     surface.legend(title="samples of iteration", ncols=3, fontsize="small", loc="lower left")
     surface.set(title="cost over two numbers of the latent", xlabel="z₁", ylabel="z₂", xlim=BOX, ylim=BOX)
     position = torch.linspace(0, 1, problems.size).numpy()
@@ -127,26 +129,31 @@ def latent(config: Config, decoder: MLPDecoder, problems: Problems, chosen: Mapp
     decoded = decoder(solution.x).unsqueeze(1)
     with torch.enable_grad():
         unlimited = Counted(one, 10**9, config.target)
-        fallen, polished = (descend(unlimited, x, **POLISH) for x in (start, decoded))
-    answers.plot(position, fallen[0, 0].cpu(), ".", color="0.7", markersize=4, label="gradient descent, random start")
-    answers.plot(position, one.solution[0].cpu(), color="black", linewidth=4, alpha=0.3, label="solution")
-    answers.plot(position, decoded[0, 0].cpu(), color=COLOURS[0], linewidth=1, label="learned embedding")
+        fallen, polished = (descend(unlimited, x, *POLISH) for x in (start, decoded))
     answers.plot(
-        position, polished[0, 0].cpu(), "--", color=COLOURS[1], linewidth=1.3, label="and gradient descent from it"
+        position, fallen[0, 0].cpu().numpy(), ".", color="0.7", markersize=4, label="gradient descent, random start"
     )
-    answers.set(title="answers to an unseen problem", xlabel="position i / N", ylabel="x", ylim=(-0.03, 1.45))
+    answers.plot(position, one.solution[0].cpu().numpy(), color="black", linewidth=4, alpha=0.3, label="solution")
+    answers.plot(position, decoded[0, 0].cpu().numpy(), color=COLOURS[0], linewidth=1, label="learned embedding")
+    answers.plot(
+        position,
+        polished[0, 0].cpu().numpy(),
+        "--",
+        color=COLOURS[1],
+        linewidth=1.3,
+        label="and gradient descent from it",
+    )
+    answers.set(title="answers to an unseen problem", xlabel="position i / N", ylabel="x", ylim=(-0.03, 1.6))
     answers.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    answers.legend(fontsize="small", loc="upper right", ncols=2)
+    answers.legend(fontsize="small", loc="upper right")
     return figure
 
 
 def _heights(figure: Figure, axis: Axes, values: torch.Tensor, box: tuple[float, float]) -> None:
     """Costs over a square box."""
     extent = (*box, *box)
-    image = axis.imshow(
-        values.clamp_min(FLOOR).log10().cpu(), origin="lower", extent=extent, cmap="cividis", aspect="auto"
-    )
-    figure.colorbar(image, ax=axis).set_label("log₁₀ of the cost")
+    image = axis.imshow(values.sqrt().cpu().numpy(), origin="lower", extent=extent, cmap="cividis", aspect="auto")
+    figure.colorbar(image, ax=axis).set_label("√ of the cost")
     for side in (axis.xaxis, axis.yaxis):
         side.set_ticks([box[0], (box[0] + box[1]) / 2, box[1]])
         side.set_major_formatter(ScalarFormatter())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import max_pool2d, pad
 
 from dcem.experiments.embed_synthetic.counting import Counted
 from dcem.experiments.embed_synthetic.methods import descend
@@ -19,11 +19,15 @@ def over_surface(problems: Problems, steps: int = 201) -> Tensor:
     return torch.stack([one(one.surface(a).unsqueeze(0) + one.own)[0] for one in rows]).reshape(-1, steps, steps)
 
 
+def is_minimum(values: Tensor) -> Tensor:
+    """Where a grid `(n, rows, columns)` is as low as its eight neighbours; nowhere on its edge."""
+    inner = values[:, 1:-1, 1:-1] == -max_pool2d(-values, 3, stride=1)
+    return pad(inner, (1, 1, 1, 1))
+
+
 def minima_along(problems: Problems) -> Tensor:
-    """Points of the grid that are lower than their eight neighbours, inside it, `(n,)`."""
-    values = over_surface(problems)
-    lowest = -max_pool2d(-values, 3, stride=1)
-    return (values[:, 1:-1, 1:-1] == lowest).sum((1, 2))
+    """How many minima there are along the surface, `(n,)`."""
+    return is_minimum(over_surface(problems)).sum((1, 2))
 
 
 def minima_reached(

@@ -53,8 +53,8 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     "learned": _SMALL,
 }
 """Settings of each, from which those that do best on the validation problems are taken."""
-POLISH = {"rate": 0.01, "num_steps": 100}
-"""Gradient descent in the full space, with which every search by samples ends."""
+POLISH = (0.01, 100)
+"""Rate and steps of the gradient descent in the full space with which every search by samples ends."""
 Decoder = Callable[[Tensor], Tensor]
 
 
@@ -128,7 +128,7 @@ def search(
                 generator=generator, noise=noise, callback=note,
             )  # fmt: skip
             found = decode(answer.unsqueeze(1))
-        descend(counted, found, **POLISH)
+        descend(counted, found, *POLISH)
         start = low + (high - low) * torch.rand(start.shape, generator=generator, device=start.device)
     return counted.outcome()
 

@@ -68,18 +68,18 @@ def summary(
     per_update = 2 * config.batch_size * (config.num_samples * config.num_iterations + 1)
     training, sizes = config.num_updates * per_update, {}
     for size, seeds in parts.items():
-        methods = {}
+        methods: dict[str, Any] = {}
         for name in seeds[0].outcomes:
             outcomes = [one.outcomes[name] for one in seeds]
-            needed = expected_evaluations(torch.cat([solved(of) for of in outcomes]), config.budget)
+            mean = expected_evaluations(torch.cat([solved(of) for of in outcomes]), config.budget)
             methods[name] = {
                 "settings": seeds[0].chosen[name],
                 "share_solved": [float(solved(of).isfinite().float().mean()) for of in outcomes],
-                "evaluations_a_problem_solved": needed if math.isfinite(needed) else None,
+                "evaluations_a_problem_solved": _finite(mean),
                 "of_each_seed": [_finite(expected_evaluations(solved(of), config.budget)) for of in outcomes],
                 "final_cost": [of["cost"][-1] for of in outcomes],
             }
-        needed = {name: of["evaluations_a_problem_solved"] for name, of in methods.items()}
+        needed: dict[str, float | None] = {name: of["evaluations_a_problem_solved"] for name, of in methods.items()}
         best = min(UNTRAINED, key=lambda name: needed.get(name) or math.inf)
         least = needed.get(best)
         prices = {"learned": training, "pca": None if least is None else round(config.num_solutions * least)}

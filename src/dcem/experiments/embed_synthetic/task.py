@@ -95,8 +95,7 @@ class Problems:
 
     def some(self, chosen: Tensor) -> Problems:
         """A batch of them."""
-        parts = (self.hidden, self.own, self.along, self.across)
-        return Problems(*(part[chosen] for part in parts), self.basis)
+        return Problems(self.hidden[chosen], self.own[chosen], self.along[chosen], self.across[chosen], self.basis)
 
     def surface(self, a: Tensor) -> Tensor:
         """`s(a)`: `(..., 2) -> (..., N)`."""

@@ -79,7 +79,7 @@ def solvers(
 
         return solve
 
-    methods = {
+    methods: dict[str, Callable[..., Outcome]] = {
         "cem": search, "icem": search, "cma": evolution, "adam": restarted_descent, "random": over(random),
         "cosine": over(lambda num: cosine_decoder(num, size)), "pca": over(components),
         "learned": partial(search, decoder=decoder, latent_size=config.latent_size),
