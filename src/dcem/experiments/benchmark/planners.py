@@ -25,7 +25,6 @@ Make = Callable[[Any, int], Any]
 """From a model and a budget to a planner."""
 OURS = ["cem", "icem", "mppi", "dcem"]
 LABELS = {name: methods.LABELS[name] for name in (*OURS, *methods.RIVALS)}
-ITERATIONS = 3
 
 
 def find(name: str) -> Make:
@@ -55,9 +54,9 @@ def load(path: str) -> Make:
 
 def ours(name: str, model: Any, budget: int) -> CostPlanner:
     """One of ours: three iterations, and the evaluation of the answer where that is the mean."""
-    num = max(2, (budget - 1) // ITERATIONS)
+    num = max(2, (budget - 1) // stepwise.ITERATIONS)
     elites = max(2, num // 8)
-    options: dict[str, Any] = {"answer": "mean", "bounds": (-1.0, 1.0), "num_iterations": ITERATIONS}
+    options: dict[str, Any] = {"answer": "mean", "bounds": (-1.0, 1.0), "num_iterations": stepwise.ITERATIONS}
     solver: dcem.Solver
     if name == "icem":
         solver = dcem.CEM(num, elites, dcem.HardTopK(), init_std=0.5, keep_elites=0.3, smoothing=0.1)

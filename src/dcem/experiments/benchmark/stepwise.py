@@ -12,6 +12,7 @@ from dcem.experiments.harness.settings import Search
 from dcem.experiments.mpc import methods
 
 ITERATIONS = 3
+"""Of ours and of theirs, but for pytorch-mppi, which makes one of all candidates."""
 
 
 class Sequences:
