@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import json
+import operator
 import os
 import shutil
 import signal
@@ -212,8 +214,11 @@ def test_help_says_of_every_setting_what_it_means(name: str, capsys: pytest.Capt
     text = capsys.readouterr().out
     assert EXPERIMENTS[name].summary in text
     config = importlib.import_module(EXPERIMENTS[name].module).Config
+    composed = OmegaConf.to_container(OmegaConf.structured(config()))
     for key, default, meaning in explain.lines(config):
         assert f"{key}={default}" in text
+        value = functools.reduce(operator.getitem, key.split("."), composed)
+        assert default == (f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value) or "''")
         assert meaning.partition("(")[0], f"{name}: {key} has no meaning"
 
 

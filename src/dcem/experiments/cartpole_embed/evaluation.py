@@ -50,6 +50,8 @@ class Config(Settings):
 
     decoders: list[str] = setting(["decoder-1000.pt"], distinct=True)
     """Weights that `dcem cartpole-embed-study` has left."""
+    num_validation: int = count(task.NUM_VALIDATION)
+    """States that the searches with nothing learned are tuned on: with both numbers a quarter of an hour."""
     num_test: int = count(1000)
     """States of the test."""
 
@@ -62,7 +64,7 @@ class Config(Settings):
 
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Search, write the table; returns what is in it."""
-    states, test = task.validation_states(), task.validation_states(config.num_test, TEST_SEED)
+    states, test = task.validation_states(config.num_validation), task.validation_states(config.num_test, TEST_SEED)
     searches = compare({Path(path).stem: load(path) for path in config.decoders}, states, test)
     write_table(run, table(searches))
     run.finish(searches=searches)
@@ -119,7 +121,8 @@ def compare(decoders: Mapping[str, nn.Module], states: Tensor, test: Tensor) -> 
     ]
     sampled = EXPERT.but(answer="best")
     return [
-        {"over": over, "search": said, "trajectories": search.num_trajectories, "num_test": len(test),
+        {"over": over, "search": said, "trajectories": search.num_trajectories,
+         "num_validation": len(states), "num_test": len(test),
          "validation": mean_cost(controller, states), "test": mean_cost(controller, test)}
         for over, said, search, controller in [
             *(("the expert", str(search), search, full(search)) for search in (EXPERT, sampled)),
@@ -140,10 +143,10 @@ def table(searches: list[dict[str, Any]]) -> str:
     expert = searches[0]
     tried = sum(len(of) for trajectories in DIVISIONS for of in rivals(trajectories).values())
     note = (
-        f"Mean costs of {task.NUM_VALIDATION} validation states and of {expert['num_test']} test states that nothing "
-        "was chosen by; factor: cost over the expert's. Searches with nothing learned (CEM, iCEM, CEM over knots) are "
-        "for each method and number of trajectories the best on the validation states of the settings tried, "
-        f"{tried} in all."
+        f"Mean costs of {expert['num_validation']} validation states and of {expert['num_test']} test states that "
+        "nothing was chosen by; factor: cost over the expert's. Searches with nothing learned (CEM, iCEM, CEM "
+        "over knots) are for each method and number of trajectories the best on the validation states of the "
+        f"settings tried, {tried} in all."
     )
     cells = []
     for s in searches:

@@ -94,19 +94,23 @@ def _is_text(line: ast.stmt) -> bool:
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
-def lines(kind: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Of each setting, also of those in settings: name, default, and what it means and may be."""
-    means = meanings(kind)
-    for of in fields(kind):
+def lines(settings: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Of each setting, also of those in settings: name, value, and what it means and may be.
+
+    Of a dataclass the values are its defaults; an instance, such as a default among settings, has its own.
+    """
+    is_class = isinstance(settings, type)
+    means = meanings(settings if is_class else type(settings))
+    for of in fields(settings):
         if of.name == "defaults":
             continue
-        default = _default(of)
-        if is_dataclass(default):
-            yield from lines(type(default), f"{prefix}{of.name}.")
+        value = _default(of) if is_class else getattr(settings, of.name)
+        if is_dataclass(value):
+            yield from lines(value, f"{prefix}{of.name}.")
             continue
-        limits = of.metadata.get("limits")
-        said = [means.get(of.name) or COMMON.get(of.name, ""), "" if limits is None else f"({limits})"]
-        yield f"{prefix}{of.name}", _shown(default), " ".join(part for part in said if part)
+        limits = str(of.metadata.get("limits", ""))
+        said = [means.get(of.name) or COMMON.get(of.name, ""), f"({limits})" if limits else ""]
+        yield f"{prefix}{of.name}", _shown(value), " ".join(part for part in said if part)
 
 
 def _default(of: Field[Any]) -> Any:
@@ -121,7 +125,7 @@ def _shown(value: Any) -> str:
 def _changes(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """The settings that an option of a group makes: a mapping, or a dataclass."""
     if not isinstance(node, Mapping):
-        yield from ((key, default) for key, default, _ in lines(node if isinstance(node, type) else type(node)))
+        yield from ((key, default) for key, default, _ in lines(node))
         return
     for key, value in node.items():
         if isinstance(value, Mapping):

@@ -30,7 +30,7 @@ class Embedding:
 
     latent_size: int = count(6)
     num_samples: int = count(14)
-    num_elites: float = setting(4, above=0, at_most="num_samples")
+    num_elites: float = setting(4.0, above=0, at_most="num_samples")
     num_iterations: int = count(4)
     temperature: float = positive(1.0)
     init_std: float = positive(1.0)
