@@ -111,7 +111,24 @@ class Held:
 
 
 def environment(name: str, length: float) -> Any:
-    """What a task is run in; `length` is what share of its `SECONDS` an episode lasts."""
+    """What a task is run in.
+
+    Args:
+        name: one of `LABELS`.
+        length: what share of its `SECONDS` an episode lasts; 1 for the whole.
+
+    Returns:
+        Gymnasium's Pendulum-v1; otherwise a dm_control environment whose actions are held for some steps of the task,
+        whose rewards add up, so that returns are the task's own.
+
+    Raises:
+        KeyError: there is no such task.
+
+    Example:
+        >>> from dcem.control.tasks import environment
+        >>> environment("pendulum", 0.5).spec.max_episode_steps
+        100
+    """
     seconds = length * SECONDS[name]
     if name == "pendulum":
         import gymnasium
@@ -125,7 +142,28 @@ def environment(name: str, length: float) -> Any:
 
 
 def load(name: str, length: float, threads: int) -> Task:
-    """A task by its name, as `environment` says it."""
+    """A task of Gymnasium or the DeepMind control suite with its true model, ready to be planned for.
+
+    Args:
+        name: one of `LABELS`.
+        length: what share of its `SECONDS` an episode lasts; 1 for the whole.
+        threads: of the processor, among which MuJoCo divides the candidates.
+
+    Returns:
+        Environment, model, cost and what else a controller needs.
+
+    Raises:
+        KeyError: there is no such task.
+
+    Example:
+        >>> import dcem
+        >>> from dcem.control import MPC, run
+        >>> from dcem.control.tasks import load
+        >>> task = load("pendulum", 0.02, threads=1)  # four steps
+        >>> mpc = MPC(task.model, task.cost, task.horizon, task.num_actions, task.bounds, dcem.CEM(48, 6))
+        >>> run(mpc, task.env, state_of=task.state_of).returns.shape
+        torch.Size([1])
+    """
     env = environment(name, length)
     if name == "pendulum":
         system = Pendulum()
