@@ -109,6 +109,9 @@ def test_a_study_compares_seeds_with_the_expert(
     for figure in ("convergence", "latent-space", "samples-forces", "samples-pole"):
         assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
     searches = json.loads((tmp_path / "study" / "summary.json").read_text())["metrics"]["searches"]
+    for method, tried in evaluation.rivals(24).items():  # each at its best on the validation states
+        lowest = min(evaluation.mean_cost(rival.controller(), validation_states(100)) for rival in tried)
+        assert [s["validation"] for s in searches if s["over"] == method] == [pytest.approx(lowest)]
     mean, best = (s["test"] for s in searches if s["over"] == "decoder-16")
     assert best <= mean
     files = ",".join(f"{tmp_path}/study/decoder-{budget}.pt" for budget in (16, 8))
