@@ -126,6 +126,13 @@ def test_a_study_compares_seeds_with_the_expert(
     ):
         assert main(["cartpole-embed-evaluate", f"decoders=[{tmp_path}/{path}]"]) == 2
         assert f"decoders: expected {says}; got {tmp_path}/{path}" in capsys.readouterr().err
+    older = tmp_path / "older" / "run"
+    shutil.copytree(tmp_path / "runs" / "0", older)
+    checkpoint = checkpoint_of(older)
+    del checkpoint["tracked"]["best"]
+    torch.save(checkpoint, older / "checkpoint.pt")
+    assert main(["cartpole-embed-study", f"runs={older.parent}", f"hydra.run.dir={tmp_path}/refused"]) == 2
+    assert f"runs: expected runs that keep the weights of their best evaluation; got {older}" in capsys.readouterr().err
     assert main(["cartpole-embed-study", f"runs={tmp_path}/none"]) == 2
     assert "runs: expected a folder of run folders" in capsys.readouterr().err
 

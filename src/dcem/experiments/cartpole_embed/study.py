@@ -25,7 +25,7 @@ from dcem.experiments.cartpole_embed.task import EXPERT, HORIZON, SYSTEM, embedd
 from dcem.experiments.harness.reading import checkpoint_of, finished_runs
 from dcem.experiments.harness.report import interval, markdown, plus_minus, write_table
 from dcem.experiments.harness.run import Run
-from dcem.experiments.harness.settings import Settings, count
+from dcem.experiments.harness.settings import Settings, count, require
 
 PAPER = {
     2: {1.0: 1.08, 0.1: 1.05, 0.0: 1.09},
@@ -64,7 +64,9 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     groups: dict[tuple[float | str, ...], list[Trained]] = {}
     for found in finished_runs(config.runs):
         decoder = task.build(of := settings.Config(**found.settings))
-        decoder.load_state_dict(checkpoint_of(found.folder)["tracked"]["best"]["weights"])
+        tracked = checkpoint_of(found.folder)["tracked"]
+        require("best" in tracked, "runs", "runs that keep the weights of their best evaluation", found.folder)
+        decoder.load_state_dict(tracked["best"]["weights"])
         groups.setdefault(_order(of), []).append(Trained(of, decoder, found.records))
     ordered = [groups[key] for key in sorted(groups)]
     states, test = task.validation_states(), task.validation_states(config.num_test, TEST_SEED)
