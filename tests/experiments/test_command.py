@@ -157,6 +157,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder, folder.with_name(f"{folder.name}-killed")
 
 
+def test_the_rate_falls_along_a_straight_line_at_the_papers_setting(whole: tuple[Path, Path]) -> None:
+    lines = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 7, 14, 21]
+    assert [line["lr"] for line in lines[1:]] == pytest.approx([1e-3 * left / 19 for left in (14, 7, 0)])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_resumes_to_the_same_result(
     number: int, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -154,15 +154,18 @@ def test_intervals_are_student_s() -> None:
     assert report.plus_minus(report.deviation([1.0, 3.0]), ".1f") == "2.0 ± 1.4"
 
 
-def test_a_rate_warms_up_over_a_tenth_and_ends_near_zero() -> None:
-    cosine = Schedule(torch.optim.SGD(parameters(), lr=1.0), 100)
+@pytest.mark.parametrize(("decay", "at"), [("cosine", {40: 0.75, 55: 0.5, 70: 0.25}), ("linear", {28: 0.8, 82: 0.2})])
+def test_a_rate_warms_up_over_a_tenth_and_falls_to_zero(decay: str, at: dict[int, float]) -> None:
+    schedule = Schedule(torch.optim.SGD(parameters(), lr=1.0), 100, decay)
     rates = []
-    for _ in range(100):
-        rates.append(cosine.lr)
-        cosine.optimizer.step()
-        cosine.step()
+    for _ in range(101):
+        rates.append(schedule.lr)
+        schedule.optimizer.step()
+        schedule.step()
+    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert max(rates) == rates[9] == rates[10] == 1.0
-    assert rates[-1] < 1e-3
+    assert {i: rates[i] for i in at} == pytest.approx(at)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
 
 
 def test_figures_have_labelled_axes_and_a_band_for_seeds(tmp_path: Path) -> None:

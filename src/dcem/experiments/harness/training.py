@@ -109,17 +109,30 @@ class Clock:
         self.seconds = state["seconds"]
 
 
-class Schedule:
-    """A learning rate's course: it warms up over a tenth of the updates, then falls along half a cosine to zero."""
+DECAYS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
+    "linear": lambda done: 1 - done,
+}
+"""What is left of a rate when so much of its fall is done, from 0 to 1."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, num_updates: int) -> None:
+
+class Schedule:
+    """A learning rate's course: it warms up over a tenth of the updates, then falls to zero.
+
+    Args:
+        optimizer: whose rate it is.
+        num_updates: in all.
+        decay: how it falls, one of `DECAYS`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, num_updates: int, decay: str = "cosine") -> None:
         self.optimizer = optimizer
-        warm_up = max(1, num_updates // 10)
+        warm_up, remains = max(1, num_updates // 10), DECAYS[decay]
 
         def scale(update: int) -> float:
             if update < warm_up:
                 return (update + 1) / warm_up
-            return 0.5 + 0.5 * math.cos(math.pi * (update - warm_up) / max(1, num_updates - warm_up))
+            return remains((update - warm_up) / max(1, num_updates - warm_up))
 
         self._inner = LambdaLR(optimizer, scale)
 

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 import dcem
 from dcem.experiments.harness.settings import Settings, count, positive, require, setting
+from dcem.experiments.harness.training import DECAYS
 
 
 @dataclass
@@ -66,7 +67,9 @@ class Config(Settings):
     repeats: int = count(1)
     """Updates in a row on one batch."""
     lr: float = positive(3e-3)
-    """At its highest: it warms up over a tenth of the updates, then falls along a cosine."""
+    """At its highest: it warms up over a tenth of the updates, then falls to zero."""
+    decay: str = setting("cosine", among=tuple(DECAYS))
+    """How: along half a cosine, or a straight line, which stays higher in the last third."""
     grad_clip: float = positive(1.0)
     eval_every: int = count(100)
     checkpoint_every: int = count(200)
@@ -92,6 +95,7 @@ GROUPS: dict[str, dict[str, Any]] = {
             "batch_size": 1,
             "repeats": 3,
             "lr": 1e-3,
+            "decay": "linear",
             "eval_every": 500,
             "checkpoint_every": 1000,
         },

@@ -31,7 +31,7 @@ def train(config: Config, run: Run) -> EnergyModel:
         x, y = data(config, device)
         model = build(config).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    schedule = Schedule(optimizer, config.num_updates)
+    schedule = Schedule(optimizer, config.num_updates, config.decay)
     generator = torch.Generator(device).manual_seed(config.seed)
     run.track(model=model, optimizer=optimizer, schedule=schedule, generator=generator, clock=clock)
 
