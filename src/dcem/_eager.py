@@ -73,6 +73,17 @@ def as_promised(promised: bool) -> Iterator[None]:
         _unchecked = before if _replays else _depth > 0  # a block may have been closed meanwhile by another thread
 
 
+def does_only_its_own(module: torch.nn.Module) -> bool:
+    """Whether calling a module does what its class says: nobody hooked into it, and its forward is its class's."""
+    own: Any = module
+    return (
+        "forward" not in vars(own)
+        and not (own._forward_hooks or own._forward_pre_hooks)
+        and not (own._backward_hooks or own._backward_pre_hooks)
+        and not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
+
+
 def widest(device: torch.device) -> torch.dtype:
     """Double precision, which Apple's GPUs have not."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -6,9 +6,11 @@ import pytest
 import torch
 from test_projection import rows
 
-from dcem.kernels import gpu, gpu_refit
+from dcem.kernels import gpu, gpu_recurrent, gpu_refit
 from dcem.projections.autograd import _pull, _reference
 from dcem.solvers import refit
+from dcem.world import RSSM, RSSMBelief
+from dcem.world.fused import weights_of
 
 NAMES = ("normal", "ties", "cauchy cubed", "equal with an offset", "huge", "masked")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -84,3 +86,21 @@ def test_the_refit(monkeypatch, dtype, standardize: bool, event: tuple[int, ...]
         for one, other in zip(found, refit._pull(values, samples, *options, weights, std, kept, *given), strict=True):
             size = other.flatten(1).abs().amax(-1).clamp(min=1e-30).reshape(-1, *(1,) * (other.dim() - 1))
             torch.testing.assert_close(one / size, other / size, rtol=0, atol=5e4 * eps)
+
+
+@pytest.mark.parametrize("shapes", ["FEW", "MANY"])
+@pytest.mark.parametrize(("h", "s", "widths"), [(16, 4, (16, 16)), (40, 9, (24, 24)), (200, 30, (130, 70))])
+def test_a_step_of_an_rssm(
+    h: int, s: int, widths: tuple[int, int], shapes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes below, at and beyond a block, rows that fill no block, more than one batch axis."""
+    torch.manual_seed(0)
+    model = RSSM(5, 3, deterministic_size=h, stochastic_size=s, hidden_sizes=widths).requires_grad_(False)
+    belief, action = RSSMBelief(torch.randn(3, 13, h).tanh(), torch.randn(3, 13, s)), torch.rand(3, 13, 3) * 2 - 1
+    monkeypatch.setattr(gpu_recurrent, "LARGEST_FEW", 1000 if shapes == "FEW" else 0)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 5e-3)):
+        inputs = [x.to(dtype) for x in (*belief, action)]
+        found = gpu_recurrent.recurrent_step(*inputs, weights_of(model, dtype))
+        for one, other in zip(found, model.imagine(belief, action), strict=True):
+            assert one.dtype == dtype
+            torch.testing.assert_close(one.float(), other, rtol=0, atol=tolerance)

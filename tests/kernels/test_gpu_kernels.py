@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import dcem
 
 pytest.importorskip("triton")
+
+NAMED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def test_in_the_interpreter() -> None:
@@ -33,7 +36,7 @@ def test_the_compiler_takes_them() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from dcem.kernels import gpu, gpu_refit
+    from dcem.kernels import gpu, gpu_recurrent, gpu_refit
 
     for double, whole in itertools.product((False, True), (True, False)):
         row = {"BLOCK": 1024, "WHOLE": whole, "DOUBLE": double}
@@ -52,3 +55,15 @@ def test_the_compiler_takes_them() -> None:
             source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
             compiled = compile(source, target=GPUTarget("cuda", 90, 32))
             assert ".target sm_90" in compiled.asm["ptx"]
+    sizes = {"H": 20, "S": 5, "A": 3, "EMBED": 24, "PRIOR": 24, "WIDTH": 24, "BLOCK_S": 16}
+    for block, dtype in itertools.product((gpu_recurrent.FEW, gpu_recurrent.MANY), ("fp32", "bf16")):
+        m, n, k, warps, stages = block
+        constants = sizes | {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "KIND": gpu_recurrent.KINDS[NAMED[dtype]]}
+        kernel = gpu_recurrent._step
+        kinds = {
+            arg: f"*{dtype}" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constants
+        }
+        source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
+        options = {"num_warps": warps, "num_stages": stages}
+        compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        assert compiled.metadata.shared <= 227 * 1024, block

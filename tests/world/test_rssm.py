@@ -13,7 +13,7 @@ from world_contract import ACTION, OBSERVATION, WorldModelContract, make_sequenc
 
 import dcem
 from dcem.control import MPC
-from dcem.world import RSSM, RSSMBelief, WorldModel
+from dcem.world import RSSM, RSSMBelief, WorldModel, fused
 
 SMALL: dict[str, Any] = {"deterministic_size": 16, "stochastic_size": 4, "hidden_sizes": (16, 16)}
 
@@ -287,3 +287,74 @@ def test_a_batch_may_be_a_number(kind) -> None:
         assert torch.equal(one, other)
     with pytest.raises(TypeError, match="batch_shape: expected an int or a sequence of ints, got 'a'"):
         model.initial("a")
+
+
+# one kernel a step, where there is one
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Tells when the kernel for a step is asked for: a stand-in, of which numbers can be told."""
+    kept: list[torch.dtype] = []
+
+    def step(h: Tensor, s: Tensor, a: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+        kept.append(h.dtype)
+        return torch.full_like(h, 7), torch.full_like(s, 7)
+
+    monkeypatch.setattr(fused.operators, "compiled_kernels", lambda operator: ["cpu", "cuda"])
+    monkeypatch.setattr(fused.operators, "recurrent_step", step)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    return kept
+
+
+def test_a_kernel_is_asked_where_nobody_can_tell(asked: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, actions = small(), torch.rand(5, ACTION)
+    with torch.no_grad():
+        assert (model.imagine(model.initial(5), actions).deterministic == 7).all()
+        mpc = MPC(model.imagine, model.cost, 3, ACTION, (-1, 1), dcem.CEM(10, 2), num_iterations=2)
+        mpc(model.initial(5))
+        assert len(asked) > 6
+        assert set(asked) == {torch.float32}
+        device = actions.device.type
+        with torch.autocast(device, torch.bfloat16):
+            assert model.imagine(model.initial(5), actions).stochastic.dtype == torch.bfloat16
+        half = small().to(torch.bfloat16)
+        half.imagine(half.initial(5), actions.bfloat16())
+        assert asked[-2:] == [torch.bfloat16] * 2
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, of a GRU under vmap
+def test_and_not_where_it_would_be_wrong(asked: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients, transforms, draws, dtypes without a kernel, layers that are not what they were, hooks."""
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    def steps(model: RSSM, dtype: torch.dtype = torch.float32) -> None:
+        model.imagine(model.initial(5), torch.rand(5, ACTION, dtype=dtype))
+
+    model = small()
+    steps(model)  # a gradient may be asked of it
+    with torch.no_grad():
+        torch.func.vmap(model.imagine)(model.initial(5), torch.rand(5, ACTION))
+        torch.func.jvp(lambda a: model.imagine(model.initial(5), a), *[(torch.rand(5, ACTION),)] * 2)
+        with torch.autograd.forward_ad.dual_level():
+            steps(model)
+        steps(small(carry="sample"))
+        steps(small().double(), torch.float64)
+        for change in (
+            lambda m: m.embed.__setitem__(0, Doubled(4 + ACTION, 16)),
+            lambda m: m.prior_net.__setitem__(1, torch.nn.SiLU()),
+            lambda m: m.prior_net[0].register_forward_hook(lambda *_: None),
+            lambda m: torch.nn.utils.parametrizations.weight_norm(m.cell, "weight_hh"),
+            lambda m: setattr(m.cell, "forward", m.cell.forward),
+            lambda m: setattr(m, "cell", torch.nn.GRUCell(16, 16, bias=False)),
+            lambda m: m.prior_net.insert(0, torch.nn.Linear(16, 16)),
+        ):
+            other = small()
+            change(other)
+            steps(other)
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+        steps(model)
+    assert asked == []

@@ -30,6 +30,7 @@ if torch.version.cuda is not None and importlib.util.find_spec("triton") and os.
 
     for module, name in (
         ("gpu", "project"), ("gpu", "project_backward"), ("gpu_refit", "refit"), ("gpu_refit", "refit_backward"),
+        ("gpu_recurrent", "recurrent_step"),
     ):  # fmt: skip
         operators.compile_for("cuda", getattr(operators, name), _in_triton(module, name))
 

@@ -124,3 +124,14 @@ refit_backward = define(
     lambda values, samples, *_: (_like(values), _like(samples)),
 )
 """Gradients of values and samples."""
+
+recurrent_step = define(
+    "recurrent_step(Tensor deterministic, Tensor stochastic, Tensor action, Tensor[] weights) -> (Tensor, Tensor)",
+    lambda deterministic, stochastic, *_: (_like(deterministic), _like(stochastic)),
+)
+"""The next deterministic and mean stochastic state of an RSSM, each `(*batch, n)`, in the dtype of the first.
+
+`weights` are weight and bias of the layer before the GRU, of the GRU's products with its input and with its state, and
+of the two layers of the prior, of whose last only the mean's half. There are kernels for GPUs alone, without
+derivatives: `dcem.world.RSSM` asks for it where it may.
+"""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._eager import all_true
+from dcem._eager import all_true, does_only_its_own
 from dcem.distributions import Gaussian
 from dcem.kernels import differentiate, operators
 from dcem.projections import LML, lml
@@ -45,13 +45,7 @@ def is_plain_lml(selection: object) -> bool:
     if type(selection) is not LML or type(selection.temperature) not in (int, float):
         return False
     module: Any = selection
-    return (
-        0 < module.temperature < math.inf
-        and "forward" not in vars(module)
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-        and not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-    )
+    return 0 < module.temperature < math.inf and does_only_its_own(module)
 
 
 def _reference(

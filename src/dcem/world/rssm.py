@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dcem._check import check_count, check_fraction, check_number, check_positive
 from dcem._mlp import check_widths, mlp
 from dcem.world.base import WorldModel, batch_axes
+from dcem.world.fused import fused_step
 
 CARRIED = ("mean", "sample")
 
@@ -143,6 +144,8 @@ class RSSM(WorldModel):
     def imagine(self, belief: RSSMBelief, action: Tensor, *, generator: torch.Generator | None = None) -> RSSMBelief:
         """The belief that `action` is expected to lead to; the generator is for samples."""
         self.check(belief, action)
+        if self.carry == "mean" and (step := fused_step(self, belief, action)) is not None:
+            return RSSMBelief(*step)
         deterministic = self._remember(belief, action)
         return self._carried(deterministic, self.prior_net(deterministic), generator)
 
