@@ -349,7 +349,7 @@ def test_and_not_where_it_would_be_wrong(asked: list[torch.dtype], monkeypatch: 
             lambda m: m.prior_net[0].register_forward_hook(lambda *_: None),
             lambda m: torch.nn.utils.parametrizations.weight_norm(m.cell, "weight_hh"),
             lambda m: setattr(m.cell, "forward", m.cell.forward),
-            lambda m: setattr(m, "cell", torch.nn.GRUCell(16, 16, bias=False)),
+            lambda m: m.prior_net.__setitem__(2, torch.nn.Linear(16, 8, bias=False)),
             lambda m: m.prior_net.insert(0, torch.nn.Linear(16, 16)),
         ):
             other = small()

@@ -62,7 +62,6 @@ def _is_as_built(model: RSSM) -> bool:
     layers = (*model.embed, model.cell, *model.prior_net)
     return (
         tuple(map(type, layers)) == LAYERS
-        and model.cell.bias
         and all(layer.bias is not None for layer in layers if type(layer) is nn.Linear)
         and all(map(does_only_its_own, (*nets, *layers)))
     )
