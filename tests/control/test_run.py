@@ -211,6 +211,28 @@ def test_a_failing_policy_does_nothing_in_its_environment_alone() -> None:
     assert envs[1].applied == [0.5] * 3
 
 
+def test_a_run_in_which_every_decision_failed_says_so() -> None:
+    class Asked:
+        def __init__(self, *status: dcem.Status) -> None:
+            self.status = torch.tensor(status)
+
+        def __call__(self, state: Tensor) -> Tensor:
+            return torch.ones(2, 1)
+
+    def fails(call) -> None:
+        call.plan.status[:] = dcem.Status.NONFINITE
+
+    failing = (Watched(fails), lambda state: torch.full((2, 1), torch.nan), Asked(*[dcem.Status.NONFINITE] * 2))
+    for policy in failing:
+        envs = [Slide(3), Slide(3)]
+        with pytest.warns(RuntimeWarning, match="policy: expected .* got 6 of 6 decisions that failed"):
+            assert run(policy, envs, seed=0).num_replaced == 6
+        assert [env.applied for env in envs] == [[0.0] * 3] * 2
+    envs = [Slide(3), Slide(3)]
+    assert run(Asked(dcem.Status.NONFINITE, dcem.Status.COLLAPSED), envs).num_replaced == 3
+    assert [env.applied for env in envs] == [[0.0] * 3, [1.0] * 3]
+
+
 def test_an_environment_that_raises_ends_the_run() -> None:
     envs = [Slide(5), Slide(5, fails_at=3)]
     with pytest.warns(RuntimeWarning, match=r"an environment raised RuntimeError\('the motor burnt out'\)"):

@@ -29,8 +29,8 @@ class Episodes:
         environments: which environment it was in, `(n,)`.
         finished: whether the environment ended it, `(n,)`; False where the run stopped first.
         solve_times: seconds of each call of the controller, for all environments together, `(T,)`.
-        num_replaced: how many actions of the controller were not finite or came of a failed solve, and were replaced
-            by the last good plan's.
+        num_replaced: how many of the `T E` decisions failed: the action was not finite or came of a failed solve, and
+            was replaced by the last good plan's.
         states: with `record=True` the states that were decided in, `(T, E, *s)` or a tree of these; else None.
         actions: with `record=True` the actions that were applied, `(T, E, *a)`; else None.
         rewards: with `record=True`, `(T, E)`; else None.
@@ -75,8 +75,8 @@ def run(
 
     Args:
         policy: an `MPC`, or any callable from the states `(E, *s)` of all environments to actions
-            `(E, *a)`. One with a method `reset(where)` is told where episodes begin, `(E,)` boolean, such as
-            `dcem.rl.policy`.
+            `(E, *a)`. One with a method `reset(where)` is told where episodes begin, `(E,)` boolean, and one with a
+            `status` `(E,)` is asked how its solve ended: such as `dcem.rl.policy`.
         envs: a Gymnasium environment or vector environment, a dm_control `Environment`, or a sequence of
             environments of one kind. Their action space must be a box; actions are brought to its dtype (whole numbers
             are rounded to) and clipped to it.
@@ -97,7 +97,8 @@ def run(
         Returns, lengths and times. If an environment raises, or its reward is not finite, the run ends with a
         `RuntimeWarning`, what there is is returned with the `error`, and the environments are closed. Of the step
         in which that happened counts only what ended an episode. With `num_steps=None` an environment rests when its
-        episode is over (one of a vector environment goes on, uncounted).
+        episode is over (one of a vector environment goes on, uncounted). If every decision failed, the numbers say
+        nothing about the controller: that is a `RuntimeWarning`, too. Fewer are counted in `num_replaced`.
 
     Raises:
         TypeError: `envs` is not an environment, its actions are not a box, or they are of different kinds; a state has
@@ -106,8 +107,9 @@ def run(
             actions of the wrong shape, or a video of what cannot be rendered.
 
     An action that is not finite, or that of a solve with the status `NONFINITE`, is replaced by the next action of
-    the last good plan of the episode (zero beyond its end), and counted. What was applied, after this and after the
-    clipping, is what the next plan starts from and what changes of the action are charged against.
+    the last good plan of the episode (zero beyond its end), and counted. A policy that is no `MPC` shows no plan: only
+    zero can take the place of its action. What was applied, after this and after the clipping, is what the next plan
+    starts from and what changes of the action are charged against.
 
     Example:
         >>> import gymnasium, torch
@@ -148,6 +150,13 @@ def run(
     if error is not None:
         warnings.warn(f"an environment raised {error!r}: the run ends early", RuntimeWarning, stacklevel=2)
         plant.close()
+    if seconds and controller.num_replaced == (decisions := len(seconds) * plant.num_envs):
+        warnings.warn(
+            f"policy: expected decisions that succeed, got {decisions} of {decisions} decisions that failed (not finite, "
+            "or of a failed solve) and were replaced by zeros: look where one plan leads and what it costs",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     (returns, lengths, environments, finished), finals = log.episodes(states)
     recorded = _Row(*zip(*rows, strict=True)) if rows else None
     return Episodes(
@@ -222,7 +231,11 @@ class _Controller:
             action: Any = self.policy(state)
             if not isinstance(action, Tensor):
                 raise TypeError(f"policy: expected it to return a Tensor of actions, got {type(action).__name__}")
-            return _plain(action).unsqueeze(1), torch.ones(self.shape[0], dtype=torch.bool, device="cpu")
+            status = getattr(self.policy, "status", None)
+            good = torch.ones(self.shape[0], dtype=torch.bool, device="cpu")
+            if isinstance(status, Tensor):
+                good &= status.cpu() != Status.NONFINITE
+            return _plain(action).unsqueeze(1), good
         device = leaves(state)[0].device
         if self.generator is None and self.seed is not None:
             self.generator = torch.Generator(device).manual_seed(self.seed)
