@@ -1,6 +1,7 @@
 """Candidates and answers inside a box: to the last digit, without a pull towards its middle, and on its edge."""
 
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -297,6 +298,58 @@ def test_sides_may_be_numbers_of_numpy(low):
 def test_sides_that_are_none_are_named(bounds, error, message):
     with pytest.raises(error, match=message):
         dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), bounds=bounds)
+
+
+PAIRS = r"; bounds are \(lower, upper\), not a pair for each coordinate: write tuple\(zip\(\*bounds\)\)"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "size", "error"),
+    [
+        ([(-1.0, 1.0)] * 3, 3, TypeError),
+        (np.array([(-1.0, 1.0)] * 3), 3, TypeError),
+        ([(-1.0, 1.0)], 1, TypeError),
+        ([(None, 1.0), (0.0, None), (0.0, 1.0)], 3, TypeError),
+        ([(-1, 1), (-2, 2)], 2, ValueError),
+        (((-1, 1), [-1, 1]), 2, ValueError),
+    ],
+)
+def test_pairs_for_each_coordinate_are_told_from_sides(pairs, size, error):
+    with pytest.raises(error, match=f"(?s)^bounds: expected .*{PAIRS}"):
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(size), bounds=pairs)
+
+
+def test_what_the_error_about_pairs_says_is_taken():
+    pairs = [(-1.0, 1.0), (-2.0, 0.5), (0.0, 3.0)]
+    box = Bounds.check(tuple(zip(*pairs, strict=True)), torch.Size([3]), torch.zeros(3))
+    assert (box.low.tolist(), box.high.tolist()) == ([-1.0, -2.0, 0.0], [1.0, 0.5, 3.0])
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 2), (1, 2), (2, 1)])
+def test_a_space_of_another_shape_is_not_broadcast(shape):
+    class Space:
+        low, high = np.full(shape, -1.0), np.full(shape, 1.0)
+
+    says = r"^bounds: expected a space of the shape of the event {}, .* got one of shape {}"
+    came = re.escape(str(shape))
+    with pytest.raises(ValueError, match=says.format(r"\(2,\)", came)):
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), bounds=Space())
+    with pytest.raises(ValueError, match=says.format(r"\(2,\)", came)):
+        dcem.energy.EnergyModel(lambda x, y: y.sum(-1), 2, dcem.CEM(), bounds=Space())
+    with pytest.raises(ValueError, match=says.format(r"\(5, 2\)", came)):
+        dcem.control.MPC(lambda x, u: x, lambda x, u: u.sum(-1), 5, 2, bounds=Space())
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (5, 2)])
+def test_a_space_bounds_the_event_or_its_last_axes(shape):
+    class Space:
+        low, high = np.full(shape, -1.0), np.full(shape, 0.5)
+
+    def planned(bounds):
+        mpc = dcem.control.MPC(lambda x, u: x, lambda x, u: -u.sum(-1), 5, 2, bounds, num_iterations=2)
+        return mpc(torch.zeros(1), generator=torch.Generator().manual_seed(0)).actions
+
+    assert torch.equal(planned(Space()), planned((-1.0, 0.5)))
 
 
 BEYOND = [(-2.0, 1.0), (None, 1.0), (-2.0, None)]

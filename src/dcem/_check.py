@@ -117,14 +117,29 @@ def _check_all(name: str, value: Tensor, holds: Tensor, expected: str) -> None:
         raise ValueError(f"{name}: expected numbers {expected}, got {value.detach()}")
 
 
+_CHOICES = ("Discrete", "OneHot", "Categorical", "Binary")
+
+
+def for_choices(space: object) -> str:
+    """What to use for a space of discrete actions, of Gymnasium or TorchRL; empty for any other thing."""
+    if not any(name in kind.__name__ for kind in type(space).__mro__ for name in _CHOICES):
+        return ""
+    return (
+        '; discrete actions are planned as one-hot vectors of C choices: MPC(..., action_shape=C, answer="best", '
+        "init=dcem.Categorical(torch.zeros(horizon, C), event_dims=2))"
+    )
+
+
 def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     """A shape as a tuple; an int is a shape of one axis."""
     try:
         given = (shape,) if isinstance(shape, int) else tuple(shape)  # torch 2.9 does not trace tuple(3)
     except TypeError:
         given = (shape,)
-    if any(_is_boolean(size) or not hasattr(size, "__index__") for size in given):
-        remedy = f"; its shape is {tuple(of)}" if isinstance(of := getattr(shape, "shape", None), tuple) else ""
+    choices = "" if isinstance(shape, (int, tuple, list)) else for_choices(shape)  # of which some are empty sequences
+    if choices or any(_is_boolean(size) or not hasattr(size, "__index__") for size in given):
+        its = f"; its shape is {tuple(of)}" if isinstance(of := getattr(shape, "shape", None), tuple) else ""
+        remedy = choices or its
         raise TypeError(f"{name}: expected an int or a sequence of ints, got {shape!r}{remedy}")
     sizes = tuple(check_int(name, size) for size in given)
     if any(size < 1 for size in sizes):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dcem._check import for_choices
 from dcem._eager import is_eager, may_have_gradient
 
 
@@ -24,7 +25,11 @@ class BoxLike(Protocol):
 
 
 BoundsLike = Sequence[Any] | BoxLike
-"""`(low, high)`, each None, a number, a tensor, an array or a list of numbers; or a box that has them."""
+"""`(low, high)`, each None, a number, a tensor, an array or a list of numbers; or a box that has them.
+
+Not a pair for each coordinate, as SciPy takes them: write `tuple(zip(*pairs))`. Two such pairs that make sense as sides
+cannot be told from them.
+"""
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -66,9 +71,9 @@ class Bounds:
         if bounds is None:
             return None
         if not isinstance(bounds, (tuple, list)) and hasattr(bounds, "low") and hasattr(bounds, "high"):
-            bounds = (bounds.low, bounds.high)
+            bounds = _sides(bounds, event_shape)
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-            raise TypeError(f"bounds: expected a pair (low, high) or None, got {bounds!r}")
+            raise TypeError(f"bounds: expected a pair (low, high) or None, got {bounds!r}{_remedy(bounds)}")
         low, high = (_side(f"bounds[{i}]", side, event_shape) for i, side in enumerate(bounds))
         if low is None and high is None:
             return None
@@ -76,7 +81,9 @@ class Bounds:
         if low is not None and high is not None and is_eager():
             wrong = low > high
             if wrong if isinstance(wrong, bool) else wrong.is_cpu and bool(wrong.any()):
-                raise ValueError(f"bounds: expected low <= high, got low={low}, high={high}")
+                raise ValueError(f"bounds: expected low <= high, got low={low}, high={high}{_remedy(bounds)}")
+            if _are_pairs(bounds) and list(bounds[0]) == list(bounds[1]):  # as sides they leave nothing to search
+                raise ValueError(f"bounds: expected low < high in some coordinate, got {bounds!r}{_remedy(bounds)}")
         if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch.clamp takes numbers or tensors, not both
             low, high = (
                 torch.full((), side, dtype=torch.float64, device=like.device)
@@ -133,6 +140,32 @@ class Bounds:
         elif low is not None and high is not None:
             low = min(low, high)
         return Bounds(low, high, dtype)
+
+
+def _are_pairs(bounds: Any) -> bool:
+    """Whether these may be meant as `(low, high)` of each coordinate, as SciPy takes them."""
+    rows = bounds if isinstance(bounds, (tuple, list)) else getattr(bounds, "tolist", list)()
+    are = [isinstance(row, (tuple, list)) and len(row) == 2 for row in rows] if isinstance(rows, (tuple, list)) else []
+    return bool(are) and all(are)
+
+
+def _remedy(bounds: Any) -> str:
+    """What to give instead of what is often given."""
+    if _are_pairs(bounds):
+        return "; bounds are (lower, upper), not a pair for each coordinate: write tuple(zip(*bounds))"
+    return for_choices(bounds)
+
+
+def _sides(box: BoxLike, event_shape: torch.Size) -> tuple[Any, Any]:
+    """The sides of an action space, whose shape says what it bounds: that of the event, or of its last axes."""
+    for side in (box.low, box.high):
+        shape = tuple(getattr(side, "shape", ()))
+        if shape != tuple(event_shape[max(0, len(event_shape) - len(shape)) :]):
+            raise ValueError(
+                f"bounds: expected a space of the shape of the event {tuple(event_shape)}, or of its last axes, got "
+                f"one of shape {shape}"
+            )
+    return box.low, box.high
 
 
 _UP, _DOWN = (math.ceil, torch.ceil), (math.floor, torch.floor)

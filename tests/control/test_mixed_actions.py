@@ -3,6 +3,8 @@
 import itertools
 import math
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +63,36 @@ def test_choices_are_those_of_enumeration(batch):
         torch.testing.assert_close(plan.cost.reshape(-1)[i], total.min())
     assert set(plan.actions.unique().tolist()) == {0.0, 1.0}
     assert (plan.actions.sum(-1) == 1).all()
+
+
+def test_what_errors_about_choices_say_plays_them():
+    """Cartpole, whose actions are two pushes, through the wrapper and the start that the errors name."""
+
+    def push(x, u):
+        return x + 0.1 * (u[..., 1:] - u[..., :1]) * torch.ones(4)
+
+    mpc = MPC(
+        push, lambda x, u: x.square().sum(-1), 3, 2, solver=dcem.CEM(40, 5), num_iterations=2, answer="best",
+        init=dcem.Categorical(torch.zeros(3, 2), event_dims=2),
+    )  # fmt: skip
+    one_hot = gymnasium.spaces.Box(0, 1, (2,))
+    env = gymnasium.wrappers.TransformAction(gymnasium.make("CartPole-v1"), np.argmax, one_hot)
+    episodes = dcem.control.run(mpc, env, seed=0, num_steps=5, record=True)
+    assert set(episodes.actions.unique().tolist()) == {0.0, 1.0}
+    assert (episodes.actions.sum(-1) == 1).all()
+
+
+@pytest.mark.parametrize("of", ["space", "spec", "subclass"])
+def test_spaces_of_choices_are_answered_with_what_to_use(of):
+    class Gears(gymnasium.spaces.Discrete):
+        pass
+
+    space = {"space": gymnasium.spaces.MultiDiscrete([3, 2]), "subclass": Gears(3)}.get(of)
+    if of == "spec":
+        space = pytest.importorskip("torchrl.data").OneHot(3)
+    for options in ({"bounds": space}, {"action_shape": space}):
+        with pytest.raises(TypeError, match=r"(?s)^(bounds|action_shape): expected .*MPC\(.*init=dcem.Categorical"):
+            MPC(drive, cost, 5, **{"action_shape": 3, **options})
 
 
 def test_a_car_changes_gears_in_closed_loop():

@@ -52,7 +52,20 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
         (["regression", "+extra=3"], "no setting 'extra'; "),
         (["regression", "seed=x"], "Error merging override seed=x: Value 'x' of type 'str'"),
         (["regression", "solver=adam"], "Could not find 'solver/adam' Available options in 'solver': dcem gd light"),
-        (["regression", "solver=gd", "solver.temperature=1"], "no setting 'solver.temperature'"),
+        (
+            ["regression", "solver=gd", "solver.temperature=1"],
+            "no setting 'solver.temperature'; there are: solver.name, solver.lr, solver.momentum\n",
+        ),
+        (
+            ["regression", "solver.num_sampels=3"],
+            "no setting 'solver.num_sampels'; did you mean 'solver.num_samples'? there are: solver.name, solver.num_s",
+        ),
+        (["regression", "+solver.extra=3"], "no setting 'solver.extra'; there are: solver.name, solver.num_samples, "),
+        (["regression", "solvr.num_samples=3"], "did you mean 'solver.num_samples'? there are: seed, device, threads"),
+        (["regression", "settin=paper"], "no setting 'settin'; did you mean 'setting'? "),
+        (["regression", "defaults=3"], "no setting 'defaults'; there are: seed, device, threads, solver, hidden, "),
+        (["planet", "planner.horizn=3"], "no setting 'planner.horizn'; did you mean 'planner.horizon'? there are: pl"),
+        (["planet", "+planner.extra=3"], "no setting 'planner.extra'; there are: planner.horizon, planner.num_sampl"),
         (["regression", "seed=1", "sed=2", "lr=x"], "no setting 'sed'; did you mean 'seed'?"),
         (["regression", "lr=-1"], "lr: expected a positive number; got -1"),
         (["regression", "batch_size=500"], "batch_size: expected 1 to num_points; got 500"),
@@ -219,11 +232,17 @@ def test_help_says_of_every_setting_what_it_means(name: str, capsys: pytest.Capt
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert EXPERIMENTS[name].summary in text
-    config = importlib.import_module(EXPERIMENTS[name].module).Config
+    module = importlib.import_module(EXPERIMENTS[name].module)
+    config, groups = module.Config, getattr(module, "GROUPS", {})
     composed = OmegaConf.to_container(OmegaConf.structured(config()))
+    chosen = {key: value for entry in composed.get("defaults", []) if entry != "_self_" for key, value in entry.items()}
+    assert "???" not in text
+    for group, options in groups.items():
+        assert f"{group}=<one of {', '.join(options)}>, {chosen[group]} if nothing is said:" in text
     for key, default, meaning in explain.lines(config):
         assert f"{key}={default}" in text
         value = functools.reduce(operator.getitem, key.split("."), composed)
+        value = chosen[key] if key in groups else value
         assert default == (f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value) or "''")
         assert meaning.partition("(")[0], f"{name}: {key} has no meaning"
 

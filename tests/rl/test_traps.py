@@ -191,8 +191,15 @@ def test_observations_of_the_wrong_kind():
 
 def test_environments_whose_actions_do_not_fit():
     actor = Actor(pendulum_mpc())
-    with pytest.raises(TypeError, match=r"action: expected an environment of continuous actions \(1,\), got "):
+    says = r"(?s)action: expected an environment of continuous actions \(1,\), got .*; discrete actions are planned .*Categ"
+    with pytest.raises(TypeError, match=says):
         TransformedEnv(GymEnv("CartPole-v1"), actor.make_tensordict_primer())
+    choices = dcem.Categorical(torch.zeros(3, 2), event_dims=2)
+    for init in (choices, dcem.Product([dcem.Gaussian(torch.zeros(3, 1), 1.0, 2), choices])):
+        mpc = dcem.control.MPC(lambda x, u: x, lambda x, u: x.sum(-1), 3, init.event_shape[-1], init=init)
+        with pytest.raises(ValueError, match=r"mpc: expected .* continuous actions.* got one of choices, .*rl.policy"):
+            Actor(mpc)
+        assert dcem.rl.policy(mpc)(torch.zeros(3)).shape == init.event_shape[-1:]
     two = Actor(dcem.control.MPC(lambda x, u: x, lambda x, u: x.sum(-1), 3, 2))
     with pytest.raises(ValueError, match=r"action: expected an environment of actions of shape \(2,\), got \(1,\)"):
         TransformedEnv(pendulum_env(), two.make_tensordict_primer())

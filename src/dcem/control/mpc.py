@@ -52,7 +52,7 @@ class MPC(Argmin):
         horizon: `H`, at least 1.
         action_shape: `a`; an int is `(int,)`.
         bounds: `(low, high)` of the actions, each None, a number, or a tensor, array or list that broadcasts to
-            `(horizon, *a)`; or an environment's `action_space` itself.
+            `(horizon, *a)`; or an environment's `action_space` itself, of shape `a`.
         solver: [`dcem.CEM`][] (the default, `CEM(100, 10, LML(1.0))`), [`dcem.MPPI`][], ...
         num_iterations: of the solver, a plan.
         gradient: how a plan is differentiated, [`dcem.Unroll`][] by default.

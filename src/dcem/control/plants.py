@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from dcem._check import for_choices
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -253,8 +255,16 @@ def _single(env: Any) -> _Gymnasium | _DmControl:
 def _box(space: Any) -> Space:
     """The lowest and the highest action."""
     if not (hasattr(space, "low") and hasattr(space, "high")):
-        raise TypeError(f"envs: expected a Box of continuous actions, got {space}")
+        raise TypeError(f"envs: expected a Box of continuous actions, got {space}{_as_box(space)}")
     return Space(space.low, space.high)
+
+
+def _as_box(space: Any) -> str:
+    """How an environment of choices becomes one of numbers."""
+    if not (remedy := for_choices(space)):
+        return ""
+    wrapped = "gymnasium.wrappers.TransformAction(env, np.argmax, gymnasium.spaces.Box(0, 1, (C,)))"
+    return f"{remedy}, in {wrapped}"
 
 
 def _row(observations: Any, i: int) -> Any:

@@ -152,8 +152,8 @@ def run(
         plant.close()
     if seconds and controller.num_replaced == (decisions := len(seconds) * plant.num_envs):
         warnings.warn(
-            f"policy: expected decisions that succeed, got {decisions} of {decisions} decisions that failed (not finite, "
-            "or of a failed solve) and were replaced by zeros: look where one plan leads and what it costs",
+            f"policy: expected decisions that succeed, got {decisions} of {decisions} decisions that failed (not "
+            "finite, or of a failed solve) and were replaced by zeros: look where one plan leads and what it costs",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -16,7 +16,7 @@ from torchrl.modules import ProbabilisticActor
 from dcem._check import check_int, check_number
 from dcem._tree import leaves
 from dcem.control import MPC
-from dcem.distributions import WhiteNoise
+from dcem.distributions import Categorical, WhiteNoise
 from dcem.rl.controller import Controller
 from dcem.rl.distribution import TruncatedNormal
 from dcem.rl.storage import ACTION, OBSERVATION, STARTED, Primer, Storage, after
@@ -60,8 +60,8 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: `std` is 0, or of the wrong shape; in a call, the observation has the wrong shape or is not
-            finite, or what the actor has to remember is missing.
+        ValueError: `std` is 0, or of the wrong shape; the controller's actions are choices; in a call, the observation
+            has the wrong shape or is not finite, or what the actor has to remember is missing.
 
     Example:
         >>> import torch, dcem
@@ -159,6 +159,11 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
     def __init__(self, controller: Controller, std: float | Tensor, seed: int) -> None:
         super().__init__()
         mpc = controller.mpc
+        if mpc.decoder is None and _chooses(mpc.init):
+            raise ValueError(
+                "mpc: expected a controller of continuous actions, around which an actor draws, got one of choices, "
+                f"init={type(mpc.init).__name__}(...): act by dcem.rl.policy(mpc)"
+            )
         self.controller = controller
         self.std: Tensor
         self.noise: Tensor
@@ -249,6 +254,11 @@ def as_stored(loc: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
     tolerance = 1000 * torch.finfo(loc.dtype).eps * (stored.abs() + scale)
     same = (loc.detach() - stored).abs() <= tolerance
     return torch.where(same, stored + (loc - loc.detach()), loc)
+
+
+def _chooses(init: Any) -> bool:
+    """Whether actions, or some of their numbers, are choices."""
+    return isinstance(init, Categorical) or any(map(_chooses, getattr(init, "parts", ())))
 
 
 def _hold_std(module: nn.Module, std: float | Tensor, shape: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.data import Binary, Composite, TensorSpec, Unbounded
 from torchrl.envs import TensorDictPrimer
 
+from dcem._check import for_choices
 from dcem._tree import leaves, map_tensors
 from dcem.control import WarmStart
 from dcem.rl.controller import Controller, Memory
@@ -102,7 +103,9 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
         expected = tuple(self.action_shape)
         for key, spec in env.full_action_spec.items(True, True):
             if not spec.dtype.is_floating_point:
-                raise TypeError(f"{key}: expected an environment of continuous actions {expected}, got {spec}")
+                raise TypeError(
+                    f"{key}: expected an environment of continuous actions {expected}, got {spec}{for_choices(spec)}"
+                )
             if tuple(spec.shape[len(env.batch_size) :]) != expected:
                 came = tuple(spec.shape[len(env.batch_size) :])
                 raise ValueError(f"{key}: expected an environment of actions of shape {expected}, got {came}")

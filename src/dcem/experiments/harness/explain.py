@@ -6,9 +6,12 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
+
+Groups = Mapping[str, Mapping[str, Any]]
+"""The options of each config group: settings that are made together."""
 
 ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n      .+)*)", re.MULTILINE)
 
@@ -60,7 +63,7 @@ COMMON = {
     "runs": "Folders of finished runs.",
     "scenes": "Films to make.",
     "seed": "Of all random numbers.",
-    "solver": "What searches; see below.",
+    "solver": "What searches: one of the choices below.",
     "system": "The plant.",
     "tasks": "What is controlled.",
     "temperature": "Of the soft selection; 0 for the hard one.",
@@ -97,8 +100,10 @@ def _is_text(line: ast.stmt) -> bool:
 def lines(settings: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Of each setting, also of those in settings: name, value, and what it means and may be.
 
-    Of a dataclass the values are its defaults; an instance, such as a default among settings, has its own.
+    Of a dataclass the values are its defaults; an instance, such as a default among settings, has its own. The default
+    of a setting that is chosen from a group is the name of the option.
     """
+    chosen = defaults(settings)
     is_class = isinstance(settings, type)
     means = meanings(settings if is_class else type(settings))
     for of in fields(settings):
@@ -110,7 +115,24 @@ def lines(settings: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
             continue
         limits = str(of.metadata.get("limits", ""))
         said = [means.get(of.name) or COMMON.get(of.name, ""), f"({limits})" if limits else ""]
-        yield f"{prefix}{of.name}", _shown(value), " ".join(part for part in said if part)
+        yield f"{prefix}{of.name}", chosen.get(of.name) or _shown(value), " ".join(part for part in said if part)
+
+
+def defaults(settings: Any) -> dict[str, str]:
+    """The option of each group that is chosen if nothing is said."""
+    of = {field.name: field for field in fields(settings)}.get("defaults")
+    return {} if of is None else {k: v for entry in _default(of) if isinstance(entry, dict) for k, v in entry.items()}
+
+
+def known(config: type, groups: Groups, overrides: Sequence[str] = ()) -> list[str]:
+    """All keys of a command with such overrides: settings, also those in settings, and groups."""
+    chosen = defaults(config) | {key: value for key, _, value in (o.partition("=") for o in overrides) if key in groups}
+    keys = [key for key, _, _ in lines(config)]
+    for group, options in groups.items():
+        keys += [group] if group not in keys else []
+        if is_dataclass(option := options.get(chosen[group])):
+            keys += [f"{group}.{key}" for key, _, _ in lines(option)]
+    return keys
 
 
 def _default(of: Field[Any]) -> Any:
@@ -134,7 +156,7 @@ def _changes(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{key}", _shown(value)
 
 
-def explain(name: str, summary: str, config: type, groups: Mapping[str, Mapping[str, Any]]) -> str:
+def explain(name: str, summary: str, config: type, groups: Groups) -> str:
     """What `--help` prints."""
     rows = list(lines(config))
     width = max(len(f"{key}={default}") for key, default, _ in rows if len(default) < 40)
@@ -148,7 +170,7 @@ def explain(name: str, summary: str, config: type, groups: Mapping[str, Mapping[
         out.append(f"  {given:{width}}  {wrapped[0]}".rstrip())
         out += [f"  {'':{width}}  {line}" for line in wrapped[1:]]
     for group, options in groups.items():
-        out += ["", f"{group}=<one of {', '.join(options)}>"]
+        out += ["", f"{group}=<one of {', '.join(options)}>, {defaults(config)[group]} if nothing is said:"]
         for option, node in options.items():
             out.append(f"  {option}: " + ", ".join(f"{key}={value}" for key, value in _changes(node)))
     out += [

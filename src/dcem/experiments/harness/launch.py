@@ -8,6 +8,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dcem.experiments import EXPERIMENTS, ConfigError
-from dcem.experiments.harness.explain import explain
+from dcem.experiments.harness.explain import explain, known
 from dcem.experiments.harness.folder import BadCommand, taken
 from dcem.experiments.harness.processes import joined, own_folder
 from dcem.experiments.harness.reading import CONFIG
@@ -172,27 +173,39 @@ def _composed(name: str, module: ModuleType, overrides: list[str]) -> DictConfig
     """The config that Hydra composes, checked; a command that makes no sense is refused in one line."""
     try:
         config = compose(name, overrides, return_hydra_config=True)
-        unknown = {str(key) for key in config} - {"hydra", *module.Config.__dataclass_fields__}
-        if unknown:
-            raise BadCommand(_no_setting(unknown.pop(), module))
         plain = copy.deepcopy(config)
         with open_dict(plain):
             del plain["hydra"]
         settings: Any = OmegaConf.to_object(plain)
+        for key in _unknown(settings):
+            raise BadCommand(_no_setting(key, module, overrides))
         settings.check()
         return config
     except ConfigError as error:
         raise BadCommand(str(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
         unknown_key = re.match(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", str(error))
-        raise BadCommand(_no_setting(unknown_key[1], module) if unknown_key else _one_line(error)) from None
+        said = _no_setting(unknown_key[1], module, overrides) if unknown_key else _one_line(error)
+        raise BadCommand(said) from None
 
 
-def _no_setting(key: str, module: ModuleType) -> str:
-    keys = list(module.Config.__dataclass_fields__)
-    close = difflib.get_close_matches(key, keys, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"no setting {key!r}; {hint}there are: {', '.join(keys)}"
+def _unknown(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that were added to settings, or to those in them, by `+key=value`."""
+    for name, value in vars(settings).items():
+        if name not in settings.__dataclass_fields__:
+            yield f"{prefix}{name}"
+        elif is_dataclass(value):
+            yield from _unknown(value, f"{prefix}{name}.")
+
+
+def _no_setting(key: str, module: ModuleType, overrides: Sequence[str]) -> str:
+    keys = known(module.Config, getattr(module, "GROUPS", {}), overrides)
+    within = key.rpartition(".")[0] + "."
+    beside = [of for of in keys if of.startswith(within)]
+    among = {of.removeprefix(within): of for of in beside or keys}  # what all share makes none alike
+    close = difflib.get_close_matches(key.removeprefix(within) if beside else key, among, n=1)
+    hint = f"did you mean {among[close[0]]!r}? " if close else ""
+    return f"no setting {key!r}; {hint}there are: {', '.join(beside or dict.fromkeys(of.split('.')[0] for of in keys))}"
 
 
 def _one_line(error: BaseException) -> str:
