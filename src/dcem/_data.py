@@ -33,9 +33,10 @@ class Result:
 
 
 def shown(kind: str, status: Tensor, names: Any, **parts: object) -> str:
-    """A result in a line or two: shapes, the range of numbers, and how many problems ended in which way."""
+    """A result in a line or two: shapes, the range of numbers, and how the problem ended, or how many in which way."""
     counts = Counter() if status.is_meta else Counter(status.flatten().tolist())
-    ways = ", ".join(f"{count} {names(way).name}" for way, count in sorted(counts.items()))
+    number = "" if status.numel() == 1 else "{} "
+    ways = ", ".join(number.format(count) + names(way).name for way, count in sorted(counts.items()))
     lines = [f"{name}={_brief(part)}" for name, part in parts.items()]
     return f"{kind}({', '.join(lines)}, status: {ways or 'not known'})"
 

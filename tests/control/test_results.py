@@ -90,5 +90,8 @@ def test_what_is_shown_tells_how_it_went():
         lambda x: x.sum(-1) * torch.tensor([[1.0], [torch.nan]]), torch.zeros(2, 1), generator=seeded()
     )
     assert repr(failed).endswith("status: 1 OK, 1 NONFINITE)")
+    for shape, code, way in (((1,), 1, "OK"), ((1, 1), torch.nan, "NONFINITE")):
+        alone = dcem.minimize(lambda x, code=code: code * x.sum(-1), torch.zeros(shape), generator=seeded())
+        assert repr(alone).endswith(f", status: {way})")
     assert max(map(len, repr(plan).splitlines())) < 200
     assert repr(plan.to("meta")).endswith("status: not known)")

@@ -101,6 +101,18 @@ def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["env_steps"] == 144
 
 
+@pytest.mark.parametrize("num", [1, 3])
+def test_fewer_episodes_than_environments_are_played(phases, tmp_path, num):
+    """Side by side: one round, in as many environments as there are episodes."""
+    config = evaluation.Config(checkpoint=str(phases / "model" / "controller.pt"), num_episodes=num)
+    config.check()
+    with Run(tmp_path, {}, seed=0, quiet=True, command="dcem planet-evaluate") as started:
+        assert len(evaluation.main(config, started)["returns"]) == num
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(ConfigError, match="num_episodes: expected a multiple of num_envs=10, or fewer; got 15"):
+        evaluation.Config(checkpoint=str(phases / "model" / "controller.pt"), num_episodes=15).check()
+
+
 def test_an_evaluation_shows_an_episode(phases, tmp_path, monkeypatch):
     shades = iter(range(100))
     monkeypatch.setattr(  # a renderer is not there everywhere

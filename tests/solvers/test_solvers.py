@@ -1,7 +1,10 @@
 """Contract of every solver under `minimize`: a new solver inherits all of these checks."""
 
+import math
+import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -472,8 +475,14 @@ def test_hyperparameters_out_of_range_are_named(make, name):
 
 
 def test_hyperparameters_of_the_wrong_type_are_named():
-    with pytest.raises(TypeError, match="^num_samples: expected an int, got 10.5"):
+    with pytest.raises(TypeError, match=r"^num_samples: expected an int, got 10.5$"):
         dcem.CEM(10.5)
+    for hundred in (100.0, np.float32(100), np.float64(100)):
+        with pytest.raises(TypeError, match=rf"^num_samples: expected an int, got {re.escape(repr(hundred))}; 100 would"):
+            dcem.CEM(hundred)
+    for other in (math.inf, math.nan, "100", True):
+        with pytest.raises(TypeError, match=rf"^num_samples: expected an int, got {other!r}$"):
+            dcem.CEM(other)
     with pytest.raises(TypeError, match="^selection: expected a callable"):
         dcem.CEM(selection="lml")
 

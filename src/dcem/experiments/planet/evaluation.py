@@ -30,7 +30,7 @@ class Config(Settings):
     """Written by `dcem planet`."""
     num_episodes: int = count(50)
     num_envs: int = count(10)
-    """Played side by side."""
+    """Played side by side, or all episodes if there are fewer."""
     animate: int = setting(0, at_least=0)
     """Decisions of one more episode to show in episode.gif, from its beginning; 0 for no picture.
 
@@ -39,10 +39,15 @@ class Config(Settings):
 
     def check(self) -> None:
         super().check()
-        even = self.num_episodes % self.num_envs == 0
-        require(even, "num_episodes", f"a multiple of num_envs={self.num_envs}", self.num_episodes)
+        even = self.num_episodes % self.side_by_side == 0
+        require(even, "num_episodes", f"a multiple of num_envs={self.num_envs}, or fewer", self.num_episodes)
         is_there = Path(self.checkpoint).is_file()
         require(is_there, "checkpoint", "a file that dcem planet has written", self.checkpoint)
+
+    @property
+    def side_by_side(self) -> int:
+        """Episodes that are played at once."""
+        return min(self.num_envs, self.num_episodes)
 
 
 class _Returns(list[float]):
@@ -63,12 +68,12 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported
     controller, _ = load(Path(config.checkpoint))
     suite, mpc, returns = (
-        Suite(controller.config.task, config.num_envs, controller.config.episode_steps),
+        Suite(controller.config.task, config.side_by_side, controller.config.episode_steps),
         controller.mpc,
         _Returns(),
     )
     run.track(returns=returns)
-    for step in run.steps(config.num_episodes // config.num_envs, 1, "episodes"):
+    for step in run.steps(config.num_episodes // config.side_by_side, 1, "episodes"):
         seed = TEST_SEED + 10_000 * config.seed + step
         torch.manual_seed(seed)  # of the search
         returns += play(suite, seed, controller.model, mpc, explore=0.0).returns.tolist()
