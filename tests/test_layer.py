@@ -229,7 +229,11 @@ class Wrong(dcem.embedding.MLPDecoder):
         ),
         (lambda: dcem.Argmin(2, init=(0.0, 1.0, 2.0)), ValueError, r"init: expected a pair \(mean, std\), got 3"),
         (lambda: dcem.Argmin(2)(lambda x: x.sum(-1), 2.5), TypeError, "batch_shape: expected an int or a sequence"),
-        (lambda: dcem.Argmin(2.0), TypeError, "event_shape: expected an int or a sequence of ints, got 2.0; 2 would do"),
+        (
+            lambda: dcem.Argmin(2.0),
+            TypeError,
+            "event_shape: expected an int or a sequence of ints, got 2.0; 2 would do",
+        ),
         (lambda: setattr(dcem.Argmin(2), "event_shape", (3,)), AttributeError, "event_shape: expected to stay"),
         (lambda: dcem.Argmin(2, CEM)(lambda x: x), ValueError, r"objective: expected values of shape"),
     ],

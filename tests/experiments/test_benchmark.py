@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -219,14 +220,14 @@ def test_what_is_planned_with_the_plant_costs_what_it_does() -> None:
 
 
 def test_scores_are_what_the_guide_says() -> None:
-    jobs = [study.Job("scale", "energy"), study.Job("play", "energy", "cem"), study.Job("play", "energy", "mine:it"),
-            study.Job("learn", "energy", "cem"), study.Job("learn", "energy", "mine:it")]  # fmt: skip
+    jobs = [study.Job("scale", "energy"), study.Job("play", "energy", "mine:it"), study.Job("play", "energy", "cem"),
+            study.Job("learn", "energy", "mine:it"), study.Job("learn", "energy", "cem")]  # fmt: skip
     lines = [
         {"zero_0": 10.0, "zero_1": 30.0, "one_0": 0.0, "one_1": 20.0},
-        {"cost_0": 0.0, "cost_1": 20.0, "milliseconds": 2.0},
         {"cost_0": 10.0, "cost_1": 25.0, "milliseconds": 4.0},
-        {"cost_0": 5.0, "cost_1": 25.0, "milliseconds": 3.0},
+        {"cost_0": 0.0, "cost_1": 20.0, "milliseconds": 2.0},
         {},
+        {"cost_0": 5.0, "cost_1": 25.0, "milliseconds": 3.0},
     ]
     scores = report.Scores.of(jobs, [{"step": i + 1, **line} for i, line in enumerate(lines)], 2)
     assert scores.scores == {"energy": {"cem": [1.0, 1.0], "mine:it": [0.0, 0.5], "cem learned": [0.5, 0.5]}}
@@ -254,6 +255,76 @@ def test_scores_are_what_the_guide_says() -> None:
 def test_a_path_that_leads_nowhere_is_refused_before_anything_runs(path: str, says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         settings.Config(planner=path).check()
+
+
+BROKEN = """
+import numpy as np
+import beside
+
+class Planner:
+    fails = beside.FAILS
+    def __init__(self, model, budget):
+        if self.fails == "made":
+            raise KeyError("no weights")
+    def configure(self, *, action_space, n_envs, config):
+        self.shape = (n_envs, 1, action_space.shape[-1])
+        assert self.fails != "configured", "too many"
+    def solve(self, info_dict, init_action=None):
+        if self.fails == "answer":
+            return None
+        if self.fails == "shape":
+            return {"actions": np.zeros(self.shape[1:])}
+        if self.fails == "solve":
+            return info_dict["nothing"]
+        return {"actions": np.full(self.shape, np.nan if self.fails == "nan" else 0.0)}
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        ("made", "planner: expected it to be made; got KeyError: 'no weights', at broken.py:9"),
+        ("configured", "planner: expected configure to work; got AssertionError: too many, at broken.py:12"),
+        ("solve", "planner: expected solve to work; got KeyError: 'nothing', at broken.py:19"),
+        ("answer", "planner: expected solve to return a dict with actions; got TypeError: 'NoneType' object"),
+        ("shape", "planner: expected solve to return actions (n_envs, at least 1, action_dim) = (3, at least 1, 1)"),
+        ("nan", "planner: expected finite actions; got some that are not"),
+        ("import", "planner: expected module:name of what makes a planner; got broken:Planner: ZeroDivisionError"),
+        ("", ""),
+    ],
+)
+def test_what_is_wrong_with_a_planner_is_said_before_anything_is_played(
+    fails: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a module in the working directory, with one beside it; right answers of NumPy are taken."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "beside.py").write_text("1 / 0" if fails == "import" else f"FAILS = {fails!r}")
+    monkeypatch.chdir(tmp_path)
+    for module in ("broken", "beside"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    arguments = ["tasks=[energy]", "planners=[cem]", "num_problems=3", "fit_updates=2", "learn=false"]
+    status = main(["benchmark", *arguments, "planner=broken:Planner", "hydra.run.dir=run"])
+    error = capsys.readouterr().err
+    assert says in error
+    if not fails:
+        assert status == 0
+        return
+    assert status == 2
+    assert error.count("\n") == 1
+    assert fails == "import" or "(broken:Planner on energy)" in error
+    assert not Path("run/metrics.jsonl").exists() or not Path("run/metrics.jsonl").read_text()
+
+
+def test_a_planner_is_rehearsed_in_every_task_and_plays_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails in the last task alone is told before the first one is played; rows are as they were."""
+    monkeypatch.setattr(planners, "load", lambda path: lambda *of: Stub(*of, answer=lambda state: torch.zeros(2, 1, 1)))
+    config = settings.Config(
+        tasks=["energy", "embedded"], planner="mine:it", fit_updates=2, num_solved=9, num_problems=2
+    )
+    benchmark = study.Benchmark(config)
+    with pytest.raises(ConfigError, match=r"\(2, at least 1, 8\); got \(2, 1, 1\) \(mine:it on embedded\)"):
+        benchmark.rehearse()
+    assert [job.planner for job in benchmark.jobs() if job.kind == "play"][:2] == ["mine:it", "cem"]
 
 
 def test_without_any_planner_there_is_nothing_to_do() -> None:

@@ -478,7 +478,9 @@ def test_hyperparameters_of_the_wrong_type_are_named():
     with pytest.raises(TypeError, match=r"^num_samples: expected an int, got 10.5$"):
         dcem.CEM(10.5)
     for hundred in (100.0, np.float32(100), np.float64(100)):
-        with pytest.raises(TypeError, match=rf"^num_samples: expected an int, got {re.escape(repr(hundred))}; 100 would"):
+        with pytest.raises(
+            TypeError, match=rf"^num_samples: expected an int, got {re.escape(repr(hundred))}; 100 would"
+        ):
             dcem.CEM(hundred)
     for other in (math.inf, math.nan, "100", True):
         with pytest.raises(TypeError, match=rf"^num_samples: expected an int, got {other!r}$"):

@@ -42,8 +42,9 @@ def load(path: str) -> Make:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"planner: expected module:name of what makes a planner; got {path}: {error}") from None
+    except Exception as error:  # of the module's own code, too
+        said = str(error) if isinstance(error, (ImportError, AttributeError, ValueError)) else repr(error)
+        raise ConfigError(f"planner: expected module:name of what makes a planner; got {path}: {said}") from None
     finally:
         sys.path.remove(os.getcwd())
     if not callable(found):

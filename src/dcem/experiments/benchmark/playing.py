@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -72,16 +74,19 @@ class Planning:
         from gymnasium.spaces import Box
 
         self.told, self.task, self.num, self.budget = Told(model), task, num, budget
-        self.planner = make(self.told, budget)
+        self.planner = _asked("it to be made", make, self.told, budget)
         config = SimpleNamespace(horizon=task.horizon, receding_horizon=1, action_block=1, warm_start=True)
-        self.planner.configure(action_space=Box(-1.0, 1.0, (num, task.num_actions)), n_envs=num, config=config)
+        space = Box(-1.0, 1.0, (num, task.num_actions))
+        _asked("configure to work", lambda: self.planner.configure(action_space=space, n_envs=num, config=config))
         self.left: Tensor | None = None
 
     def solve(self, states: Tensor, *, afresh: bool = False) -> Tensor:
         """Actions `(n, any, a)` for states `(n, s)`."""
         before = self.told.num_evaluated
-        found = self.planner.solve({"state": states}, init_action=None if afresh else self.left)
-        actions: Tensor = torch.as_tensor(found["actions"])
+        left = None if afresh else self.left
+        found = _asked("solve to work", lambda: self.planner.solve({"state": states}, init_action=left))
+        told = _asked("solve to return a dict with actions", lambda: torch.as_tensor(found["actions"]))
+        actions: Tensor = told.to(states)  # NumPy's are of double precision
         made = (self.told.num_evaluated - before) / self.num
         if made > self.budget:
             raise ConfigError(f"planner: expected at most {self.budget} evaluations a decision; it made {made:g}")
@@ -93,6 +98,17 @@ class Planning:
             raise ConfigError("planner: expected finite actions; got some that are not")
         self.left = actions[:, 1:].detach() if size[1] > 1 else None
         return actions.clamp(-1.0, 1.0)
+
+
+def _asked(for_what: str, call: Callable[..., Any], *of: Any) -> Any:
+    """What a planner answers; or what its own code raised, and where."""
+    try:
+        return call(*of)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        at = next((frame for frame in frames if frame.filename != __file__), frames[-1])
+        where = f"{Path(at.filename).name}:{at.lineno}"
+        raise ConfigError(f"planner: expected {for_what}; got {type(error).__name__}: {error}, at {where}") from error
 
 
 def total(task: Task, states: Tensor, decide: Callable[[Tensor], Tensor]) -> Tensor:

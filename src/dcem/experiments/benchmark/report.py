@@ -53,9 +53,9 @@ class Scores(NamedTuple):
 
     @property
     def rows(self) -> list[str]:
-        """Planners, then what was learned through them, in the order in which they came."""
+        """Planners as they were listed, then yours; then what was learned through them."""
         names = [name for of_task in self.scores.values() for name in of_task]
-        return sorted(dict.fromkeys(names), key=lambda name: name.endswith(" learned"))
+        return sorted(dict.fromkeys(names), key=lambda name: (name.endswith(" learned"), ":" in name))
 
     def mean(self, name: str) -> list[float]:
         """Over the tasks: the first problems of all of them, the second ones, and so on. Nothing, if one is missing."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dcem.experiments import ConfigError
 from dcem.experiments.benchmark import planners, tasks
-from dcem.experiments.benchmark.playing import Task, idle, learn, play
+from dcem.experiments.benchmark.playing import Planning, Task, idle, learn, play
 from dcem.experiments.benchmark.report import Scores, draw, table
 from dcem.experiments.benchmark.settings import LEARNED, Config
 from dcem.experiments.harness.report import write_table
@@ -36,7 +39,7 @@ class Benchmark:
         self.config = config
         self.task = cache(lambda name: tasks.load(name, config))
         named = [name for name in config.planners if methods.is_installed(name)]
-        self.planners = [*named, *([config.planner] if config.planner else [])]
+        self.planners = [*([config.planner] if config.planner else []), *named]  # yours first: it may be new
 
     def jobs(self) -> list[Job]:
         """All of them, a task after the other."""
@@ -53,10 +56,23 @@ class Benchmark:
         generator = torch.Generator().manual_seed(STARTS_SEED + self.config.seed)
         return task.starts(self.config.num_problems, generator)
 
+    def rehearse(self) -> None:
+        """Let your planner make a decision in each task before anything is played: what fails is told at once."""
+        yours = self.config.planner
+        for name in self.config.tasks if yours else ():
+            task = self.task(name)
+            starts = self.starts(task)
+            with _named(yours, name), torch.no_grad():
+                Planning(planners.find(yours), task, task.model, len(starts), self.config.budget).solve(starts)
+
     def do(self, job: Job) -> dict[str, float]:
         """What came of a job; random numbers depend on the job alone. Nothing, of a planner without a gradient that
         was to be learned through.
         """
+        with _named(job.planner, job.task):
+            return self._done(job)
+
+    def _done(self, job: Job) -> dict[str, float]:
         config, task = self.config, self.task(job.task)
         torch.manual_seed(config.seed)
         starts = self.starts(task)
@@ -72,6 +88,15 @@ class Benchmark:
         return {**_listed(cost=costs), "milliseconds": milliseconds}
 
 
+@contextmanager
+def _named(planner: str, task: str) -> Iterator[None]:
+    """Errors say of which planner they are, in which task."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({planner or 'the reference'} on {task})") from error.__cause__
+
+
 def _listed(**of: Tensor) -> dict[str, float]:
     """Numbers by name and place, as a line of metrics has them."""
     return {f"{name}_{i}": value for name, values in of.items() for i, value in enumerate(values.tolist())}
@@ -84,6 +109,8 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         if not methods.is_installed(name):
             run.say(f"{planners.LABELS[name]} is left out: {methods.RIVALS[name]} is not installed")
     run.track()
+    if not run.records():
+        benchmark.rehearse()
     jobs = benchmark.jobs()
     run.verbose = False
     for step in run.steps(len(jobs), 1, "jobs"):
