@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   energy-based regression through DCEM and through unrolled gradient descent (2 minutes)"
+	@echo "make demo   energy-based regression through DCEM and through unrolled gradient descent (a minute to set up, a minute to run)"
 	@echo "make test   the test suite (< 8 minutes)        make lint   ruff and mypy --strict"
 	@echo "make bench  benchmarks, JSON under results/     make docs   the documentation site, under site/"
 	@echo "make tutorials  runs the tutorials, writes what they print and their figures into docs/"

@@ -135,6 +135,39 @@ def test_the_callback_sees_each_iteration_and_may_stop():
     assert len(seen) == len(solution.history) == 4
 
 
+WRITES = {
+    "samples": lambda it: it.samples.zero_(),
+    "values": lambda it: it.values.detach().mul_(-1),
+    "weights": lambda it: it.weights[..., 0].fill_(0.0),
+    "distribution": lambda it: it.distribution.mean.add_(1.0),
+    "std": lambda it: it.distribution.std.detach().mul_(2.0),
+}
+
+
+@pytest.mark.parametrize("solver", [dcem.CEM(20, 5), dcem.CEM(20, 5, keep_elites=0.5), dcem.MPPI(20)])
+@pytest.mark.parametrize("what", WRITES)
+def test_a_callback_that_writes_to_its_iteration_is_refused(what, solver):
+    """The answer would be another in silence: by the best sample, the kept elites or the next iteration's start."""
+    with pytest.raises(ValueError, match="callback: expected to leave its iteration as it is, got it changed in place"):
+        dcem.minimize(sphere, ZEROS, solver, callback=WRITES[what])
+
+
+def test_a_callback_may_write_to_copies_and_ask_for_gradients():
+    theta = torch.ones(3, requires_grad=True)
+
+    def objective(x):
+        return (x - theta).square().sum(-1)
+
+    def writes(iteration):
+        iteration.samples.clone().zero_()
+        iteration.distribution.mean.detach().clone().zero_()
+        torch.autograd.grad(iteration.distribution.mean.sum(), theta, retain_graph=True)
+
+    seeded = lambda: torch.Generator().manual_seed(5)  # noqa: E731
+    solutions = [dcem.minimize(objective, ZEROS, generator=seeded(), callback=what) for what in (None, writes)]
+    assert torch.equal(solutions[0].x, solutions[1].x)
+
+
 def test_init_outside_the_bounds_is_brought_inside():
     solution = dcem.minimize(sphere, torch.full((3,), 9.0), bounds=(-1.0, 1.0), record=True)
     assert (solution.history[0].samples <= 1.0).all()

@@ -258,3 +258,18 @@ def test_a_search_shows_how_far_it_has_come(generator):
     search.tell(search.ask().square().sum(-1))
     search.ask()
     assert ": 1 iterations, candidates asked for; Solution(x=" in repr(search)
+
+
+def test_what_is_written_to_a_solution_does_not_reach_the_search():
+    def search():
+        return dcem.Search(MEANS, dcem.CEM(20, 5, keep_elites=0.5), generator=torch.Generator().manual_seed(0))
+
+    plain, written = search(), search()
+    for _ in range(T):
+        for each in (plain, written):
+            each.tell(objective(each.ask()))
+        solution = written.solution
+        for tensor in (solution.x, solution.best_x, solution.best_value, solution.distribution.mean):
+            tensor.add_(1.0)
+        solution.status.fill_(3)
+    assert_same(plain.solution, written.solution)

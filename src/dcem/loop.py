@@ -16,6 +16,7 @@ from dcem._guard import Cut, Reports, WithData
 from dcem._progress import Progress
 from dcem._setup import NoiseSource, Setup
 from dcem._tree import leaves
+from dcem._unchanged import Versions
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
 from dcem.gradients import GradientMode, Unroll
@@ -84,8 +85,8 @@ def minimize(
             by no more in any. None to make all iterations.
         validate: a check of the answers `(*batch, *event)` that returns booleans `(*batch,)`: a problem whose
             answer does not pass has the status `INVALID`.
-        callback: called after each iteration with its [`dcem.Iteration`][]; return True (Python's, NumPy's or
-            torch's) to stop.
+        callback: called after each iteration with its [`dcem.Iteration`][], of which the tensors are the solve's own:
+            clone what is to be written to. Return True (Python's, NumPy's or torch's) to stop.
         record: keep every [`dcem.Iteration`][] in `solution.history`.
         shard: divide the work among processes: `dcem.distributed.Samples()` or `Problems()`.
 
@@ -164,7 +165,7 @@ def minimize(
             iteration = Iteration.of(step, start)
             if record:
                 history.append(iteration)
-            if callback is not None and is_true(callback(iteration)):
+            if callback is not None and is_true(_shown_to(callback, iteration)):
                 break
         if progress.done is not None and all_true(progress.done):
             break
@@ -174,6 +175,15 @@ def minimize(
     reports.status = solution.status
     reports.of_loss(x, batch_dims)
     return solution
+
+
+def _shown_to(callback: Callable[[Iteration], object], iteration: Iteration) -> object:
+    """What a callback returns. The solve goes on from what it is shown, which is no copy."""
+    noted = Versions(iteration.samples, iteration.values, iteration.weights, iteration.distribution)
+    answer = callback(iteration)
+    if noted.changed():
+        raise ValueError("callback: expected to leave its iteration as it is, got it changed in place")
+    return answer
 
 
 def _check_callables(objective: object, gradient: object, callback: object, validate: object) -> None:

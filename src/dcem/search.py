@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -111,8 +112,8 @@ class Search:
 
     @property
     def solution(self) -> Solution:
-        """The answer so far, as `dcem.minimize` gives it; its history is empty."""
-        return self._progress.solution(self._setup, self._progress.state.distribution.mean)
+        """The answer so far, as `dcem.minimize` gives it, of its own numbers; its history is empty."""
+        return copy.deepcopy(self._progress.solution(self._setup, self._progress.state.distribution.mean))
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, in plain containers: `torch.load(..., weights_only=True)` reads what was saved of it.
