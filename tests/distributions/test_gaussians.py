@@ -378,3 +378,47 @@ def test_numbers_of_numpy_are_taken():
     for event_dims in (True, 1.0, "1"):
         with pytest.raises(TypeError, match="^event_dims: expected an int"):
             dcem.Gaussian(torch.zeros(2), 1.0, event_dims=event_dims)
+
+
+def rotated(wide: float, narrow: float, dtype: torch.dtype) -> torch.Tensor:
+    """A factor `A` with `A Aᵀ = Σ` of two stds along axes that are turned by 0.7."""
+    angle = torch.tensor(0.7, dtype=torch.float64)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).reshape(2, 2)
+    return (turn * torch.tensor([wide, narrow], dtype=torch.float64)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("how", ["fit", "interpolate", "stretch"])
+def test_a_narrow_direction_beside_a_wide_one_is_kept_where_both_are_turned(how: str, dtype: torch.dtype) -> None:
+    """Stds of 1e3 and 1e-2: in single precision a covariance has eight digits of 1e6, and no 1e-4."""
+    factor = rotated(1e3, 1e-2, torch.float64)
+    axes = torch.cat([factor, -factor], 1).mT.to(dtype)  # four samples at one std
+    found = dcem.FullGaussian(torch.zeros(2, dtype=dtype), torch.eye(2)).fit(axes, torch.full((4,), 0.25, dtype=dtype))
+    expected = [1e3 / 2**0.5, 1e-2 / 2**0.5]
+    if how == "interpolate":
+        found = found.interpolate(found, 0.5)
+    if how == "stretch":  # along the wide direction
+        expected[0] = (1e6 / 2 + 1e6) ** 0.5
+        found = dcem.FullGaussian(factor[:, 0].to(dtype), found.scale_tril).stretch(found, lambda x: x)
+    values = torch.linalg.svdvals(found.scale_tril.double())
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=2e-2, atol=0)
+
+
+def test_single_precision_finds_and_differentiates_what_double_does_in_a_narrow_valley() -> None:
+    noise = torch.randn(60, 40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def solve(dtype: torch.dtype, num_iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
+        factor = rotated(1e3, 1e-2, torch.float64)
+        slope = torch.linalg.inv(factor)
+        theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        init = dcem.FullGaussian((factor @ torch.tensor([1.5, 1.5], dtype=torch.float64)).to(dtype), 1e3 * torch.eye(2))
+        solution = dcem.minimize(
+            lambda x: (x.double() @ slope.mT - theta).square().sum(-1).to(dtype), init,
+            dcem.CEM(40, 10, dcem.LML(0.1), smoothing=0.5, min_std=1e-9),
+            num_iterations=num_iterations, noise=noise[:num_iterations].to(dtype),
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad((slope @ solution.x.double())[1], theta)
+        return solution.best_value, gradient
+
+    assert solve(torch.float32, 60)[0] < 1e-6
+    torch.testing.assert_close(solve(torch.float32, 20)[1], solve(torch.float64, 20)[1], rtol=0.05, atol=0.05)

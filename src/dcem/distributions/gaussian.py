@@ -166,6 +166,12 @@ class FullGaussian(Distribution):
         return self.scale_tril @ self.scale_tril.mT
 
     @property
+    def _covariance(self) -> Tensor:
+        """In double precision: of scales that differ by `r`, a covariance has those that differ by `r²`."""
+        wide = self.scale_tril.double()
+        return wide @ wide.mT
+
+    @property
     def std(self) -> Tensor:
         """Marginal standard deviations, `(*batch, *event)`."""
         return self.scale_tril.norm(dim=-1).reshape(self.mean.shape)
@@ -188,18 +194,19 @@ class FullGaussian(Distribution):
 
     def fit(self, samples: Tensor, weights: Tensor) -> Self:
         mean, deviations = self.weighted_deviations(samples, weights)
+        deviations = deviations.double()
         covariance = deviations.mT @ (weights.unsqueeze(-1) * deviations)
-        return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance))
+        return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance, self.mean.dtype))
 
     def interpolate(self, other: Self, amount: float | Tensor) -> Self:
         # Of the covariances, not of their factors: those of two directions have less variance half-way than either.
         mean = self.mean + amount * (other.mean - self.mean)
-        covariance = self.covariance + amount * (other.covariance - self.covariance)
-        return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance))
+        covariance = self._covariance + amount * (other._covariance - self._covariance)
+        return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance, self.mean.dtype))
 
     def stretch(self, start: Self, clip: Callable[[Tensor], Tensor]) -> Self:
-        step = (clip(self.mean) - start.mean).reshape(*self.scale_tril.shape[:-1], 1)
-        widened = _cholesky(self.covariance + step @ step.mT)
+        step = (clip(self.mean) - start.mean).double().reshape(*self.scale_tril.shape[:-1], 1)
+        widened = _cholesky(self._covariance + step @ step.mT, self.mean.dtype)
         moved = (step != 0).any(-2, keepdim=True)
         return dataclasses.replace(self, scale_tril=torch.where(moved, widened, self.scale_tril))
 
@@ -226,16 +233,17 @@ class FullGaussian(Distribution):
         return clipped if widest is None else clipped._rescale(lambda std: clip(std, high=widest))
 
 
-def _cholesky(covariance: Tensor) -> Tensor:
-    """A lower triangular `L` with `L Lᵀ = Σ` for any covariance, singular ones included.
+def _cholesky(covariance: Tensor, dtype: torch.dtype) -> Tensor:
+    """A lower triangular `L` of `dtype` with `L Lᵀ = Σ` for any covariance of doubles, singular ones included.
 
-    Correlations are factorised, so that scales do not matter. They are shrunk by a few units of rounding, or by more
-    where that is too little: so a factor exists where there are fewer samples than dimensions. The variances stay.
+    Correlations are factorised, so that scales along the axes do not matter. They are shrunk by a few units of
+    rounding, of theirs or, squared, of the samples', or by more where that is too little: so a factor exists where
+    there are fewer samples than dimensions. The variances stay.
     """
     std = safe_sqrt(covariance.diagonal(dim1=-2, dim2=-1))
     inverse = torch.where(std > 0, std.where(std > 0, 1.0).reciprocal(), 0.0)
     correlation = covariance * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
-    size, rounding = std.shape[-1], torch.finfo(std.dtype).eps
+    size, rounding = std.shape[-1], max(torch.finfo(std.dtype).eps, torch.finfo(dtype).eps ** 2)
     identity = torch.eye(size, dtype=std.dtype, device=std.device)
 
     def factor(shrinkage: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -248,4 +256,4 @@ def _cholesky(covariance: Tensor) -> Tensor:
     if not all_true(info == 0):
         shrinkage = torch.where(info == 0, little, much).to(std.dtype)[..., None, None]
         found, _ = factor(shrinkage)
-    return std.unsqueeze(-1) * found
+    return (std.unsqueeze(-1) * found).to(dtype)
