@@ -2,7 +2,7 @@
 
 Projections beside `torch.softmax`, a solve beside the evaluations of its energy, plans through an RSSM of the paper's
 size and through the pendulum. Each is called as it comes (`eager`), and recorded as a whole in a CUDA graph and
-replayed (`graph`); `compiled` are the graphs of models that `torch.compile` made. Calls that are compared take turns;
+replayed (`graph`); `compiled` are the graphs of models that `torch.compile` made, `captured` those of `dcem.capture`. Calls that are compared take turns;
 what is quoted is the fastest. Writes results/benchmarks/gpu.json; `benchmarks/tables.py` makes the table.
 """
 
@@ -219,15 +219,12 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="of all; may be given more than once")
     parts = parser.parse_args().part or PARTS
     torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be recorded
-    record: dict[str, Any] = {
-        **(json.loads(OUT.read_text()) if OUT.exists() else {}),
-        "command": "python benchmarks/gpu.py",
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(),
-    }
+    record: dict[str, Any] = {"made_on": {}} | (json.loads(OUT.read_text()) if OUT.exists() else {})
+    record["command"] = "python benchmarks/gpu.py"
     for part in parts:
         start = time.perf_counter()
         record[part] = globals()[part]()
+        record["made_on"][part] = f"one {torch.cuda.get_device_name()}, torch {torch.__version__}"
         print(f"{part}: {time.perf_counter() - start:.0f} s", flush=True)
         OUT.parent.mkdir(parents=True, exist_ok=True)
         OUT.write_text(json.dumps(record, indent=1) + "\n")

@@ -63,9 +63,12 @@ def control(record: dict[str, Any]) -> str:
 
 
 def gpu(record: dict[str, Any]) -> str:
+    made_on = record["made_on"]
     lines = [
-        f"On one {record['device']}, torch {record['torch']}, made by `{record['command']}`. *Graph* is a call "
-        "that was recorded in a CUDA graph and is replayed, *eager* one as it comes.",
+        f"Made by `{record['command']}`. *Graph* is a call that was recorded in a CUDA graph and is replayed, *eager* "
+        "one as it comes.",
+        "",
+        f"Projections ({made_on['projections']}):",
         "",
         "| rows, n, k | mode | projection | graph, µs | over softmax | eager, µs |",
         "| --- | --- | --- | ---: | ---: | ---: |",
@@ -75,7 +78,8 @@ def gpu(record: dict[str, Any]) -> str:
         lines.append(f"| {size} | {row['mode']} | {row['name']} | {times} | {row['eager_us']:.0f} |")
     lines += [
         "",
-        "A solve of the 1-D energy regression (10 iterations, 100 samples) over the evaluations of its energy:",
+        "A solve of the 1-D energy regression (10 iterations, 100 samples) over the evaluations of its energy "
+        f"({made_on['solves']}):",
         "",
     ]
     lines += ["| problems | mode | graph, ms | over energy | checked, ms | eager, ms | over energy | checked, ms |"]
@@ -84,17 +88,20 @@ def gpu(record: dict[str, Any]) -> str:
         graph = f"{row['graph_ms']:.2f} | {row['graph_ratio']:.2f} | {row['checked_graph_ms']:.2f}"
         eager = f"{row['eager_ms']:.1f} | {row['ratio']:.2f} | {row['checked_ms']:.1f}"
         lines.append(f"| {row['batch']} | {row['mode']} | {graph} | {eager} |")
-    lines += ["", "Plans of 1000 candidates, 10 iterations and 12 steps through an RSSM of the paper's size:", ""]
     lines += [
-        "| precision of products | plans | eager, ms | graph, ms | graph of a compiled model, ms | plans a second |"
+        "",
+        "Plans of 1000 candidates, 10 iterations and 12 steps through an RSSM of the paper's size "
+        f"({made_on['latent_plans']}):",
+        "",
+        "| precision of products | plans | eager, ms | graph, ms | graph of a compiled model, ms | captured, ms | "
+        "graph of a captured solver, ms | plans a second |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    names = ("eager_ms", "eager_graph_ms", "compiled_graph_ms", "captured_ms", "captured_graph_ms")
     for row in record["latent_plans"]:
-        times = " | ".join(
-            f"{row[k]:.1f}" if k in row else "" for k in ("eager_ms", "eager_graph_ms", "compiled_graph_ms")
-        )
+        times = " | ".join(f"{row[name]:.1f}" for name in names)
         lines.append(f"| {row['precision']} | {row['batch']} | {times} | {row['plans_per_second']:.0f} |")
-    lines += ["", "MPPI of 1024 candidates over 100 steps of the pendulum:", ""]
+    lines += ["", f"MPPI of 1024 candidates over 100 steps of the pendulum ({made_on['path_integral']}):", ""]
     lines += ["| plans | eager, ms | graph, ms | graph of a compiled model, ms |", "| ---: | ---: | ---: | ---: |"]
     for row in record["path_integral"]:
         times = " | ".join(f"{row[k]:.2f}" for k in ("eager_ms", "eager_graph_ms", "compiled_graph_ms"))

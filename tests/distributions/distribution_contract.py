@@ -1,6 +1,7 @@
 """Contract of every sampling distribution: a new family inherits all of these checks."""
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds
 
 FLOATS = [torch.float32, torch.float64]
+# On a GPU, whose threads add in any order where several samples come from one component, not twice the same.
+NONDETERMINISM = 0.0 if os.environ.get("DCEM_TEST_DEVICE", "cpu") == "cpu" else 1e-10
 
 
 class DistributionContract:
@@ -206,7 +209,9 @@ class DistributionContract:
         torch.testing.assert_close(broken.x[1], init.mean[1])
         assert torch.equal(broken.x[::2], healthy.x[::2])
         gradients = [torch.autograd.grad(s.x[::2].sum(), target)[0] for s in (broken, healthy)]
-        assert torch.equal(*gradients)
+        if target.is_cpu:
+            assert torch.equal(*gradients)
+        torch.testing.assert_close(*gradients)  # on a GPU the order of a sum is not always the same
 
     def test_one_problem_does_not_depend_on_what_the_others_hold(self):
         init, solver = self.make((3,)), dcem.CEM(60, 10, dcem.LML(0.3))
@@ -247,7 +252,7 @@ class DistributionContract:
             return dcem.minimize(objective, g, solver, num_iterations=2, noise=noise).x
 
         target = (self.target + 0.1).requires_grad_()
-        assert torch.autograd.gradcheck(answer, target)
+        assert torch.autograd.gradcheck(answer, target, nondet_tol=NONDETERMINISM)
         jacobian = torch.autograd.functional.jacobian(answer, target)
         torch.testing.assert_close(torch.func.jacrev(answer)(target), jacobian)
         torch.testing.assert_close(torch.func.jacfwd(answer)(target), jacobian)
@@ -268,7 +273,7 @@ class DistributionContract:
                 num_iterations=2, noise=noise,
             ).x  # fmt: skip
 
-        assert torch.autograd.gradcheck(answer, parameters)
+        assert torch.autograd.gradcheck(answer, parameters, nondet_tol=NONDETERMINISM)
 
     def test_a_subclass_stays_itself(self):
         g = self.make()

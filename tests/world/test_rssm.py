@@ -301,9 +301,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         kept.append(h.dtype)
         return torch.full_like(h, 7), torch.full_like(s, 7)
 
-    monkeypatch.setattr(fused.operators, "compiled_kernels", lambda operator: ["cpu", "cuda"])
+    monkeypatch.setattr(fused.operators, "has_kernel", lambda name, device_type: name == "recurrent_step")
     monkeypatch.setattr(fused.operators, "recurrent_step", step)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    monkeypatch.setattr(fused, "_allows_tf32", lambda: True)
     return kept
 
 
@@ -355,6 +355,6 @@ def test_and_not_where_it_would_be_wrong(asked: list[torch.dtype], monkeypatch: 
             other = small()
             change(other)
             steps(other)
-        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+        monkeypatch.setattr(fused, "_allows_tf32", lambda: False)
         steps(model)
     assert asked == []

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 # Rows and columns of a program's block, how far it sums at a time, warps, and stages in flight.
-FEW, MANY = (16, 128, 32, 4, 4), (64, 64, 32, 4, 3)
+FEW, MANY = (16, 256, 32, 8, 3), (64, 64, 32, 4, 3)
 LARGEST_FEW = 8448  # rows: four blocks of few for each multiprocessor of an H100
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 

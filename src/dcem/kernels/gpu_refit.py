@@ -17,6 +17,7 @@ from .gpu import LINKS, _piece, _project, _pull_back, _real, bits_of, guess_of, 
 from .operators import kept_size
 
 TILE = 4096  # numbers of samples that one program holds at a time
+MOMENTS = 16  # columns of a program that sums over all samples: with more, few problems are too few programs
 
 
 @triton.jit
@@ -193,8 +194,8 @@ def _scores_back(
         tl.store(g_v_ptr + start + at, tl.where(finite, -change * unit, 0), mask=start + at < n)
 
 
-def _tile(n: int, d: int, dtype: torch.dtype) -> dict[str, Any]:
-    columns = min(triton.next_power_of_2(d), 64)
+def _tile(n: int, d: int, dtype: torch.dtype, columns: int) -> dict[str, Any]:
+    columns = min(triton.next_power_of_2(d), columns)
     rows = min(triton.next_power_of_2(n), TILE // columns)
     return {"ROWS": rows, "COLUMNS": columns, "DOUBLE": dtype == torch.float64}
 
@@ -220,7 +221,7 @@ def refit(
         flat, size, None, bits_of(temperature), *guess_of(k, n, "sigmoid"), weights, nu, center, size, n,
         LINK=LINKS["sigmoid"], **how,
     )  # fmt: skip
-    tile = _tile(n, d, values.dtype)
+    tile = _tile(n, d, values.dtype, MOMENTS)
     grid = (rows, triton.cdiv(d, tile["COLUMNS"]))
     _moments[grid](weights, samples, mean, std, shift, size, *limits, n, d, **tile)
     return weights, mean, std, valid, kept
@@ -238,7 +239,7 @@ def refit_backward(
     grad_values, grad_samples = torch.empty_like(weights), torch.empty_like(samples)
     if not rows:
         return grad_values, grad_samples
-    flat, how, tile = kept.view(-1), options(n, values.dtype, backward=True), _tile(n, d, values.dtype)
+    flat, how, tile = kept.view(-1), options(n, values.dtype, backward=True), _tile(n, d, values.dtype, 64)
     of_weights, of_scores, ignored = torch.empty_like(weights), torch.empty_like(weights), std.new_empty(rows)
     _moments_back[(rows, triton.cdiv(n, tile["ROWS"]))](
         weights, samples, std, flat[n:], size, bits_of(min_std), bits_of(max_std), *given, of_weights, grad_samples,

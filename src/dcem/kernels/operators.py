@@ -10,6 +10,7 @@ from torch import Tensor
 
 library = torch.library.Library("dcem", "DEF")  # type: ignore[no-untyped-call]
 _compiled: dict[Any, dict[Any, Callable[..., Any]]] = {}
+_devices: dict[str, list[str]] = {}
 _references: dict[Any, Callable[..., Any] | None] = {}
 _composites: dict[Any, Callable[..., Any]] = {}
 
@@ -31,11 +32,17 @@ def compile_for(device_type: str, operator: Any, kernel: Callable[..., Any]) -> 
     implement(operator, device_type.upper(), kernel)
     key = getattr(torch._C.DispatchKey, device_type.upper())
     compiled_kernels(operator).update({device_type: kernel, key: kernel})
+    _devices.setdefault(operator._schema.name, []).append(device_type)
 
 
 def compiled_kernels(operator: Any) -> dict[Any, Callable[..., Any]]:
     """The compiled kernels that there are, by the device's name and by its dispatch key."""
     return _compiled.setdefault(operator, {})
+
+
+def has_kernel(name: str, device_type: str) -> bool:
+    """Whether an operator has a compiled kernel for a device; `torch.compile` understands the question."""
+    return device_type in _devices.get(f"dcem::{name}", ())
 
 
 def refer(operator: Any, reference: Callable[..., Any], *, opaque: bool = False) -> None:

@@ -24,23 +24,25 @@ def fused_step(model: RSSM, belief: RSSMBelief, action: Tensor) -> tuple[Tensor,
     by numbers that are of half precision already.
     """
     device = belief.deterministic.device.type
-    if device not in operators.compiled_kernels(operators.recurrent_step):
+    if not operators.has_kernel("recurrent_step", device):
         return None
     dtype, own = belief.deterministic.dtype, next(model.parameters()).dtype
     if is_under_autocast(device):
         dtype = torch.get_autocast_dtype(device)
     elif dtype != own:
         return None
-    if dtype == torch.float32:
-        allowed = torch.get_float32_matmul_precision() != "highest"
-    else:
-        allowed = dtype in (torch.bfloat16, torch.float16)
+    allowed = dtype in (torch.bfloat16, torch.float16) or (dtype == torch.float32 and _allows_tf32())
     if not allowed or may_have_gradient() or is_transformed() or not _is_as_built(model):
         return None
     deterministic, stochastic = operators.recurrent_step(
         belief.deterministic.to(dtype), belief.stochastic.to(dtype), action.to(dtype), weights_of(model, dtype)
     )
     return deterministic, stochastic
+
+
+@torch.compiler.assume_constant_result  # what is compiled is guarded by it
+def _allows_tf32() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def weights_of(model: RSSM, dtype: torch.dtype) -> list[Tensor]:
