@@ -2,8 +2,9 @@
 
 Projections beside `torch.softmax`, a solve beside the evaluations of its energy, plans through an RSSM of the paper's
 size and through the pendulum. Each is called as it comes (`eager`), and recorded as a whole in a CUDA graph and
-replayed (`graph`); `compiled` are the graphs of models that `torch.compile` made, `captured` those of `dcem.capture`. Calls that are compared take turns;
-what is quoted is the fastest. Writes results/benchmarks/gpu.json; `benchmarks/tables.py` makes the table.
+replayed (`graph`); `compiled` are the graphs of models that `torch.compile` made, `captured` are solvers of
+`dcem.capture`. Calls that are compared take turns; what is quoted is the fastest. Writes results/benchmarks/gpu.json;
+`benchmarks/tables.py` makes the table.
 """
 
 from __future__ import annotations
