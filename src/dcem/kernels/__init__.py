@@ -24,7 +24,7 @@ if torch.version.cuda is not None and importlib.util.find_spec("triton") and os.
         """The kernel of that name: Triton takes a second to import, and is needed on a GPU alone."""
 
         def kernel(first: torch.Tensor, *others: Any) -> Any:
-            with torch.cuda.device_of(first):  # Triton launches on the current device, which may be another
+            with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]  # Triton launches on the current device, which may be another
                 return getattr(importlib.import_module(f"dcem.kernels.{module}"), name)(first, *others)
 
         return kernel

@@ -40,7 +40,7 @@ def fused_step(model: RSSM, belief: RSSMBelief, action: Tensor) -> tuple[Tensor,
     return deterministic, stochastic
 
 
-@torch.compiler.assume_constant_result  # what is compiled is guarded by it
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # what is compiled is guarded by it
 def _allows_tf32() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
