@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_std
-from dcem._eager import all_true
+from dcem._eager import all_true, widest
 from dcem.bounds import clip
 from dcem.distributions.base import Distribution, check_parameter
 
@@ -167,8 +167,8 @@ class FullGaussian(Distribution):
 
     @property
     def _covariance(self) -> Tensor:
-        """In double precision: of scales that differ by `r`, a covariance has those that differ by `r²`."""
-        wide = self.scale_tril.double()
+        """In double precision, where there is one: scales that differ by `r` differ by `r²` in a covariance."""
+        wide = _wide(self.scale_tril)
         return wide @ wide.mT
 
     @property
@@ -194,7 +194,7 @@ class FullGaussian(Distribution):
 
     def fit(self, samples: Tensor, weights: Tensor) -> Self:
         mean, deviations = self.weighted_deviations(samples, weights)
-        deviations = deviations.double()
+        deviations = _wide(deviations)
         covariance = deviations.mT @ (weights.unsqueeze(-1) * deviations)
         return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance, self.mean.dtype))
 
@@ -205,7 +205,7 @@ class FullGaussian(Distribution):
         return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance, self.mean.dtype))
 
     def stretch(self, start: Self, clip: Callable[[Tensor], Tensor]) -> Self:
-        step = (clip(self.mean) - start.mean).double().reshape(*self.scale_tril.shape[:-1], 1)
+        step = _wide(clip(self.mean) - start.mean).reshape(*self.scale_tril.shape[:-1], 1)
         widened = _cholesky(self._covariance + step @ step.mT, self.mean.dtype)
         moved = (step != 0).any(-2, keepdim=True)
         return dataclasses.replace(self, scale_tril=torch.where(moved, widened, self.scale_tril))
@@ -231,6 +231,10 @@ class FullGaussian(Distribution):
         if isinstance(widest, Tensor):
             widest = widest.expand(self.event_shape).reshape(-1, 1)
         return clipped if widest is None else clipped._rescale(lambda std: clip(std, high=widest))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(widest(x.device))
 
 
 def _cholesky(covariance: Tensor, dtype: torch.dtype) -> Tensor:
