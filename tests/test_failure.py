@@ -53,7 +53,7 @@ def draws(rows: list[int], num_samples: int) -> Tensor:
 
 
 def by_energy(theta, data, solver, mode, rows, **options):
-    model = EnergyModel(lambda x, y: value(theta, x, y), 2, solver, num_iterations=T, gradient=mode, **options)
+    model = EnergyModel(lambda x, y: value(theta, x, y), 2, solver, num_iterations=len(NOISE), gradient=mode, **options)
     solution = model.solve(data[rows], noise=draws(rows, solver.num_samples))
     return solution.x, solution.status
 
@@ -65,7 +65,7 @@ def by_decoder(theta, data, solver, mode, rows):
 def by_control(theta, data, solver, mode, rows, **options):
     mpc = MPC(
         lambda s, u: torch.cat([s[..., :2] * theta, s[..., 2:]], -1), lambda s, u: value(theta, s, u.unsqueeze(-2)).squeeze(-1),
-        1, 2, solver=solver, num_iterations=T, gradient=mode, **options,
+        1, 2, solver=solver, num_iterations=len(NOISE), gradient=mode, **options,
     )  # fmt: skip
     plan = mpc(data[rows], noise=draws(rows, solver.num_samples).unsqueeze(-2))
     return torch.cat([plan.actions.flatten(-2), plan.cost.unsqueeze(-1), plan.states.flatten(-2)], -1), plan.status
@@ -78,7 +78,7 @@ def by_chunks(theta, data, solver, mode, rows):
 def by_particles(theta, data, solver, mode, rows):
     mpc = MPC(
         lambda s, u: torch.cat([s[..., :2] * theta, s[..., 2:]], -1), lambda s, u: value(theta, s, u.unsqueeze(-2)).squeeze(-1),
-        1, 2, solver=solver, num_iterations=T, gradient=mode, num_particles=2,
+        1, 2, solver=solver, num_iterations=len(NOISE), gradient=mode, num_particles=2,
     )  # fmt: skip
     plan = mpc(data[rows], noise=draws(rows, solver.num_samples).unsqueeze(-2))
     states = plan.states.movedim(0, 1).flatten(1)
@@ -87,7 +87,7 @@ def by_particles(theta, data, solver, mode, rows):
 
 def by_function(theta, data, solver, mode, rows):
     solution = dcem.minimize(
-        lambda y: value(theta, data[rows], y), torch.zeros(len(rows), 2, dtype=torch.float64), solver, num_iterations=T,
+        lambda y: value(theta, data[rows], y), torch.zeros(len(rows), 2, dtype=torch.float64), solver, num_iterations=len(NOISE),
         gradient=mode, noise=draws(rows, solver.num_samples),
     )  # fmt: skip
     return solution.x, solution.status
@@ -163,7 +163,9 @@ TRANSFORMED += [(f, s, "nan problem") for f in ("by_decoder", "by_chunks", "by_p
 
 
 @pytest.mark.parametrize(("front", "solver", "kind"), TRANSFORMED)
-def test_so_they_have_under_transforms(front, solver, kind):
+def test_so_they_have_under_transforms(front, solver, kind, monkeypatch):
+    if kind != "nan problem":  # with which there are two iterations
+        monkeypatch.setitem(globals(), "NOISE", NOISE[:1])
     solve, data, mode = FRONTS[front], problems(KINDS[kind]), dcem.Unroll()
 
     def answer(theta: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """The controller as a TorchRL policy: stored inputs, exploration, gradients, and where it fits in."""
 
 import copy
+import multiprocessing
 import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -284,6 +286,8 @@ def test_copies_and_pickles_are_of_one_piece():
     model = Filter()
     actor = Actor(filter_mpc(model), model, std=0.3)
     data = rollout(actor, 3)
+    sent = pickle.loads(ForkingPickler.dumps(actor))  # as to a process that is spawned, with which it shares its weights
+    torch.testing.assert_close(sent.get_dist(data.copy()).loc, data["loc"])
     for other in (copy.deepcopy(actor), pickle.loads(pickle.dumps(actor))):
         torch.testing.assert_close(other.get_dist(data.copy()).loc, data["loc"])
         with torch.no_grad():
@@ -354,6 +358,17 @@ def test_double_precision_and_actions_of_any_rank():
     assert bool((data["action"] <= 0.5).all())
 
 
+@pytest.fixture
+def by_forking():
+    """Processes that need not import torch again."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("fork", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # of forking beside threads
+@pytest.mark.usefixtures("by_forking")
 def test_a_multi_process_collector_keeps_the_memory_and_takes_new_weights():
     actor = Actor(learned_pendulum(), std=0.3)
     collector = MultiSyncCollector(
