@@ -46,7 +46,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture
 def backend() -> str:
     """What `torch.compile` does with the graphs it captures: run them. Inductor's code for all of them takes minutes."""
-    return os.environ.get("DCEM_TEST_BACKEND", "aot_eager")
+    return os.environ.get("DCEM_TEST_BACKEND", "aot_eager_default_partitioner")
 
 
 @pytest.fixture

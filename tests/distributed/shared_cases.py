@@ -14,7 +14,7 @@ import dcem
 
 SAMPLES: dict[str, Callable[[Any], list[Tensor]]] = {}
 PROBLEMS: dict[str, Callable[[Any], list[Tensor]]] = {}
-D, B, T = 3, 6, 3
+D, B, T = 3, 6, 2
 
 
 def parameters() -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ for kind in (dcem.LML(0.7), dcem.ConstrainedSoftmax(0.7), dcem.ConstrainedSparse
     name, mode = type(kind).__name__, {"gradient": dcem.Detach()} if isinstance(kind, dcem.HardTopK) else {}
     SAMPLES[f"{name}, Gaussian"] = lambda shard, kind=kind, mode=mode: solved(shard, cem(kind), **mode)
     SAMPLES[f"{name}, FullGaussian"] = lambda shard, kind=kind, mode=mode: solved(shard, cem(kind), init=full(), **mode)
-for mode in (dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(0.3), dcem.Prune(0.03), dcem.Implicit(10.0)):
+for mode in (dcem.Checkpoint(), dcem.Truncate(1), dcem.Prune(0.3), dcem.Prune(0.03), dcem.Implicit(10.0)):
     SAMPLES[str(mode)] = lambda shard, mode=mode: solved(shard, cem(), gradient=mode)
     SAMPLES[f"{mode}, failed samples, elites"] = lambda shard, mode=mode: solved(
         shard, cem(keep_elites=0.5), gradient=mode, wrap=failing
@@ -147,7 +147,7 @@ def own_part(shard: Any, mode: Any = None, start: Any = None, **options: Any) ->
     return [of.detach() for of in (*answers, *torch.autograd.grad(solution.x.square().sum(), [theta, scale]))]
 
 
-for mode in (dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(2), dcem.Prune(0.3)):
+for mode in (dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(1), dcem.Prune(0.3)):
     PROBLEMS[str(mode)] = lambda shard, mode=mode: own_part(shard, mode)
 PROBLEMS["elites, FullGaussian"] = lambda shard: own_part(shard, start=full(), keep_elites=0.5)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-SIZES = [(1, 0.5), (2, 1), (10, 0.3), (10, 3), (10, 9.9999999), (100, 50.5), (1000, 100), (10_000, 9999)]
+SIZES = [(1, 0.5), (2, 1), (10, 0.3), (10, 3), (10, 9.9999999), (100, 50.5), (1000, 100), (3000, 2999)]
 TEMPERATURES = [1e-6, 1e-2, 0.1, 1.0, 1e2, 1e6]
 
 
@@ -212,9 +212,17 @@ class SoftProjectionContract:
         def f(x: Tensor, tau: Tensor) -> Tensor:
             return self.projection(x, k, temperature=tau)
 
-        assert gradcheck(f, (x, tau), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
-        assert gradgradcheck(f, (x, tau), check_fwd_over_rev=True, check_rev_over_rev=True)
-        assert gradgradcheck(lambda x: self.projection(x, k, temperature=0.7), x, check_fwd_over_rev=True)
+        assert gradcheck(
+            f,
+            (x, tau),
+            check_forward_ad=True,
+            check_batched_grad=True,
+            check_batched_forward_grad=True,
+            fast_mode=k != 1.5,
+        )
+        fast = {"check_fwd_over_rev": True, "fast_mode": True}
+        assert gradgradcheck(f, (x, tau), **fast)
+        assert gradgradcheck(lambda x: self.projection(x, k, temperature=0.7), x, **fast)
 
     def test_transforms(self) -> None:
         from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap

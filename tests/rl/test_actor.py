@@ -286,7 +286,9 @@ def test_copies_and_pickles_are_of_one_piece():
     model = Filter()
     actor = Actor(filter_mpc(model), model, std=0.3)
     data = rollout(actor, 3)
-    sent = pickle.loads(ForkingPickler.dumps(actor))  # as to a process that is spawned, with which it shares its weights
+    sent = pickle.loads(
+        ForkingPickler.dumps(actor)
+    )  # as to a process that is spawned, with which it shares its weights
     torch.testing.assert_close(sent.get_dist(data.copy()).loc, data["loc"])
     for other in (copy.deepcopy(actor), pickle.loads(pickle.dumps(actor))):
         torch.testing.assert_close(other.get_dist(data.copy()).loc, data["loc"])
