@@ -47,10 +47,10 @@ def check_int(name: str, value: SupportsIndex) -> int:
             return operator.index(value)
         except TypeError:
             pass
-    raise TypeError(f"{name}: expected an int, got {value!r}{_as_int(value)}")
+    raise TypeError(f"{name}: expected an int, got {value!r}{as_int(value)}")
 
 
-def _as_int(value: object) -> str:
+def as_int(value: object) -> str:
     """The int that a whole number was meant to be, to end an error with."""
     is_whole = isinstance(value, numbers.Real) and not _is_boolean(value) and float(value).is_integer()
     return f"; {int(value)} would do" if is_whole else ""  # type: ignore[call-overload]
@@ -145,7 +145,7 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     choices = "" if isinstance(shape, (int, tuple, list)) else for_choices(shape)  # of which some are empty sequences
     if choices or any(_is_boolean(size) or not hasattr(size, "__index__") for size in given):
         its = f"; its shape is {tuple(of)}" if isinstance(of := getattr(shape, "shape", None), tuple) else ""
-        remedy = choices or its or _as_int(shape)
+        remedy = choices or its or as_int(shape)
         raise TypeError(f"{name}: expected an int or a sequence of ints, got {shape!r}{remedy}")
     sizes = tuple(check_int(name, size) for size in given)
     if any(size < 1 for size in sizes):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,19 @@ def test_a_planner_is_told_what_stable_worldmodel_tells_it() -> None:
     )  # as it was said
     assert [float(of[0, 0]) for of in states] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert costs.tolist() == pytest.approx([2 * (0.01 + 0.04 + 0.09 + 0.16)] * 5)
+
+
+def test_answers_of_numpy_leave_the_precision_of_the_task_as_it_is() -> None:
+    """Learned models are of single precision, and refuse states of another."""
+    task, stubs = reach(), list[Stub]()
+
+    def make(model: Any, budget: int) -> Stub:
+        stubs.append(Stub(model, budget, lambda state: np.full((5, 3, 2), 0.1)))
+        return stubs[-1]
+
+    play(make, task, task.model, torch.zeros(5, 2), 10)
+    states, warm = zip(*stubs[0].seen[1:], strict=True)
+    assert {of.dtype for of in (*states, *warm[1:])} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ def _as_box(space: Any) -> str:
     if not (remedy := for_choices(space)):
         return ""
     wrapped = "gymnasium.wrappers.TransformAction(env, np.argmax, gymnasium.spaces.Box(0, 1, (C,)))"
-    return f"{remedy}, in {wrapped}"
+    return f"{remedy}, and played in {wrapped}"
 
 
 def _row(observations: Any, i: int) -> Any:

@@ -233,7 +233,7 @@ class _Controller:
                 raise TypeError(f"policy: expected it to return a Tensor of actions, got {type(action).__name__}")
             status = getattr(self.policy, "status", None)
             good = torch.ones(self.shape[0], dtype=torch.bool, device="cpu")
-            if isinstance(status, Tensor):
+            if isinstance(status, Tensor) and status.shape == good.shape:
                 good &= status.cpu() != Status.NONFINITE
             return _plain(action).unsqueeze(1), good
         device = leaves(state)[0].device

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._check import check_int
+from dcem._check import as_int, check_int
 from dcem._eager import is_eager
 
 
@@ -46,7 +46,7 @@ def check_k(k: float | Tensor, scores: Tensor, dim: int, *, integer: bool = Fals
         return torch.where(fits, rows, math.nan)
     number = _plain(k)
     if number is None or (integer and not isinstance(number, int)):
-        raise TypeError(f"k: expected {kind}, got {k!r} ({type(k).__name__})")
+        raise TypeError(f"k: expected {kind}, got {k!r} ({type(k).__name__}){as_int(k)}")
     if not 0 < number <= n:
         raise ValueError(f"k: expected {kind} with 0 < k <= {n}, the number of scores, got {k}")
     return number
