@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,9 @@ import torch
 
 from dcem import plotting
 from dcem.experiments import ConfigError
+from dcem.experiments.harness.run import Run
 from dcem.experiments.structured import digits, multilabel, set_valued, training
+from dcem.experiments.structured.task import Task
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,44 @@ def test_the_nets_density_is_a_gaussian_cut_off_at_the_box() -> None:
         inside = normal.cdf(box[:, 1:]) - normal.cdf(box[:, :1])
         exact = (normal.log_prob(task.test.y) - inside.log())[:, 0]
     torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
+
+
+TINY = {
+    "num_epochs": 1, "feed_forward_epochs": 1, "eval_every": 1, "batch_size": 4, "hidden": 4, "num_samples": 4, "num_elites": 2,
+    "num_iterations": 2, "test_iterations": [1, 2], "num_train": 4, "num_valid": 4, "num_test": 4, "num_seeds": 1,
+}  # fmt: skip
+TASKS: dict[Any, Callable[[], Task]] = {
+    digits: lambda: digits.Digits(digits.Config(**TINY)),
+    multilabel: lambda: multilabel.MultiLabel(multilabel.Config(**TINY, num_labels=6, num_drawn=3)),
+    set_valued: lambda: set_valued.SetValued(set_valued.Config(**TINY, num_negatives=4), "spiral"),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module in TASKS for name in module.LABELS],
+    ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2],
+)  # fmt: skip
+def test_every_model_learns(module: Any, name: str, tmp_path: Path) -> None:
+    if module is not set_valued:
+        pytest.importorskip("sklearn")
+    task = TASKS[module]()
+    torch.manual_seed(0)
+    before = task.build(name).state_dict()
+    with Run(tmp_path, {}, seed=0, quiet=True) as run:
+        trained = training.train(task, task.config, run, name, 0)
+    assert all(tensor.isfinite().all() for tensor in trained.model.state_dict().values())
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in trained.model.state_dict().items())
+    assert all(math.isfinite(value) for value in trained.metrics.values() if isinstance(value, float))
+
+
+@pytest.mark.parametrize(("chosen", "wanted"), [([], list(multilabel.LABELS)), (["icnn"], ["icnn"])])
+def test_all_models_are_compared_where_none_is_named(
+    chosen: list[str], wanted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "train", lambda *_: training.Trained(None, {}, []))
+    config = multilabel.Config(**TINY, num_labels=6, num_drawn=3, models=chosen)
+    with Run(tmp_path, {}, seed=0, quiet=True) as run:
+        assert list(training.compare(multilabel.MultiLabel(config), config, run)) == wanted
 
 
 def test_every_search_of_the_table_has_the_same_iterations() -> None:
