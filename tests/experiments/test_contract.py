@@ -22,6 +22,8 @@ from dcem.control.tasks import suite
 from dcem.experiments import EXPERIMENTS, ConfigError
 from dcem.experiments.benchmark import tasks as benchmark
 from dcem.experiments.cartpole_embed import training as cartpole
+from dcem.experiments.embed_synthetic import landscape
+from dcem.experiments.embed_synthetic import training as embed_synthetic
 from dcem.experiments.finetune import task as finetune
 from dcem.experiments.gallery.settings import SCENES
 from dcem.experiments.harness.command import main
@@ -183,8 +185,8 @@ CASES = {
         also=of_regression,
     ),
     "demo": Case(
-        "num_updates=2 +dcem.hidden=[8] +dcem.batch_size=4 +dcem.test_iterations=[10,20] "
-        "+gd.hidden=[8] +gd.batch_size=4 +gd.test_iterations=[10,20]",
+        "num_updates=2 +dcem.hidden=[8] +dcem.batch_size=4 +dcem.num_points=12 +dcem.test_iterations=[10,20] "
+        "+gd.hidden=[8] +gd.batch_size=4 +gd.num_points=12 +gd.test_iterations=[10,20]",
         {"loss", "energy", "iterations", "predictions"},
         table=False,
         also=of_demo,
@@ -308,6 +310,9 @@ def small_sets() -> Iterator[None]:
         patch.setattr(cartpole, "EXPERT", cartpole.EXPERT.but(num_samples=8, num_elites=2, num_iterations=2))
         patch.setattr(cartpole, "validation_states", lambda: states(2))
         patch.setattr(benchmark, "EXPERT", cartpole.EXPERT)
+        some = {method: candidates[:2] for method, candidates in embed_synthetic.CANDIDATES.items()}
+        patch.setattr(embed_synthetic, "CANDIDATES", some)
+        patch.setattr(landscape, "STEPS", 10)
         patch.setattr(imitation, "EXPERT", imitation.EXPERT._replace(num_samples=16, num_elites=4, num_iterations=2))
         patch.setattr(imitation, "HORIZON", 4)
         patch.setattr(study, "FIT_ITERATIONS", 3)

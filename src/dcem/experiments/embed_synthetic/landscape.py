@@ -10,6 +10,9 @@ from dcem.experiments.embed_synthetic.counting import Counted
 from dcem.experiments.embed_synthetic.methods import descend
 from dcem.experiments.embed_synthetic.task import Problems
 
+STEPS = 300
+"""Of gradient descent."""
+
 
 def over_surface(problems: Problems, steps: int = 201) -> Tensor:
     """The objectives over the hidden coordinates, `s(a) + o` for `a` of a grid on `[-1, 1]²`: `(n, steps, steps)`."""
@@ -37,10 +40,9 @@ def minima_reached(
 
     A minimum is another if a number of it differs by more than 0.05, half of the shortest ripple.
     """
-    num_steps = 300
-    counted = Counted(problems, 2 * num_starts * num_steps, target)
+    counted = Counted(problems, 2 * num_starts * STEPS, target)
     x = torch.rand(len(problems), num_starts, problems.size, generator=generator, device=problems.own.device)
-    ends = descend(counted, x, 0.01, num_steps)
+    ends = descend(counted, x, 0.01, STEPS)
     apart = torch.cdist(ends, ends, p=torch.inf) > 0.05
     earlier = torch.ones_like(apart).tril(-1)
     own = (apart | ~earlier).all(-1).float().mean()
