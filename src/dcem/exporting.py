@@ -34,9 +34,9 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
     Example:
         >>> import torch, dcem
         >>> mpc = dcem.control.MPC(lambda x, u: x + 0.1 * u, lambda x, u: x.square().sum(-1), 5, 1, (-1.0, 1.0),
-        ...                        dcem.CEM(20, 4, dcem.HardTopK()), num_iterations=2)
+        ...                        dcem.CEM(20, 4, dcem.HardTopK()), num_iterations=1)
         >>> program = dcem.export(mpc, torch.ones(1)).module()
-        >>> before, noise = (torch.full((5, 1), torch.nan),) * 2, torch.randn(2, 20, 5, 1)
+        >>> before, noise = (torch.full((5, 1), torch.nan),) * 2, torch.randn(1, 20, 5, 1)
         >>> actions, mean = program(torch.ones(1), before, noise)
         >>> torch.allclose(actions, mpc(torch.ones(1), noise=noise).actions, atol=1e-5)
         True

@@ -1,6 +1,7 @@
 """Dynamics compiled into one rollout: the same plans, and what they refuse."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -37,7 +38,9 @@ class Strength(torch.nn.Module):
         return double_integrator(state, action * self.value)
 
 
-def test_compiled_dynamics_plan_the_same():
+def test_compiled_dynamics_plan_the_same(monkeypatch, backend):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+
     def dynamics(state, action):
         return {"x": strength(state["x"], action)}
 

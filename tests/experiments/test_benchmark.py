@@ -196,7 +196,9 @@ def test_a_model_is_learned_through_those_that_are_differentiable(name: str) -> 
 
 
 @pytest.mark.parametrize("name", settings.TASKS)
-def test_every_task_has_a_scale_and_can_be_played(name: str) -> None:
+def test_every_task_has_a_scale_and_can_be_played(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expert = imitation.EXPERT._replace(num_samples=32, num_elites=6, num_iterations=2)
+    monkeypatch.setattr(imitation, "EXPERT", expert)
     config = settings.Config(fit_updates=20, num_solved=20, num_problems=2)
     task = tasks.load(name, config)
     starts = task.starts(2, torch.Generator().manual_seed(0))

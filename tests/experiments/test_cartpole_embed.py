@@ -11,9 +11,17 @@ import pytest
 import torch
 
 from dcem.experiments import ConfigError
-from dcem.experiments.cartpole_embed import training
+from dcem.experiments.cartpole_embed import task, training
 from dcem.experiments.cartpole_embed.settings import Config, Search
-from dcem.experiments.cartpole_embed.task import EXPERT, build, embedded, evaluate, validation_states
+from dcem.experiments.cartpole_embed.task import (
+    EXPERT,
+    NUM_VALIDATION,
+    VALIDATION_SEED,
+    build,
+    embedded,
+    evaluate,
+    validation_states,
+)
 from dcem.experiments.harness.command import main
 from dcem.experiments.harness.reading import checkpoint_of
 
@@ -93,6 +101,11 @@ def test_a_study_compares_seeds_with_the_expert(
     monkeypatch.setattr(evaluation, "STDS", (20.0, 100.0))
     monkeypatch.setattr(evaluation, "SEARCHES", (small, small.but(answer="best")))
     monkeypatch.setattr(study, "ITERATIONS_SHOWN", (0, 2))
+
+    def fewer(num: int = NUM_VALIDATION, seed: int = VALIDATION_SEED) -> torch.Tensor:
+        return validation_states(num // 25 if num >= 100 else num, seed)
+
+    monkeypatch.setattr(task, "validation_states", fewer)
     run(tmp_path / "runs" / "0")
     shutil.copytree(tmp_path / "runs" / "0", tmp_path / "runs" / "1")
     run(tmp_path / "runs" / "fewer", "num_iterations=1", "answer=best", "temperature=0", "sees_state=true")
@@ -110,7 +123,7 @@ def test_a_study_compares_seeds_with_the_expert(
         assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
     searches = json.loads((tmp_path / "study" / "summary.json").read_text())["metrics"]["searches"]
     for method, tried in evaluation.rivals(24).items():  # each at its best on the validation states
-        lowest = min(evaluation.mean_cost(rival.controller(), validation_states(100)) for rival in tried)
+        lowest = min(evaluation.mean_cost(rival.controller(), validation_states(4)) for rival in tried)
         assert [s["validation"] for s in searches if s["over"] == method] == [pytest.approx(lowest)]
     mean, best = (s["test"] for s in searches if s["over"] == "decoder-16")
     assert best <= mean

@@ -185,8 +185,8 @@ CASES = {
         also=of_regression,
     ),
     "demo": Case(
-        "num_updates=2 +dcem.hidden=[8] +dcem.batch_size=4 +dcem.num_points=12 +dcem.test_iterations=[10,20] "
-        "+gd.hidden=[8] +gd.batch_size=4 +gd.num_points=12 +gd.test_iterations=[10,20]",
+        "num_updates=2 +dcem.hidden=[8] +dcem.batch_size=4 +dcem.test_iterations=[10,20] "
+        "+gd.hidden=[8] +gd.batch_size=4 +gd.test_iterations=[10,20]",
         {"loss", "energy", "iterations", "predictions"},
         table=False,
         also=of_demo,
