@@ -1,4 +1,4 @@
-"""Import the package before pytest imports its files one by one: a function may be named as the module it is in."""
+"""What holds for all that pytest collects: in tests, in the package and in the documentation."""
 
 import gc
 import getpass
@@ -15,11 +15,17 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
 # To look often through a million objects, which torch's modules are, is a tenth of the time.
 gc.set_threshold(200_000, 20, 20)
 
-import dcem  # noqa: E402, F401
-
 # Nothing in it can be run without Triton, nor even be imported.
 WITHOUT_TRITON = ["src/dcem/kernels/gpu.py", "src/dcem/kernels/gpu_refit.py"]
 collect_ignore = [] if importlib.util.find_spec("triton") else WITHOUT_TRITON
+
+
+def pytest_collectstart() -> None:
+    """Import the package before pytest imports its files one by one: a function may be named as the module it is in.
+
+    Not above, as the process that hands the tests out to others needs neither it nor PyTorch.
+    """
+    import dcem  # noqa: F401
 
 
 def pytest_collection_finish() -> None:

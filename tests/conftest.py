@@ -3,10 +3,13 @@
 import contextlib
 import os
 import sys
+from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    import torch
 
 # dm_control logs by absl, whose handler closes its stream when Hydra sets up logging, unless that is the process's own:
 # pytest's capture would be closed, and every test after it fail.
@@ -15,16 +18,22 @@ with contextlib.suppress(ImportError):
 
     absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
-# The same examples in every run, and no clock: neither a deadline nor "too slow".
-settings.register_profile(
-    "dcem", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("dcem")
-
 # What the tests make is made on this device, those of the GPU on a GPU: `make gpu`.
-DEVICE = torch.device(os.environ.get("DCEM_TEST_DEVICE", "cpu"))
+DEVICE = os.environ.get("DCEM_TEST_DEVICE", "cpu")
 
-if DEVICE.type != "cpu":
+
+@cache
+def _set_up() -> None:
+    import torch
+    from hypothesis import HealthCheck, settings
+
+    # The same examples in every run, and no clock: neither a deadline nor "too slow".
+    settings.register_profile(
+        "dcem", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("dcem")
+    if DEVICE == "cpu":
+        return
 
     class _Generator(torch.Generator):
         """One that is of that device where it is not said of which; those that torch makes for itself stay on the CPU."""
@@ -37,9 +46,14 @@ if DEVICE.type != "cpu":
     torch.Generator = _Generator  # type: ignore[misc]
 
 
+def pytest_collectstart() -> None:
+    """Before the first test is imported; the process that hands the tests out to others collects none."""
+    _set_up()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Some of what is tested is of the CPU."""
-    if DEVICE.type != "cpu" and item.get_closest_marker("cpu"):
+    if DEVICE != "cpu" and item.get_closest_marker("cpu"):
         pytest.skip("on the CPU alone: an error that takes a look at values, NumPy, or the numbers of a seed")
 
 
@@ -50,6 +64,8 @@ def backend() -> str:
 
 
 @pytest.fixture
-def generator() -> torch.Generator:
+def generator() -> "torch.Generator":
     """A generator that is the same in each test."""
+    import torch
+
     return torch.Generator().manual_seed(0)
