@@ -15,9 +15,8 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
 # To look often through a million objects, which torch's modules are, is a tenth of the time.
 gc.set_threshold(200_000, 20, 20)
 
-# Nothing in it can be run without Triton, nor even be imported.
-WITHOUT_TRITON = ["src/dcem/kernels/gpu.py", "src/dcem/kernels/gpu_refit.py"]
-collect_ignore = [] if importlib.util.find_spec("triton") else WITHOUT_TRITON
+# Nothing in these can be run without Triton, nor even be imported.
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["src/dcem/kernels/gpu*.py"]
 
 
 def pytest_collectstart() -> None:
