@@ -145,7 +145,19 @@ def test_the_study_draws_what_runs_and_evaluations_have_left(phases, tmp_path):
         json.loads((tmp_path / name / "summary.json").read_text())["metrics"]["returns"] for name in ("embed", "tune")
     ]
     gain = sum(after - before for before, after in zip(*played, strict=True)) / 4
-    assert f"fine-tuning gained {gain:.1f} ±" in (tmp_path / "study" / "table.md").read_text()
+    assert f" gained {gain:.1f} ±" in (tmp_path / "study" / "table.md").read_text()
+
+
+def test_each_tuned_controller_is_compared_with_the_one_it_started_from():
+    """Of several seeds; the study took the last embedded one for all of them."""
+
+    def of(phase: str, steps: int, level: float) -> study.Evaluation:
+        spread = [0.0, 1.0, 3.0] if phase == "embed" else [0.5, 0.5, 3.0]
+        return study.Evaluation("walker.walk", phase, steps, 27, [level + each for each in spread])
+
+    lines = study.table([of("embed", 10, 0.0), of("tune", 20, 5.0), of("embed", 11, 100.0), of("tune", 21, 102.0)])
+    assert "from 10 to 20 steps gained 5.0 ±" in lines
+    assert "from 11 to 21 steps gained 2.0 ±" in lines
 
 
 def test_an_episode_is_a_function_of_its_seed_and_actions():

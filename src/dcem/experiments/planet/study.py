@@ -27,7 +27,8 @@ class Config(Settings):
     runs: list[str] = setting([], distinct=True, may_be_empty=True)
     """Folders of `dcem planet`, finished or not."""
     evaluations: list[str] = setting([], distinct=True, may_be_empty=True)
-    """Folders of `dcem planet-evaluate`, of the same number of episodes from the same seeds."""
+    """Folders of `dcem planet-evaluate`, of the same number of episodes from the same seeds; that of a tuned controller
+    after that of the embedded one that it started from."""
 
     def check(self) -> None:
         super().check()
@@ -151,13 +152,17 @@ def table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _paired(evaluations: Sequence[Evaluation]) -> list[str]:
-    """What tuning gained on the same episodes, with a 95 % interval."""
+    """What tuning gained on the same episodes, with a 95 % interval: over the embedded controller listed before it."""
     lines: list[str] = []
-    before: dict[str, Evaluation] = {of.task: of for of in evaluations if of.phase == "embed"}
+    before: dict[str, Evaluation] = {}
     for of in evaluations:
+        if of.phase == "embed":
+            before[of.task] = of
         if of.phase != "tune" or of.task not in before:
             continue
-        pairs = zip(of.returns, before[of.task].returns, strict=True)
+        start = before[of.task]
+        pairs = zip(of.returns, start.returns, strict=True)
         gained = plus_minus(interval([after - earlier for after, earlier in pairs]), ".1f")
-        lines.append(f"{of.task}: fine-tuning gained {gained} on the same episodes.\n")
+        steps = f"from {start.env_steps:,} to {of.env_steps:,} steps"
+        lines.append(f"{of.task}: fine-tuning {steps} gained {gained} on the same episodes.\n")
     return lines
