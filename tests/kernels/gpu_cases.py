@@ -100,7 +100,21 @@ def test_a_step_of_an_rssm(
     monkeypatch.setattr(gpu_recurrent, "LARGEST_FEW", 1000 if shapes == "FEW" else 0)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 5e-3)):
         inputs = [x.to(dtype) for x in (*belief, action)]
-        found = gpu_recurrent.recurrent_step(*inputs, weights_of(model, dtype))
+        found = gpu_recurrent.recurrent_step(*inputs, [w.to(dtype) for w in weights_of(model)])
         for one, other in zip(found, model.imagine(belief, action), strict=True):
             assert one.dtype == dtype
             torch.testing.assert_close(one.float(), other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("where", ["deterministic", "stochastic", "action", "weight"])
+def test_what_is_not_a_number_stays_so(where: str) -> None:
+    """Behind an activation, too: a model that diverged, or a candidate that failed, is to be seen."""
+    torch.manual_seed(0)
+    model = RSSM(5, 3, deterministic_size=16, stochastic_size=4, hidden_sizes=(16, 16)).requires_grad_(False)
+    states = {"deterministic": torch.zeros(2, 16), "stochastic": torch.zeros(2, 4), "action": torch.zeros(2, 3)}
+    bad = model.prior_net[0].weight if where == "weight" else states[where]
+    bad[1] = math.nan
+    found = gpu_recurrent.recurrent_step(*states.values(), weights_of(model))
+    *belief, action = states.values()
+    for one, other in zip(found, model.imagine(RSSMBelief(*belief), action), strict=True):
+        assert torch.equal(one.isnan(), other.isnan())

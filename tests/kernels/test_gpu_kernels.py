@@ -37,6 +37,7 @@ def test_the_compiler_takes_them() -> None:
     from triton.compiler import ASTSource, compile
 
     from dcem.kernels import gpu, gpu_recurrent, gpu_refit
+    from dcem.world import fused
 
     for double, whole in itertools.product((False, True), (True, False)):
         row = {"BLOCK": 1024, "WHOLE": whole, "DOUBLE": double}
@@ -55,7 +56,8 @@ def test_the_compiler_takes_them() -> None:
             source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
             compiled = compile(source, target=GPUTarget("cuda", 90, 32))
             assert ".target sm_90" in compiled.asm["ptx"]
-    sizes = {"H": 20, "S": 5, "A": 3, "EMBED": 24, "PRIOR": 24, "WIDTH": 24, "BLOCK_S": 16}
+    widest = {"S": fused.WIDEST, "BLOCK_S": fused.WIDEST}
+    sizes = {"H": 20, "A": 3, "EMBED": 24, "PRIOR": 24, "WIDTH": 24, **widest}
     for block, dtype in itertools.product((gpu_recurrent.FEW, gpu_recurrent.MANY), ("fp32", "bf16")):
         m, n, k, warps, stages = block
         constants = sizes | {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "KIND": gpu_recurrent.KINDS[NAMED[dtype]]}
@@ -66,4 +68,6 @@ def test_the_compiler_takes_them() -> None:
         source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
         options = {"num_warps": warps, "num_stages": stages}
         compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        assert compiled.metadata.shared <= 227 * 1024, block
+        assert compiled.metadata.shared <= fused.SHARED_MEMORY, block
+        assert "max.NaN.f32" in compiled.asm["ptx"]  # an activation keeps NaN, as it does in the interpreter anyway
+        assert "max.f32" not in compiled.asm["ptx"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,6 +305,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     monkeypatch.setattr(fused.operators, "has_kernel", lambda name, device_type: name == "recurrent_step")
     monkeypatch.setattr(fused.operators, "recurrent_step", step)
     monkeypatch.setattr(fused, "_allows_tf32", lambda: True)
+    monkeypatch.setattr(fused, "_has_room", lambda device: True)
     return kept
 
 
@@ -315,6 +317,9 @@ def test_a_kernel_is_asked_where_nobody_can_tell(asked: list[torch.dtype], monke
         mpc(model.initial(5))
         assert len(asked) > 6
         assert set(asked) == {torch.float32}
+        asked.clear()
+        assert model.imagine(model.initial(5), actions.double()).deterministic.dtype == torch.float32
+        assert asked == [torch.float32]  # as the layers take them
         device = actions.device.type
         with torch.autocast(device, torch.bfloat16):
             assert model.imagine(model.initial(5), actions).stochastic.dtype == torch.bfloat16
@@ -325,11 +330,26 @@ def test_a_kernel_is_asked_where_nobody_can_tell(asked: list[torch.dtype], monke
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, of a GRU under vmap
 def test_and_not_where_it_would_be_wrong(asked: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients, transforms, draws, dtypes without a kernel, layers that are not what they were, hooks."""
+    """Gradients, transforms, draws, exports, dtypes without a kernel, steps and layers of another kind, hooks."""
 
     class Doubled(torch.nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
+
+    class Remembers(RSSM):
+        def _remember(self, belief: RSSMBelief, action: Tensor) -> Tensor:
+            return 2 * super()._remember(belief, action)
+
+    class Carries(RSSM):
+        def _carried(self, deterministic: Tensor, *rest: Any) -> RSSMBelief:
+            return super()._carried(deterministic, *rest)
+
+    class Quantized(Tensor):
+        """Numbers that are not behind its address."""
+
+    def quantize(model: RSSM) -> None:
+        weight = model.embed[0].weight.detach().as_subclass(Quantized)
+        model.embed[0].weight = torch.nn.Parameter(weight, requires_grad=False)
 
     def steps(model: RSSM, dtype: torch.dtype = torch.float32) -> None:
         model.imagine(model.initial(5), torch.rand(5, ACTION, dtype=dtype))
@@ -343,7 +363,16 @@ def test_and_not_where_it_would_be_wrong(asked: list[torch.dtype], monkeypatch: 
             steps(model)
         steps(small(carry="sample"))
         steps(small().double(), torch.float64)
+        with torch.autocast(model.cell.bias_hh.device.type, torch.bfloat16):  # which leaves doubles as they are
+            steps(small().double(), torch.float64)
+        for kind in (Remembers, Carries):
+            steps(kind(OBSERVATION, ACTION, **SMALL))
+        steps(RSSM(OBSERVATION, ACTION, **SMALL | {"stochastic_size": fused.WIDEST + 1}))
+        belief, action = model.initial(5), torch.rand(5, ACTION)
+        for strict in (False, True):
+            torch.export.export(_Step(model), (belief, action), strict=strict)
         for change in (
+            quantize,
             lambda m: m.embed.__setitem__(0, Doubled(4 + ACTION, 16)),
             lambda m: m.prior_net.__setitem__(1, torch.nn.SiLU()),
             lambda m: m.prior_net[0].register_forward_hook(lambda *_: None),
@@ -355,6 +384,45 @@ def test_and_not_where_it_would_be_wrong(asked: list[torch.dtype], monkeypatch: 
             other = small()
             change(other)
             steps(other)
-        monkeypatch.setattr(fused, "_allows_tf32", lambda: False)
-        steps(model)
+        for change in (
+            lambda m: m.embed.__setitem__(0, torch.nn.Linear(4 + ACTION + 2, 16)),
+            lambda m: setattr(m, "cell", m.cell.double()),
+            lambda m: m.prior_net[0].to("meta"),
+        ):
+            other = small()
+            change(other)
+            with pytest.raises(RuntimeError):  # of the layers, not numbers from beyond the weights
+                other.imagine(belief, action)
+        with pytest.raises(RuntimeError):
+            model.imagine(belief._replace(stochastic=torch.zeros(1, 4)), action)
+        for name in ("_allows_tf32", "_has_room"):
+            with monkeypatch.context() as patch:
+                patch.setattr(fused, name, lambda *of: False)
+                steps(model)
     assert asked == []
+
+
+class _Step(torch.nn.Module):
+    def __init__(self, model: RSSM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, belief: RSSMBelief, action: Tensor) -> RSSMBelief:
+        return self.model.imagine(belief, action)
+
+
+def test_tf32_is_allowed_by_either_of_torchs_names_and_a_small_gpu_has_no_room(monkeypatch) -> None:
+    matmul, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+    try:
+        for older, allowed in (("high", True), ("medium", True), ("highest", False)):
+            torch.set_float32_matmul_precision(older)
+            assert fused._allows_tf32() == allowed
+        for newer, allowed in (("tf32", True), ("ieee", False)):  # after which torch refuses to tell the older
+            matmul.fp32_precision = newer
+            assert fused._allows_tf32() == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for kilobytes, room in ((227, True), (163, False), (99, False)):  # of an H100, an A100, a GPU for desktops
+        properties = SimpleNamespace(shared_memory_per_block_optin=kilobytes * 1024)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, of=properties: of)
+        assert fused._has_room(torch.device("cuda")) == room

@@ -55,6 +55,11 @@ def _bias(b_ptr, columns, columns_ok, zeros):
 
 
 @triton.jit
+def _relu(x):
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)  # without it what is not a number is 0
+
+
+@triton.jit
 def _sigmoid(x):
     return 1 / (1 + tl.exp(-x))
 
@@ -78,7 +83,7 @@ def _step(
         x = _bias(embed_b_ptr, n, n_ok, zeros)
         x = _plus_product(x, s_ptr + row[:, None] * S, ok, w_ptr, n_ok, S, BLOCK_K, KIND)
         x = _plus_product(x, a_ptr + row[:, None] * A, ok, w_ptr + S, n_ok, A, BLOCK_K, KIND)
-        tl.store(between_ptr + between_row + n[None, :], tl.maximum(x, 0), mask=ok[:, None] & n_ok[None, :])
+        tl.store(between_ptr + between_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
     tl.debug_barrier()
 
     for first in range(0, H, BLOCK_N):  # the GRU: reset, update and candidate
@@ -105,7 +110,7 @@ def _step(
         n_ok = n < PRIOR
         x = _bias(prior_b_ptr, n, n_ok, zeros)
         x = _plus_product(x, next_h_ptr + next_h_row, ok, prior_w_ptr + n[None, :] * H, n_ok, H, BLOCK_K, KIND)
-        tl.store(between_ptr + between_row + n[None, :], tl.maximum(x, 0), mask=ok[:, None] & n_ok[None, :])
+        tl.store(between_ptr + between_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
     tl.debug_barrier()
 
     n = tl.arange(0, BLOCK_S)
