@@ -20,8 +20,8 @@ from dcem.experiments import ConfigError
 from dcem.experiments.harness.command import main
 from dcem.experiments.harness.settings import Search
 from dcem.experiments.mpc import benchmark as mpc_benchmark
+from dcem.experiments.mpc import figures, report, settings
 from dcem.experiments.mpc import methods as mpc_methods
-from dcem.experiments.mpc import report, settings
 
 pytest.importorskip("gymnasium")
 pytest.importorskip("dm_control")
@@ -117,6 +117,13 @@ def test_a_table_without_dcem_has_no_times_of_it() -> None:
     assert row == "| Pendulum-v1 | iCEM | -155.0 | 0.85 ± 0.64 |  | 2.0 |  |"
     results["pendulum"] |= {"dcem": {**icem, "milliseconds": 4.0}}
     assert report.table(results).splitlines()[2].endswith("| 2.0 | 0.50 |")
+
+
+def test_a_figure_names_other_packages_only_where_there_are_some() -> None:
+    of = {"returns": [-150.0, -160.0], "milliseconds": 2.0}
+    assert figures.bars({"pendulum": {"cem": of, "icem": of}}, "returns", "return").legends == []
+    (legend,) = figures.bars({"pendulum": {"cem": of, "pytorch-mppi": of}}, "returns", "return").legends
+    assert [text.get_text() for text in legend.get_texts()] == ["dcem", "other packages"]
 
 
 @pytest.mark.parametrize("name", ["cartpole", "acrobot", "acrobot-hanging", "reacher", "point-mass"])

@@ -44,10 +44,11 @@ def bars(results: Results, key: str, xlabel: str) -> Figure:
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), [methods.LABELS[name] for name in names])
     axes[0].invert_yaxis()
-    handles = [
-        Patch(color=plotting.COLOURS[i], alpha=0.75, label=of) for i, of in enumerate(("dcem", "other packages"))
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize="small")
+    if any(name in methods.RIVALS for name in names):
+        handles = [
+            Patch(color=plotting.COLOURS[i], alpha=0.75, label=of) for i, of in enumerate(("dcem", "other packages"))
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize="small")
     figure.supxlabel(xlabel, fontsize="medium")
     return figure
 
