@@ -66,9 +66,9 @@ class Case:
 MODELS: dict[Any, tuple[str, ...]] = {
     digits: ("feed-forward", "spen-gd", "spen-embedded"),
     multilabel: ("feed-forward", "spen-dcem", "icnn"),
-    set_valued: ("feed-forward", "spen-gd", "contrastive-dcem", "likelihood"),
+    set_valued: ("feed-forward", "spen-gd", "likelihood", "contrastive-dcem"),
 }
-"""Of structured outputs, some: all are trained in `test_structured`."""
+"""Of structured outputs, some, of which one that draws is stopped; all are trained in `test_structured`."""
 
 
 def some_of(module: Any) -> str:
