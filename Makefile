@@ -51,7 +51,7 @@ test: $(READY)
 
 # On a machine with CUDA, with a torch built for it in place of the one that `setup` installs.
 # TorchRL's specs, documents and other processes are for the CPU.
-ON_A_GPU := $(addprefix tests/,control distributions embedding energy implicit kernels projections solvers \
+ON_A_GPU := $(addprefix tests/,control distributions embedding energy implicit kernels projections solvers world \
 	$(addprefix test_,bounds.py capturing.py compile.py devices.py diagnosis.py exporting.py failure.py gradients.py \
 	layer.py memory.py minimize.py replay.py results.py robustness.py rounding.py search.py stopping.py))
 gpu: $(READY)

@@ -35,6 +35,8 @@ def _set_up() -> None:
     if DEVICE == "cpu":
         return
 
+    global _Generator  # where pickle finds it
+
     class _Generator(torch.Generator):
         """One that is of that device where it is not said of which; those that torch makes for itself stay on the CPU."""
 

@@ -457,6 +457,10 @@ def test_promises_within_promises():
         assert not _eager.is_unchecked()
         again.__exit__(None, None, None)  # by another thread, while a backward pass is under way
     assert not _eager.is_unchecked()
+
+
+@pytest.mark.cpu
+def test_errors_in_what_is_given_are_raised_as_ever():
     model = dcem.world.LatentModel(3, 2)
     with dcem.unchecked(), pytest.raises(ValueError, match="observation: expected finite numbers"):
         model.observe(model.initial(), torch.zeros(2), torch.full((3,), torch.nan))

@@ -77,13 +77,12 @@ class Bounds:
         low, high = (_side(f"bounds[{i}]", side, event_shape) for i, side in enumerate(bounds))
         if low is None and high is None:
             return None
-        low, high = (side.to(like.device) if isinstance(side, Tensor) else side for side in (low, high))
         if low is not None and high is not None and is_eager():
-            wrong = low > high
-            if wrong if isinstance(wrong, bool) else wrong.is_cpu and bool(wrong.any()):
+            if not _agree(low, high):
                 raise ValueError(f"bounds: expected low <= high, got low={low}, high={high}{_remedy(bounds)}")
             if _are_pairs(bounds) and list(bounds[0]) == list(bounds[1]):  # as sides they leave nothing to search
                 raise ValueError(f"bounds: expected low < high in some coordinate, got {bounds!r}{_remedy(bounds)}")
+        low, high = (side.to(like.device) if isinstance(side, Tensor) else side for side in (low, high))
         if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch.clamp takes numbers or tensors, not both
             low, high = (
                 torch.full((), side, dtype=torch.float64, device=like.device)
@@ -166,6 +165,14 @@ def _sides(box: BoxLike, event_shape: torch.Size) -> tuple[Any, Any]:
                 f"one of shape {shape}"
             )
     return box.low, box.high
+
+
+def _agree(low: float | Tensor, high: float | Tensor) -> bool:
+    """Whether `low <= high`, where a look costs nothing: also for a solve on a GPU, before they are moved there."""
+    if any(isinstance(side, Tensor) and not side.is_cpu for side in (low, high)):
+        return True
+    wrong = low > high
+    return not (wrong if isinstance(wrong, bool) else bool(wrong.any()))
 
 
 _UP, _DOWN = (math.ceil, torch.ceil), (math.floor, torch.floor)

@@ -24,7 +24,7 @@ def test_in_the_interpreter() -> None:
     }
     cases = Path(__file__).with_name("gpu_cases.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "0", "-q", "--tb=short", "-p", "no:cacheprovider", str(cases)],
+        [sys.executable, "-m", "pytest", "-n", "0", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:benchmark", str(cases)],
         env=environment, capture_output=True, text=True, timeout=600, cwd=cases.parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

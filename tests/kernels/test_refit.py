@@ -162,8 +162,11 @@ def test_the_refit_is_the_two_steps(dtype: torch.dtype, standardize: bool, offse
         for our, their in zip(ours[2], theirs[2], strict=True):
             assert our.isfinite().all(), (k, temperature)
             size = their.abs().flatten(1).amax(-1).clamp(min=1 / temperature if single else 1)
+            if our.dim() == 2 and not single:  # by the values, which may all be tiny
+                largest = values.nan_to_num(0, 0, 0).abs().amax(-1)
+                size = size.maximum(torch.where(largest > 0, 1 / largest, 1))
             error = (our - their).abs().flatten(1).amax(-1) / size
-            assert (error <= (5e-3 if single else 1e-10 if error.is_cpu else 1e-9)).all(), (k, temperature, error)
+            assert (error <= (5e-3 if single else 1e-10)).all(), (k, temperature, error)
 
 
 def test_derivative_of_a_small_std_far_from_zero() -> None:

@@ -4,6 +4,7 @@ from torch import nn
 from world_contract import ACTION, HIGH, LOW, OBSERVATION, WorldModelContract
 
 from dcem.world import LatentModel
+from dcem.world.two_hot import TwoHot
 
 
 def small(**options) -> LatentModel:
@@ -70,3 +71,13 @@ def test_a_policy_driven_far_out_of_the_bounds_comes_back() -> None:
     model._policy_loss(torch.rand(8, 16)).mean().backward()
     assert last.bias.grad is not None
     assert (last.bias.grad * last.bias > 0).all()
+
+
+def test_no_number_has_no_place_between_the_bins() -> None:
+    """NaN as an index is out of range: on a GPU that ends the process."""
+    numbers = TwoHot()
+    target = torch.tensor([2.0, torch.nan, -torch.inf, torch.inf, 0.0])
+    encoded = numbers.encode(target)
+    assert encoded.isnan().any(-1).tolist() == [False, True, False, False, False]
+    assert encoded[2, 0] == encoded[3, -1] == 1
+    assert numbers.loss(torch.zeros(5, 101), target).isnan().tolist() == [False, True, False, False, False]

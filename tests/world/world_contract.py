@@ -256,6 +256,7 @@ class WorldModelContract:
 
     # bad input
 
+    @pytest.mark.cpu
     @pytest.mark.parametrize("lead", [(), (4,)])
     def test_bad_observations_and_actions(self, lead: tuple[int, ...]) -> None:
         model = self.seeded()

@@ -31,7 +31,7 @@ def fused_step(model: RSSM, belief: RSSMBelief, action: Tensor) -> tuple[Tensor,
     device, dtype = belief.deterministic.device, belief.deterministic.dtype
     if not operators.has_kernel("recurrent_step", device.type) or not _has_room(device):
         return None
-    if may_have_gradient() or is_transformed() or torch.compiler.is_exporting() or not _is_as_built(model):
+    if may_have_gradient() or is_transformed() or _is_exporting() or not _is_as_built(model):
         return None
     states, weights = (*belief, action.to(belief.stochastic)), weights_of(model)
     dtypes: tuple[torch.dtype, ...] = (dtype,)
@@ -48,6 +48,11 @@ def fused_step(model: RSSM, belief: RSSMBelief, action: Tensor) -> tuple[Tensor,
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # what is compiled is guarded by it
 def _allows_tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"  # also where it was set by an older name
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()  # in what it traces, torch 2.11 says so of all
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

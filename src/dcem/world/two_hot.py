@@ -50,11 +50,11 @@ class TwoHot(nn.Module):
         self.register_buffer("bins", torch.linspace(-limit, limit, num_bins, dtype=torch.float64), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Numbers `(...)` as distributions `(..., num_bins)` with at most two neighbouring bins each."""
+        """Numbers `(...)` as distributions `(..., num_bins)` with at most two neighbouring bins each; NaN as NaN."""
         place = (symlog(x).clamp(-self.limit, self.limit) + self.limit) / (2 * self.limit) * (self.num_bins - 1)
         low = place.floor().clamp(max=self.num_bins - 2)
         share = (place - low).unsqueeze(-1)
-        index = low.long().unsqueeze(-1)
+        index = low.nan_to_num().long().unsqueeze(-1)  # no number is no place: on a GPU that ends the process
         empty = torch.zeros(*x.shape, self.num_bins, dtype=x.dtype, device=x.device)
         return empty.scatter(-1, index, 1 - share).scatter(-1, index + 1, share)
 
