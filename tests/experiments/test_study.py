@@ -37,19 +37,27 @@ def test_a_study_has_a_row_for_each_solver_over_its_seeds(tmp_path):
     assert main(["regression-study", f"runs={tmp_path}/runs", f"hydra.run.dir={tmp_path}/study"]) == 0
     table = (tmp_path / "study" / "table.md").read_text()
     assert table.startswith("`dcem regression-study runs=")
-    assert "| DCEM, batches of 2 | 2 | 4 |" in table
-    assert "| unrolled gradient descent, batches of 2 | 1 | 4 |" in table
+    assert "| DCEM, batches of 2, cosine decay | 2 | 4 |" in table
+    assert "| unrolled gradient descent, batches of 2, cosine decay | 1 | 4 |" in table
     assert "MSE at 4" in table
     for figure in ("seconds", "iterations", "energy", "predictions"):
         assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
     config = tmp_path / "runs" / "dcem-1" / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
-    assert study.load_all(f"{tmp_path}/runs").keys() == {
-        "DCEM, batches of 2",
-        "unrolled gradient descent, batches of 2",
+    assert {label: len(of) for label, of in study.load_all(f"{tmp_path}/runs").items()} == {
+        "DCEM, batches of 2, cosine decay": 2,
+        "unrolled gradient descent, batches of 2, cosine decay": 1,
     }
+    text = config.read_text()
+    config.write_text(text.replace("decay: cosine", "decay: linear"))  # what is to be compared is no mistake
+    assert {label: len(of) for label, of in study.load_all(f"{tmp_path}/runs").items()} == {
+        "DCEM, batches of 2, cosine decay": 1,
+        "DCEM, batches of 2, linear decay": 1,
+        "unrolled gradient descent, batches of 2, cosine decay": 1,
+    }
+    config.write_text(text)
     config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.1"))  # no row of means over two settings
-    with pytest.raises(ConfigError, match="runs of DCEM, batches of 2 that differ in their seed alone; got .*dcem-1"):
+    with pytest.raises(ConfigError, match="runs of DCEM, batches of 2, cosine decay that differ in their seed alone; got .*dcem-1"):
         study.load_all(f"{tmp_path}/runs")
 
 

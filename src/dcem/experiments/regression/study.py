@@ -1,7 +1,7 @@
 """Finished regressions compared: errors and where the energies have their minima, over seeds.
 
-`runs` is a folder of run folders that `dcem regression` has left. Runs that differ only in their seed make one row of
-the table, which is written as `table.md` beside the figures.
+`runs` is a folder of run folders that `dcem regression` has left. Runs of one solver, batch size and decay of the rate
+make one row of the table, which is written as `table.md` beside the figures; they may differ in their seed alone.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def load(found: Finished) -> Trained:
 
 def _label(config: settings.Config) -> str:
     setting = "single points" if config.batch_size == 1 else f"batches of {config.batch_size}"
-    return f"{settings.LABELS[config.solver.name]}, {setting}"
+    return f"{settings.LABELS[config.solver.name]}, {setting}, {config.decay} decay"
 
 
 def _row(group: Sequence[Trained]) -> dict[str, Any]:
