@@ -211,3 +211,42 @@ def test_scores_are_between_doing_nothing_and_the_most() -> None:
     assert found["reacher"]["cem"]["scores"] == [1.0, 0.5]
     assert found["reacher"]["cem"]["replaced"] == 3
     assert found["pendulum"]["cem"]["scores"] == [0.75, -0.5]
+
+
+def test_methods_are_added_to_a_finished_run_without_playing_its_own_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(methods: str, folder: str, *more: str) -> dict[str, Any]:
+        where = f"hydra.run.dir={tmp_path / folder}"
+        assert main(["mpc", *TINY, "tasks=[pendulum]", f"methods=[{methods}]", "num_seeds=2", where, *more]) == 0
+        of: dict[str, Any] = json.loads((tmp_path / folder / "summary.json").read_text())["metrics"]["pendulum"]
+        return of
+
+    played, real = [], mpc_benchmark.Benchmark.episodes
+
+    def episodes(self: Any, task: str, method: str) -> Any:
+        played.append(method)
+        return real(self, task, method)
+
+    def times(self: Any, task: str) -> dict[str, float]:
+        timed.append(self.methods(task))
+        return dict.fromkeys(self.methods(task), float(len(timed)))
+
+    timed: list[list[str]] = []
+    monkeypatch.setattr(mpc_benchmark.Benchmark, "episodes", episodes)
+    monkeypatch.setattr(mpc_benchmark.Benchmark, "time", times)
+    whole = run("cem,icem", "whole")
+    run("cem", "first")
+    played.clear()
+    added = run("cem,icem", "added", f"reuse={tmp_path / 'first'}")
+    assert played == ["", "icem"]
+    assert list(added) == ["cem", "icem"]
+    for method, of in added.items():
+        assert of["returns"] == whole[method]["returns"]
+        assert of["scores"] == whole[method]["scores"]
+    assert added["cem"]["milliseconds"] == 3.0  # anew, in turn with the others
+    capsys.readouterr()
+    assert main(["mpc", *TINY, "num_seeds=3", f"reuse={tmp_path / 'first'}"]) == 2
+    assert "reuse: expected a finished run of `dcem mpc` with num_seeds=3; got num_seeds=2" in capsys.readouterr().err
+    assert main(["mpc", *TINY, f"reuse={tmp_path / 'none'}"]) == 2
+    assert "none/summary.json: expected the summary of a run" in capsys.readouterr().err

@@ -57,7 +57,9 @@ def test_a_study_has_a_row_for_each_solver_over_its_seeds(tmp_path):
     }
     config.write_text(text)
     config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.1"))  # no row of means over two settings
-    with pytest.raises(ConfigError, match="runs of DCEM, batches of 2, cosine decay that differ in their seed alone; got .*dcem-1"):
+    with pytest.raises(
+        ConfigError, match="runs of DCEM, batches of 2, cosine decay that differ in their seed alone; got .*dcem-1"
+    ):
         study.load_all(f"{tmp_path}/runs")
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from dcem.control import tasks
+from dcem.experiments.harness.reading import settings_of, summary_of
 from dcem.experiments.harness.settings import Search, Settings, count, require, setting, some_of
 from dcem.experiments.mpc import methods
+
+DECISIVE = ("seed", "num_samples", "num_elites", "num_iterations", "length", "decoder_updates", "num_seeds")
+"""The settings that returns depend on."""
 
 
 @dataclass
@@ -27,6 +33,8 @@ class Config(Settings):
     """Film an episode of each task; those of dm_control need a graphics backend (`MUJOCO_GL`)."""
     num_seeds: int = count(10)
     """Starts, the same for all methods."""
+    reuse: str = ""
+    """Folder of a finished run with the same search and starts: what its methods returned is not played again."""
     device: str = setting("cpu", among=("cpu",))
     """Where the simulators run."""
 
@@ -35,8 +43,21 @@ class Config(Settings):
         for package in ("gymnasium", "dm_control"):
             installed = importlib.util.find_spec(package) is not None
             require(installed, "tasks", "their packages, pip install 'dcem[control]'", f"no {package}")
+        self.reused()
 
     @property
     def budget(self) -> Search:
         """What each method may spend on a decision: `num_iterations` of `num_samples` trajectories."""
         return Search(self.num_samples, self.num_elites, self.num_iterations)
+
+    def reused(self) -> dict[str, dict[str, Any]]:
+        """What the run `reuse` has found, by task and method."""
+        if not self.reuse:
+            return {}
+        summary = summary_of(Path(self.reuse))
+        theirs = settings_of(Path(self.reuse), summary)
+        for key in DECISIVE:
+            expected = f"a finished run of `dcem mpc` with {key}={getattr(self, key)}"
+            require(theirs.get(key) == getattr(self, key), "reuse", expected, f"{key}={theirs.get(key)}")
+        results: dict[str, dict[str, Any]] = summary["metrics"]
+        return results
