@@ -168,6 +168,47 @@ def test_an_objective_may_fill_one_tensor_again_and_again(solver):
             assert torch.equal(ours.values, theirs.values)
 
 
+@pytest.mark.parametrize("solver", [SOLVER, dcem.CEM(N, 4, dcem.HardTopK(), keep_elites=0.5), dcem.MPPI(N)], ids=repr)
+def test_an_objective_that_writes_to_its_candidates_through_numpy_changes_none(solver):
+    """Torch counts the writes of its own only, so that no check sees these."""
+
+    def scaled(x: Tensor) -> Tensor:
+        array = x.numpy()
+        array *= 2.0
+        return torch.from_numpy(np.square(array - 1.0).sum(-1))
+
+    def decode(z: Tensor) -> Tensor:
+        array = z.numpy()
+        array *= 2.0
+        return torch.from_numpy(array.copy())
+
+    by_decoder = dcem.embed(lambda x: (x - 1.0).square().sum(-1), decode)
+    answers = [
+        dcem.minimize(f, torch.ones(2, 2), solver, record=True, generator=torch.Generator().manual_seed(0))
+        for f in (lambda x: (2.0 * x - 1.0).square().sum(-1), scaled, by_decoder)
+    ]
+    for answer in answers[1:]:
+        torch.testing.assert_close(answer.x, answers[0].x)
+        torch.testing.assert_close(answer.best_x, answers[0].best_x)
+        for ours, theirs in zip(answer.history, answers[0].history, strict=True):
+            torch.testing.assert_close(ours.samples, theirs.samples)
+
+
+def test_dynamics_that_write_to_their_actions_through_numpy_change_none():
+    def dynamics(x: Tensor, u: Tensor) -> Tensor:
+        after = x + u
+        u.numpy()[...] = 7.0
+        return after
+
+    def plan(dynamics) -> dcem.control.Plan:
+        mpc = MPC(dynamics, lambda x, u: x.square().sum(-1) + u.square().sum(-1), 3, 1, (-1.0, 1.0), SOLVER)
+        return mpc(torch.ones(2, 1), generator=torch.Generator().manual_seed(0))
+
+    ours, theirs = plan(dynamics), plan(lambda x, u: x + u)
+    assert torch.equal(ours.actions, theirs.actions)
+    assert torch.equal(ours.cost, theirs.cost)
+
+
 @pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Checkpoint(), dcem.Detach()], ids=repr)
 def test_one_that_does_so_with_a_gradient_is_refused(mode):
     """Autograd has seen the values that are written over."""

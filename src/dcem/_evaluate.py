@@ -84,7 +84,9 @@ class Evaluation:
         return evaluation, samples.squeeze(batch_dims), slope.squeeze(batch_dims), failed.squeeze(-1)
 
     def _values(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
-        given, eager = samples.to(self.dtype), is_eager()
+        eager = is_eager()
+        # A copy where NumPy can write to the memory: torch counts writes of its own only.
+        given = samples.to(self.dtype, copy=eager and samples.is_cpu)
         version = given._version if eager and not given.is_inference() else None
         values = self.objective.function(given, data, cut)
         if version is not None and given._version != version:

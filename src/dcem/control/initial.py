@@ -51,6 +51,8 @@ def warm(
         raise ValueError(f"warm_start: expected a plan over {tuple(fresh.shape)}, got {tuple(mean.shape)}")
     afresh = _not_finite(mean, len(batch)) | _not_finite(applied, len(batch))
     if reset is not None:
+        if isinstance(reset, bool) or hasattr(reset, "__array__"):  # as environments say what is done
+            reset = torch.as_tensor(reset)
         if not isinstance(reset, Tensor) or reset.dtype != torch.bool or tuple(reset.shape) != batch:
             came = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else type(reset).__name__
             raise ValueError(f"reset: expected a boolean tensor of the batch {batch}, got {came}")

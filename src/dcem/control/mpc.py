@@ -218,7 +218,7 @@ class MPC(Argmin):
         state: Any,
         *,
         warm_start: Plan | WarmStart | None = None,
-        reset: Tensor | None = None,
+        reset: Any = None,
         sent: Tensor | None = None,
         num_iterations: int | None = None,
         gradient: GradientMode | None = None,
@@ -235,7 +235,7 @@ class MPC(Argmin):
             warm_start: the plan of the step before, or its `warm_start` (the tensors alone), whose actions, shifted
                 in time, are the first mean. With a decoder that has no `encode` its latent is the first mean as it
                 is.
-            reset: `(*batch,)`, boolean: problems that start afresh in spite of `warm_start`.
+            reset: `(*batch,)`, booleans as a tensor or an array: problems that start afresh in spite of `warm_start`.
             sent: actions that have been sent and have not arrived yet, `(*batch, d, *a)`, the oldest first. The plan
                 starts from the state that they lead to, by the model: it is one for a plant that acts `d` steps late.
                 To dynamics with a keyword `t` they are steps `-d ... -1`.

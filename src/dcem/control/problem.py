@@ -101,7 +101,9 @@ class Problem:
             return leaf.unsqueeze(batch_dims).expand(*particles, *lead, *leaf.shape[batch_dims:]).clone()
 
         start = map_tensors(spread, state)
-        path = follow(self.dynamics, start, followed, len(particles) + len(lead))
+        # The actions are copied where NumPy can write to their memory: torch counts writes of its own only.
+        given = followed.clone() if followed.is_cpu and is_eager() else followed
+        path = follow(self.dynamics, start, given, len(particles) + len(lead))
         shape = (*particles, *lead)
         states, last = path.states(0, horizon), path.last()
         time = {"t": torch.arange(horizon, device=controls.device)} if knows_time(self.cost) else {}
