@@ -206,6 +206,9 @@ def test_no_mode_drops_a_gradient_silently(theta, noise):
     for mode in (dcem.Truncate(2), dcem.Implicit()):
         with pytest.raises(ValueError, match=r"gradient: .* cannot give a gradient to the initial distribution"):
             solve(theta, noise, mode, init=mean)
+    high = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)  # the start is clipped to it
+    with pytest.raises(ValueError, match=r"gradient: Implicit.* cannot give a gradient to the bounds"):
+        solve(theta, noise, dcem.Implicit(), bounds=(-1.0, high))
     solve(theta, noise, dcem.Truncate(T), init=mean).x.sum().backward()
     assert mean.grad is not None
     with torch.no_grad():

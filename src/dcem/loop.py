@@ -217,6 +217,12 @@ def _check_gradient(gradient: GradientMode, setup: Setup, num_iterations: int, t
             "or Implicit()"
         )
     if not gradient.keeps_init(num_iterations) and any(leaf.requires_grad for leaf in leaves(setup.start)):
+        box = setup.bounds  # to which the start was clipped
+        if box is not None and any(isinstance(side, Tensor) and side.requires_grad for side in (box.low, box.high)):
+            raise ValueError(
+                f"gradient: {gradient} cannot give a gradient to the bounds, of which one requires it: use Unroll() or "
+                "Checkpoint(), or detach them"
+            )
         raise ValueError(
             f"gradient: {gradient} cannot give a gradient to the initial distribution, whose tensors require one: "
             "use Unroll() or Checkpoint(), or detach init"
