@@ -570,7 +570,9 @@ def test_what_is_reset_may_be_an_array_as_environments_give_it():
     plan = mpc(states(2), generator=seeded())
     done = torch.tensor([False, True])
     expected = mpc(states(2), warm_start=plan, reset=done, generator=seeded())
-    assert torch.equal(mpc(states(2), warm_start=plan, reset=done.numpy(), generator=seeded()).actions, expected.actions)
+    assert torch.equal(
+        mpc(states(2), warm_start=plan, reset=done.numpy(), generator=seeded()).actions, expected.actions
+    )
     single = mpc(states(2)[0], generator=seeded())
     answers = [
         mpc(states(2)[0], warm_start=single, reset=now, generator=seeded()).actions
