@@ -81,7 +81,7 @@ def of_structured(module: Any, *prefixes: str) -> Callable[[Path, dict[str, Any]
     def also(folder: Path, metrics: dict[str, Any]) -> None:
         assert metrics.keys() == {prefix + model for prefix in prefixes for model in labels}
         for model, (of_model,) in metrics.items():
-            assert of_model["seconds_per_epoch"] > 0
+            assert of_model["seconds_per_epoch"] >= 0  # of a coarse clock 0
             assert of_model["parameters"] > 0
             by_iterations = next(v for k, v in of_model.items() if k.endswith("_by_iterations"))
             assert bool(by_iterations) is ("feed-forward" not in model)
@@ -152,7 +152,7 @@ def of_mpc(folder: Path, metrics: dict[str, Any]) -> None:
     for of_task in metrics.values():
         for of_method in of_task.values():
             assert len(of_method["returns"]) == 1
-            assert of_method["milliseconds"] > 0
+            assert of_method["milliseconds"] >= 0
             assert of_method["replaced"] == 0
 
 
