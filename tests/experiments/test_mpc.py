@@ -117,6 +117,8 @@ def test_a_table_without_dcem_has_no_times_of_it() -> None:
     assert row == "| Pendulum-v1 | iCEM | -155.0 | 0.85 ± 0.64 |  | 2.0 |  |"
     results["pendulum"] |= {"dcem": {**icem, "milliseconds": 4.0}}
     assert report.table(results).splitlines()[2].endswith("| 2.0 | 0.50 |")
+    results["pendulum"]["dcem"]["milliseconds"] = 0.0  # by a coarse clock
+    assert report.table(results).splitlines()[2].endswith("| 2.0 |  |")
 
 
 def test_a_figure_names_other_packages_only_where_there_are_some() -> None:

@@ -57,6 +57,6 @@ def table(results: Results) -> str:
             score = plus_minus(interval(of_method["scores"]), ".2f")
             returns = f"{statistics.fmean(of_method['returns']):.1f}"
             cells = [tasks.LABELS[task], LABELS[method], returns, score, difference]
-            rows.append([*cells, f"{ms:.1f}", "" if reference is None else f"{ms / reference:.2f}"])
+            rows.append([*cells, f"{ms:.1f}", f"{ms / reference:.2f}" if reference else ""])
     head = ["task", "method", "return", "score", "difference to CEM's", "CPU ms a decision", "times DCEM's"]
     return markdown(head, rows, text_columns=2)
