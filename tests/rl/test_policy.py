@@ -62,6 +62,15 @@ def test_run_resets_it_where_episodes_begin():
         torch.testing.assert_close(act.memory.belief["sum"][0], belief["sum"])
 
 
+def test_a_policy_that_has_acted_may_be_run_in_another_number_of_environments():
+    env = gymnasium.make("Pendulum-v1", max_episode_steps=4)
+    act = policy(pendulum_mpc(), seed=0)
+    act(np.tile(np.array([1.0, 0.0, 0.0]), (3, 1)))
+    assert run(act, env, seed=0).error is None
+    act.reset(np.array([True, True, True]))
+    assert act(np.zeros((3, 3))).shape == (3, 1)
+
+
 def test_run_plays_it_as_it_plays_the_controller():
     envs = [gymnasium.make("Pendulum-v1", max_episode_steps=20) for _ in range(2)]
     plain = run(policy(pendulum_mpc(), seed=0), envs, seed=0)

@@ -100,9 +100,11 @@ class Policy:
     def reset(self, where: Any = None) -> None:
         """Forget: an episode begins, in all environments or, booleans `(*batch,)` as a tensor or an array, in some.
 
+        Episodes that begin in all environments of another number of them are a new start.
+
         Raises:
             TypeError: `where` holds no booleans.
-            ValueError: it has another shape than the batch of the observations.
+            ValueError: it has another shape than the batch of the observations, and is not all true.
         """
         if where is None:
             self.memory = None
@@ -111,6 +113,9 @@ class Policy:
             mask = where if isinstance(where, Tensor) else torch.as_tensor(where)
             if mask.dtype != torch.bool:
                 raise TypeError(f"where: expected booleans, got {mask.dtype}")
+            if mask.shape != started.shape and mask.dim() and mask.all():
+                self.memory = None
+                return
             if mask.shape != started.shape:
                 came = tuple(mask.shape)
                 raise ValueError(f"where: expected the shape {tuple(started.shape)} of the batch, got {came}")
