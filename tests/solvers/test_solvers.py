@@ -565,3 +565,18 @@ def test_a_solver_of_ones_own_needs_two_methods(solver, generator):
 def test_saved_solvers_are_data(solver, tmp_path):
     torch.save(solver, tmp_path / "solver.pt")
     assert str(torch.load(tmp_path / "solver.pt", weights_only=True)) == str(solver)
+
+
+@pytest.mark.parametrize(
+    ("solver", "other"),
+    [
+        (dcem.CEM(20, 3), dcem.CEM(20, 4)),
+        (dcem.MPPI(20), dcem.MPPI(30)),
+        (dcem.GradientDescent(0.1), dcem.GradientDescent(0.2)),
+    ],
+    ids=str,
+)
+def test_solvers_of_other_settings_are_others(solver, other):
+    """As keys of a cache they were one and the same."""
+    assert solver != other
+    assert len({solver: 0, other: 1}) == 2

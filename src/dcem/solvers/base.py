@@ -104,7 +104,7 @@ class Candidates(NamedTuple):
     samples: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SamplingSolver(Solver):
     """The template of CEM and MPPI: sample, evaluate, weigh, refit.
 
