@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +18,12 @@ pytest.importorskip("torchrl")
 from torchrl.envs import check_env_specs  # noqa: E402
 
 from dcem.experiments import ConfigError  # noqa: E402
-from dcem.experiments.finetune import figures, settings  # noqa: E402
+from dcem.experiments.finetune import algorithms, figures, settings  # noqa: E402
 from dcem.experiments.finetune.hyperparameters import PPO  # noqa: E402
+from dcem.experiments.finetune.learner import Learner  # noqa: E402
 from dcem.experiments.finetune.task import TASKS, LearnedCost, LearnedSystem, controller, make_env  # noqa: E402
-from dcem.rl import SystemEnv  # noqa: E402
+from dcem.experiments.harness.run import Run  # noqa: E402
+from dcem.rl import Actor, SystemEnv  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
@@ -60,6 +64,27 @@ def test_what_is_believed_is_wrong_by_30_to_50_percent_and_the_truth_is_in_reach
         mpc = controller(task, wrong, dcem.Unroll(), 8, 2)
         trained = {name.split(".")[0] for name, p in mpc.named_parameters() if p.requires_grad}
         assert trained == ({"dynamics"} if wrong == "model" else {"cost"} if wrong == "cost" else set())
+
+
+def test_the_policy_is_updated_by_all_steps_at_once_and_the_critic_by_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    minibatches = algorithms._minibatches
+
+    def watched(data: Any, size: int) -> Any:
+        drawn.append(size)
+        return minibatches(data, size)
+
+    monkeypatch.setattr(algorithms, "_minibatches", watched)
+    task = replace(TASKS["pendulum"], num_steps=6, horizon=2)
+    policy = Actor(controller(task, "model", dcem.Unroll(), 4, 2), std=task.std)
+    tuning = PPO(num_steps=12, num_envs=2, critic_batch_size=4, critic_epochs=3)
+    with Run(tmp_path / "run", {}, seed=0, quiet=True) as run:
+        algorithms.ppo(Learner(task, policy, 0, 2), tuning, run)
+        beliefs = [line["mass"] for line in run.records()]
+    assert drawn == [4, 4, 4, 12]
+    assert abs(math.log(beliefs[1] / beliefs[0])) == pytest.approx(tuning.lr, rel=1e-2)  # Adam's first step, one
 
 
 def test_steps_to_the_goal() -> None:

@@ -41,7 +41,7 @@ def ppo(learner: Learner, settings: PPO, run: Run, likelihood: float = 0.0) -> N
         data = sampler(task.num_steps)
         for _ in range(settings.critic_epochs):
             advantages(data)
-            for batch in _minibatches(data.reshape(-1), settings.batch_size):
+            for batch in _minibatches(data.reshape(-1), settings.critic_batch_size):
                 critic_optimizer.zero_grad()
                 loss.loss_critic(batch)[0].mean().backward()
                 critic_optimizer.step()
@@ -64,7 +64,7 @@ def _improve(
     """Epochs of minibatches, until the policy has moved too far."""
     kl = 0.0
     for _ in range(settings.num_epochs):
-        for batch in _minibatches(data, settings.batch_size):
+        for batch in _minibatches(data, settings.batch_size or len(data)):
             losses = loss(batch)
             kl = losses["kl_approx"].mean().item()
             if abs(kl) > settings.target_kl:

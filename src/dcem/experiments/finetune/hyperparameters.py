@@ -15,10 +15,12 @@ class PPO:
         num_steps: environment steps in all.
         num_envs: side by side; an iteration is one episode of each.
         num_epochs: over an iteration's steps.
-        batch_size: of a minibatch.
+        batch_size: of a minibatch for the policy; 0: all of an iteration's steps. Through a plan few of the steps have
+            most of the gradient, and these are the first to be clipped: after one update little of it is left.
         lr: of what is learned in the policy.
         critic_lr: of the value network.
         critic_epochs: over an iteration's steps for the value network alone, before the policy's.
+        critic_batch_size: of a minibatch in these.
         discount: per step.
         gae_lambda: of the advantages.
         clip: of the ratio.
@@ -30,11 +32,12 @@ class PPO:
 
     num_steps: int = count(1)
     num_envs: int = count(8)
-    num_epochs: int = count(4)
-    batch_size: int = count(100)
+    num_epochs: int = count(1)
+    batch_size: int = setting(0, at_least=0)
     lr: float = positive(0.1)
     critic_lr: float = positive(3e-3)
-    critic_epochs: int = setting(10, at_least=0)
+    critic_epochs: int = setting(30, at_least=0)
+    critic_batch_size: int = count(100)
     discount: float = positive(0.97)
     gae_lambda: float = positive(0.9)
     clip: float = positive(0.3)

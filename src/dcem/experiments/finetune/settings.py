@@ -43,7 +43,7 @@ class Config(Settings):
     """How plans are differentiated: unroll, checkpoint, truncate (the last iteration), prune."""
     likelihood: float = setting(10.0, at_least=0)
     """Weight of the model's likelihood in `ppo-likelihood`."""
-    ppo: PPO = field(default_factory=lambda: PPO(num_steps=8000))
+    ppo: PPO = field(default_factory=lambda: PPO(num_steps=12_800))
     sac: SAC = field(default_factory=lambda: SAC(num_steps=2000))
     ppo_network: PPO = field(
         default_factory=lambda: PPO(

@@ -80,7 +80,7 @@ TASKS = {
         num_iterations=2,
         noise=dcem.ColoredNoise(1.0, dim=-2),
         init_std=1.5,
-        std=0.4,
+        std=1.0,
         reward_scale=0.1,
     ),
     "cartpole": Task(

@@ -1,0 +1,160 @@
+"""What a policy gradient through plans says, beside finite differences of returns: bias and variance of estimators.
+
+The controller of `dcem finetune`, wrong about the pendulum's mass and length, explores. Printed: the derivative of its
+mean return in the logarithms of both, by finite differences with common random numbers; then estimates of it by
+`sum_t A_t grad log pi(a_t)` with advantages of several kinds, standard errors, and the signal-to-noise ratio that the
+8 episodes of an iteration have. With `--clip`, what PPO's clipped loss leaves of it after a first update.
+
+    python benchmarks/policy_gradient.py --std 1.0 --episodes 150 --seed 11
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import ExplorationType, set_exploration_type
+
+import dcem
+from dcem.experiments.finetune.task import TASKS, controller, make_env
+from dcem.rl import Actor
+
+TASK = TASKS["pendulum"]
+SHIFT = 0.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--std", type=float, default=TASK.std, help="of the exploration")
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--differences", action="store_true", help="finite differences, too")
+    parser.add_argument("--clip", type=float, default=0.0, help="of the ratio, after a shift of both parameters")
+    args = parser.parse_args()
+
+    def explore(believed: dict[str, float]) -> tuple[Actor, TensorDictBase]:
+        return explored(believed, args.std, args.episodes, args.seed)
+
+    actor, data = explore(TASK.believed)
+    print(f"return {data['next', 'reward'].sum((1, 2)).mean():.0f}")
+    print(f"planned actions within 0.5 % of a bound: {(data['loc'].abs() > 1.99).float().mean():.0%}")
+    for name, value in TASK.believed.items() if args.differences else ():
+        up, down = (explore({**TASK.believed, name: value * math.exp(shift)})[1] for shift in (SHIFT, -SHIFT))
+        report(f"finite difference, {name}", (up - down)["next", "reward"].sum((1, 2)) / (2 * SHIFT))
+
+    reward = data["next", "reward"].squeeze(-1)
+    now, then = features(data["observation"]), features(data["next", "observation"])
+    if args.clip:
+        weights = temporal_difference(now, then, reward, 0.97)
+        advantage = to_go(reward + 0.97 * (then @ weights) - now @ weights, 0.97 * 0.9)
+        after_updates(actor, data, (advantage - advantage.mean()) / advantage.std(), args.clip)
+        return
+    score = scores(actor, data)
+    for discount in (0.97, 0.99):
+        weights = temporal_difference(now, then, reward, discount)
+        error = reward + discount * (then @ weights) - now @ weights
+        for trace in (0.0, 0.5, 0.9, 0.95):
+            estimate(f"GAE, discount {discount}, lambda {trace}", score, to_go(error, discount * trace))
+    returns = to_go(reward, 1.0)
+    estimate("undiscounted return to go, baseline", score, returns - baseline(now, returns))
+
+
+def explored(believed: dict[str, float], std: float, episodes: int, seed: int) -> tuple[Actor, TensorDictBase]:
+    """Episodes with exploration; initial states and draws depend on the seed alone."""
+    mpc = controller(TASK, "model", dcem.Unroll(), 48, 5)
+    with torch.no_grad():
+        mpc.dynamics.log.copy_(torch.tensor([*believed.values()]).log())  # type: ignore[union-attr]
+    actor = Actor(mpc, std=std)
+    env = make_env(TASK, episodes, seed, actor.make_tensordict_primer())
+    env.set_seed(seed)
+    torch.manual_seed(seed)
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        return actor, env.rollout(TASK.num_steps, actor, break_when_any_done=False)
+
+
+def scores(actor: Actor, data: TensorDictBase) -> Tensor:
+    """The gradient of each action's log-probability in the parameters, `(episodes, steps, p)`."""
+    model: Any = actor.controller.mpc.dynamics
+    believed = model.log.detach().reshape(-1, 1, 1)
+    del model.log
+    found = []
+    for part in data.reshape(-1).split(400):
+        model.log = believed.expand(-1, len(part), 1).clone().requires_grad_()  # of each step its own
+        (gradient,) = torch.autograd.grad(actor.get_dist(part).log_prob(part["action"]).sum(), model.log)
+        found.append(gradient.squeeze(-1).T)
+    return torch.cat(found).reshape(*data.shape, -1)
+
+
+def after_updates(actor: Actor, data: TensorDictBase, advantage: Tensor, clip: float) -> None:
+    """The gradient of PPO's loss with and without its clip, on the same steps, where both logarithms have moved."""
+    model: Any = actor.controller.mpc.dynamics
+    steps, believed = data.reshape(-1), model.log.detach().clone()
+    for shift in (0.0, 0.03, 0.1, -0.03):
+        with torch.no_grad():
+            model.log.copy_(believed + shift)
+        clipped, unclipped, outside = torch.zeros_like(believed), torch.zeros_like(believed), 0.0
+        for part, a in zip(steps.split(400), advantage.reshape(-1).split(400), strict=True):
+            ratio = (actor.get_dist(part).log_prob(part["action"]) - part["action_log_prob"]).exp()
+            free, cut = ratio * a, torch.min(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a)
+            unclipped += torch.autograd.grad(free.sum(), model.log, retain_graph=True)[0] / len(steps)
+            clipped += torch.autograd.grad(cut.sum(), model.log)[0] / len(steps)
+            outside += ((ratio - 1).abs() > clip).sum().item() / len(steps)
+        values = [[round(v, 3) for v in gradient.tolist()] for gradient in (unclipped, clipped)]
+        print(f"after {shift:+.2f}: {values[0]}, clipped {values[1]}, of steps outside {outside:.1%}", flush=True)
+
+
+def features(observation: Tensor) -> Tensor:
+    """Of a pendulum's state, in which values are linear to a few per cent."""
+    cos, sin, speed = observation.unbind(-1)
+    v, angle, energy = speed / 8, torch.atan2(sin, cos), speed.square() / 30 + cos
+    return torch.stack(
+        [
+            torch.ones_like(cos), cos, sin, v, cos * cos, sin * cos, v * v, cos * v, sin * v, sin * v * cos,
+            energy * energy, v**3, v**4, cos * v * v, angle.abs(), angle * v, torch.exp(-5 * (1 - cos) - 10 * v * v),
+        ],
+        -1,
+    )  # fmt: skip
+
+
+def temporal_difference(now: Tensor, then: Tensor, reward: Tensor, discount: float) -> Tensor:
+    """The weights of the values, by least-squares temporal differences."""
+    x, y = now.flatten(0, 1), then.flatten(0, 1)
+    return torch.linalg.solve(x.T @ (x - discount * y) + 1e-3 * torch.eye(x.shape[1]), x.T @ reward.flatten())
+
+
+def baseline(now: Tensor, target: Tensor) -> Tensor:
+    """Regression on state and time, fitted to the other half of the episodes."""
+    time = torch.linspace(0, 1, now.shape[1])[:, None].expand_as(now[..., :1])
+    x, found = torch.cat([now, now * time, now * time * time], -1), torch.zeros_like(target)
+    for rows in (slice(0, None, 2), slice(1, None, 2)):
+        others = slice(1 - (rows.start or 0), None, 2)
+        a, y = x[others].flatten(0, 1), target[others].flatten()
+        found[rows] = x[rows] @ torch.linalg.solve(a.T @ a + 1e-6 * len(a) * torch.eye(a.shape[1]), a.T @ y)
+    return found
+
+
+def to_go(each: Tensor, discount: float) -> Tensor:
+    """`sum_k discount^k each[t + k]` along the steps."""
+    found, following = torch.zeros_like(each), torch.zeros_like(each[:, 0])
+    for t in reversed(range(each.shape[1])):
+        found[:, t] = following = each[:, t] + discount * following
+    return found
+
+
+def estimate(name: str, score: Tensor, advantage: Tensor) -> None:
+    each = (score * advantage.unsqueeze(-1)).sum(1)
+    for parameter, values in zip(TASK.believed, each.unbind(-1), strict=True):
+        report(f"{name}, {parameter}", values)
+
+
+def report(name: str, values: Tensor) -> None:
+    mean, std = values.mean().item(), values.std().item()
+    print(f"{name}: {mean:.0f} ± {std / len(values) ** 0.5:.0f}, of 8 episodes {mean / std * 8**0.5:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
