@@ -40,11 +40,15 @@ def main() -> None:
         return explored(believed, args.std, args.episodes, args.seed)
 
     actor, data = explore(TASK.believed)
-    print(f"return {data['next', 'reward'].sum((1, 2)).mean():.0f}")
+    returns = data["next", "reward"].sum((1, 2))
+    print(f"return {returns.mean():.0f}")
     print(f"planned actions within 0.5 % of a bound: {(data['loc'].abs() > 1.99).float().mean():.0%}")
     for name, value in TASK.believed.items() if args.differences else ():
-        up, down = (explore({**TASK.believed, name: value * math.exp(shift)})[1] for shift in (SHIFT, -SHIFT))
-        report(f"finite difference, {name}", (up - down)["next", "reward"].sum((1, 2)) / (2 * SHIFT))
+        sides = (explore({**TASK.believed, name: value * math.exp(shift)})[1] for shift in (SHIFT, -SHIFT))
+        up, down = (side["next", "reward"].sum((1, 2)) for side in sides)
+        report(f"finite difference, {name}", (up - down) / (2 * SHIFT))
+        report(f"to above alone, {name}", (up - returns) / SHIFT)
+        report(f"to below alone, {name}", (returns - down) / SHIFT)
 
     reward = data["next", "reward"].squeeze(-1)
     now, then = features(data["observation"]), features(data["next", "observation"])
@@ -59,8 +63,8 @@ def main() -> None:
         error = reward + discount * (then @ weights) - now @ weights
         for trace in (0.0, 0.5, 0.9, 0.95):
             estimate(f"GAE, discount {discount}, lambda {trace}", score, to_go(error, discount * trace))
-    returns = to_go(reward, 1.0)
-    estimate("undiscounted return to go, baseline", score, returns - baseline(now, returns))
+    undiscounted = to_go(reward, 1.0)
+    estimate("undiscounted return to go, baseline", score, undiscounted - baseline(now, undiscounted))
 
 
 def explored(believed: dict[str, float], std: float, episodes: int, seed: int) -> tuple[Actor, TensorDictBase]:
