@@ -125,3 +125,10 @@ def test_the_check_finds_what_is_missing() -> None:
     assert not raises_itself(described)
     assert fields_of(dcem.Step)[0] == "state"
     assert fields_of(dcem.Status)[0] == "OK"
+
+
+def test_rooms_need_no_import_of_their_own() -> None:
+    for room in ROOMS[1:]:
+        assert getattr(dcem, room.split(".")[1]) is importlib.import_module(".".join(room.split(".")[:2]))
+    vars(dcem).pop("rl", None)  # as where nothing has imported it yet
+    assert dcem.rl is importlib.import_module("dcem.rl")

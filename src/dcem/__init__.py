@@ -103,7 +103,7 @@ _WHERE = {"capture": "capturing", "diagnose": "diagnosis", "embed": "embedding",
 
 def __getattr__(name: str) -> Any:
     """Import applications where they are first used: a third of what importing this package would take."""
-    if name in ("control", "distributed", "embedding", "energy", "world"):
+    if name in ("control", "distributed", "embedding", "energy", "plotting", "rl", "world"):
         return import_module(f"dcem.{name}")
     if name in _WHERE:
         return getattr(import_module(f"dcem.{_WHERE[name]}"), name)

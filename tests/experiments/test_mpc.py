@@ -219,7 +219,7 @@ def test_methods_are_added_to_a_finished_run_without_playing_its_own_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(methods: str, folder: str, *more: str) -> dict[str, Any]:
-        where = f"hydra.run.dir={tmp_path / folder}"
+        where = f"hydra.run.dir='{tmp_path / folder}'"
         assert main(["mpc", *TINY, "tasks=[pendulum]", f"methods=[{methods}]", "num_seeds=2", where, *more]) == 0
         of: dict[str, Any] = json.loads((tmp_path / folder / "summary.json").read_text())["metrics"]["pendulum"]
         return of
@@ -238,9 +238,9 @@ def test_methods_are_added_to_a_finished_run_without_playing_its_own_again(
     monkeypatch.setattr(mpc_benchmark.Benchmark, "episodes", episodes)
     monkeypatch.setattr(mpc_benchmark.Benchmark, "time", times)
     whole = run("cem,icem", "whole")
-    run("cem", "first")
+    run("cem", "seed=0,of=[first]")  # as folders are named by default
     played.clear()
-    added = run("cem,icem", "added", f"reuse={tmp_path / 'first'}")
+    added = run("cem,icem", "added", f"reuse={tmp_path / 'seed=0,of=[first]'}")
     assert played == ["", "icem"]
     assert list(added) == ["cem", "icem"]
     for method, of in added.items():
@@ -248,7 +248,10 @@ def test_methods_are_added_to_a_finished_run_without_playing_its_own_again(
         assert of["scores"] == whole[method]["scores"]
     assert added["cem"]["milliseconds"] == 3.0  # anew, in turn with the others
     capsys.readouterr()
-    assert main(["mpc", *TINY, "num_seeds=3", f"reuse={tmp_path / 'first'}"]) == 2
-    assert "reuse: expected a finished run of `dcem mpc` with num_seeds=3; got num_seeds=2" in capsys.readouterr().err
+    assert main(["mpc", *TINY, "num_seeds=3", f"reuse={tmp_path / 'seed=0,of=[first]'}"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "reuse: expected the settings of that run of `dcem mpc` again, tasks=[pendulum] num_seeds=2; got tasks=" in said
+    )
     assert main(["mpc", *TINY, f"reuse={tmp_path / 'none'}"]) == 2
     assert "none/summary.json: expected the summary of a run" in capsys.readouterr().err

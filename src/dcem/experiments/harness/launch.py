@@ -65,6 +65,7 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
         raise BadCommand(f"no option {unknown[0]!r}; there are: {', '.join(sorted(OPTIONS))}; settings are key=value")
     _register(name, module)
     arguments, resumed = _resume(list(arguments))
+    arguments = [_quoted(argument) for argument in arguments]
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [argument for argument in arguments if argument not in flags]
     command = " ".join(["dcem", name, *arguments])
@@ -156,8 +157,18 @@ def _resume(arguments: list[str]) -> tuple[list[str], bool]:
         raise BadCommand(f"resume: expected the folder of a run, with its {CONFIG}; got {folder}")
     if folder.is_relative_to(Path.cwd()):  # the command is recorded: it shall mean something elsewhere too
         folder = folder.relative_to(Path.cwd())
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [*map(str, OmegaConf.load(recorded)), f"hydra.run.dir='{quoted}'"], True
+    return [*map(str, OmegaConf.load(recorded)), f"hydra.run.dir={_quote(str(folder))}"], True
+
+
+def _quoted(argument: str) -> str:
+    """`key=path` as Hydra reads it where the path is there: those of runs have `=` and `,` in their names."""
+    key, _, value = argument.partition("=")
+    return f"{key}={_quote(value)}" if re.search("[=,]", value) and Path(value).exists() else argument
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _continued(config: DictConfig, recorded: Path) -> DictConfig:
@@ -185,7 +196,10 @@ def _composed(name: str, module: ModuleType, overrides: list[str]) -> DictConfig
         raise BadCommand(str(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
         unknown_key = re.match(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", str(error))
+        value = re.match(r"Error merging override ([^=]+)=(.+)", str(error))
         said = _no_setting(unknown_key[1], module, overrides) if unknown_key else _one_line(error)
+        if value and "is not a ListConfig" in str(error.__cause__):
+            said = f"{value[1]}: expected a list, {value[1]}=[{value[2]}]; got {value[2]}"
         raise BadCommand(said) from None
 
 

@@ -12,7 +12,7 @@ from dcem.experiments.harness.reading import settings_of, summary_of
 from dcem.experiments.harness.settings import Search, Settings, count, require, setting, some_of
 from dcem.experiments.mpc import methods
 
-DECISIVE = ("seed", "num_samples", "num_elites", "num_iterations", "length", "decoder_updates", "num_seeds")
+DECISIVE = ("seed", "tasks", "num_samples", "num_elites", "num_iterations", "length", "decoder_updates", "num_seeds")
 """The settings that returns depend on."""
 
 
@@ -56,8 +56,11 @@ class Config(Settings):
             return {}
         summary = summary_of(Path(self.reuse))
         theirs = settings_of(Path(self.reuse), summary)
-        for key in DECISIVE:
-            expected = f"a finished run of `dcem mpc` with {key}={getattr(self, key)}"
-            require(theirs.get(key) == getattr(self, key), "reuse", expected, f"{key}={theirs.get(key)}")
+        wrong = [key for key in DECISIVE if theirs.get(key) != getattr(self, key)]
+        there, here = (
+            " ".join(f"{key}={value}".replace("'", "").replace(", ", ",") for key, value in zip(wrong, of, strict=True))
+            for of in ([theirs.get(key) for key in wrong], [getattr(self, key) for key in wrong])
+        )
+        require(not wrong, "reuse", f"the settings of that run of `dcem mpc` again, {there}", here)
         results: dict[str, dict[str, Any]] = summary["metrics"]
         return results
