@@ -300,6 +300,14 @@ def test_sides_that_are_none_are_named(bounds, error, message):
         dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), bounds=bounds)
 
 
+def test_sides_the_wrong_way_round_are_seen_before_they_go_to_another_device():
+    """There a look would have to wait, or fail."""
+    init, one = torch.zeros(2, device="meta"), torch.ones(2, device="cpu")
+    for bounds in ((one, -one), ([1.0, 1.0], [2.0, 0.0]), (one, 0.0)):
+        with pytest.raises(ValueError, match="bounds: expected low <= high"):
+            dcem.minimize(lambda x: x.sum(-1), init, bounds=bounds)
+
+
 PAIRS = r"; bounds are \(lower, upper\), not a pair for each coordinate: write tuple\(zip\(\*bounds\)\)"
 
 

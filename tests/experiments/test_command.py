@@ -72,6 +72,7 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
         (["regression", "solver.num_elites=200"], "solver.num_elites: expected 1 to num_samples; got 200"),
         (["regression", "solver.name=gd"], "solver.name: expected dcem"),
         (["mpc", "tasks=pendulum"], "tasks: expected a list, tasks=[pendulum]; got pendulum\n"),
+        (["mpc", f"methods=[{','.join(['cem'] * 200)}]"], "methods: expected "),
         (["regression", "seed"], "missing EQUAL"),
         (["regression", "seed=1,2"], "--multirun"),
         (["regression", "-m", "seed=1,x"], "Error merging override seed=x: Value 'x' of type 'str'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -163,7 +164,8 @@ def _resume(arguments: list[str]) -> tuple[list[str], bool]:
 def _quoted(argument: str) -> str:
     """`key=path` as Hydra reads it where the path is there: those of runs have `=` and `,` in their names."""
     key, _, value = argument.partition("=")
-    return f"{key}={_quote(value)}" if re.search("[=,]", value) and Path(value).exists() else argument
+    is_there = os.path.exists(value)  # of a list too long for a name `Path` would raise
+    return f"{key}={_quote(value)}" if re.search("[=,]", value) and is_there else argument
 
 
 def _quote(text: str) -> str:
