@@ -169,3 +169,79 @@ def test_bad_arguments(options, error, message):
 def test_a_gradient_that_is_not_there_is_shown_as_none():
     lines = str(dcem.diagnose(lambda x: x.square().sum(-1), torch.zeros(2), num_iterations=2)).splitlines()
     assert [line.split()[-1] for line in lines[1:3]] == ["-", "-"]
+
+
+def test_a_mode_that_is_full_already_is_not_advised_where_an_objective_leaves_autograd():
+    theta = target(1.0, -1.0)
+
+    def half_numpy(x):
+        away = (x - 3 * theta).detach().numpy()
+        return (x - theta).square().sum(-1) + torch.from_numpy((away**2).sum(-1))
+
+    for mode, says in ((dcem.Unroll(), "leaves autograd"), (dcem.Truncate(1), "with Unroll()")):
+        found = dcem.diagnose(half_numpy, torch.zeros(2, dtype=torch.float64), GOOD, gradient=mode)
+        advice = [sentence for sentence in found.advice if sentence.startswith("gradient")]
+        assert len(advice) == 1, found.advice
+        assert says in advice[0]
+        assert ("with Unroll()" in advice[0]) == (mode == dcem.Truncate(1))
+
+
+def test_descent_has_no_std_to_wait_for():
+    found = dcem.diagnose(away_from(target(1.0, -1.0)), torch.zeros(2, dtype=torch.float64), dcem.GradientDescent(0.1))
+    assert not any("std is still" in sentence for sentence in found.advice)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "share"),
+    [((-1.0, 0.5), 0.5), ((None, 0.5), 0.5), ((-4.0, 4.0), 0.0), (None, 0.0), ((torch.tensor([-3.0, 0.3]), 0.7), 1.0)],
+)
+def test_what_lies_on_a_bound_is_counted(bounds, share):
+    goal = torch.tensor([1.0, 0.2])
+    found = dcem.diagnose(away_from(goal), torch.zeros(2), GOOD, bounds=bounds, num_iterations=12)
+    assert found.at_bounds == share
+    assert ("lie on a bound" in str(found)) == bool(share)
+
+
+class Twice(torch.nn.Module):
+    latent_shape, event_shape = (1,), (2,)
+
+    def forward(self, z):
+        return torch.cat([z, z], -1)
+
+
+@pytest.mark.parametrize("decoder", [None, Twice()])
+def test_a_layer_diagnoses_the_solve_that_a_call_makes(decoder):
+    theta = target(1.0, 1.5)
+    layer = dcem.Argmin(2, GOOD, num_iterations=8, decoder=decoder, init=torch.zeros(1, dtype=torch.float64))
+    found = layer.diagnose(away_from(theta), (3,), gradient=dcem.Checkpoint())
+    solution = layer(
+        away_from(theta), (3,), gradient=dcem.Checkpoint(), generator=torch.Generator().manual_seed(0), record=True
+    )
+    assert found.solution.x.shape == (3, 2 if decoder is None else 1)
+    assert torch.equal(layer.decode(found.solution.x.unsqueeze(1)).squeeze(1), solution.x)
+    assert found.comparison.error < 1e-3
+    assert not any(sentence.startswith("gradient") for sentence in found.advice)
+    assert layer.diagnose(away_from(theta), (3,), num_iterations=2).rows[2:] == []
+    if decoder is None:
+        alone = dcem.diagnose(away_from(theta), torch.zeros(3, 2, dtype=torch.float64), GOOD, num_iterations=8)
+        assert str(alone) == str(found)
+
+
+def test_an_energy_model_and_a_controller_diagnose_themselves():
+    scale = target(1.0)
+    model = dcem.energy.EnergyModel(
+        lambda x, y: (y - scale * x.unsqueeze(-2)).square().sum(-1), 2, GOOD, num_iterations=8
+    )
+    found = model.diagnose(torch.tensor([[1.0, 0.5]], dtype=torch.float64), parameters=[scale])
+    assert found.comparison.error < 1e-3
+    assert abs(found.comparison.given) > 0.1
+    mpc = dcem.control.MPC(
+        lambda x, u: x + scale * u, lambda x, u: x.square().sum(-1) + u.square().sum(-1), 3, 1, (-1.0, 1.0), GOOD, num_iterations=8
+    )  # fmt: skip
+    state = torch.tensor([[0.5], [4.0]], dtype=torch.float64)
+    found = mpc.diagnose(state)
+    assert found.solution.x.shape == (2, 3, 1)
+    assert found.comparison.error < 1e-3
+    assert 0 < found.at_bounds < 1
+    later = mpc.diagnose(state, warm_start=mpc(state, generator=torch.Generator().manual_seed(1)), num_iterations=3)
+    assert later.rows[0].best < found.rows[0].best

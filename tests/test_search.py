@@ -273,3 +273,22 @@ def test_what_is_written_to_a_solution_does_not_reach_the_search():
             tensor.add_(1.0)
         solution.status.fill_(3)
     assert_same(plain.solution, written.solution)
+
+
+def test_a_search_inside_other_bounds_is_gone_on_with_only_where_its_candidates_are_inside():
+    wide = dcem.Search(torch.zeros(3, 2), bounds=(-2.0, torch.tensor([2.0, 3.0])), generator=torch.Generator())
+    finish(wide, 2)
+    for asked in (False, True):
+        _ = wide.ask() if asked else None
+        for bounds in ((-2.0, 3.0), (None, 3.0), None):
+            dcem.Search(torch.zeros(3, 2), bounds=bounds, generator=torch.Generator()).load_state_dict(
+                wide.state_dict()
+            )
+    fresh = dcem.Search(torch.zeros(3, 2), bounds=(-2.0, 2.0), generator=torch.Generator())
+    fresh.ask()
+    for saved in (wide, fresh):
+        narrow = dcem.Search(torch.zeros(3, 2), bounds=(-0.1, 0.1), generator=torch.Generator())
+        before = narrow.ask()
+        with pytest.raises(ValueError, match="state_dict: expected the state of a search inside these bounds"):
+            narrow.load_state_dict(saved.state_dict())
+        assert torch.equal(narrow.ask(), before)

@@ -13,12 +13,12 @@ from torch import Tensor
 from dcem._check import check_count
 from dcem._gradient_check import Comparison, Inside, checked, compare, direction
 from dcem._setup import NoiseSource
-from dcem.bounds import BoundsLike
+from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution
-from dcem.gradients import Detach, GradientMode, Unroll
+from dcem.gradients import Checkpoint, Detach, GradientMode, Unroll
 from dcem.loop import minimize
 from dcem.solution import Solution, Status
-from dcem.solvers import CEM, Solver
+from dcem.solvers import CEM, SamplingSolver, Solver
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +54,8 @@ class Diagnosis:
         comparison: the gradient against finite differences; None where there is no gradient.
         travelled: how far the answer lies from the start, in stds of the start, the farthest coordinate.
         spread: how far answers of different noise lie apart (their std), in stds of the start, the widest coordinate.
+        at_bounds: the fraction of the answer's numbers that lie on a bound, to a hundredth of the std of the start.
+            There the answer is the bound's doing: the objective, as far as it goes on falling, asks for more.
         status: of each problem, `(*batch,)`.
         advice: sentences that name a setting and what to do with it; none where nothing is wrong.
         solution: of the first seed.
@@ -63,6 +65,7 @@ class Diagnosis:
     comparison: Comparison | None
     travelled: float
     spread: float
+    at_bounds: float
     status: Tensor
     advice: list[str]
     solution: Solution
@@ -81,6 +84,7 @@ class Diagnosis:
             )
         lines.append(
             f"the answer lies {self.travelled:.2g} stds from the start; over seeds it varies by {self.spread:.2g}"
+            + (f"; {self.at_bounds:.0%} of its numbers lie on a bound" if self.at_bounds else "")
         )
         return "\n".join([*lines, *(self.advice or ["nothing to change"])])
 
@@ -106,6 +110,8 @@ def diagnose(
     seed: int = 0,
 ) -> Diagnosis:
     """Find out whether a solve is set up well: watch it, repeat it with other noise, and check its gradient.
+
+    A layer diagnoses its own: [`dcem.Argmin.diagnose`][], and so `mpc.diagnose(state)` and `model.diagnose(x)`.
 
     Args:
         objective: as in [`dcem.minimize`][]; evaluated some `20 + num_seeds` solves' worth.
@@ -137,36 +143,57 @@ def diagnose(
 
     Source: the softness of the selection, Amos & Yarats, ICML 2020, section 3; central differences.
     """
+    if isinstance(noise, Tensor):
+        raise TypeError("noise: expected a source of noise or None, of which each seed draws another, got a Tensor")
+
+    def solve(mode: GradientMode, generator: torch.Generator, record: bool) -> Solution:
+        return minimize(
+            objective, init, solver, num_iterations=num_iterations, gradient=mode, event_dims=event_dims, bounds=bounds,
+            noise=noise, generator=generator, record=record,
+        )  # fmt: skip
+
+    return diagnosed(solve, init, solver, event_dims, bounds, gradient, parameters, num_seeds, seed)
+
+
+def diagnosed(
+    solve: Callable[[GradientMode, torch.Generator, bool], Solution],
+    init: Distribution | Tensor,
+    solver: Solver,
+    event_dims: int,
+    bounds: BoundsLike | None,
+    gradient: GradientMode,
+    parameters: Iterable[Tensor] | None,
+    num_seeds: int,
+    seed: int,
+) -> Diagnosis:
+    """What is found about `solve(gradient, generator, record)`, a search by `solver` from `init` inside `bounds`."""
     check_count("num_seeds", num_seeds)
     if num_seeds < 2:
         raise ValueError(f"num_seeds: expected at least 2, got {num_seeds}")
-    if isinstance(noise, Tensor):
-        raise TypeError("noise: expected a source of noise or None, of which each seed draws another, got a Tensor")
     asked = None if parameters is None else checked(parameters)
+    mean: Any = init.mean if isinstance(init, Distribution) else init
+    device = mean.device if isinstance(mean, Tensor) else "cpu"  # what else it is the solve says
 
-    def solve(seed: int, mode: GradientMode, *, record: bool = False) -> Solution:
-        mean: Any = init.mean if isinstance(init, Distribution) else init
-        device = mean.device if isinstance(mean, Tensor) else "cpu"  # what else it is the solve says
-        return minimize(
-            objective, init, solver, num_iterations=num_iterations, gradient=mode, event_dims=event_dims, bounds=bounds,
-            noise=noise, generator=torch.Generator(device).manual_seed(seed), record=record,
-        )  # fmt: skip
+    def solved(seed: int, mode: GradientMode, *, record: bool = False) -> Solution:
+        return solve(mode, torch.Generator(device).manual_seed(seed), record)
 
     refused, inside = None, Inside()
     try:
         with torch.enable_grad(), inside:
-            solution = solve(seed, gradient, record=True)
+            solution = solved(seed, gradient, record=True)
     except ValueError as error:  # a gradient that cannot be given: everything else can still be looked at
         if "gradient" not in str(error):
             raise
-        refused, solution = f"there is no gradient: {error}", solve(seed, Detach(), record=True)
+        refused, solution = f"there is no gradient: {error}", solved(seed, Detach(), record=True)
     start = solver.distribution(init, event_dims) if isinstance(init, Tensor) else init
     scale = _std_of(start)
     with torch.no_grad():
-        others = [solve(seed + i, Detach()).x for i in range(1, num_seeds)]
+        others = [solved(seed + i, Detach()).x for i in range(1, num_seeds)]
         answers = torch.stack([solution.x.detach(), *others])
         spread = float((answers.std(0) / scale).max())
         travelled = float(((solution.x - start.mean).abs() / scale).max())
+        box = Bounds.check(bounds, torch.Size(start.event_shape), solution.x)
+        at_bounds = 0.0 if box is None else float(_near(box, solution.x, 0.01 * scale).double().mean())
     comparison, norms = None, [float("nan")] * len(solution.history)
     if solution.x.requires_grad:
         try:
@@ -175,7 +202,7 @@ def diagnose(
                 norms = _gradient_norms(solution, weights)
                 leaves, has_earlier = inside.leaves(solution.x, asked)
                 if leaves:
-                    comparison = compare(lambda: solve(seed, Detach()).x, solution.x, weights, leaves)
+                    comparison = compare(lambda: solved(seed, Detach()).x, solution.x, weights, leaves)
                 elif has_earlier:
                     refused = (
                         "gradient: not checked, as all that it is of was computed before; compute it in the objective"
@@ -185,8 +212,14 @@ def diagnose(
                 raise
             refused = f"there is no gradient: {error}"
     rows = _rows(solution, norms)
-    advice = _advice(rows, comparison, travelled, spread, solution, solver, refused)
-    return Diagnosis(rows, comparison, travelled, spread, solution.status, advice, solution)
+    advice = _advice(rows, comparison, travelled, spread, solution, solver, gradient, refused)
+    return Diagnosis(rows, comparison, travelled, spread, at_bounds, solution.status, advice, solution)
+
+
+def _near(box: Bounds, x: Tensor, slack: Tensor) -> Tensor:
+    """Which numbers lie within `slack` of a side."""
+    sides = [side for side in (box.low, box.high) if side is not None]
+    return torch.stack([(x - side).abs() <= slack for side in sides]).any(0) if sides else torch.zeros_like(x)
 
 
 def _std_of(distribution: Distribution) -> Tensor:
@@ -225,6 +258,7 @@ def _advice(
     spread: float,
     solution: Solution,
     solver: Solver,
+    gradient: GradientMode,
     refused: str | None,
 ) -> list[str]:
     advice: list[str] = []
@@ -250,7 +284,8 @@ def _advice(
             f"temperature: {first.effective_elites:.0f} samples share the weight where num_elites asks for {wanted:g}; "
             "lower the temperature of the selection to select more sharply"
         )
-    if last.std > 0.3 * first.std and last.best < first.best:
+    samples = isinstance(solver, SamplingSolver)  # gradient descent has no std that falls
+    if samples and last.std > 0.3 * first.std and last.best < first.best:
         advice.append(
             f"num_iterations: the std is still {last.std:.2g} ({first.std:.2g} after the first); iterate longer, or "
             "lower the temperature or num_elites"
@@ -264,10 +299,15 @@ def _advice(
             "basins, or too few samples; raise num_samples or num_elites"
         )
     if comparison is not None and comparison.error > 0.05:
+        full = isinstance(gradient, (Unroll, Checkpoint))
+        cure = (
+            "the objective leaves autograd somewhere (NumPy, item(), detach()), or is not differentiable there"
+            if full
+            else "with Unroll() or Checkpoint() they agree unless the objective itself is not differentiable there"
+        )
         advice.append(
             f"gradient: it is {comparison.given:.3g} along a random direction where finite differences give "
-            f"{comparison.expected:.3g}; with Unroll() or Checkpoint() they agree unless the objective itself is not "
-            "differentiable there"
+            f"{comparison.expected:.3g}; {cure}"
         )
     elif comparison is not None and comparison.is_open:
         advice.append(

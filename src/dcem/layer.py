@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from dcem._guard import WithData
 from dcem._tree import map_tensors, named_leaves
 from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
+from dcem.diagnosis import Diagnosis, diagnosed
 from dcem.distributions import Distribution, Gaussian
 from dcem.gradients import GradientMode, Unroll
 from dcem.loop import Shard, minimize
@@ -144,6 +146,51 @@ class Argmin(nn.Module):
             event_dims=len(self.latent_shape),
             **{"bounds": self.bounds, "shard": self.shard, **options},
         )
+
+    def diagnose(
+        self,
+        *given: Any,
+        parameters: Iterable[Tensor] | None = None,
+        num_seeds: int = 5,
+        seed: int = 0,
+        gradient: GradientMode | None = None,
+        **options: Any,
+    ) -> Diagnosis:
+        """Find out whether this layer is set up well: [`dcem.diagnose`][] of the solve that a call would make.
+
+        Args:
+            *given: What a call takes first: objective and batch shape here, the state of a `dcem.control.MPC`, the input of
+                a `dcem.energy.EnergyModel`.
+            parameters: The tensors whose gradient to check; None for all leaves that the answer depends on.
+            num_seeds: How many solves to compare, at least 2.
+            seed: Of the first.
+            gradient: Instead of the layer's own.
+            **options: What a call takes by name, such as `num_iterations` or a controller's `warm_start`.
+
+        Returns:
+            What was found. Of a layer with a decoder it is about the latent.
+
+        >>> import dcem
+        >>> layer = dcem.Argmin(2, dcem.CEM(100, 10, dcem.LML(0.1), init_std=0.1))
+        >>> found = layer.diagnose(lambda x: (x - 3.0).square().sum(-1))
+        >>> found.advice[0].partition(":")[0]
+        'init_std'
+        """
+        mode = self.gradient if gradient is None else gradient
+        search, init, bounds = self._latent_search(*given)
+
+        def solve(mode: GradientMode, generator: torch.Generator, record: bool) -> Solution:
+            return search(gradient=mode, generator=generator, record=record, **options)
+
+        dims = len(self.latent_shape)
+        return diagnosed(solve, init, self.solver, dims, bounds, mode, parameters, num_seeds, seed)
+
+    def _latent_search(
+        self, objective: Callable[[Tensor], Tensor], batch_shape: int | Sequence[int] = ()
+    ) -> tuple[Callable[..., Solution], Distribution | Tensor, BoundsLike | None]:
+        """The search of a call that is given these, from where, and the bounds of what it searches."""
+        init = self.initial(as_shape("batch_shape", batch_shape))
+        return functools.partial(self.search, behind(objective, self.decode), init), init, self.bounds
 
     def decode(self, z: Tensor) -> Tensor:
         """Candidates `(*batch, N, *event)` of latents `(*batch, N, *latent)`, which they are without a decoder."""

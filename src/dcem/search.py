@@ -130,8 +130,8 @@ class Search:
 
         Raises:
             TypeError: `state_dict` is no mapping.
-            ValueError: It was saved of another one: other shapes, another family, with or without a generator. The
-                search then stays as it was.
+            ValueError: It was saved of another one: other shapes, another family, with or without a generator, with
+                candidates outside the bounds of this one. The search then stays as it was.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict: expected what state_dict() returned, got {type(state_dict).__name__}")
@@ -141,6 +141,7 @@ class Search:
             raise ValueError(f"state_dict: expected the state of a search with {has} as generator, got one with {had}")
         progress = restored(Progress.start(self._setup), state_dict.get("progress"), "state_dict")
         asked = self._restored(state_dict.get("asked"), progress.state)
+        self._check_inside([*progress.best.samples, *([] if asked is None else [asked.samples])])
         if self._generator is not None:
             self._generator.set_state(generator.cpu())  # type: ignore[union-attr]
         self._progress, self._asked = progress, asked
@@ -158,6 +159,12 @@ class Search:
             return None
         candidates: Candidates = restored(like, asked, "state_dict.asked")
         return candidates
+
+    def _check_inside(self, candidates: list[Tensor]) -> None:
+        """A search that goes on inside other bounds would answer with what lies outside its own."""
+        box = self._setup.bounds
+        if box is not None and not all(bool(box.contains(x).all()) for x in candidates):
+            raise ValueError("state_dict: expected the state of a search inside these bounds, got candidates outside")
 
     def _quietly(self, call: Callable[..., Any], *given: Any) -> Any:
         """Without a gradient, and in the precision of the search whatever the caller's autocast says."""

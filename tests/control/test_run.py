@@ -529,3 +529,33 @@ def test_wrong_arguments_are_named() -> None:
         run(back, Slide(), video="film.gif")
     with pytest.raises(TypeError, match=r"envs: expected environments of one kind, got DmControl, Gymnasium"):
         run(back, [Slide(), suite.load("cartpole", "swingup")])
+
+
+def test_a_run_in_which_every_decision_failed_says_where_the_model_did() -> None:
+    def explodes(x: Tensor, u: Tensor) -> Tensor:
+        return x.square().sum(-1)
+
+    solver = dcem.CEM(8, 2, dcem.HardTopK())
+
+    def told(dynamics, cost, state_of=None, **options) -> str:
+        mpc = dcem.control.MPC(dynamics, cost, 4, 1, (-1.0, 1.0), solver, num_iterations=1, **options)
+        with pytest.warns(RuntimeWarning, match="4 of 4 decisions that failed") as caught:
+            run(mpc, [Slide(2), Slide(2)], seed=0, state_of=state_of)
+        return str(caught[0].message).rpartition("replaced by zeros: ")[2]
+
+    for options in ({}, {"num_particles": 2}):
+        says = told(lambda x, u: x + u, explodes, state_of=lambda seen, env: torch.tensor([torch.nan]), **options)
+        assert says == "the state that the plan starts from is not finite"
+        says = told(lambda x, u: torch.full_like(x, torch.inf) * (x + 1), explodes, **options)
+        assert says == "the model's state is not finite from step 1 of the plan on"
+        says = told(lambda x, u: (x.abs() + 1) * 1e15, lambda x, u: x.sum(-1), **options)
+        assert says == "the model's state is not finite from step 3 of the plan on"
+        says = told(lambda x, u: x + u, lambda x, u: x.sum(-1) * torch.nan, **options)
+        assert says == "the model's states are finite along the plan, what it costs is not"
+        says = told(lambda x, u: x + u, lambda x, u: (1 / (u.abs() < 1e-9)).sum(-1), **options)
+        assert says.startswith("the plan that is left is finite, but too few of the solver's candidates are")
+
+
+def test_actions_that_the_environment_does_not_allow_are_counted() -> None:
+    assert run(lambda state: torch.tensor([[0.5], [3.0]]), [Slide(3), Slide(3)]).num_clipped == 3
+    assert run(lambda state: torch.tensor([[1.0 + 1e-7], [-1.0]]), [Slide(3), Slide(3)]).num_clipped == 0

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from world_contract import ACTION, HIGH, LOW, OBSERVATION, WorldModelContract
+from world_contract import ACTION, HIGH, LOW, OBSERVATION, WorldModelContract, make_sequences
 
 from dcem.world import LatentModel
 from dcem.world.two_hot import TwoHot
@@ -57,6 +57,18 @@ def test_bounds_are_given_as_to_a_controller():
     ):
         with pytest.raises(error, match=message):
             LatentModel(OBSERVATION, ACTION, bounds)
+
+
+def test_actions_that_the_policy_could_not_propose_are_refused_where_it_learns_of_them() -> None:
+    """Bounds of 1 left at their default where the environment's are 2: all proposals would be half of what is allowed."""
+    model = LatentModel(OBSERVATION, ACTION, latent_size=16, group_size=4, hidden=32)
+    sequences = make_sequences()
+    full = sequences["action"].sign()
+    sequences["action"] = 1.0005 * full  # what float16 or another's clipping leaves
+    assert model.loss(sequences)["loss_policy"].isfinite()
+    sequences["action"] = 2.0 * full
+    with pytest.raises(ValueError, match=r"action: expected numbers inside the model's bounds, -1 to 1, got .* -2 to 2"):
+        model.loss(sequences)
 
 
 def test_a_policy_driven_far_out_of_the_bounds_comes_back() -> None:

@@ -49,6 +49,15 @@ class Space(NamedTuple):
             )
         return np.clip(actions.astype(self.low.dtype), self.low, self.high)
 
+    def outside(self, actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Which of the numbers `(..., *a)` lie outside by more than rounding: boolean."""
+        import numpy as np
+
+        given = np.rint(actions) if np.issubdtype(self.low.dtype, np.integer) else actions
+        low, high = (np.asarray(side, given.dtype) for side in (self.low, self.high))
+        outside: np.ndarray[Any, Any] = (given < low - 1e-6 * abs(low)) | (given > high + 1e-6 * abs(high))
+        return outside
+
 
 class Plant(Protocol):
     """Several environments of one kind behind one face."""

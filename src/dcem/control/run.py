@@ -31,6 +31,8 @@ class Episodes:
         solve_times: seconds of each call of the controller, for all environments together, `(T,)`.
         num_replaced: how many of the `T E` decisions failed: the action was not finite or came of a failed solve, and
             was replaced by the last good plan's.
+        num_clipped: how many of them had an action outside the action space, which was clipped to it. A plan with such
+            an action is not what happens: give an `MPC` the bounds of the environment, `bounds=env.action_space`.
         states: with `record=True` the states that were decided in, `(T, E, *s)` or a tree of these; else None.
         actions: with `record=True` the actions that were applied, `(T, E, *a)`; else None.
         rewards: with `record=True`, `(T, E)`; else None.
@@ -50,6 +52,7 @@ class Episodes:
     finished: Tensor
     solve_times: Tensor
     num_replaced: int
+    num_clipped: int
     states: Any
     actions: Tensor | None
     rewards: Tensor | None
@@ -153,7 +156,7 @@ def run(
     if seconds and controller.num_replaced == (decisions := len(seconds) * plant.num_envs):
         warnings.warn(
             f"policy: expected decisions that succeed, got {decisions} of {decisions} decisions that failed (not "
-            "finite, or of a failed solve) and were replaced by zeros: look where one plan leads and what it costs",
+            f"finite, or of a failed solve) and were replaced by zeros: {controller.where_it_failed()}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -163,6 +166,7 @@ def run(
         *(returns, lengths, environments, finished),
         solve_times=torch.tensor(seconds, dtype=torch.float64),
         num_replaced=controller.num_replaced,
+        num_clipped=controller.num_clipped,
         states=_stacked(list(recorded.state)) if recorded else None,
         actions=torch.stack(recorded.action) if recorded else None,
         rewards=torch.stack(recorded.reward) if recorded else None,
@@ -192,6 +196,7 @@ class _Controller:
         if check_int("delay", delay) < 0 or (delay > 0 and not isinstance(policy, MPC)):
             raise ValueError(f"delay: expected an int >= 0, and 0 for a policy that is no MPC, got {delay}")
         self.policy, self.seed, self.num_replaced = policy, seed, 0
+        self.num_clipped = 0
         self.space = plant.space
         self.shape = (plant.num_envs, *plant.space.low.shape)
         self.generator: torch.Generator | None = None
@@ -217,10 +222,31 @@ class _Controller:
             left[:, :-1] = self.ahead[:, 1:]
             left[fresh] = 0.0
         self.ahead = torch.where(good.reshape(-1, *(1,) * len(self.shape)), actions, left)
-        self.applied = torch.from_numpy(self.space.applied(self.ahead[:, 0].numpy())).to(actions.dtype)
+        decided = self.ahead[:, 0].numpy()
+        self.num_clipped += int(self.space.outside(decided).reshape(self.shape[0], -1).any(-1).sum())
+        self.applied = torch.from_numpy(self.space.applied(decided)).to(actions.dtype)
         if self.sent.shape[1]:
             self.sent = torch.cat([self.sent[:, 1:], self.applied.unsqueeze(1)], 1)
         return self.applied
+
+    def where_it_failed(self) -> str:
+        """What to look at, of a controller whose last decision failed."""
+        if not isinstance(self.policy, MPC) or self.plan is None:
+            return "look at what the policy returns for one state"
+        failed = int((self.plan.status.cpu() == Status.NONFINITE).int().argmax())
+        time = int(self.policy.num_particles > 1)  # its axis, of one environment
+        paths = [leaf.detach().select(time, failed).movedim(time, 0).isfinite() for leaf in leaves(self.plan.states)]
+        lost = [step for path in paths for step, finite in enumerate(path) if not (finite | ~path[0]).all()]
+        if lost:
+            return f"the model's state is not finite from step {min(lost)} of the plan on"
+        if not all(path[0].all() for path in paths):
+            return "the state that the plan starts from is not finite"
+        if not self.plan.cost[failed].isfinite():
+            return "the model's states are finite along the plan, what it costs is not"
+        return (
+            "the plan that is left is finite, but too few of the solver's candidates are: tighten bounds or init_std, and "
+            "look where the model leads from large actions"
+        )
 
     def _decide(self, state: Any, reset: Tensor) -> tuple[Tensor, Tensor]:
         """The actions from here on, `(E, H, *a)`, and whether the solve that they came of went well."""

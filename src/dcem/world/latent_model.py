@@ -13,6 +13,7 @@ from torch.func import functional_call
 from dcem._check import check_count, check_fraction, check_positive
 from dcem.bounds import Bounds, BoundsLike, clip
 from dcem.world.base import WorldModel, batch_axes
+from dcem.world.sequences import check_within
 from dcem.world.two_hot import TwoHot, symlog
 
 _SATURATION = 1e-4  # of the squared numbers that tanh makes the policy's actions of, against a value of 1
@@ -212,9 +213,11 @@ class LatentModel(WorldModel):
 
     def loss(self, sequences: Any) -> dict[str, Tensor]:
         """Consistency, reward, value, policy and, where episodes end, continuation; with `("next", "observation")`
-        all `T` transitions count, without it the last has no successor.
+        all `T` transitions count, without it the last has no successor. Actions outside the bounds, of which the policy
+        proposes none, are a ValueError.
         """
         seen, actions, rewards, ended, after = self.read(sequences)
+        check_within("sequences, action", actions, self.low, self.high)
         if after is None:
             observations = seen
             actions, rewards, ended = actions[:, :-1], rewards[:, :-1], ended[:, :-1]

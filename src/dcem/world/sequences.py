@@ -41,10 +41,27 @@ def check_vectors(name: str, value: Any, batch_shape: tuple[int, ...] | torch.Si
 
 def check_finite(name: str, value: Tensor, waits: bool = False) -> None:
     """Only finite numbers, where a look costs nothing; where it `waits` also on a GPU."""
-    looks = is_eager() and (value.is_cpu or (waits and not value.is_meta and may_look(value)))
-    if looks and not bool(value.isfinite().all()):
+    if _looks_at(value, waits) and not bool(value.isfinite().all()):
         where = (~value.detach().isfinite()).nonzero()[0].tolist()
         raise ValueError(f"{name}: expected finite numbers, got {value.detach()[tuple(where)].item()} at {where}")
+
+
+def check_within(name: str, value: Tensor, low: Tensor, high: Tensor) -> None:
+    """Only numbers inside the bounds, to a thousandth of their width: what others have rounded or clipped is inside."""
+    if not _looks_at(value, waits=not is_unchecked()):
+        return
+    room = 1e-3 * (high - low)
+    if bool(((value < low - room) | (value > high + room)).any()):
+        least, most = value.detach().aminmax()
+        raise ValueError(
+            f"{name}: expected numbers inside the model's bounds, {low.min():.4g} to {high.max():.4g}, got numbers from "
+            f"{least:.4g} to {most:.4g}; build the model with the bounds of the environment"
+        )
+
+
+def _looks_at(value: Tensor, waits: bool) -> bool:
+    """Whether a look costs nothing, or is worth waiting for."""
+    return is_eager() and (value.is_cpu or (waits and not value.is_meta and may_look(value)))
 
 
 def read_sequences(sequences: Any, observation_size: int, action_size: int, like: Tensor) -> Sequences:
