@@ -12,6 +12,11 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     kept = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{capability}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
 
+# Half of what the first compilation of a process costs: a pool of processes, and whether each instruction set that the
+# processor names can be compiled for.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 # To look often through a million objects, which torch's modules are, is a tenth of the time.
 gc.set_threshold(200_000, 20, 20)
 

@@ -30,7 +30,7 @@ WANTED = {
     "import dcem.rl": "dcem.rl needs tensordict: pip install 'dcem[rl]'",
     "import dcem.control; dcem.control.MujocoModel('x.xml')": "MujocoModel needs mujoco: pip install 'dcem[control]'",
     "dcem.diagnose(lambda x: x.square().sum(-1), torch.zeros(2)).figure()":
-        "dcem.plotting needs matplotlib: pip install 'dcem[experiments]'",
+        "Diagnosis.figure needs matplotlib: pip install 'dcem[experiments]'",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_count
+from dcem._extras import needs
 from dcem._gradient_check import Comparison, Inside, checked, compare, direction
 from dcem._setup import NoiseSource
 from dcem.bounds import Bounds, BoundsLike
@@ -90,7 +91,8 @@ class Diagnosis:
 
     def figure(self) -> Figure:
         """Best value, std, effective elites and gradient norm by iteration; needs `dcem[experiments]`."""
-        from dcem.plotting.diagnosis import draw
+        with needs("Diagnosis.figure", "experiments"):
+            from dcem._diagnosis_figure import draw
 
         return draw(self)
 

@@ -67,7 +67,9 @@ def test_actions_that_the_policy_could_not_propose_are_refused_where_it_learns_o
     sequences["action"] = 1.0005 * full  # what float16 or another's clipping leaves
     assert model.loss(sequences)["loss_policy"].isfinite()
     sequences["action"] = 2.0 * full
-    with pytest.raises(ValueError, match=r"action: expected numbers inside the model's bounds, -1 to 1, got .* -2 to 2"):
+    with pytest.raises(
+        ValueError, match=r"action: expected numbers inside the model's bounds, -1 to 1, got .* -2 to 2"
+    ):
         model.loss(sequences)
 
 

@@ -244,8 +244,8 @@ class _Controller:
         if not self.plan.cost[failed].isfinite():
             return "the model's states are finite along the plan, what it costs is not"
         return (
-            "the plan that is left is finite, but too few of the solver's candidates are: tighten bounds or init_std, and "
-            "look where the model leads from large actions"
+            "the plan that is left is finite, but too few of the solver's candidates are: tighten bounds or init_std, "
+            "and look where the model leads from large actions"
         )
 
     def _decide(self, state: Any, reset: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,10 @@
-"""A diagnosis as a figure."""
+"""A diagnosis as a figure: not among the plots, which draw controllers, and these can be diagnosed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-
-from dcem.plotting.figures import COLOURS
 
 if TYPE_CHECKING:
     from dcem.diagnosis import Diagnosis
@@ -23,7 +21,7 @@ def draw(diagnosis: Diagnosis) -> Figure:
         "gradient_norm": "norm of the gradient",
     }
     for axis, (key, label) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        axis.plot(iterations, [getattr(row, key) for row in diagnosis.rows], "o-", color=COLOURS[0], markersize=3)
+        axis.plot(iterations, [getattr(row, key) for row in diagnosis.rows], "o-", color="#0072B2", markersize=3)
         axis.set(xlabel="iteration", ylabel=label)
         axis.grid(alpha=0.3)
         if key in ("std", "gradient_norm") and any(getattr(row, key) > 0 for row in diagnosis.rows):
