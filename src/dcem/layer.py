@@ -159,8 +159,8 @@ class Argmin(nn.Module):
         """Find out whether this layer is set up well: [`dcem.diagnose`][] of the solve that a call would make.
 
         Args:
-            *given: What a call takes first: objective and batch shape here, the state of a `dcem.control.MPC`, the input
-                of a `dcem.energy.EnergyModel`.
+            *given: What a call takes first: objective and batch shape here, the state for a `dcem.control.MPC`, the
+                input for a `dcem.energy.EnergyModel`.
             parameters: The tensors whose gradient to check; None for all leaves that the answer depends on.
             num_seeds: How many solves to compare, at least 2.
             seed: Of the first.
