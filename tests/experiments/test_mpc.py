@@ -128,7 +128,7 @@ def test_a_figure_names_other_packages_only_where_there_are_some() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["dcem", "other packages"]
 
 
-@pytest.mark.parametrize("name", ["cartpole", "acrobot", "acrobot-hanging", "reacher", "point-mass"])
+@pytest.mark.parametrize("name", ["cartpole", "acrobot", "acrobot-hanging", "reacher", "point-mass", "cheetah", "walker"])
 def test_an_episode_returns_what_the_task_itself_does(name: str) -> None:
     """An action that is held for several steps earns the rewards of all, and a whole episode lasts a thousand."""
     from dm_control import suite as of_dm_control
@@ -152,6 +152,29 @@ def test_an_episode_returns_what_the_task_itself_does(name: str) -> None:
         assert step.reward == pytest.approx(reward)
         assert step.last() == (decision == 20 // skip - 1)
     assert np.allclose(held.physics.get_state(), plain.physics.get_state())
+
+
+@pytest.mark.parametrize("name", ["cartpole", "cheetah", "walker"])
+def test_the_cost_is_the_reward_but_of_who_goes_backwards(name: str) -> None:
+    """Of states all over the task's range, after a step, which is when dm_control judges them."""
+    task = mpc_tasks.load(name, 1.0, 1)
+    env, random = task.env.env, np.random.default_rng(0)
+    same = 0
+    for seed in range(20):
+        env.task.random.seed(seed)
+        env.reset()
+        with env.physics.reset_context():
+            env.physics.data.qvel[:] = 3 * random.standard_normal(env.physics.model.nv)
+            if name == "walker":
+                env.physics.data.qpos[:3] = random.uniform((-1.0, 0.0, -1.0), (0.3, 1.0, 1.0))
+        action = random.uniform(-1, 1, task.num_actions)
+        reward = env.step(action).reward
+        cost = float(task.cost(task.state_of(None, task.env).double(), torch.from_numpy(action)))
+        assert -cost <= reward + 1e-4
+        if name == "cartpole" or env.physics.named.data.sensordata["torso_subtreelinvel"][0] > 0:
+            assert -cost == pytest.approx(reward, abs=1e-4)
+            same += 1
+    assert same > 5
 
 
 def test_the_acrobot_hangs_where_it_is_to() -> None:

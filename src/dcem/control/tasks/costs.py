@@ -63,10 +63,24 @@ def point_mass_cost(state: Tensor, action: Tensor) -> Tensor:
     return 5 * distance - near(distance, 0.015, 0.015) * effort(action)
 
 
+def cheetah_cost(state: Tensor, action: Tensor) -> Tensor:
+    """The task's reward is its speed, up to 10 m/s; backwards it costs, where the reward is flat."""
+    return -(state[..., -3] / 10).clamp(max=1)
+
+
+def walker_cost(state: Tensor, action: Tensor) -> Tensor:
+    """The task's own reward: a torso that is high, upright and moves at 1 m/s or more; backwards it costs."""
+    height, tilt, speed = 1.3 + state[..., 0], state[..., 2], state[..., -3]
+    stands = (3 * near((1.2 - height).clamp(min=0), 0.0, 0.6) + (1 + tilt.cos()) / 2) / 4
+    return -stands * (5 * speed.clamp(max=1) + 1) / 6
+
+
 COSTS = {
     "cartpole": cartpole_cost,
     "acrobot": acrobot_cost,
     "acrobot-hanging": acrobot_cost,
     "reacher": reacher_cost,
     "point-mass": point_mass_cost,
+    "cheetah": cheetah_cost,
+    "walker": walker_cost,
 }
