@@ -269,3 +269,14 @@ def test_what_cannot_be_is_refused_in_a_line(
     assert says.format(file=tmp_path / "file") in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir() if path.name != "file"] in ([], ["runs"])
+
+
+def test_an_interrupt_before_the_run_has_begun_is_a_line_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dcem.experiments.harness.launch.launch", interrupted)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "dcem: demo: interrupted; a run that had begun goes on with resume=<its folder>\n"

@@ -128,7 +128,9 @@ def test_a_figure_names_other_packages_only_where_there_are_some() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["dcem", "other packages"]
 
 
-@pytest.mark.parametrize("name", ["cartpole", "acrobot", "acrobot-hanging", "reacher", "point-mass", "cheetah", "walker"])
+@pytest.mark.parametrize(
+    "name", ["cartpole", "acrobot", "acrobot-hanging", "reacher", "point-mass", "cheetah", "walker"]
+)
 def test_an_episode_returns_what_the_task_itself_does(name: str) -> None:
     """An action that is held for several steps earns the rewards of all, and a whole episode lasts a thousand."""
     from dm_control import suite as of_dm_control

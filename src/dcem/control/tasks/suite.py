@@ -62,11 +62,11 @@ HORIZONS = {
     "pendulum": 20, "cartpole": 10, "acrobot": 50, "acrobot-hanging": 50, "reacher": 15, "point-mass": 8, "cheetah": 25,
     "walker": 15,
 }  # fmt: skip
-"""Decisions to look ahead: 1, 1, 2.5, 2.5, 0.6, 0.8, 0.5 and 0.75 s (from hanging the acrobot did not get up with 1.5)."""
+"""Decisions to look ahead: 1, 1, 2.5, 2.5, 0.6, 0.8, 0.5 and 0.75 s (hanging, the acrobot did not get up with 1.5)."""
 COARSE = {"cartpole": 2, "acrobot": 1, "acrobot-hanging": 1, "walker": 10}
-"""Steps of MuJoCo's that the model makes in a decision where the plant makes 10, 5, 5 and 20. The first three are of the
-fourth-order Runge-Kutta; with random actions their angles at a horizon of 1 and 3 s differ by 2e-5 and 0.04 rad, in the
-median.
+"""Steps of MuJoCo's that the model makes in a decision where the plant makes 10, 5, 5 and 20. Those of cartpole and
+acrobot are of the fourth-order Runge-Kutta; with random actions the angles at a horizon of 1 and 3 s differ by 2e-5 and
+0.04 rad, in the median.
 """
 SENSORS = {"cheetah": ("torso_subtreelinvel",), "walker": ("torso_subtreelinvel",)}
 """What a cost needs beside positions and speeds, as the last numbers of a state: how fast the whole body moves."""

@@ -39,6 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}? " if close else ""
         return _refuse(f"no experiment {name!r}; {hint}there are: {', '.join(EXPERIMENTS)}")
     try:
+        return _run(name, overrides)
+    except KeyboardInterrupt:  # before the run has begun, or a second one while it was writing what it had
+        print(f"dcem: {name}: interrupted; a run that had begun goes on with resume=<its folder>", file=sys.stderr)
+        return 130
+
+
+def _run(name: str, overrides: Sequence[str]) -> int:
+    try:
         for needed in ("hydra", "matplotlib", "rich", "tensorboard"):
             importlib.import_module(needed)
     except ModuleNotFoundError as error:
