@@ -44,7 +44,11 @@ class Config(Settings):
     likelihood: float = setting(10.0, at_least=0)
     """Weight of the model's likelihood in `ppo-likelihood`."""
     ppo: PPO = field(default_factory=lambda: PPO(num_steps=12_800))
-    sac: SAC = field(default_factory=lambda: SAC(num_steps=2000))
+    sac: SAC = field(
+        default_factory=lambda: SAC(
+            num_steps=4000, critic_first=800, steps_per_update=2, batch_size=256, lr=5e-3, critic_lr=1e-3
+        )
+    )
     ppo_network: PPO = field(
         default_factory=lambda: PPO(
             num_steps=320_000, num_envs=16, num_epochs=10, batch_size=400, lr=1e-3, critic_lr=1e-3, critic_epochs=0,

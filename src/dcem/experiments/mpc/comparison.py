@@ -9,7 +9,7 @@ from dcem.experiments.harness.run import Run
 from dcem.experiments.mpc import methods
 from dcem.experiments.mpc.benchmark import Benchmark
 from dcem.experiments.mpc.figures import bars, film
-from dcem.experiments.mpc.report import collect, table
+from dcem.experiments.mpc.report import NOTE, collect, table
 from dcem.experiments.mpc.settings import Config
 
 
@@ -29,7 +29,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         shown = "  ".join(f"{key} {value:.4g}" for key, value in result.items())
         run.say(f"{' '.join(str(part) for part in job)}: {shown}")
     results = collect(benchmark, jobs, run.records())
-    write_table(run, table(results))
+    write_table(run, table(results) + NOTE)
     run.figure("returns", bars(results, "returns", "return of an episode"))
     run.figure("milliseconds", bars(results, "milliseconds", "CPU milliseconds a decision"))
     if config.videos:
