@@ -55,8 +55,8 @@ class Diagnosis:
         comparison: the gradient against finite differences; None where there is no gradient.
         travelled: how far the answer lies from the start, in stds of the start, the farthest coordinate.
         spread: how far answers of different noise lie apart (their std), in stds of the start, the widest coordinate.
-        at_bounds: the fraction of the answer's numbers that lie on a bound, to a hundredth of the std of the start: beyond
-            it the objective may go on falling.
+        at_bounds: the fraction of the answer's numbers that lie on a bound, to a hundredth of the std of the start;
+            beyond it the objective may go on falling.
         status: of each problem, `(*batch,)`.
         advice: sentences that name a setting and what to do with it; none where nothing is wrong.
         solution: of the first seed.
