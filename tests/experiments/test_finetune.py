@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torchrl.envs import check_env_specs  # noqa: E402
 
 from dcem.experiments import ConfigError  # noqa: E402
 from dcem.experiments.finetune import algorithms, figures, settings  # noqa: E402
-from dcem.experiments.finetune.hyperparameters import PPO  # noqa: E402
+from dcem.experiments.finetune.hyperparameters import PPO, SAC  # noqa: E402
 from dcem.experiments.finetune.learner import Learner  # noqa: E402
 from dcem.experiments.finetune.task import TASKS, LearnedCost, LearnedSystem, controller, make_env  # noqa: E402
 from dcem.experiments.harness.run import Run  # noqa: E402
@@ -85,6 +86,20 @@ def test_the_policy_is_updated_by_all_steps_at_once_and_the_critic_by_few(
         beliefs = [line["mass"] for line in run.records()]
     assert drawn == [4, 4, 4, 12]
     assert abs(math.log(beliefs[1] / beliefs[0])) == pytest.approx(tuning.lr, rel=1e-2)  # Adam's first step, one
+
+
+@pytest.mark.parametrize(("critic_first", "moves"), [(0, [False, True, True]), (8, [False, False, True])])
+def test_values_learn_before_the_policy_follows_them(tmp_path: Path, critic_first: int, moves: list[bool]) -> None:
+    task = replace(TASKS["pendulum"], num_steps=6, horizon=2)
+    policy = Actor(controller(task, "model", dcem.Unroll(), 4, 2), std=task.std)
+    tuning = SAC(
+        num_steps=24, num_envs=4, warm_up=8, critic_first=critic_first, steps_per_update=4, batch_size=8, eval_every=8
+    )
+    with Run(tmp_path / "run", {}, seed=0, quiet=True) as run:
+        algorithms.sac(Learner(task, policy, 0, 2), tuning, run)
+        beliefs = [line["mass"] for line in run.records()]
+    assert len(beliefs) == 4
+    assert [after != before for before, after in itertools.pairwise(beliefs)] == moves
 
 
 def test_steps_to_the_goal() -> None:
