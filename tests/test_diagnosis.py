@@ -245,3 +245,140 @@ def test_an_energy_model_and_a_controller_diagnose_themselves():
     assert 0 < found.at_bounds < 1
     later = mpc.diagnose(state, warm_start=mpc(state, generator=torch.Generator().manual_seed(1)), num_iterations=3)
     assert later.rows[0].best < found.rows[0].best
+
+
+class Conditioned(torch.nn.Module):
+    """What it makes of its input it makes once for a solve, of its parameters."""
+
+    def __init__(self, *, hides=False):
+        super().__init__()
+        self.scale, self.hides = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64)), hides
+
+    def forward(self, x, y):
+        return self.condition_on(x)(y)
+
+    def condition_on(self, x):
+        center = ((self.scale.detach() if self.hides else self.scale) * x).unsqueeze(-2)
+        return lambda y: (y - center).square().sum(-1)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("hides", [True, False])
+def test_what_an_energy_makes_of_its_input_is_a_part_of_the_solve(hides, asked, enabled):
+    model = dcem.energy.EnergyModel(Conditioned(hides=hides), 2, GOOD, num_iterations=8)
+    x = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    with torch.set_grad_enabled(enabled):
+        found = model.diagnose(x, parameters=model.parameters() if asked else None)
+    if hides and not asked:  # of nothing that is not given it is known that it should matter
+        assert found.comparison is None
+        return
+    assert abs(found.comparison.expected) > 0.1
+    assert (found.comparison.given == 0) == hides
+    assert any("leaves autograd" in sentence for sentence in found.advice) == hides
+
+
+def test_a_learned_start_is_moved_with_the_rest():
+    for init in ((torch.nn.Parameter(torch.zeros(2)), None), (0.0, torch.nn.Parameter(torch.full((2,), 2.0)))):
+        layer = dcem.Argmin(2, dcem.CEM(100, 10, dcem.LML(1.0)), init=init, num_iterations=2)
+        found = layer.diagnose(away_from(torch.tensor([1.0, -0.5])), parameters=layer.parameters())
+        assert found.comparison.error < 0.02
+        assert abs(found.comparison.given) > 1e-3
+        assert not any(sentence.startswith("gradient") for sentence in found.advice)
+
+
+def test_measures_are_in_the_std_that_the_search_has_inside_its_bounds():
+    inside = dcem.diagnose(
+        lambda x: 1e4 * away_from(torch.tensor([1e-3, 2e-3]))(x), torch.zeros(2), dcem.CEM(200, 20, dcem.LML(0.1)), bounds=(-0.01, 0.01)
+    )  # fmt: skip
+    assert inside.at_bounds == 0
+    assert 0.1 < inside.travelled < 0.3
+    outside = dcem.diagnose(away_from(torch.tensor([0.9])), torch.full((1,), -1000.0), GOOD, bounds=(-1.0, 1.0))
+    assert outside.travelled < 2.5
+
+
+def test_a_gradient_that_is_no_number_is_called_wrong():
+    theta = target(1.0, -1.0)
+    found = dcem.diagnose(
+        lambda x: away_from(theta)(x) + (theta[0] - theta[0]).sqrt(), torch.zeros(2, dtype=torch.float64), GOOD
+    )
+    assert any(sentence.startswith("gradient: it is nan") for sentence in found.advice)
+
+
+def test_a_call_is_diagnosed_with_all_that_it_is_given_by_name():
+    mpc = dcem.control.MPC(
+        lambda x, u: x + 0.1 * u, lambda x, u: (u - 0.8).square().sum(-1), 3, 1, solver=GOOD, init_std=0.1
+    )
+    state = torch.zeros(1, 1)
+    assert mpc.diagnose(state).travelled > 5
+    warm = mpc(state).warm_start._replace(actions=torch.full((1, 3, 1), 0.8))
+    assert mpc.diagnose(state=state, warm_start=warm).travelled < 0.5
+    layer, goal = dcem.Argmin(2, GOOD), away_from(torch.tensor([1.0, -1.0]))
+    assert layer.diagnose(goal, batch_shape=(2,)).solution.x.shape == (2, 2)
+    assert layer.diagnose(goal, init=torch.full((2,), 30.0)).travelled > 3
+    assert layer.diagnose(goal, bounds=(-0.1, 0.1)).at_bounds == 1
+    decoded = dcem.Argmin(2, GOOD, decoder=Twice())
+    valid = decoded.diagnose(goal, validate=lambda x: torch.tensor(x.shape == (2,)))
+    assert valid.status == dcem.Status.OK
+    for name, value in {"generator": torch.Generator(), "record": True, "noise": torch.zeros(10, 200, 2)}.items():
+        with pytest.raises(TypeError, match=f"{name}: expected"):
+            layer.diagnose(goal, **{name: value})
+    assert layer._searches is None
+
+
+class Goal(dcem.control.MPC):
+    def forward(self, state, goal, **options):
+        return super().forward(state - goal, **options)
+
+
+def test_a_layer_of_ones_own_is_diagnosed_by_its_own_call():
+    theta = target(0.5)
+    mpc = Goal(
+        lambda x, u: x + theta * u, lambda x, u: x.square().sum(-1) + u.square().sum(-1), 3, 1, (-1.0, 1.0), GOOD
+    )
+    found = mpc.diagnose(torch.ones(2, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    assert found.comparison.error < 1e-3
+
+
+def test_a_gradient_that_a_call_refuses_is_advice():
+    mpc = dcem.control.MPC(
+        lambda x, u: x + u,
+        lambda x, u: x.square().sum(-1),
+        3,
+        1,
+        (-1.0, 1.0),
+        GOOD,
+        gradient=dcem.Implicit(),
+        answer="best",
+    )
+    with torch.no_grad():
+        found = mpc.diagnose(torch.ones(2, 1))
+    assert any("Implicit differentiates the mean" in sentence for sentence in found.advice)
+    with pytest.raises(ValueError, match="state: expected"):
+        dcem.control.MPC(dcem.control.systems.Pendulum(), lambda x, u: x.sum(-1), 3, 1, (-1.0, 1.0), GOOD).diagnose(
+            torch.ones(2, 1)
+        )
+
+
+def test_a_leaf_of_no_numbers_is_no_parameter():
+    empty = torch.zeros(0, requires_grad=True)
+    found = dcem.diagnose(lambda x: x.square().sum(-1) + empty.sum(), torch.ones(2), GOOD)
+    assert found.comparison is None
+
+
+@pytest.mark.parametrize(
+    "solver", [dcem.CEM(), dcem.CEM(100, 10, dcem.LML(0.3)), dcem.CEM(100, 10, dcem.LML(0.1), init_std=3.0)]
+)
+def test_what_does_no_harm_is_left_alone(solver):
+    """Many samples share the weight of a soft selection; where it converges all the same, nothing is to be changed."""
+    found = dcem.diagnose(away_from(target(1.0, -1.0)), torch.zeros(2, dtype=torch.float64), solver)
+    assert found.advice == []
+
+
+def test_a_flat_valley_is_no_lack_of_samples():
+    """Answers along it differ from seed to seed, and none is worse than another."""
+    found = dcem.diagnose(
+        lambda x: x[..., 0].square(), torch.zeros(2), dcem.CEM(100, 10, dcem.LML(0.1)), num_iterations=12
+    )
+    assert found.spread > 0.1
+    assert not any(sentence.startswith("num_samples") for sentence in found.advice)

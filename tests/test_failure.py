@@ -257,3 +257,29 @@ def test_so_they_have_in_one_compiled_graph(solver, backend):
     assert status.tolist() == [dcem.Status.NONFINITE if i == BAD else dcem.Status.OK for i in range(B)]
     found, expected = (torch.autograd.grad(y.square().sum(), theta)[0] for y in (x[REST], alone))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "gd"])
+def test_an_answer_that_is_not_finite_is_never_ok(solver, compiled):
+    """A draw that is no number has a weight of 0 as its value has none, but 0 times it is none either."""
+    if compiled and solver != "lml":
+        pytest.skip("one is enough")
+    noise = NOISE.clone()
+    noise[-1, BAD, 3] = torch.nan
+
+    def solve(noise):
+        objective = lambda x: x.square().sum(-1)  # noqa: E731
+        solution = dcem.minimize(objective, torch.zeros(B, 2, dtype=torch.float64), SOLVERS[solver], num_iterations=T, noise=noise)  # fmt: skip
+        return solution.x, solution.status
+
+    if compiled:
+        torch._dynamo.reset()
+    healthy, ok = solve(NOISE)
+    x, status = (torch.compile(solve, fullgraph=True, backend="eager") if compiled else solve)(noise)
+    assert torch.equal(x[REST], healthy[REST])
+    assert ok.tolist() == [dcem.Status.OK] * B
+    assert not x[BAD].isfinite().all()
+    assert status.tolist() == [dcem.Status.NONFINITE if i == BAD else dcem.Status.OK for i in range(B)]
+    by_vmap = torch.func.vmap(solve, in_dims=2, randomness="error")(noise.unsqueeze(2))[1]
+    assert torch.equal(by_vmap[0], status)

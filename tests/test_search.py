@@ -275,20 +275,57 @@ def test_what_is_written_to_a_solution_does_not_reach_the_search():
     assert_same(plain.solution, written.solution)
 
 
-def test_a_search_inside_other_bounds_is_gone_on_with_only_where_its_candidates_are_inside():
-    wide = dcem.Search(torch.zeros(3, 2), bounds=(-2.0, torch.tensor([2.0, 3.0])), generator=torch.Generator())
-    finish(wide, 2)
-    for asked in (False, True):
-        _ = wide.ask() if asked else None
-        for bounds in ((-2.0, 3.0), (None, 3.0), None):
-            dcem.Search(torch.zeros(3, 2), bounds=bounds, generator=torch.Generator()).load_state_dict(
-                wide.state_dict()
-            )
-    fresh = dcem.Search(torch.zeros(3, 2), bounds=(-2.0, 2.0), generator=torch.Generator())
-    fresh.ask()
-    for saved in (wide, fresh):
-        narrow = dcem.Search(torch.zeros(3, 2), bounds=(-0.1, 0.1), generator=torch.Generator())
+def bounded(bounds, dtype=torch.float32, **options) -> dcem.Search:
+    solver = dcem.CEM(20, 4, dcem.LML(0.1), **options)
+    return dcem.Search(
+        torch.full((3, 2), 0.25, dtype=dtype), solver, bounds=bounds, generator=torch.Generator().manual_seed(0)
+    )
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_search_goes_on_inside_bounds_that_hold_its_own(asked):
+    saved = bounded((-2.0, torch.tensor([0.3, 3.0])))
+    finish(saved, 2)
+    _ = saved.ask() if asked else None
+    for bounds in ((-2.0, 3.0), (None, 3.0), None, (torch.tensor([-2.0, -3.0]), 3.0), (-2.0, torch.tensor([0.3, 3.0]))):
+        bounded(bounds).load_state_dict(saved.state_dict())
+    for bounds in ((-1.0, 3.0), (-2.0, 0.29), (-2.0, torch.tensor([3.0, 0.3])), (0.0, None)):
+        narrow = bounded(bounds)
         before = narrow.ask()
         with pytest.raises(ValueError, match="state_dict: expected the state of a search inside these bounds"):
             narrow.load_state_dict(saved.state_dict())
         assert torch.equal(narrow.ask(), before)
+    unbounded = bounded(None)
+    finish(unbounded, 1)
+    with pytest.raises(ValueError, match="in all -1 to 1, got one with .* in all -inf to inf"):
+        bounded((-1.0, 1.0)).load_state_dict(unbounded.state_dict())
+    of_an_earlier_version = {key: value for key, value in saved.state_dict().items() if key != "bounds"}
+    bounded((-2.0, 3.0)).load_state_dict(of_an_earlier_version)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(torch.float64, torch.float32), (torch.float32, torch.float64), (torch.float32, torch.float16), (torch.float16, torch.float32), (torch.float64, torch.bfloat16)],
+)  # fmt: skip
+@pytest.mark.parametrize("of_numbers", [False, True])
+def test_a_search_goes_on_in_another_precision(before, after, of_numbers):
+    """Its bounds are rounded to the inside of another grid, and its elites are brought to the new one."""
+    sides = (-0.7, 0.3) if of_numbers else (torch.tensor([-0.7, -0.7]), torch.tensor([0.3, 0.3]))
+    saved, goes_on = bounded(sides, before, keep_elites=0.5), bounded((-0.7, 0.3), after, keep_elites=0.5)
+    finish(saved, 2)
+    goes_on.load_state_dict(saved.state_dict())
+    assert finish(goes_on, 2).x.dtype == after
+    assert (finish(goes_on, 1).x.double() <= 0.3).all()
+
+
+def test_a_failed_candidate_does_not_lose_what_was_saved():
+    noise = torch.randn(3, 3, 20, 2, generator=torch.Generator().manual_seed(0))
+    noise[1, :, 3] = torch.nan
+    made = [dcem.Search(torch.zeros(3, 2), dcem.CEM(20, 4), bounds=(-1.0, 1.0), noise=noise) for _ in range(2)]
+    finish(made[0], 1)
+    made[0].ask()
+    made[1].load_state_dict(made[0].state_dict())
+    theirs, ours = (finish(each, 1) for each in made)
+    torch.testing.assert_close(ours.x, theirs.x, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(ours.best_x, theirs.best_x)
+    assert ours.status.tolist() == theirs.status.tolist() == [dcem.Status.NONFINITE] * 3

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -42,7 +43,11 @@ class Comparison(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Relative to their size, without what the finite differences leave open; 0 where both vanish."""
+        """Relative to their size, without what the finite differences leave open; 0 where both vanish, infinite where
+        what is given is no number.
+        """
+        if not math.isfinite(self.given):
+            return math.inf
         scale = self.size
         return max(0.0, abs(self.given - self.expected) - self.uncertainty) / scale if scale > 0 else 0.0
 
@@ -112,11 +117,14 @@ class Inside(TorchFunctionMode):
 
 
 def compare(solve: Callable[[], Tensor], x: Tensor, weights: Tensor, leaves: list[Tensor]) -> Comparison:
-    gradients = torch.autograd.grad((x * weights).sum(), leaves, retain_graph=True, allow_unused=True)
+    """Of the answer `x`; where it depends on nothing, autograd's derivative is 0."""
+    gradients: Sequence[Tensor | None] = [None] * len(leaves)
+    if x.requires_grad:
+        gradients = torch.autograd.grad((x * weights).sum(), leaves, retain_graph=True, allow_unused=True)
     ways = [direction(leaf) for leaf in leaves]
     given = 0.0
     for gradient, way in zip(gradients, ways, strict=True):
-        given += 0.0 if gradient is None else float((gradient * way).sum())  # type: ignore[redundant-expr]
+        given += 0.0 if gradient is None else float((gradient * way).sum())
     size = max(1e-3, max(float(leaf.detach().abs().max()) for leaf in leaves))
     rounding = torch.finfo(x.dtype).eps * float((x.detach().double() * weights).abs().sum())
 

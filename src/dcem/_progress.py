@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcem._best import Best
+from dcem._eager import is_eager
 from dcem._setup import Setup, where
 from dcem.distributions import Distribution
 from dcem.solution import Iteration, Solution, Status
@@ -87,10 +89,20 @@ class Progress(NamedTuple):
         x = x.to(setup.dtype)
         if validate is not None:
             status = torch.where(_passes(validate, x.detach().clone(), status), status, int(Status.INVALID))
-        status = torch.where(self.failed, int(Status.NONFINITE), status)
+        status = torch.where(self.failed | _lost(x, batch_dims), int(Status.NONFINITE), status)
         best_x, best_value = best.samples[0].squeeze(batch_dims), best.values[0].squeeze(-1)
         found: Distribution = self.state.distribution
         return Solution(x, best_x.to(setup.dtype), best_value, found, status, history or [])
+
+
+def _lost(x: Tensor, batch_dims: int) -> Tensor:
+    """Of which problems the answer is not finite, though values were: of a draw that is no number, or a family's own
+    fit. `(*batch,)`, or no axes where none is.
+    """
+    if is_eager() and x.is_cpu and math.isfinite(x.detach().sum()):
+        return torch.zeros((), dtype=torch.bool)
+    finite = x.detach().isfinite()
+    return ~(finite.flatten(batch_dims).all(-1) if x.dim() > batch_dims else finite)
 
 
 @torch.no_grad()

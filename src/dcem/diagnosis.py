@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,12 +14,12 @@ from torch import Tensor
 from dcem._check import check_count
 from dcem._extras import needs
 from dcem._gradient_check import Comparison, Inside, checked, compare, direction
-from dcem._setup import NoiseSource
+from dcem._setup import NoiseSource, Setup
 from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution
 from dcem.gradients import Checkpoint, Detach, GradientMode, Unroll
 from dcem.loop import minimize
-from dcem.solution import Solution, Status
+from dcem.solution import Iteration, Solution, Status
 from dcem.solvers import CEM, SamplingSolver, Solver
 
 if TYPE_CHECKING:
@@ -148,80 +149,112 @@ def diagnose(
     if isinstance(noise, Tensor):
         raise TypeError("noise: expected a source of noise or None, of which each seed draws another, got a Tensor")
 
-    def solve(mode: GradientMode, generator: torch.Generator, record: bool) -> Solution:
-        return minimize(
+    def solve(mode: GradientMode, seed: int, record: bool) -> Searched:
+        mean: Any = init.mean if isinstance(init, Distribution) else init
+        device = mean.device if isinstance(mean, Tensor) else "cpu"  # what else it is the solve says
+        solution = minimize(
             objective, init, solver, num_iterations=num_iterations, gradient=mode, event_dims=event_dims, bounds=bounds,
-            noise=noise, generator=generator, record=record,
+            noise=noise, generator=torch.Generator(device).manual_seed(seed), record=record,
         )  # fmt: skip
+        return Searched(solution, init, bounds)
 
-    return diagnosed(solve, init, solver, event_dims, bounds, gradient, parameters, num_seeds, seed)
+    return diagnosed(solve, solver, event_dims, gradient, parameters, num_seeds, seed)
+
+
+class Searched(NamedTuple):
+    """A solve, from where it searched and inside which bounds."""
+
+    solution: Solution
+    init: Distribution | Tensor
+    bounds: BoundsLike | None
 
 
 def diagnosed(
-    solve: Callable[[GradientMode, torch.Generator, bool], Solution],
-    init: Distribution | Tensor,
+    solve: Callable[[GradientMode, int, bool], Searched],
     solver: Solver,
     event_dims: int,
-    bounds: BoundsLike | None,
     gradient: GradientMode,
     parameters: Iterable[Tensor] | None,
     num_seeds: int,
     seed: int,
 ) -> Diagnosis:
-    """What is found about `solve(gradient, generator, record)`, a search by `solver` from `init` inside `bounds`."""
+    """What is found about `solve(gradient, seed, record)`, a search by `solver`."""
     check_count("num_seeds", num_seeds)
     if num_seeds < 2:
         raise ValueError(f"num_seeds: expected at least 2, got {num_seeds}")
     asked = None if parameters is None else checked(parameters)
-    mean: Any = init.mean if isinstance(init, Distribution) else init
-    device = mean.device if isinstance(mean, Tensor) else "cpu"  # what else it is the solve says
-
-    def solved(seed: int, mode: GradientMode, *, record: bool = False) -> Solution:
-        return solve(mode, torch.Generator(device).manual_seed(seed), record)
-
     refused, inside = None, Inside()
     try:
         with torch.enable_grad(), inside:
-            solution = solved(seed, gradient, record=True)
-    except ValueError as error:  # a gradient that cannot be given: everything else can still be looked at
-        if "gradient" not in str(error):
-            raise
-        refused, solution = f"there is no gradient: {error}", solved(seed, Detach(), record=True)
-    start = solver.distribution(init, event_dims) if isinstance(init, Tensor) else init
-    scale = _std_of(start)
+            searched = solve(gradient, seed, True)
+    except ValueError as error:
+        try:  # is it a gradient that cannot be given? everything else can then still be looked at
+            searched = solve(Detach(), seed, True)
+        except ValueError:
+            raise error from None
+        refused = f"there is no gradient: {error}"
+    solution = searched.solution
+
     with torch.no_grad():
-        others = [solved(seed + i, Detach()).x for i in range(1, num_seeds)]
-        answers = torch.stack([solution.x.detach(), *others])
-        spread = float((answers.std(0) / scale).max())
+        setup = Setup.of(
+            searched.init, solver, num_iterations=None, event_dims=event_dims, bounds=searched.bounds, generator=None,
+            noise=None, proposals=None,
+        )  # fmt: skip
+        start = setup.start.distribution
+        scale = _std_of(start)
+        others = [solve(Detach(), seed + i, False).solution for i in range(1, num_seeds)]
+        spread = float((torch.stack([solution.x.detach(), *(other.x for other in others)]).std(0) / scale).max())
+        harm = _harm(solution, others)
         travelled = float(((solution.x - start.mean).abs() / scale).max())
-        box = Bounds.check(bounds, torch.Size(start.event_shape), solution.x)
-        at_bounds = 0.0 if box is None else float(_near(box, solution.x, 0.01 * scale).double().mean())
+        at_bounds = float(_near(setup.bounds, solution.x, 0.01 * scale).double().mean())
     comparison, norms = None, [float("nan")] * len(solution.history)
+    leaves, has_earlier = asked or [], False
     if solution.x.requires_grad:
-        try:
-            with torch.enable_grad():
-                weights = direction(solution.x)
+        leaves, has_earlier = inside.leaves(solution.x, asked)
+    elif refused is not None or isinstance(gradient, Detach):
+        leaves = []
+    leaves = [leaf for leaf in leaves if leaf.numel()]
+    try:
+        with torch.enable_grad():
+            weights = direction(solution.x)
+            if solution.x.requires_grad:
                 norms = _gradient_norms(solution, weights)
-                leaves, has_earlier = inside.leaves(solution.x, asked)
-                if leaves:
-                    comparison = compare(lambda: solved(seed, Detach()).x, solution.x, weights, leaves)
-                elif has_earlier:
-                    refused = (
-                        "gradient: not checked, as all that it is of was computed before; compute it in the objective"
-                    )
-        except RuntimeError as error:  # of a hard selection, when it is asked
-            if "no gradient" not in str(error):
-                raise
-            refused = f"there is no gradient: {error}"
+            if leaves:
+                comparison = compare(lambda: solve(Detach(), seed, False).solution.x, solution.x, weights, leaves)
+            elif has_earlier:
+                refused = "gradient: not checked, as all that it is of was computed before; compute it in the objective"
+    except RuntimeError as error:  # of a hard selection, when it is asked
+        if "no gradient" not in str(error):
+            raise
+        refused = f"there is no gradient: {error}"
     rows = _rows(solution, norms)
-    advice = _advice(rows, comparison, travelled, spread, solution, solver, gradient, refused)
+    advice = _advice(rows, comparison, travelled, spread, harm, solution, solver, gradient, refused)
     return Diagnosis(rows, comparison, travelled, spread, at_bounds, solution.status, advice, solution)
 
 
-def _near(box: Bounds, x: Tensor, slack: Tensor) -> Tensor:
+def _near(box: Bounds | None, x: Tensor, slack: Tensor) -> Tensor:
     """Which numbers lie within `slack` of a side."""
-    sides = [side for side in (box.low, box.high) if side is not None]
+    sides = [] if box is None else [side for side in (box.low, box.high) if side is not None]
     return torch.stack([(x - side).abs() <= slack for side in sides]).any(0) if sides else torch.zeros_like(x)
+
+
+def _harm(solution: Solution, others: list[Solution]) -> tuple[float, float]:
+    """What stopping here loses, and what the noise does: how much the selected values fell in the last iteration, and
+    how much the best value differs between seeds (its std). Each in units of what the search has gained on an average
+    first candidate, of the problem where it is most.
+    """
+
+    def selected(iteration: Iteration) -> Tensor:
+        values, weights = iteration.values.detach().double(), iteration.weights.detach().double()
+        return torch.where(weights > 0, weights * values, 0.0).sum(-1) / weights.sum(-1)
+
+    levels = [selected(iteration) for iteration in solution.history]
+    values = solution.history[0].values.detach().double()
+    gained = (torch.where(values.isfinite(), values, torch.nan).nanmean(-1) - levels[-1]).clamp(min=1e-30)
+    fell = (levels[-2] - levels[-1]) / gained if len(levels) > 1 else torch.ones_like(gained)
+    differs = torch.stack([of.best_value.double() for of in (solution, *others)]).std(0) / gained
+    late, noisy = (float(of.nan_to_num(0.0, 0.0, 0.0).max()) for of in (fell, differs))
+    return late, noisy
 
 
 def _std_of(distribution: Distribution) -> Tensor:
@@ -258,6 +291,7 @@ def _advice(
     comparison: Comparison | None,
     travelled: float,
     spread: float,
+    harm: tuple[float, float],
     solution: Solution,
     solver: Solver,
     gradient: GradientMode,
@@ -269,7 +303,10 @@ def _advice(
     if refused is not None:
         advice.append(refused)
     if (solution.status == Status.NONFINITE).any():
-        advice.append("objective: too few values were finite in some iteration; look at the samples of its history")
+        advice.append(
+            "objective: too few values were finite in some iteration; look at samples and values of solution.history. "
+            "Of a controller dcem.control.run says where its model fails"
+        )
     elif max(row.failed for row in rows) > 0.1:
         advice.append(
             f"objective: up to {max(row.failed for row in rows):.0%} of the samples failed; tighten bounds or init_std"
@@ -281,13 +318,16 @@ def _advice(
     if travelled > 2.5:  # where a std that shrinks with each selection stops a search: at about 3
         advice.append(f"init_std: the answer lies {travelled:.2g} stds from the start; raise init_std, or move init")
     told = (solution.status != Status.NONFINITE) & (solution.status != Status.FLAT)
-    if wanted is not None and first.effective_elites > 3 * wanted and told.any():
+    moves = last.std > 0.3 * first.std and last.best < first.best
+    late, noisy = harm
+    shared = statistics.median(row.effective_elites for row in rows)
+    if wanted is not None and shared > 3 * wanted and told.any() and (moves or spread > 0.1):
         advice.append(
-            f"temperature: {first.effective_elites:.0f} samples share the weight where num_elites asks for {wanted:g}; "
+            f"temperature: {shared:.0f} samples share the weight where num_elites asks for {wanted:g}; "
             "lower the temperature of the selection to select more sharply"
         )
     samples = isinstance(solver, SamplingSolver)  # gradient descent has no std that falls
-    if samples and last.std > 0.3 * first.std and last.best < first.best:
+    if samples and moves and late > 0.05:
         advice.append(
             f"num_iterations: the std is still {last.std:.2g} ({first.std:.2g} after the first); iterate longer, or "
             "lower the temperature or num_elites"
@@ -295,7 +335,7 @@ def _advice(
     settled = next((t for t, row in enumerate(rows, 1) if row.std < 1e-4 * first.std), len(rows))
     if settled < 0.7 * len(rows):
         advice.append(f"num_iterations: nothing moves after iteration {settled} of {len(rows)}; fewer are enough")
-    if spread > 0.1:
+    if spread > 0.1 and noisy > 0.02:
         advice.append(
             f"num_samples: answers of different noise lie {spread:.2g} stds of the start apart: there are several "
             "basins, or too few samples; raise num_samples or num_elites"
@@ -303,7 +343,8 @@ def _advice(
     if comparison is not None and comparison.error > 0.05:
         full = isinstance(gradient, (Unroll, Checkpoint))
         cure = (
-            "the objective leaves autograd somewhere (NumPy, item(), detach()), or is not differentiable there"
+            "the objective leaves autograd somewhere (NumPy, item(), detach()), is not differentiable there, or is one "
+            "of choices, whose gradients are estimates"
             if full
             else "with Unroll() or Checkpoint() they agree unless the objective itself is not differentiable there"
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dcem._check import Fixed, as_shape, check_count, check_number, check_std
 from dcem._guard import WithData
-from dcem._tree import map_tensors, named_leaves
+from dcem._tree import leaves, map_tensors, named_leaves
 from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
-from dcem.diagnosis import Diagnosis, diagnosed
+from dcem.diagnosis import Diagnosis, Searched, diagnosed
 from dcem.distributions import Distribution, Gaussian
 from dcem.gradients import GradientMode, Unroll
 from dcem.loop import Shard, minimize
@@ -68,6 +68,7 @@ class Argmin(nn.Module):
     event_shape = Fixed[tuple[int, ...]]()
     latent_shape = Fixed[tuple[int, ...]]()
     _event_name = "event"  # what errors call a candidate
+    _searches: list[Searched] | None = None  # where a diagnosis finds those that a call has made
 
     def __init__(
         self,
@@ -137,15 +138,19 @@ class Argmin(nn.Module):
         **options: Any,
     ) -> Solution:
         """The same for an objective over the latent `(*batch, N, *latent)`, and with nothing decoded."""
-        return minimize(
+        options = {"bounds": self.bounds, "shard": self.shard, **options}
+        solution = minimize(
             objective,
             init,
             self.solver,
             num_iterations=self.num_iterations if num_iterations is None else num_iterations,
             gradient=self.gradient if gradient is None else gradient,
             event_dims=len(self.latent_shape),
-            **{"bounds": self.bounds, "shard": self.shard, **options},
+            **options,
         )
+        if self._searches is not None:
+            self._searches.append(Searched(solution, init, options["bounds"]))
+        return solution
 
     def diagnose(
         self,
@@ -156,19 +161,24 @@ class Argmin(nn.Module):
         gradient: GradientMode | None = None,
         **options: Any,
     ) -> Diagnosis:
-        """Find out whether this layer is set up well: [`dcem.diagnose`][] of the solve that a call would make.
+        """Find out whether this layer is set up well: [`dcem.diagnose`][] of the solve that a call makes.
 
         Args:
-            *given: What a call takes first: objective and batch shape here, the state for a `dcem.control.MPC`, the
-                input for a `dcem.energy.EnergyModel`.
+            *given: What the call takes: objective and batch shape here, the state for a `dcem.control.MPC`, the input
+                for a `dcem.energy.EnergyModel`.
             parameters: The tensors whose gradient to check; None for all leaves that the answer depends on.
-            num_seeds: How many solves to compare, at least 2.
+            num_seeds: How many calls to compare, at least 2.
             seed: Of the first.
             gradient: Instead of the layer's own.
-            **options: What a call takes by name, such as `num_iterations` or a controller's `warm_start`.
+            **options: What the call takes by name, such as `num_iterations` or a controller's `warm_start`; not
+                `generator`, `record` and drawn `noise`.
 
         Returns:
             What was found. Of a layer with a decoder it is about the latent.
+
+        Raises:
+            TypeError: As a call, or an option is one that a diagnosis has of its own.
+            ValueError: As a call, or `num_seeds` is below 2.
 
         >>> import dcem
         >>> layer = dcem.Argmin(2, dcem.CEM(100, 10, dcem.LML(0.1), init_std=0.1))
@@ -176,21 +186,24 @@ class Argmin(nn.Module):
         >>> found.advice[0].partition(":")[0]
         'init_std'
         """
+        for name in ("generator", "record"):
+            if name in options:
+                raise TypeError(f"{name}: expected none, as each call of a diagnosis has its own")
+        if isinstance(options.get("noise"), Tensor):
+            raise TypeError("noise: expected a source of noise or None, of which each seed draws another, got a Tensor")
+        held = [*leaves(list(given)), *self.parameters(), *self.buffers()]
+        device = held[0].device if held else "cpu"
+        watched, searches = copy.copy(self), list[Searched]()
+        watched.__dict__["_searches"] = searches
+
+        def solve(mode: GradientMode, seed: int, record: bool) -> Searched:
+            searches.clear()
+            generator = torch.Generator(device).manual_seed(seed)
+            watched(*given, gradient=mode, generator=generator, record=record, **options)
+            return searches[-1]
+
         mode = self.gradient if gradient is None else gradient
-        search, init, bounds = self._latent_search(*given)
-
-        def solve(mode: GradientMode, generator: torch.Generator, record: bool) -> Solution:
-            return search(gradient=mode, generator=generator, record=record, **options)
-
-        dims = len(self.latent_shape)
-        return diagnosed(solve, init, self.solver, dims, bounds, mode, parameters, num_seeds, seed)
-
-    def _latent_search(
-        self, objective: Callable[[Tensor], Tensor], batch_shape: int | Sequence[int] = ()
-    ) -> tuple[Callable[..., Solution], Distribution | Tensor, BoundsLike | None]:
-        """The search of a call that is given these, from where, and the bounds of what it searches."""
-        init = self.initial(as_shape("batch_shape", batch_shape))
-        return functools.partial(self.search, behind(objective, self.decode), init), init, self.bounds
+        return diagnosed(solve, self.solver, len(self.latent_shape), mode, parameters, num_seeds, seed)
 
     def decode(self, z: Tensor) -> Tensor:
         """Candidates `(*batch, N, *event)` of latents `(*batch, N, *latent)`, which they are without a decoder."""

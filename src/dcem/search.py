@@ -14,8 +14,8 @@ from dcem._eager import is_under_autocast
 from dcem._evaluate import as_values
 from dcem._progress import Progress
 from dcem._setup import NoiseSource, Setup
-from dcem._tree import plain, restored
-from dcem.bounds import BoundsLike
+from dcem._tree import map_tensors, plain, restored
+from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution
 from dcem.solution import Solution
 from dcem.solvers import CEM, Candidates, SamplingSolver, Solver
@@ -56,6 +56,9 @@ class Search:
 
     Source: ask and tell, Collette et al., "On object-oriented programming of optimizers", 2010.
     """
+
+    # No other attributes: bounds that were set later would be ignored.
+    __slots__ = ("__weakref__", "_asked", "_generator", "_progress", "_setup", "_solver")
 
     def __init__(
         self,
@@ -119,11 +122,12 @@ class Search:
         """All that changes, in plain containers: `torch.load(..., weights_only=True)` reads what was saved of it.
 
         With candidates that were asked for and not yet told of, and where the generator stands. What the search was
-        made of (solver, bounds, noise, proposals) is not in it.
+        made of (solver, noise, proposals) is not in it; its bounds are there to be compared.
         """
         generator = None if self._generator is None else self._generator.get_state()
         progress = self._progress._replace(best=self._progress.best.compared())
-        return {"progress": plain(progress), "asked": plain(self._asked), "generator": generator}
+        saved = {"progress": plain(progress), "asked": plain(self._asked), "generator": generator}
+        return {**saved, "bounds": list(self._sides())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from where a search of the same arguments was saved.
@@ -131,17 +135,21 @@ class Search:
         Raises:
             TypeError: `state_dict` is no mapping.
             ValueError: It was saved of another one: other shapes, another family, with or without a generator, with
-                candidates outside the bounds of this one. The search then stays as it was.
+                bounds that reach beyond those of this one. The search then stays as it was.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict: expected what state_dict() returned, got {type(state_dict).__name__}")
+        if not state_dict.keys() >= {"progress", "asked", "generator"}:
+            raise ValueError(f"state_dict: expected what state_dict() returned, got the keys {[*state_dict]}")
         generator = state_dict.get("generator")
         if (generator is None) != (self._generator is None):
             has, had = ("none" if one is None else "one" for one in (self._generator, generator))
             raise ValueError(f"state_dict: expected the state of a search with {has} as generator, got one with {had}")
         progress = restored(Progress.start(self._setup), state_dict.get("progress"), "state_dict")
+        mean = progress.state.distribution.mean  # elites, of which a new search has none, are of its dtype, too
+        progress = progress._replace(state=map_tensors(lambda leaf: _like(leaf, mean), progress.state))
         asked = self._restored(state_dict.get("asked"), progress.state)
-        self._check_inside([*progress.best.samples, *([] if asked is None else [asked.samples])])
+        self._check_bounds(state_dict.get("bounds"))
         if self._generator is not None:
             self._generator.set_state(generator.cpu())  # type: ignore[union-attr]
         self._progress, self._asked = progress, asked
@@ -160,11 +168,25 @@ class Search:
         candidates: Candidates = restored(like, asked, "state_dict.asked")
         return candidates
 
-    def _check_inside(self, candidates: list[Tensor]) -> None:
-        """A search that goes on inside other bounds would answer with what lies outside its own."""
-        box = self._setup.bounds
-        if box is not None and not all(bool(box.contains(x).all()) for x in candidates):
-            raise ValueError("state_dict: expected the state of a search inside these bounds, got candidates outside")
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        """The bounds as two tensors like a candidate, infinite where they are open."""
+        box, shape = self._setup.bounds or Bounds(), self._progress.state.distribution.event_shape
+        low, high = (open_ if side is None else side for side, open_ in ((box.low, -torch.inf), (box.high, torch.inf)))
+        both = [torch.as_tensor(side, dtype=torch.float64, device="cpu").expand(shape).clone() for side in (low, high)]
+        return both[0], both[1]
+
+    def _check_bounds(self, saved: Any) -> None:
+        """A search that goes on inside narrower bounds would answer with what lies outside them."""
+        if saved is None:  # by an earlier version
+            return
+        (low, high), (lowest, highest) = self._sides(), (side.cpu() for side in saved)
+        rounding = 2 * max(torch.finfo(self._setup.dtype).eps, torch.finfo(torch.float32).eps)
+        if (lowest < low - rounding * low.abs()).any() or (highest > high + rounding * high.abs()).any():
+            raise ValueError(
+                f"state_dict: expected the state of a search inside these bounds, in all {low.min():g} to "
+                f"{high.max():g}, got one with bounds that reach beyond them, in all {lowest.min():g} to "
+                f"{highest.max():g}; Search(solution.distribution, ...) goes on from its answer inside others"
+            )
 
     def _quietly(self, call: Callable[..., Any], *given: Any) -> Any:
         """Without a gradient, and in the precision of the search whatever the caller's autocast says."""
@@ -172,3 +194,7 @@ class Search:
         full = torch.autocast(device, enabled=False) if is_under_autocast(device) else nullcontext()
         with torch.no_grad(), full:
             return call(*given)
+
+
+def _like(leaf: Tensor, mean: Tensor) -> Tensor:
+    return leaf.to(mean) if leaf.is_floating_point() else leaf.to(mean.device)

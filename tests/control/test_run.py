@@ -537,15 +537,20 @@ def test_a_run_in_which_every_decision_failed_says_where_the_model_did() -> None
 
     solver = dcem.CEM(8, 2, dcem.HardTopK())
 
-    def told(dynamics, cost, state_of=None, **options) -> str:
+    def told(dynamics, cost, state_of=None, delay=0, **options) -> str:
         mpc = dcem.control.MPC(dynamics, cost, 4, 1, (-1.0, 1.0), solver, num_iterations=1, **options)
         with pytest.warns(RuntimeWarning, match="4 of 4 decisions that failed") as caught:
-            run(mpc, [Slide(2), Slide(2)], seed=0, state_of=state_of)
+            run(mpc, [Slide(2), Slide(2)], seed=0, state_of=state_of, delay=delay)
         return str(caught[0].message).rpartition("replaced by zeros: ")[2]
 
     for options in ({}, {"num_particles": 2}):
         says = told(lambda x, u: x + u, explodes, state_of=lambda seen, env: torch.tensor([torch.nan]), **options)
-        assert says == "the state that the plan starts from is not finite"
+        assert says == "the state that is planned from is NaN"
+        deadline = lambda seen, env: torch.tensor([0.0, torch.inf])  # noqa: E731
+        says = told(lambda x, u: x + u / (x - x).clamp(max=0), explodes, state_of=deadline, **options)
+        assert says == "the model's state is not finite from step 1 of the plan on"
+        says = told(lambda x, u: x + u, explodes, decoder=lambda z: z * torch.nan, latent_shape=(4, 1), **options)
+        assert says == "the actions that are planned are not finite: look at what the decoder returns"
         says = told(lambda x, u: torch.full_like(x, torch.inf) * (x + 1), explodes, **options)
         assert says == "the model's state is not finite from step 1 of the plan on"
         says = told(lambda x, u: (x.abs() + 1) * 1e15, lambda x, u: x.sum(-1), **options)
@@ -554,6 +559,8 @@ def test_a_run_in_which_every_decision_failed_says_where_the_model_did() -> None
         assert says == "the model's states are finite along the plan, what it costs is not"
         says = told(lambda x, u: x + u, lambda x, u: (1 / (u.abs() < 1e-9)).sum(-1), **options)
         assert says.startswith("the plan that is left is finite, but too few of the solver's candidates are")
+    says = told(lambda x, u: x * torch.nan, explodes, delay=1)
+    assert says == "the state that the actions on their way lead to, by the model, is NaN"
 
 
 def test_actions_that_the_environment_does_not_allow_are_counted() -> None:

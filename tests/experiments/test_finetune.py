@@ -129,7 +129,10 @@ def test_steps_to_the_goal() -> None:
         ({"tasks": ["pendulum", "pendulum"]}, "tasks: expected no entry twice"),
         ({"methods": []}, "methods: expected some of"),
         ({"ppo": PPO(num_steps=8, num_envs=0)}, "ppo.num_envs: expected at least 1; got 0"),
-        ({"ppo": PPO(num_steps=8, batch_size=9999)}, "ppo.batch_size: expected at most 800; got 9999"),
+        (
+            {"ppo": PPO(num_steps=8, batch_size=9999)},
+            "ppo.batch_size: expected at most 800, the steps of an iteration; got 9999",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(change: dict[str, Any], message: str) -> None:

@@ -28,7 +28,7 @@ from dcem.distributions import Distribution
 from dcem.gradients import GradientMode, Implicit
 from dcem.layer import Argmin, broadcastable
 from dcem.loop import Shard
-from dcem.solution import Solution, Status
+from dcem.solution import Status
 from dcem.solvers import SamplingSolver, Solver
 
 
@@ -255,7 +255,7 @@ class MPC(Argmin):
         gradient = self.gradient if gradient is None else gradient
         if self.answer != "mean" and isinstance(gradient, Implicit) and torch.is_grad_enabled():
             raise ValueError(f"answer: Implicit differentiates the mean, not a sample; got answer={self.answer!r}")
-        like = _floating_leaf(state)
+        like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), torch.empty(()))
         fresh, previous = self._fresh(batch, like), None
         mean = fresh.mean if isinstance(fresh, Distribution) else fresh
         if warm_start is not None:
@@ -328,15 +328,6 @@ class MPC(Argmin):
         """
         return tuple(self.forward(state, warm_start=WarmStart(*before), noise=noise).warm_start)  # type: ignore[return-value]
 
-    def _latent_search(  # type: ignore[override]  # of its own objective
-        self, state: Any
-    ) -> tuple[Callable[..., Solution], Distribution | Tensor, BoundsLike | None]:
-        def search(**options: Any) -> Solution:
-            return self.forward(state, evaluate=False, **options).solution
-
-        init = self._fresh(batch_of(state, self.state_dims), _floating_leaf(state))
-        return search, init, self.bounds if self.decoder is None else self.latent_bounds
-
     def _fresh(self, batch: tuple[int, ...], like: Tensor) -> Distribution | Tensor:
         """Where a search starts that has no warm start: `init`, or the means alone."""
         if self.init is None:
@@ -407,8 +398,3 @@ class MPC(Argmin):
         """Whether the action rate costs anything, now; True where that cannot be known at once."""
         weight = self.action_rate_cost
         return weight.requires_grad or not all_true(weight == 0)
-
-
-def _floating_leaf(state: Any) -> Tensor:
-    """What says in which dtype and where actions are planned."""
-    return next((leaf for leaf in leaves(state) if leaf.is_floating_point()), torch.empty(()))

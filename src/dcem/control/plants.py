@@ -53,8 +53,8 @@ class Space(NamedTuple):
         """Which of the numbers `(..., *a)` lie outside by more than rounding: boolean."""
         import numpy as np
 
-        given = np.rint(actions) if np.issubdtype(self.low.dtype, np.integer) else actions
-        low, high = (np.asarray(side, given.dtype) for side in (self.low, self.high))
+        given = (np.rint(actions) if np.issubdtype(self.low.dtype, np.integer) else actions).astype(float)
+        low, high = self.low.astype(float), self.high.astype(float)
         outside: np.ndarray[Any, Any] = (given < low - 1e-6 * abs(low)) | (given > high + 1e-6 * abs(high))
         return outside
 

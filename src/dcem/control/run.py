@@ -62,6 +62,17 @@ class Episodes:
     dt: float
     error: Exception | None
 
+    def __repr__(self) -> str:
+        """How many episodes and decisions, and what they returned."""
+        num, seconds = len(self.returns), self.solve_times
+        returned = f"mean return {self.returns.mean():.4g}, " if num else ""
+        ended = "" if self.error is None else f", error={self.error!r}"
+        return (
+            f"Episodes({num} episodes, {returned}{int(self.lengths.sum())} steps, {int(self.finished.sum())} finished, "
+            f"{self.num_replaced} decisions replaced, {self.num_clipped} clipped, median decision "
+            f"{float(seconds.median() if len(seconds) else 0):.2g} s{ended})"
+        )
+
 
 def run(
     policy: MPC | Callable[[Any], Tensor],
@@ -200,6 +211,7 @@ class _Controller:
         self.space = plant.space
         self.shape = (plant.num_envs, *plant.space.low.shape)
         self.generator: torch.Generator | None = None
+        self.state: Any = None  # that was decided in
         self.plan: Plan | None = None
         self.applied: Tensor | None = None
         self.failed = torch.zeros(plant.num_envs, dtype=torch.bool, device="cpu")
@@ -210,6 +222,7 @@ class _Controller:
     def __call__(self, state: Any, fresh: Tensor) -> Tensor:
         """Actions `(E, *a)` within the bounds; `fresh` says where an episode begins."""
         self.sent[fresh] = 0.0
+        self.state = state
         actions, good = self._decide(state, fresh | self.failed)
         if actions.dim() != len(self.shape) + 1 or (actions.shape[0], *actions.shape[2:]) != self.shape:
             came = (actions.shape[0], *actions.shape[2:])
@@ -231,16 +244,21 @@ class _Controller:
 
     def where_it_failed(self) -> str:
         """What to look at, of a controller whose last decision failed."""
-        if not isinstance(self.policy, MPC) or self.plan is None:
+        if not isinstance(self.policy, MPC) or self.plan is None or self.plan.states is None:
             return "look at what the policy returns for one state"
         failed = int((self.plan.status.cpu() == Status.NONFINITE).int().argmax())
+        if any(leaf[failed].isnan().any() for leaf in leaves(self.state)):
+            return "the state that is planned from is NaN"
         time = int(self.policy.num_particles > 1)  # its axis, of one environment
-        paths = [leaf.detach().select(time, failed).movedim(time, 0).isfinite() for leaf in leaves(self.plan.states)]
-        lost = [step for path in paths for step, finite in enumerate(path) if not (finite | ~path[0]).all()]
+        paths = [leaf.detach().select(time, failed).movedim(time, 0) for leaf in leaves(self.plan.states)]
+        if any(path[0].isnan().any() for path in paths):
+            return "the state that the actions on their way lead to, by the model, is NaN"
+        if not self.plan.actions[failed].isfinite().all():
+            return "the actions that are planned are not finite: look at what the decoder returns"
+        known = [path.isfinite() | ~path[0].isfinite() for path in paths]  # a deadline may be infinite from the start
+        lost = [step for path in known for step, fine in enumerate(path) if not fine.all()]
         if lost:
             return f"the model's state is not finite from step {min(lost)} of the plan on"
-        if not all(path[0].all() for path in paths):
-            return "the state that the plan starts from is not finite"
         if not self.plan.cost[failed].isfinite():
             return "the model's states are finite along the plan, what it costs is not"
         return (

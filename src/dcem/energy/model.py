@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
 from dcem.energy.base import condition
 from dcem.gradients import GradientMode
-from dcem.layer import Argmin, behind
+from dcem.layer import Argmin
 from dcem.loop import Shard
 from dcem.solution import Solution
 from dcem.solvers import Solver
@@ -140,12 +139,6 @@ class EnergyModel(Argmin):
             return values
 
         return WithData(values_of, x)
-
-    def _latent_search(  # type: ignore[override]  # of its own objective
-        self, x: Tensor
-    ) -> tuple[Callable[..., Solution], Distribution | Tensor, BoundsLike | None]:
-        init = self.start(x)
-        return functools.partial(self.search, behind(self.objective(x), self.decode), init), init, self.bounds
 
     def start(self, x: Tensor) -> Distribution | Tensor:
         """Where the search for these inputs starts: a distribution, or the means alone."""

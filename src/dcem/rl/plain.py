@@ -130,6 +130,8 @@ class Policy:
 
 def _as_tensor(observation: Any) -> Tensor:
     """An array or a list as a float32 tensor."""
+    if isinstance(observation, tuple):
+        raise TypeError("observation: expected an array or a tensor, got a tuple: observation, info = env.reset()")
     if hasattr(observation, "__array__"):
         import numpy as np
 

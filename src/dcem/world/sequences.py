@@ -55,7 +55,8 @@ def check_within(name: str, value: Tensor, low: Tensor, high: Tensor) -> None:
         least, most = value.detach().aminmax()
         raise ValueError(
             f"{name}: expected numbers inside the model's bounds, {low.min():.4g} to {high.max():.4g}, got numbers "
-            f"from {least:.4g} to {most:.4g}; build the model with the bounds of the environment"
+            f"from {least:.4g} to {most:.4g}; build the model with the bounds of the environment, "
+            "and clip actions to them"
         )
 
 

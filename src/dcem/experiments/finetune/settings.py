@@ -70,10 +70,12 @@ class Config(Settings):
 
     def check(self) -> None:
         super().check()
-        for name in ("ppo", "ppo_network"):
+        uses = {"ppo": {"ppo", "ppo-likelihood"}, "ppo_network": {"ppo-network"}}
+        for name in (of for of, methods in uses.items() if methods & set(self.methods)):
             settings = getattr(self, name)
             frames = settings.num_envs * min(self.task(task).num_steps for task in self.tasks)
-            require(settings.batch_size <= frames, f"{name}.batch_size", f"at most {frames}", settings.batch_size)
+            most = f"at most {frames}, the steps of an iteration"
+            require(settings.batch_size <= frames, f"{name}.batch_size", most, settings.batch_size)
 
     def task(self, name: str) -> Task:
         """The task of that name, with the episodes that the settings ask for."""

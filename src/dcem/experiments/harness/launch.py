@@ -152,6 +152,8 @@ def _resume(arguments: list[str]) -> tuple[list[str], bool]:
     others = [argument for argument in arguments if argument != asked[0]]
     if others:
         raise BadCommand(f"resume: expected alone, a run continues with its own settings; got also {' '.join(others)}")
+    if asked[0] == "resume=":
+        raise BadCommand("resume: expected the folder of a run, resume=<folder>; got nothing")
     folder = Path(asked[0].removeprefix("resume=")).resolve()
     recorded = folder / ".hydra" / "overrides.yaml"
     if not recorded.exists() or not (folder / CONFIG).exists():
