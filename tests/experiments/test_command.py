@@ -80,7 +80,9 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
             ["regression", "-m", "solver=dcem,adam"],
             "Could not find 'solver/adam' Available options in 'solver': dcem gd light",
         ),
+        (["mpc", "tasks=pendulum", "--cfg", "job"], "tasks: expected a list, tasks=[pendulum]; got pendulum\n"),
         (["regression", "resume=/nowhere"], "resume: expected the folder of a run"),
+        (["regression", "resume="], "resume: expected the folder of a run, resume=<folder>; got nothing"),
         (["regression", "resume=/nowhere", "seed=1"], "resume: expected alone"),
     ],
 )

@@ -99,6 +99,9 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
             with initialize_config_module("dcem.experiments", version_base="1.3"):
                 folder = Path(str(_composed(name, module, [*where, *each]).hydra.sweep.dir))
     if shows:
+        if not sweeps:
+            with initialize_config_module("dcem.experiments", version_base="1.3"):
+                _composed(name, module, [*where, *overrides])  # what makes no sense is refused in one line here, too
         _by_hydra(task, name, [*where, *arguments])
     elif sweeps:
         with taken(folder, "hydra.sweep.dir", is_new=True):
