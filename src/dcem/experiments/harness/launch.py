@@ -99,9 +99,10 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
             with initialize_config_module("dcem.experiments", version_base="1.3"):
                 folder = Path(str(_composed(name, module, [*where, *each]).hydra.sweep.dir))
     if shows:
-        if not sweeps:
+        if not sweeps:  # what makes no sense is refused in one line here, too; `job` is of `--cfg job`
+            settings = [override for override in overrides if "=" in override or override.startswith("~")]
             with initialize_config_module("dcem.experiments", version_base="1.3"):
-                _composed(name, module, [*where, *overrides])  # what makes no sense is refused in one line here, too
+                _composed(name, module, [*where, *settings])
         _by_hydra(task, name, [*where, *arguments])
     elif sweeps:
         with taken(folder, "hydra.sweep.dir", is_new=True):
