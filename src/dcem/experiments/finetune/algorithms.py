@@ -103,7 +103,7 @@ def sac(learner: Learner, settings: SAC, run: Run) -> None:
         due, done = (max(0, at - settings.warm_up) // settings.steps_per_update for at in (frames, before))
         for _ in range(due - done):
             losses = loss(replay.sample())
-            if frames <= settings.warm_up + settings.critic_first:
+            if frames <= settings.warm_up + settings.critic_first * settings.num_steps:
                 losses = losses.select("loss_qvalue")
             optimizer.zero_grad()
             total_loss({"sac": 1.0}, {"sac": losses}).backward()  # type: ignore[no-untyped-call]

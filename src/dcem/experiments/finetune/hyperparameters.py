@@ -55,8 +55,8 @@ class SAC:
         num_steps: environment steps in all.
         num_envs: side by side.
         warm_up: steps before learning begins.
-        critic_first: steps after these in which only the value networks learn. A controller is worth something from the
-            start: what values that know nothing would make of it is worse.
+        critic_first: share of all steps, after these, in which only the value networks learn. A controller is worth
+            something from the start: what values that know nothing would make of it is worse.
         steps_per_update: environment steps for each update.
         batch_size: of an update.
         lr: of what is learned in the policy.
@@ -69,7 +69,7 @@ class SAC:
     num_steps: int = count(1)
     num_envs: int = count(4)
     warm_up: int = setting(400, at_least=0)
-    critic_first: int = setting(0, at_least=0)
+    critic_first: float = setting(0.0, at_least=0, at_most=1)
     steps_per_update: int = count(4)
     batch_size: int = count(64)
     lr: float = positive(0.02)
