@@ -226,7 +226,7 @@ def draw_adversary(finished: Sequence[Finished]) -> Figure:
             start += steps[-1]
             for axis in (above, below) if j == 0 else ():
                 axis.axvline(start, color="0.6", linewidth=0.8)
-    above.set_ylabel(_RETURN)
+    above.set_ylabel("return:\nminus an episode's cost")
     below.set(xlabel="update", ylabel="one-step error,\nvariances of the change", yscale="log")
     below.grid(which="both", alpha=0.25)
     every = [record for of in finished for records in of.records.values() for record in records]
