@@ -283,3 +283,14 @@ def test_an_answer_that_is_not_finite_is_never_ok(solver, compiled):
     assert status.tolist() == [dcem.Status.NONFINITE if i == BAD else dcem.Status.OK for i in range(B)]
     by_vmap = torch.func.vmap(solve, in_dims=2, randomness="error")(noise.unsqueeze(2))[1]
     assert torch.equal(by_vmap[0], status)
+
+
+@pytest.mark.cpu
+def test_a_solve_stays_where_its_tensors_are():
+    """Not where new ones are made by default."""
+    with torch.device("meta"):
+        solution = dcem.minimize(
+            lambda x: x.square().sum(-1), torch.zeros(B, 2, device="cpu"), SOLVERS["lml"], num_iterations=T,
+            noise=NOISE.float(),
+        )  # fmt: skip
+    assert solution.status.tolist() == [dcem.Status.OK] * B

@@ -329,3 +329,8 @@ def test_a_failed_candidate_does_not_lose_what_was_saved():
     torch.testing.assert_close(ours.x, theirs.x, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(ours.best_x, theirs.best_x)
     assert ours.status.tolist() == theirs.status.tolist() == [dcem.Status.NONFINITE] * 3
+
+
+def test_bounds_that_are_learned_are_saved_as_numbers():
+    high = torch.full((2,), 2.0, requires_grad=True)
+    assert not any(side.requires_grad for side in bounded((-2.0, high)).state_dict()["bounds"])

@@ -100,7 +100,7 @@ def _lost(x: Tensor, batch_dims: int) -> Tensor:
     fit. `(*batch,)`, or no axes where none is.
     """
     if is_eager() and x.is_cpu and math.isfinite(x.detach().sum()):
-        return torch.zeros((), dtype=torch.bool)
+        return x.new_zeros((), dtype=torch.bool)
     finite = x.detach().isfinite()
     return ~(finite.flatten(batch_dims).all(-1) if x.dim() > batch_dims else finite)
 

@@ -172,8 +172,8 @@ class Search:
         """The bounds as two tensors like a candidate, infinite where they are open."""
         box, shape = self._setup.bounds or Bounds(), self._progress.state.distribution.event_shape
         low, high = (open_ if side is None else side for side, open_ in ((box.low, -torch.inf), (box.high, torch.inf)))
-        both = [torch.as_tensor(side, dtype=torch.float64, device="cpu").expand(shape).clone() for side in (low, high)]
-        return both[0], both[1]
+        both = [torch.as_tensor(side, dtype=torch.float64, device="cpu").expand(shape) for side in (low, high)]
+        return both[0].detach().clone(), both[1].detach().clone()
 
     def _check_bounds(self, saved: Any) -> None:
         """A search that goes on inside narrower bounds would answer with what lies outside them."""
