@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import dcem
+from dcem._tree import leaves
 
 T = 3
 MEANS = torch.tensor([[0.5, -1.0], [2.0, 0.0], [-0.5, 1.5]])
@@ -314,6 +315,10 @@ def test_a_search_goes_on_in_another_precision(before, after, of_numbers):
     saved, goes_on = bounded(sides, before, keep_elites=0.5), bounded((-0.7, 0.3), after, keep_elites=0.5)
     finish(saved, 2)
     goes_on.load_state_dict(saved.state_dict())
+    state = leaves(goes_on.state_dict()["progress"]["state"])  # at least in single precision, elites included
+    wanted = torch.promote_types(after, torch.float32)
+    assert len(state) > 2
+    assert {leaf.dtype for leaf in state if leaf.is_floating_point()} == {wanted}
     assert finish(goes_on, 2).x.dtype == after
     assert (finish(goes_on, 1).x.double() <= 0.3).all()
 
