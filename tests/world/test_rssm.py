@@ -416,6 +416,7 @@ class _Step(torch.nn.Module):
         return self.model.imagine(belief, action)
 
 
+@pytest.mark.filterwarnings("ignore:Please use the new API settings to control TF32")  # torch 2.9, of its older name
 def test_tf32_is_allowed_by_either_of_torchs_names_and_a_small_gpu_has_no_room(monkeypatch) -> None:
     matmul, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
     try:
