@@ -65,8 +65,12 @@ class Tuning:
     max_divergence: float = positive(0.05)
     """KL from the policy that played, beyond which a pass ends."""
     grad_clip: float = positive(1.0)
-    gae_lambda: float = setting(0.95, at_least=0, at_most=1)
-    """Of the advantages."""
+    discount: float = setting(0.98, at_least=0, below=1)
+    """Of the rewards that an action is credited with."""
+    gae_lambda: float = setting(0.0, at_least=0, at_most=1)
+    """Of the advantages: 0 for one reward and the value of the next state."""
+    critic_lambda: float = setting(0.9, at_least=0, at_most=1)
+    """Of the returns that the value network learns."""
     critic_lr: float = positive(1e-3)
     """Learning rate of the value network."""
     critic_updates: int = count(200)

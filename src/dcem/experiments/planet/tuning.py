@@ -57,8 +57,9 @@ class Tuner:
         self.loss = ClipPPOLoss(
             self.actor, self.critic, clip_epsilon=self.settings.clip, entropy_bonus=False, normalize_advantage=True
         )
-        self.advantage = GAE(
-            gamma=config.discount, lmbda=self.settings.gae_lambda, value_network=self.critic, deactivate_vmap=True
+        self.advantage, self.returns = (
+            GAE(gamma=self.settings.discount, lmbda=weight, value_network=self.critic, deactivate_vmap=True)
+            for weight in (self.settings.gae_lambda, self.settings.critic_lambda)
         )
         self.net, self.model, self.decoder = net, model, controller.decoder
 
@@ -83,7 +84,7 @@ class Tuner:
             step["next"] = TensorDict(
                 {
                     "observation": observation,
-                    "reward": reward.unsqueeze(-1) * (1 - self.config.discount),  # values are then means of rewards
+                    "reward": reward.unsqueeze(-1) * (1 - self.settings.discount),  # values are then means of rewards
                     "terminated": ended,
                     "done": torch.full_like(ended, done),
                 },
@@ -110,7 +111,7 @@ class Tuner:
         settings = self.settings
         for _ in range(2):  # the targets depend on the critic
             with torch.no_grad():
-                self.advantage(data)
+                self.returns(data)
             critic_error = self.fit_critic(data, settings.critic_updates)
         with torch.no_grad():
             self.advantage(data)
@@ -154,7 +155,7 @@ def tune(config: Config, run: Run) -> Controller:
         data: TensorDictBase = torch.cat([tuner.collect(suite, seed) for seed in seeds])
         values = tuner.step(data) | {
             "env_steps": before.env_steps + step * made * config.episode_steps * config.num_envs,
-            "return": data["next", "reward"].sum().item() / len(data) / (1 - config.discount),
+            "return": data["next", "reward"].sum().item() / len(data) / (1 - config.tuning.discount),
             "round_s": time.perf_counter() - started,
         }
         if step % config.eval_every == 0 or step == config.num_rounds:
