@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import dcem
 from dcem.control import MPC
 from dcem.experiments import ConfigError
+from dcem.experiments.harness.settings import require
 from dcem.experiments.planet.settings import Config, Embedding, Planner, Tuning
 from dcem.experiments.planet.suite import Suite
 from dcem.world import RSSM, LatentModel, RSSMBelief, Sequences
@@ -116,6 +118,10 @@ class Controller(NamedTuple):
         return embedded(self.model, self.decoder, self.config.embedding)
 
 
+_OF_THE_MODEL = ("task", "model", "latent_size", "hidden", "discount")
+_OF_THE_DECODER = ("planner.horizon", "embedding.latent_size")
+
+
 def save(path: Path, controller: Controller) -> None:
     """Write a controller in half precision, whole or not at all."""
     modules = {"model": controller.model, "decoder": controller.decoder}
@@ -133,8 +139,8 @@ def save(path: Path, controller: Controller) -> None:
     temporary.replace(path)
 
 
-def load(path: Path, task: str | None = None) -> tuple[Controller, Suite]:
-    """Read a controller, with environments of its task."""
+def load(path: Path, goes_on: Config | None = None) -> tuple[Controller, Suite]:
+    """Read a controller, with environments of its task; where it `goes_on`, these settings have to be those it has."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         plain = dict(state["config"])
@@ -151,8 +157,10 @@ def load(path: Path, task: str | None = None) -> tuple[Controller, Suite]:
         raise ConfigError(f"checkpoint: expected a file that dcem planet has written; {path} is not there") from None
     except Exception as error:
         raise ConfigError(f"checkpoint: expected a file that dcem planet has written; {path}: {error}") from None
-    if task is not None and task != config.task:
-        raise ConfigError(f"checkpoint: expected one of the task {task}; {path} is of {config.task}")
+    if goes_on is not None:
+        for name in _OF_THE_MODEL + (_OF_THE_DECODER if "decoder" in weights else ()):
+            theirs, ours = (attrgetter(name)(settings) for settings in (config, goes_on))
+            require(ours == theirs, name, f"{theirs}, as {path} was made with", ours)
     suite = Suite(config.task, config.num_envs, config.episode_steps)
     model = make_model(config, suite)
     model.load_state_dict(weights["model"])

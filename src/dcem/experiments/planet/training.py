@@ -215,7 +215,7 @@ def _start(config: Config, suite: Suite) -> tuple[Model, Replay, int]:
     if not config.start:
         return model, Replay(decisions, config.batch_size, config.window), 0
     folder = Path(config.start)
-    before, _ = load(folder / CONTROLLER, config.task)
+    before, _ = load(folder / CONTROLLER, config)
     state = checkpoint_of(folder)["tracked"]
     model.load_state_dict(state["model"])
     replay = Replay(decisions + len(state["replay"]["data"]["episode"]), config.batch_size, config.window)

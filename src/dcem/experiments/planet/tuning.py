@@ -135,7 +135,7 @@ class Tuner:
 
 def tune(config: Config, run: Run) -> Controller:
     """PPO steps, a checkpoint after each; evaluated on the same episodes before and after."""
-    before, _ = load(Path(config.start), config.task)
+    before, _ = load(Path(config.start), config)
     suite = Suite(config.task, config.num_envs, config.episode_steps)
     controller = before._replace(config=config)
     tuner = Tuner(config, controller)
