@@ -172,6 +172,27 @@ def test_nothing_is_charged_after_the_end_whatever_it_would_cost():
     assert MPC(lambda x, u: x + 1, cost, 1, 1, continues=lambda x: x.squeeze(-1) * 0)(torch.zeros(1)).cost == 1.0
 
 
+def test_after_the_end_even_nan_has_no_weight():
+    """A learned `continues` answers NaN where the state is NaN."""
+    mpc = MPC(
+        lambda x, u: torch.where(x > 1.5, torch.nan, x + 1.0), lambda x, u: 1 + 0 * x.squeeze(-1), 5, 1,
+        continues=lambda x: torch.sigmoid(1e4 * (1.5 - x.squeeze(-1))), num_iterations=1,
+    )  # fmt: skip
+    plan = mpc(torch.zeros(1))
+    assert plan.cost == 2.0
+    assert plan.status == dcem.Status.FLAT
+
+
+def test_a_violation_is_told_as_it_is_until_the_end():
+    mpc = MPC(
+        lambda x, u: x + 1.0, lambda x, u: 0 * x.squeeze(-1), 4, 1, discount=0.5, constraint=lambda x: x.squeeze(-1) - 1,
+        continues=lambda x: (x.squeeze(-1) < 2.5).float(), constraint_weight=1.0, num_iterations=1,
+    )  # fmt: skip
+    plan = mpc(torch.zeros(1))
+    assert plan.violation == 1.0  # in x = 2; x = 3 ends the episode and counts no more
+    assert plan.cost == 0.25 * 1.0  # charged with its discount
+
+
 @pytest.mark.parametrize("discount", [0.0, -1.0, 1.5, float("nan")])
 def test_a_discount_outside_its_range_is_refused(discount):
     with pytest.raises(ValueError, match="discount: expected a number in"):

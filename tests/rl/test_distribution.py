@@ -107,3 +107,10 @@ def test_without_exploration_the_planned_action_is_taken_and_events_of_any_rank_
     assert of.log_prob(of.sample()).shape == of.entropy().shape == (5,)
     scalar = TruncatedNormal(torch.zeros(4), torch.tensor(0.1), torch.tensor(-1.0), torch.tensor(1.0), event_dims=0)
     assert scalar.log_prob(scalar.sample()).shape == (4,)
+
+
+@pytest.mark.parametrize("std", [1e3, 1e4, 1e6])
+def test_a_wide_normal_in_a_narrow_box_has_the_moments_of_a_uniform_variable(std):
+    of = TruncatedNormal(torch.tensor([0.9]), torch.tensor([std]), torch.tensor(-1.0), torch.tensor(1.0))
+    assert of.mean.item() == pytest.approx(0.0, abs=1e-3)
+    assert of.variance.item() == pytest.approx(1 / 3, rel=1e-2)

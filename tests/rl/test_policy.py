@@ -141,6 +141,46 @@ def test_observations_are_taken_in_the_precision_of_the_model(model):
         assert np.isfinite(np.asarray(policy(mpc, model, seed=0)(seen))).all()
 
 
+def test_the_model_observes_what_was_applied():
+    model = Filter()
+    mpc = dcem.control.MPC(
+        model.imagine, lambda b, u: -u.sum(-1), 4, 1, (-20.0, 20.0), dcem.CEM(12, 3), num_iterations=2
+    )
+    act = policy(mpc, model, seed=0)
+    with pytest.raises(RuntimeError, match="applied: expected an action to have been decided"):
+        act.applied([1.0])
+    total = 0.0
+    for step in range(3):
+        act(np.zeros(3))
+        assert act.memory.belief["sum"].item() == pytest.approx(total)
+        act.applied(np.array([0.25 * step]))  # whatever was decided
+        total += 0.25 * step
+    with pytest.raises(ValueError, match=r"action: expected the shape \(1,\) of the last one, got \(2,\)"):
+        act.applied(np.zeros(2))
+    # `run` says it: the environment clips to 2.
+    episodes = run(act, gymnasium.make("Pendulum-v1"), num_steps=4, seed=0, record=True)
+    assert episodes.num_clipped > 0
+    believed = act.memory.belief["sum"][0]
+    torch.testing.assert_close(believed, episodes.actions[:3, 0].sum(0).to(believed))
+
+
+class _Over(gymnasium.Wrapper):
+    """After two steps it is over, and shows no numbers."""
+
+    def step(self, action):
+        self.taken = getattr(self, "taken", 0) + 1
+        observation, reward, *_ = self.env.step(action)
+        over = self.taken >= 2
+        return np.full_like(observation, np.nan) if over else observation, reward, over, False, {}
+
+
+def test_an_environment_that_is_over_and_shows_no_numbers_does_not_stop_the_others():
+    envs = [_Over(gymnasium.make("Pendulum-v1")), gymnasium.make("Pendulum-v1", max_episode_steps=5)]
+    episodes = run(policy(pendulum_mpc(), seed=0), envs, seed=0)
+    assert episodes.lengths.tolist() == [2, 5]
+    assert episodes.returns.isfinite().all()
+
+
 def test_a_solve_that_failed_is_not_remembered():
     mpc = dcem.control.MPC(
         lambda x, u: x + u, lambda x, u: torch.where(x[..., 0] > 5, torch.nan, 1.0) + u[..., 0], 3, 1

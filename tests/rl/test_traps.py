@@ -1,5 +1,6 @@
 """What goes wrong with recurrent policies in TorchRL, and does not here; input that makes no sense."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,9 +16,11 @@ from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType, GymEnv, SerialEnv, TransformedEnv, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from dcem.rl import Actor
+from dcem.rl import Actor, policy
+from dcem.world import RSSM
 
 
 def filtering_actor(std=0.3):
@@ -279,3 +282,55 @@ def test_a_residual_that_leaves_the_bounds_can_come_back():
     dist = actor.get_dist(step)
     (-dist.log_prob(torch.tensor([[1.0]]))).sum().backward()
     assert shift.bias.grad > 0  # descent pulls it down to where good actions are
+
+
+def test_a_loss_made_before_knows_the_bounds_of_today():
+    """It holds the actor's tensors, so that bounds kept in one would be those of the day it was made."""
+    mpc = pendulum_mpc()
+    actor = Actor(mpc, std=0.5)
+    loss = ClipPPOLoss(actor, ValueOperator(nn.Linear(3, 1), in_keys=["observation"]), entropy_bonus=False)
+    seen = torch.tensor([-1.0, 0.0, 0.0]).expand(64, 3)
+    for bounds in ((-0.4, 0.4), (-5.0, 5.0)):
+        mpc.bounds = bounds
+        loss(_judged(actor, seen))  # and it may be the first to see them
+        data = _judged(actor, seen)
+        assert bool((data["action"].abs() <= bounds[1]).all())
+        assert loss(data)["kl_approx"].abs() < 1e-5
+
+
+def _judged(actor, seen):
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        data = actor(TensorDict(observation=seen, batch_size=[len(seen)]))
+    zeros = torch.zeros(len(seen), 1)
+    return data.update({"advantage": zeros, "value_target": zeros})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_planned_and_corrected_actions_on_a_bound_that_has_no_exact_number(dtype):
+    """0.3 is between two floats: what is clipped to them is inside, and has a density."""
+    for residual in (None, lambda state: torch.full_like(state[..., :1], 7.3)):
+        mpc = dcem.control.MPC(
+            lambda x, u: x + u, lambda x, u: -u.sum(-1), 2, 1, (-0.3, 0.3), dcem.CEM(16, 4, dcem.HardTopK())
+        )
+        actor = Actor(mpc, std=0.2, residual=residual).to(dtype)
+        data = TensorDict(observation=torch.linspace(0, 1, 50, dtype=dtype).unsqueeze(-1), batch_size=[50])
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            step = actor(data)
+        low, high = actor.controller.bounds(step["loc"])
+        assert bool(((step["action"] >= low) & (step["action"] <= high)).all())
+        assert bool(step["action_log_prob"].isfinite().all())
+
+
+def test_a_model_that_draws_beliefs_is_no_model_of_an_actor():
+    model = RSSM(3, 1, carry="sample")
+    mpc = dcem.control.MPC(model.imagine, model.cost, 2, 1, (-2.0, 2.0), dcem.CEM(8, 2), num_iterations=1)
+    with pytest.raises(ValueError, match="model: expected carry='mean'"):
+        Actor(mpc, model)
+
+
+def test_an_action_that_is_a_single_number():
+    mpc = dcem.control.MPC(lambda x, u: x + u.unsqueeze(-1), lambda x, u: (x[..., 0] - u).square(), 3, (), (-1.0, 1.0))
+    actor = Actor(mpc, std=0.3)
+    step = actor(TensorDict(observation=torch.zeros(5, 1), batch_size=[5]))
+    assert step["action"].shape == step["action_log_prob"].shape == (5,)
+    assert policy(mpc)(np.zeros(1)).shape == ()

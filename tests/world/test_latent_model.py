@@ -73,6 +73,31 @@ def test_actions_that_the_policy_could_not_propose_are_refused_where_it_learns_o
         model.loss(sequences)
 
 
+def test_an_end_is_not_left_out_in_silence() -> None:
+    """Without the successor the last step, the only one that can be an end, is not learned from."""
+    sequences = make_sequences()
+    del sequences["next", "observation"]
+    sequences["next", "terminated"][:] = 0
+    ended = sequences.clone()
+    ended["next", "terminated"][0, -1] = True
+    for model, data in ((small(terminates=True), sequences), (small(), ended)):
+        with pytest.raises(ValueError, match=r'expected the key \("next", "observation"\) where episodes end'):
+            model.loss(data)
+    assert small().loss(sequences)["loss_value"].isfinite()
+
+
+def test_the_default_precision_is_the_models() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = small()
+        assert (
+            model.observe(model.initial((2,)), torch.zeros(2, ACTION), torch.zeros(2, OBSERVATION)).dtype
+            == torch.float64
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_policy_driven_far_out_of_the_bounds_comes_back() -> None:
     """There tanh is flat: without a pull of its own it would stay, whatever the values say."""
     torch.manual_seed(0)

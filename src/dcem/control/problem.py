@@ -116,9 +116,11 @@ class Problem:
         violation = total.new_zeros(lead)
         if self.constraint is not None:
             excess = self._excess(path.states(1, None), (horizon, *shape))  # (H, [P,] *batch, n, m)
+            charged = excess
             if weights is not None:
-                excess = _charged(excess, weights[1:].unsqueeze(-1))
-            total = total + self.constraint_weight * excess.sum((0, -1))
+                charged = _charged(excess, weights[1:].unsqueeze(-1))
+                excess = _charged(excess, (weights[1:] != 0).to(excess).unsqueeze(-1))  # as it is, until the end
+            total = total + self.constraint_weight * charged.sum((0, -1))
             violation = excess.amax((0, 1, -1) if particles else (0, -1))
         if not (_all_finite(states) and _all_finite(last) and _all_finite(controls)):
             total = torch.where(self._failed(start, path, controls, weights, len(shape)), torch.nan, total)
@@ -153,6 +155,8 @@ class Problem:
         if is_eager() and alive.is_cpu and bool(((alive < -_ROUNDING) | (alive > 1 + _ROUNDING)).any()):
             low, high = alive.detach().aminmax()
             raise ValueError(f"continues: expected probabilities in [0, 1], got numbers from {low:.4g} to {high:.4g}")
+        ended = (alive == 0).cumsum(0) > 0  # and nothing that follows, not even NaN, counts
+        alive = torch.where(ended & alive.isnan(), 0.0, alive)
         return weights * torch.cat([torch.ones_like(alive[:1]), alive.cumprod(0)])
 
     def _excess(self, states: Any, shape: tuple[int, ...]) -> Tensor:

@@ -89,8 +89,9 @@ def run(
 
     Args:
         policy: an `MPC`, or any callable from the states `(E, *s)` of all environments to actions
-            `(E, *a)`. One with a method `reset(where)` is told where episodes begin, `(E,)` boolean, and one with a
-            `status` `(E,)` is asked how its solve ended: such as `dcem.rl.policy`.
+            `(E, *a)`. One with a method `reset(where)` is told where episodes begin, `(E,)` boolean, one with a method
+            `applied(action)` what was applied, and one with a `status` `(E,)` is asked how its solve ended: such as
+            `dcem.rl.policy`.
         envs: a Gymnasium environment or vector environment, a dm_control `Environment`, or a sequence of
             environments of one kind. Their action space must be a box; actions are brought to its dtype (whole numbers
             are rounded to) and clipped to it.
@@ -160,7 +161,9 @@ def run(
             rewards, mask = torch.as_tensor(step.rewards, dtype=torch.float32), torch.as_tensor(step.counts)
             rows.append(_Row(state, action, rewards, mask & torch.tensor(log.active)))
         log.add(step)
-        states, fresh = step.states, torch.as_tensor(step.fresh, device="cpu")
+        # A policy is asked about all: of an environment that is over, it sees the state that it knows.
+        states = [new if active else old for new, old, active in zip(step.states, states, log.active, strict=True)]
+        fresh = torch.as_tensor(step.fresh, device="cpu")
     if error is not None:
         warnings.warn(f"an environment raised {error!r}: the run ends early", RuntimeWarning, stacklevel=2)
         plant.close()
@@ -238,6 +241,8 @@ class _Controller:
         decided = self.ahead[:, 0].numpy()
         self.num_clipped += int(self.space.outside(decided).reshape(self.shape[0], -1).any(-1).sum())
         self.applied = torch.from_numpy(self.space.applied(decided)).to(actions.dtype)
+        if not isinstance(self.policy, MPC) and (tell := getattr(self.policy, "applied", None)) is not None:
+            tell(self.applied)
         if self.sent.shape[1]:
             self.sent = torch.cat([self.sent[:, 1:], self.applied.unsqueeze(1)], 1)
         return self.applied

@@ -43,9 +43,14 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
     ==================== ============================================ =========================
 
     An environment carries these if it has `make_tensordict_primer` as a transform, which collectors append with
-    `auto_register_policy_transforms=True`. Without it an actor without a model plans every decision afresh, and one
-    with a model refuses, since it would forget. The search makes the same draws at every decision, and proposals are
-    stored too.
+    `auto_register_policy_transforms=True`. Without it an actor with a model refuses, since it would forget; one
+    without a model plans every decision afresh, unless the loop carries the keys on from `"next"`, and with them, since
+    nothing says that an episode has begun, the last plan of the episode before. The search makes the same draws at
+    every decision, and proposals are stored too.
+
+    TorchRL's losses keep the tensors that the controller has when they are made: `init_mean`, `init_std` and
+    `action_rate_cost` are among them, so that a loss is made anew where one of these is set. Bounds and other settings
+    hold at once.
 
     Args:
         mpc: the controller. Its modules are trained; of a model whose methods it calls, give `model` too.
@@ -159,6 +164,11 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
     def __init__(self, controller: Controller, std: float | Tensor, seed: int) -> None:
         super().__init__()
         mpc = controller.mpc
+        if getattr(controller.model, "carry", "mean") == "sample":
+            raise ValueError(
+                "model: expected carry='mean', so that a stored decision can be made again, got carry='sample', which "
+                "draws another belief each time: act by dcem.rl.policy(mpc, model)"
+            )
         if mpc.decoder is None and _chooses(mpc.init):
             raise ValueError(
                 "mpc: expected a controller of continuous actions, around which an actor draws, got one of choices, "
@@ -167,17 +177,12 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
         self.controller = controller
         self.std: Tensor
         self.noise: Tensor
-        self.low: Tensor
-        self.high: Tensor
         _hold_std(self, std, mpc.action_shape)
         generator = torch.Generator().manual_seed(check_int("seed", seed))
         source = WhiteNoise() if mpc.noise is None else mpc.noise
         shape = (mpc.solver.num_samples, *mpc.latent_shape)
         draws = [source(shape, dtype=torch.float32, generator=generator) for _ in range(mpc.num_iterations)]
         self.register_buffer("noise", torch.stack(draws))
-        self._bounds = mpc.bounds
-        for name, side in zip(("low", "high"), controller.bounds(self.noise), strict=True):
-            self.register_buffer(name, side, persistent=False)
         self.storage = Storage(controller, self.noise)
         self.in_keys = self.storage.in_keys
         self.out_keys = ["loc", "scale", *map(after, self.storage.decided)]
@@ -200,10 +205,7 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
 
     def distribution(self, loc: Tensor, scale: Tensor) -> TruncatedNormal:
         """Of the action around the planned one, within the bounds that the controller has now."""
-        if self.controller.mpc.bounds is not self._bounds:
-            self._bounds = self.controller.mpc.bounds
-            self.low, self.high = self.controller.bounds(self.noise)
-        return TruncatedNormal(loc, scale, self.low, self.high, len(self.controller.mpc.action_shape))
+        return TruncatedNormal(loc, scale, *self.controller.bounds(loc), len(self.controller.mpc.action_shape))
 
     def _check_draws(self) -> None:
         """The draws are those of the search as it was: they are stored, so that its decisions can be made again."""
@@ -218,9 +220,10 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
     def action_spec(self) -> TensorSpec:
         """What actions there are."""
         shape = torch.Size(self.controller.mpc.action_shape)
-        if not bool((self.low.isfinite() & self.high.isfinite()).all()):
+        low, high = self.controller.bounds(self.noise)
+        if not bool((low.isfinite() & high.isfinite()).all()):
             return Unbounded(shape)
-        return Bounded(self.low.clone(), self.high.clone(), shape)
+        return Bounded(low, high, shape)
 
 
 class Observer(TensorDictModuleBase):  # type: ignore[misc]

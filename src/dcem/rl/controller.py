@@ -86,11 +86,11 @@ class Controller(nn.Module):
     def blank(self, batch_shape: tuple[int, ...], like: Tensor) -> Memory:
         """The memory of problems that have not begun."""
         mpc = self.mpc
-        plan = like.new_zeros(*batch_shape, mpc.horizon, *mpc.action_shape)
+        plan = like.new_zeros((*batch_shape, mpc.horizon, *mpc.action_shape))
         return Memory(
             None if self.model is None else self.model.initial(batch_shape),  # type: ignore[operator]
-            like.new_zeros(*batch_shape, *mpc.action_shape),
-            WarmStart(plan, like.new_zeros(*batch_shape, *mpc.latent_shape) if self.keeps_latent else plan),
+            like.new_zeros((*batch_shape, *mpc.action_shape)),
+            WarmStart(plan, like.new_zeros((*batch_shape, *mpc.latent_shape)) if self.keeps_latent else plan),
             torch.zeros(batch_shape, dtype=torch.bool, device=like.device),
         )
 
@@ -173,7 +173,7 @@ class Controller(nn.Module):
     def _clipped(self, action: Tensor) -> Tensor:
         """Within the bounds, with the gradient of no clipping: what has been pushed beyond them can come back."""
         low, high = self.bounds(action)
-        return action + (action.clamp(low, high) - action).detach()
+        return action.clamp(low, high).detach() + (action - action.detach())
 
 
 def check_observation(observation: Any, batch_shape: tuple[int, ...], size: int | None) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from dcem._eager import widest
+
 _SQRT_2 = math.sqrt(2.0)
 _LOG_SQRT_2_PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -61,23 +63,25 @@ class TruncatedNormal(Distribution):
     @property
     def mean(self) -> Tensor:
         """Of the variables as they are cut off."""
-        shift = self.scale * (_density(self._alpha) - _density(self._beta)) / self._mass
-        return torch.where(self._fixed, self.low, self.loc + shift)
+        wide = self._in_double()
+        shift = wide.scale * (_density(wide._alpha) - _density(wide._beta)) / wide._mass
+        return torch.where(self._fixed, self.low, (wide.loc + shift).to(self.loc))
 
     @property
     def variance(self) -> Tensor:
         """Of the variables as they are cut off."""
-        low, high = _density(self._alpha) / self._mass, _density(self._beta) / self._mass
-        curve = _times(self._alpha, low) - _times(self._beta, high)
+        wide = self._in_double()
+        low, high = _density(wide._alpha) / wide._mass, _density(wide._beta) / wide._mass
+        curve = _times(wide._alpha, low) - _times(wide._beta, high)
         share = (1 + curve - (low - high).square()).clamp(min=0)  # of what rounding leaves of it
-        return torch.where(self._fixed, 0.0, self.scale.square() * share)
+        return torch.where(self._fixed, 0.0, (wide.scale.square() * share).to(self.loc))
 
     def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:  # noqa: B008
         """Draws `(*sample_shape, *batch, *event)`, differentiable in `loc` and `scale`."""
         share = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
         edge = 1 - torch.finfo(self.loc.dtype).eps
         x = self.loc + self.scale * _SQRT_2 * torch.lerp(self._below, self._above, share).clamp(-edge, edge).erfinv()
-        return x + (torch.clamp(x, self.low, self.high) - x).detach()  # rounding may have left the box
+        return torch.clamp(x, self.low, self.high).detach() + (x - x.detach())  # rounding may have left the box
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of actions `(..., *event)`, summed over the event; `-inf` outside the bounds."""
@@ -93,6 +97,12 @@ class TruncatedNormal(Distribution):
         curve = _times(self._alpha, low) - _times(self._beta, high)
         each = 0.5 + _LOG_SQRT_2_PI + self.scale.log() + self._mass.log() + 0.5 * curve
         return self._summed(torch.where(self._fixed, 0.0, each))
+
+    def _in_double(self) -> TruncatedNormal:
+        """The same, for moments: of a wide normal in a narrow box they are small differences of large numbers."""
+        if self.loc.dtype == (double := widest(self.loc.device)):
+            return self
+        return TruncatedNormal(*(x.to(double) for x in (self.loc, self.scale, self.low, self.high)), self.event_dims)
 
     @property
     def _mass(self) -> Tensor:

@@ -97,6 +97,25 @@ class Policy:
         action = decision.action.cpu()
         return (action.float() if action.dtype == torch.bfloat16 else action).numpy()  # NumPy has no bfloat16
 
+    def applied(self, action: Any) -> None:
+        """Say what was applied in place of the last action, where something was added to it or cut off.
+
+        The model observes what that led to, and the next plan starts from it. [`dcem.control.run`][] says it.
+
+        Raises:
+            RuntimeError: no action has been decided.
+            ValueError: `action` has another shape than the last one.
+        """
+        if self.memory is None:
+            raise RuntimeError("applied: expected an action to have been decided since the last reset")
+        before = self.memory.action
+        taken = torch.as_tensor(action).to(before)
+        if taken.shape != before.shape:
+            raise ValueError(
+                f"action: expected the shape {tuple(before.shape)} of the last one, got {tuple(taken.shape)}"
+            )
+        self.memory = self.memory._replace(action=taken)
+
     def reset(self, where: Any = None) -> None:
         """Forget: an episode begins, in all environments or, booleans `(*batch,)` as a tensor or an array, in some.
 

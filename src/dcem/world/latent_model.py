@@ -13,7 +13,7 @@ from torch.func import functional_call
 from dcem._check import check_count, check_fraction, check_positive
 from dcem.bounds import Bounds, BoundsLike, clip
 from dcem.world.base import WorldModel, batch_axes
-from dcem.world.sequences import check_within
+from dcem.world.sequences import check_ends_elsewhere, check_within
 from dcem.world.two_hot import TwoHot, symlog
 
 _SATURATION = 1e-4  # of the squared numbers that tanh makes the policy's actions of, against a value of 1
@@ -35,7 +35,7 @@ class LatentModel(WorldModel):
         latent_size: of `z`, a multiple of `group_size`.
         group_size: the latent is normalised by a softmax over each group of so many numbers.
         hidden: widths of the two hidden layers of each network.
-        num_values: value heads, at least 2; the lower of two counts.
+        num_values: value heads, at least 2; the lowest of them counts.
         discount: `γ` in `[0, 1)` of the value.
         terminates: whether episodes can end by themselves; a head then learns the probability of going on.
         policy_std: of the noise on the policy's actions where it proposes and where it is learned, in half widths of
@@ -99,7 +99,9 @@ class LatentModel(WorldModel):
         self.step_weight, self.target_rate = step_weight, target_rate
         box = Bounds.check(bounds, torch.Size((action_size,)), torch.zeros(())) or Bounds()
         low, high = (
-            torch.as_tensor(open_ if side is None else side, dtype=torch.float32).expand(action_size).clone()
+            torch.as_tensor(open_ if side is None else side, dtype=torch.get_default_dtype())
+            .expand(action_size)
+            .clone()
             for side, open_ in ((box.low, -torch.inf), (box.high, torch.inf))
         )
         if not (low.isfinite().all() and high.isfinite().all() and (low < high).all()):
@@ -213,12 +215,13 @@ class LatentModel(WorldModel):
 
     def loss(self, sequences: Any) -> dict[str, Tensor]:
         """Consistency, reward, value, policy and, where episodes end, continuation; with `("next", "observation")`
-        all `T` transitions count, without it the last has no successor. Actions outside the bounds, of which the policy
-        proposes none, are a ValueError.
+        all `T` transitions count. Without it the last has no successor and is left out, which is a ValueError where
+        episodes end, since the end is in it; so are actions outside the bounds, of which the policy proposes none.
         """
         seen, actions, rewards, ended, after = self.read(sequences)
         check_within("sequences, action", actions, self.low, self.high)
         if after is None:
+            check_ends_elsewhere(ended, self.terminates)
             observations = seen
             actions, rewards, ended = actions[:, :-1], rewards[:, :-1], ended[:, :-1]
         else:

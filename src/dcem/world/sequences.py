@@ -60,6 +60,15 @@ def check_within(name: str, value: Tensor, low: Tensor, high: Tensor) -> None:
         )
 
 
+def check_ends_elsewhere(ended: Tensor, terminates: bool) -> None:
+    """The last step of sequences without a successor does not count: what ends an episode may not be one."""
+    if terminates or (_looks_at(ended, waits=not is_unchecked()) and bool(ended[:, -1].any())):
+        raise ValueError(
+            'sequences: expected the key ("next", "observation") where episodes end: without it the last step, which '
+            "alone can be an end, has no successor to learn from"
+        )
+
+
 def _looks_at(value: Tensor, waits: bool) -> bool:
     """Whether a look costs nothing, or is worth waiting for."""
     return is_eager() and (value.is_cpu or (waits and not value.is_meta and may_look(value)))
