@@ -102,7 +102,8 @@ class TruncatedNormal(Distribution):
         """The same, for moments: of a wide normal in a narrow box they are small differences of large numbers."""
         if self.loc.dtype == (double := widest(self.loc.device)):
             return self
-        return TruncatedNormal(*(x.to(double) for x in (self.loc, self.scale, self.low, self.high)), self.event_dims)
+        of = [x.to(double) for x in (self.loc, self.scale, self.low, self.high)]
+        return TruncatedNormal(of[0], of[1], of[2], of[3], self.event_dims)
 
     @property
     def _mass(self) -> Tensor:
