@@ -201,6 +201,66 @@ def test_second_derivatives_through_an_unrolled_solve(theta, noise):
     assert torch.autograd.gradgradcheck(lambda t: solve(t, noise[:2], dcem.Unroll(), num_iterations=2).x, theta)
 
 
+@pytest.mark.parametrize("centre", [0.8, 0.97, 1.0, 1.3])
+def test_implicit_lets_go_of_what_only_lies_near_a_bound(centre):
+    """The slope at a minimum inside is rounding, of either sign; in 50 dimensions the tolerance reaches 0.33 far."""
+    size = 50
+    theta = torch.full((size,), centre, dtype=torch.float64, requires_grad=True)
+    solution = dcem.minimize(
+        lambda x: (x - theta).square().sum(-1), torch.zeros(size, dtype=torch.float64), dcem.GradientDescent(0.2),
+        num_iterations=60, bounds=(-1.0, 1.0), gradient=dcem.Implicit(),
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(solution.x.sum(), theta)
+    if centre != 1.0:  # where either is right
+        torch.testing.assert_close(gradient, torch.full_like(theta, float(centre < 1)))
+
+
+@pytest.mark.parametrize("size", [5, 70])  # by matrices, and by products alone
+def test_implicit_knows_which_bounds_hold_the_minimum_of_a_quadratic(size):
+    """Against the conditions of Karush, Kuhn and Tucker, of minima that are found approximately only."""
+    generator = torch.Generator().manual_seed(size)
+    root = torch.randn(size, size, dtype=torch.float64, generator=generator) / size**0.5
+    hessian = root @ root.T + torch.eye(size, dtype=torch.float64)
+    pull = (2 * torch.randn(6, size, dtype=torch.float64, generator=generator)).requires_grad_()
+    low, high = (side * (0.2 + torch.rand(size, dtype=torch.float64, generator=generator)) for side in (-1, 1))
+
+    def objective(x):
+        return 0.5 * torch.einsum("...i,ij,...j->...", x, hessian, x) - (x * pull.unsqueeze(-2)).sum(-1)
+
+    solution = dcem.minimize(
+        objective, torch.zeros(6, size, dtype=torch.float64), dcem.GradientDescent(0.2), num_iterations=100,
+        bounds=(low, high), gradient=dcem.Implicit(tolerance=0.2),
+    )  # fmt: skip
+    x, seeds = solution.x, torch.randn(6, size, dtype=torch.float64, generator=generator)
+    (gradient,) = torch.autograd.grad(x, pull, seeds)
+    free = (x > low) & (x < high)
+    assert 0 < free.double().mean() < 1
+    for row, seed, found in zip(free, seeds, gradient, strict=True):
+        expected = torch.zeros(size, dtype=torch.float64)
+        expected[row] = torch.linalg.solve(hessian[row][:, row], seed[row])
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [dcem.CEM(8, 3, dcem.LML(0.5)), dcem.CEM(8, 3, dcem.ConstrainedSparsemax(0.5)), dcem.MPPI(8, standardize=True)],
+)
+def test_second_derivatives_where_a_sample_has_failed(solver):
+    noise = torch.randn(2, 8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def solve(theta):
+        def objective(x):
+            failed = torch.arange(8) == 0
+            value = ((x - theta).square() + 0.3 * torch.sin(3 * (x - theta))).sum(-1)
+            return value.masked_fill(failed, torch.inf)
+
+        start = torch.zeros(2, dtype=torch.float64)
+        return dcem.minimize(objective, start, solver, num_iterations=2, noise=noise).x
+
+    theta = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(solve, (theta,))
+
+
 def test_no_mode_drops_a_gradient_silently(theta, noise):
     mean = torch.zeros(D, dtype=torch.float64, requires_grad=True)
     for mode in (dcem.Truncate(2), dcem.Implicit()):
@@ -215,6 +275,14 @@ def test_no_mode_drops_a_gradient_silently(theta, noise):
         solve(theta, noise, dcem.Truncate(2), init=mean)
     with pytest.raises(ValueError, match="gradient: Prune needs a solver that weighs samples"):
         solve(theta, noise[:, :1], dcem.Prune(), dcem.GradientDescent())
+
+
+def test_the_gradient_of_the_noise_is_not_dropped_either(theta, noise):
+    noise = noise.clone().requires_grad_()
+    assert torch.autograd.grad(solve(theta, noise, dcem.Unroll()).x.sum(), noise)[0].flatten(1).any(1).all()
+    for mode in (dcem.Truncate(2), dcem.Implicit()):
+        with pytest.raises(ValueError, match=r"gradient: .* cannot give a gradient to the noise of all iterations"):
+            solve(theta, noise, mode)
 
 
 def test_failed_samples_give_no_gradient(theta):

@@ -63,9 +63,9 @@ class Evaluation:
         batch_dims = len(self.batch_shape)
         return guarded(evaluate, samples, self.objective.data, batch_dims, generator=self.generator)
 
-    def sound(self, x: Tensor) -> tuple[Evaluation, Tensor, Tensor, Tensor]:
-        """To be differentiated at `x` `(*batch, *event)`: this objective and `x`, its slope there, and which
-        problems have a value or a slope that is not finite, `(*batch,)`. In the place of these stand others.
+    def sound(self, x: Tensor) -> tuple[Evaluation, Tensor, Tensor]:
+        """To be differentiated at `x` `(*batch, *event)`: this objective and `x`, and which problems have a value or
+        a slope that is not finite, `(*batch,)`. In the place of these stand others.
         """
         batch_dims = len(self.batch_shape)
         samples = x.detach().unsqueeze(batch_dims)
@@ -81,7 +81,7 @@ class Evaluation:
         if failed.any() and not failed.all():
             samples, data = stand_ins(samples, self.objective.data, failed, batch_dims)
             evaluation = replace(self, objective=WithData(self.objective.function, data))
-        return evaluation, samples.squeeze(batch_dims), slope.squeeze(batch_dims), failed.squeeze(-1)
+        return evaluation, samples.squeeze(batch_dims), failed.squeeze(-1)
 
     def _values(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
         eager = is_eager()

@@ -120,14 +120,12 @@ class Bounds:
         pairs = zip(of(self.low), of(self.high), strict=True)
         return [Bounds(low, high, self.dtype) for low, high in pairs]
 
-    def active(self, x: Tensor, gradient: Tensor, slack: Tensor) -> Tensor:
-        """Which coordinates of `x` lie within `slack` of a side that descent pushes them to: boolean."""
-        held = torch.zeros_like(x, dtype=torch.bool)
-        if self.low is not None:
-            held = held | ((x <= self.low + slack) & (gradient > 0))
-        if self.high is not None:
-            held = held | ((x >= self.high - slack) & (gradient < 0))
-        return held
+    def steps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From `x` to either side, infinite where there is none."""
+        return (
+            torch.full_like(x, -torch.inf) if self.low is None else self.low - x,
+            torch.full_like(x, torch.inf) if self.high is None else self.high - x,
+        )
 
     def _rounded(self, dtype: torch.dtype) -> Bounds:
         """The box with sides that are numbers of `dtype`."""

@@ -175,20 +175,17 @@ class Implicit(GradientMode):
             values = objective(x.unsqueeze(x.dim() - event_dims)).squeeze(-1)
             return x + 0 * values.reshape(values.shape + (1,) * event_dims), None
         found = x
-        objective, x, slope, failed = objective.sound(x)
+        objective, x, failed = objective.sound(x)
         if failed.all():
             return x.requires_grad_(), failed
         batch_dims = x.dim() - event_dims
         size = (x.flatten(batch_dims).norm(dim=-1) if event_dims else x.abs()) + 1
-        held = torch.zeros_like(x, dtype=torch.bool)
-        if bounds is not None:
-            held = bounds.active(x, slope, self.tolerance * size.reshape(size.shape + (1,) * event_dims))
 
-        def free(y: Tensor) -> Tensor:
-            """The objective in the coordinates that no bound holds."""
-            return objective(torch.where(held, x, y).unsqueeze(batch_dims)).squeeze(-1)
+        def at(y: Tensor) -> Tensor:
+            return objective(y.unsqueeze(batch_dims)).squeeze(-1)
 
-        answer, stationary = attach_minimum(free, x, batch_dims, self.tolerance * size, held)
+        box = None if bounds is None else bounds.steps(x)
+        answer, stationary = attach_minimum(at, x, batch_dims, self.tolerance * size, box)
         stationary = stationary & ~failed
         keep = stationary.reshape(stationary.shape + (1,) * event_dims)
         return torch.where(keep, answer, found), ~stationary

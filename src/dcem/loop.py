@@ -138,7 +138,7 @@ def minimize(
                 bounds=bounds, generator=generator, noise=noise, proposals=proposals, tolerance=tolerance,
                 validate=validate, callback=callback, record=record,
             )  # fmt: skip
-    _check_gradient(gradient, setup, num_iterations, tolerance)
+    _check_gradient(gradient, setup, noise, num_iterations, tolerance)
     batch_dims, event_dims = len(start.batch_shape), start.event_dims
     evaluate = Evaluation(WithData.of(objective), start.batch_shape, event_dims, setup.dtype, generator)
     reports = Reports(int(Status.NONFINITE))
@@ -207,7 +207,9 @@ def _check_axes(
         check_axis("objective", objective, one, start.batch_shape, generator)  # type: ignore[arg-type]
 
 
-def _check_gradient(gradient: GradientMode, setup: Setup, num_iterations: int, tolerance: float | None) -> None:
+def _check_gradient(
+    gradient: GradientMode, setup: Setup, noise: Any, num_iterations: int, tolerance: float | None
+) -> None:
     """Refuse a mode that loses a gradient that is asked for."""
     if not torch.is_grad_enabled():
         return
@@ -226,6 +228,11 @@ def _check_gradient(gradient: GradientMode, setup: Setup, num_iterations: int, t
         raise ValueError(
             f"gradient: {gradient} cannot give a gradient to the initial distribution, whose tensors require one: "
             "use Unroll() or Checkpoint(), or detach init"
+        )
+    if not gradient.keeps_init(num_iterations) and isinstance(noise, Tensor) and noise.requires_grad:
+        raise ValueError(
+            f"gradient: {gradient} cannot give a gradient to the noise of all iterations, which requires one: use "
+            "Unroll() or Checkpoint(), or detach it"
         )
     if not gradient.keeps_hyperparameters and _asks_for_gradient(setup.solver):
         raise ValueError(

@@ -222,3 +222,18 @@ def test_a_product_refits_its_parts_together():
 def test_bad_parameters_are_named(make, error, message):
     with pytest.raises(error, match=f"^{message}"):
         make()
+
+
+def test_no_component_falls_below_its_least_weight():
+    """The floor holds after the weights are brought to a sum of 1, too, and others keep their proportions above it."""
+    two = dcem.Mixture(torch.tensor([[-1.0], [1.0]]), 0.5, min_weight=0.5)
+    samples = torch.tensor([-1.0] * 9 + [1.0]).unsqueeze(-1)
+    torch.testing.assert_close(two.fit(samples, torch.full((10,), 0.1)).weights, torch.tensor([0.75, 0.25]))
+    many = dcem.Mixture(torch.linspace(-3, 3, 8).unsqueeze(-1), 0.3, min_weight=0.5)
+    solution = dcem.minimize(
+        lambda x: (x + 3).square().sum(-1), dcem.Product((many, dcem.Gaussian(torch.zeros(1), 1.0))), dcem.CEM(80, 5),
+        num_iterations=6, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    weights = solution.distribution.parts[0].weights
+    assert weights.min() >= 0.5 / 8 - 1e-6
+    assert weights.sum() == pytest.approx(1.0)

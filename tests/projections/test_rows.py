@@ -145,6 +145,16 @@ def test_effective_is_the_temperature_that_a_bisection_finds(projection, module)
         torch.testing.assert_close(alone, w, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize(("n", "k", "wanted"), [(11, 2.5, 4.5), (13, 3.0, 4.0), (20, 3.0, 5.0), (8, 3.0, 3.05)])
+def test_effective_is_reached_by_every_row_in_batches_and_transforms(n, k, wanted):
+    """Of a few rows in a thousand Newton's steps creep along one side of the bracket."""
+    x = torch.randn(2000, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n - 11))
+    for module in (dcem.LML, dcem.ConstrainedSoftmax):
+        selection = module(effective=wanted)
+        for w in (selection(x, k), torch.func.vmap(lambda row, of=selection: of(row, k))(x)):
+            torch.testing.assert_close(effective_of(w), torch.full_like(w[:, 0], wanted), rtol=1e-6, atol=0)
+
+
 @soft
 def test_effective_is_differentiable(projection, module):
     x = scores(1, 4, seed=5).requires_grad_()

@@ -192,7 +192,11 @@ class Mixture(Distribution):
         return dataclasses.replace(self, means=new_means, stds=new_stds, logits=self._logits_of(new_weights))
 
     def _logits_of(self, weights: Tensor) -> Tensor:
-        return weights.clamp(min=self._least).log()
+        """Of weights that sum to 1; what some lack to `_least` is taken from what the others have more."""
+        least = self._least
+        above = (weights - least).relu()
+        room = (1 - weights.shape[-1] * least) / above.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        return (least + above * room).log()
 
     def with_mean(self, mean: Tensor) -> Self:
         """All components moved together, the heaviest one to `mean`."""

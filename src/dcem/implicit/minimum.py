@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import has_tangent, in_forward_mode
-from dcem.implicit.dense import apply, rounding, smallest_eigenvalue
+from dcem.implicit.dense import Spectrum, apply, rounding, smallest_eigenvalue
 from dcem.implicit.equation import Theorem, attach, check_arguments, check_returned
 from dcem.implicit.krylov import conjugate_gradient, generic, minimum_residual
 from dcem.implicit.system import Method, Options, System
@@ -134,7 +134,11 @@ def stationarity(
 
 @torch.enable_grad()
 def attach_minimum(
-    objective: Callable[[Tensor], Tensor], solution: Tensor, batch_dims: int, reach: Tensor, fixed: Tensor
+    objective: Callable[[Tensor], Tensor],
+    solution: Tensor,
+    batch_dims: int,
+    reach: Tensor,
+    box: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`solution` with `argmin`'s gradient, and where it is a minimum, `(*batch,)`: with one Hessian for both.
 
@@ -142,15 +146,24 @@ def attach_minimum(
     is blind to what its inputs have in common: the answer does not move along them (the solution of least norm).
 
     Args:
-        objective: As in `argmin`; blind to the coordinates that are `fixed`.
+        objective: As in `argmin`.
         solution: `(*batch, *event)`.
         batch_dims: As in `argmin`.
         reach: `(*batch,)`: how far away the stationary point may be, by Newton's step.
-        fixed: Boolean, `(*batch, *event)`.
+        box: The steps from `solution` to the lower and the upper bounds within which it is a minimum, if there are any.
+            Coordinates that the minimum has on a bound stay where they are.
     """
+    x, options = solution.detach().requires_grad_(), Options(batch_dims, symmetric=True, minimum_norm=True)
     residual = _gradient_of(objective, batch_dims)
-    x = solution.detach().requires_grad_()
-    system = System(x, residual(x), Options(batch_dims, symmetric=True, minimum_norm=True))
+    system = System(x, residual(x), options)
+    fixed = torch.zeros_like(x, dtype=torch.bool)
+    if box is not None and (fixed := _on_a_bound(system, *box, reach)).any():
+
+        def free(y: Tensor) -> Tensor:
+            return objective(torch.where(fixed, solution.detach(), y))
+
+        residual = _gradient_of(free, batch_dims)
+        system = System(x, residual(x), options)
     gradient, reach = system.flat(system.value.detach()), reach.reshape(-1)
     if system.dense:
         spectrum = system.spectrum
@@ -173,6 +186,48 @@ def attach_minimum(
     else:
         answer = Theorem(residual, system).attach()
     return answer, is_minimum.view(solution.shape[:batch_dims])
+
+
+def _on_a_bound(system: System, down: Tensor, up: Tensor, reach: Tensor) -> Tensor:
+    """Which coordinates the minimum next to `x` has on a bound, `(*batch, *event)`, boolean.
+
+    Those of the smallest value of the quadratic model at `x` within the box, `min gᵀd + dᵀHd / 2, down <= d <= up`, by
+    primal-dual active sets (Hintermüller, Ito & Kunisch 2002): a bound holds what the step would carry beyond it, and
+    lets go of what is not pushed to it. A bound farther than `reach` from `x` plays no part. The slope at `x` alone
+    does not tell: close to a minimum inside it is rounding, of either sign.
+    """
+    down, up, gradient = system.flat(down), system.flat(up), system.flat(system.value.detach())
+    reach = reach.reshape(-1, 1)
+    near_low, near_high = down >= -reach, up <= reach
+    low, high = near_low & (gradient > 0), near_high & (gradient < 0)  # which hold
+    if not (near_low | near_high).any():
+        return low.view(system.x.shape)
+    for _ in range(20):
+        free = ~(low | high)
+        step = torch.where(low, down, torch.where(high, up, 0.0))
+        step = step + _step_of(system, gradient + _product(system, step), free)
+        slope = gradient + _product(system, step)
+        before = low, high
+        low = near_low & torch.where(low, slope > 0, free & (step < down))
+        high = near_high & torch.where(high, slope < 0, free & (step > up))
+        if low.equal(before[0]) and high.equal(before[1]):
+            break
+    return (low | high).view(system.x.shape)
+
+
+def _product(system: System, v: Tensor) -> Tensor:
+    """`H v`."""
+    return apply(system.jacobian, v) if system.dense else system.vjp(v)
+
+
+def _step_of(system: System, slope: Tensor, free: Tensor) -> Tensor:
+    """Newton's step of the coordinates that are `free`, 0 in the others."""
+    slope = torch.where(free, slope, 0.0)
+    if system.dense:
+        hessian = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), system.jacobian, 0.0)
+        inverse, _ = Spectrum.of(hessian).pseudo_inverse()
+        return torch.where(free, -apply(inverse, slope), 0.0)
+    return torch.where(free, -system.krylov(slope, minimum_residual, free).x.to(slope), 0.0)
 
 
 def _goes_on(residual: Callable[[Tensor], Tensor], system: System, reach: Tensor) -> Tensor:

@@ -96,10 +96,15 @@ class System:
         u = torch.where((b != 0).any(-1, keepdim=True), u, 0.0)
         return u.reshape(self.x.shape)
 
-    def krylov(self, b: Tensor, solver: Callable[..., LinearSolve]) -> LinearSolve:
-        """Solve with `J` without its matrix, in at least single precision."""
+    def krylov(self, b: Tensor, solver: Callable[..., LinearSolve], free: Tensor | None = None) -> LinearSolve:
+        """Solve with `J`, or its rows and columns that are `free`, without its matrix, in at least single precision."""
         wide = torch.promote_types(b.dtype, torch.float32)
-        return solver(lambda v: self.vjp(v.to(b.dtype)).to(wide), b.to(wide), *self._limits())
+
+        def product(v: Tensor) -> Tensor:
+            image = self.vjp(v.to(b.dtype)).to(wide)
+            return image if free is None else torch.where(free, image, 0.0)
+
+        return solver(product, b.to(wide), *self._limits())
 
     def _limits(self) -> tuple[float, int]:
         default = 1e-10 if self.x.dtype == torch.float64 else 1e-5

@@ -61,6 +61,7 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
         unit = torch.where(spread > 0, spread, torch.where(spread == 0, 1.0, spread)).log()
         low, high = unit + math.log(eps), unit + 12.0
         log_tau, arrived = unit - 1.0, torch.zeros_like(top, dtype=torch.bool)
+        before = torch.full_like(top, torch.inf)
         passes = _PASSES if is_eager() and x.device.type == "cpu" else _DEVICE_PASSES
         for _ in range(1 if x.is_meta else passes):
             above, rate = excess(log_tau, values, number, target)
@@ -68,7 +69,9 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
             low = torch.where(above > 0, log_tau, low)
             high = torch.where(above > 0, high, log_tau)
             trial = log_tau + above / rate
-            trial = torch.where((low < trial) & (trial < high), trial, 0.5 * (low + high))
+            # A step that may creep along one side of the bracket follows only where the last one halved the excess.
+            trusted = (low < trial) & (trial < high) & (above.abs() <= 0.5 * before)
+            trial, before = torch.where(trusted, trial, 0.5 * (low + high)), above.abs()
             arrived = arrived | near  # a row that has arrived stays: it must not depend on how long others take
             log_tau = torch.where(arrived, log_tau, trial)
             if all_true(arrived):

@@ -21,7 +21,7 @@ def lml(scores: Tensor, k: float | Tensor, *, temperature: float | Tensor = 1.0,
 
     with the binary entropy `H_b(y) = -sum_i y_i log y_i + (1 - y_i) log(1 - y_i)`. The solution is
     `y = sigmoid((x + nu) / tau)`, with one `nu` a row. As `tau` goes to 0 it becomes `hard_topk`.
-    Differentiable to any order, in both modes.
+    Derivatives up to the third are exact, in both modes; a fourth one is not.
 
     Args:
         scores: The scores `x`, floating point, `(*batch, n)` with `n` on the axis `dim`; the higher, the
@@ -69,7 +69,7 @@ def constrained_softmax(
     with the entropy `H(y) = -sum_i y_i log y_i`. The solution is `y = min(1, exp((x + nu) / tau))`, with one
     `nu` a row. With `k = 1` the cap never binds: this is the softmax. As `tau` goes to 0 it becomes
     `hard_topk`. Differentiable where no weight is about to be capped, and 0 counts as the derivative of a capped
-    weight; in both modes and to any order.
+    weight; in both modes, up to the third derivative.
 
     Args:
         scores: The scores `x`, floating point, `(*batch, n)` with `n` on the axis `dim`; the higher, the

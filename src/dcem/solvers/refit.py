@@ -51,7 +51,7 @@ def is_plain_lml(selection: object) -> bool:
 def _reference(
     values: Tensor, samples: Tensor, k: float, temperature: float, standardize: bool, min_std: float, max_std: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Weights, mean, std and which problems are valid: what `CEM` does in two steps, differentiable to any order."""
+    """Weights, mean, std and which problems are valid: what `CEM` does in two steps, as differentiable as these."""
     scores, valid = scores_of(values, k, standardize=standardize)
     weights = lml(scores, k, temperature=temperature)
     event_dims = samples.dim() - values.dim()

@@ -70,8 +70,9 @@ def _standardized(
     scaled = torch.add(origin, values, alpha=0.5) * unit
     if usable is None or count is None:
         return -_normalized(scaled)
-    with torch.no_grad():  # fill the gaps with the mean of the rest, which leaves that mean as it is
-        center = torch.where(usable, scaled, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
+    # Fill the gaps with the mean of the rest, which leaves that mean as it is. It has a gradient, of which the scores'
+    # own does not depend; their second derivative does.
+    center = torch.where(usable, scaled, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
     scaled = torch.where(usable, scaled, center)
     # ... but makes the std smaller than that of the usable values by sqrt(count / N).
     factor = (count.to(values.dtype) / values.shape[-1]).sqrt()  # whole numbers would be divided in single precision
