@@ -22,7 +22,8 @@ TINY = {
     "task": "cheetah.run", "num_envs": 2, "episode_steps": 24, "batch_size": 4, "updates_per_decision": 0.2, "hidden": 16,
     "latent_size": 16, "eval_every": 2, "planner": Planner(num_samples=8, num_elites=2, num_iterations=2, num_proposals=2),
     "embedding": Embedding(num_samples=4, num_elites=2, num_iterations=2, batch_size=2),
-    "tuning": Tuning(rounds_per_step=1, critic_updates=2, minibatch_size=5, share=0.5, eval_rounds=1, lr=1e-3),
+    "tuning": Tuning(parts=["reward", "dynamics", "value", "decoder"], critic_updates=2, minibatch_size=5, share=0.5,
+                     eval_rounds=1, lr=1e-3),
 }  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def test_the_recurrent_model_remembers_while_it_plays(tmp_path):
 
 def test_only_the_parts_that_are_named_are_tuned(phases, tmp_path):
     run(tmp_path, num_rounds=1, phase="tune", start=str(phases / "embed" / "controller.pt"),
-        tuning=Tuning(rounds_per_step=1, critic_updates=2, minibatch_size=5, eval_rounds=1, parts=["decoder"], lr=1e-3))  # fmt: skip
+        tuning=Tuning(critic_updates=2, minibatch_size=5, eval_rounds=1, lr=1e-3))  # fmt: skip
     before, after = (weights(load(f / "controller.pt")[0]) for f in (phases / "embed", tmp_path))
     changed = {key for key, tensor in after.items() if not torch.equal(tensor, before[key])}
     assert changed
@@ -105,6 +106,13 @@ def test_a_phase_goes_on_with_the_model_as_it_was_made(phases, tmp_path, phase, 
     start = phases / "model" if phase == "embed" else phases / "embed" / "controller.pt"
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, num_rounds=1, phase=phase, start=str(start), **changes)
+
+
+def test_a_decoder_that_is_not_there_is_not_tuned(phases, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"tuning.parts: expected some of encoder, .*policy, which .* has; got \['deco"
+    ):
+        run(tmp_path, num_rounds=1, phase="tune", start=str(phases / "model" / "controller.pt"), tuning=Tuning())
 
 
 def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):

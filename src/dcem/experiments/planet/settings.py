@@ -43,32 +43,32 @@ class Embedding:
 class Tuning:
     """Proximal policy optimisation through the controller."""
 
-    parts: list[str] = some_of(["reward", "dynamics", "value", "decoder"], ["reward", "dynamics", "value", "decoder"])
+    parts: list[str] = some_of(["decoder"], ["reward", "dynamics", "value", "decoder"])
     """What is tuned, among `reward`, `dynamics`, `value` and `decoder`; the rest is frozen."""
-    lr: float = positive(1e-5)
-    std: float = positive(0.1)
+    lr: float = positive(1e-4)
+    std: float = positive(0.15)
     """Of the action around the plan."""
     learn_std: bool = False
     """Whether the std is tuned, too."""
-    rounds_per_step: int = count(2)
+    rounds_per_step: int = count(1)
     """Of episodes, for one PPO step."""
     passes: int = count(1)
     """Over the episodes of a step."""
-    share: float = setting(0.25, above=0, at_most=1)
+    share: float = setting(1.0, above=0, at_most=1)
     """Of their states, which are planned from again with a gradient."""
-    minibatch_size: int = count(125)
+    minibatch_size: int = count(1000)
     """States of an update."""
     last: int = count(2)
     """Iterations of the search that are differentiated."""
     clip: float = positive(0.2)
     """Of the ratio of probabilities."""
-    max_divergence: float = positive(0.05)
+    max_divergence: float = positive(0.3)
     """KL from the policy that played, beyond which a pass ends."""
     grad_clip: float = positive(1.0)
-    discount: float = setting(0.98, at_least=0, below=1)
+    discount: float = setting(0.95, at_least=0, below=1)
     """Of the rewards that an action is credited with."""
-    gae_lambda: float = setting(0.0, at_least=0, at_most=1)
-    """Of the advantages: 0 for one reward and the value of the next state."""
+    gae_lambda: float = setting(0.5, at_least=0, at_most=1)
+    """Of the advantages: 0 for one reward and the value of the next state, 1 for all rewards to come."""
     critic_lambda: float = setting(0.9, at_least=0, at_most=1)
     """Of the returns that the value network learns."""
     critic_lr: float = positive(1e-3)

@@ -17,6 +17,7 @@ from torchrl.objectives.value import GAE
 
 import dcem
 from dcem.experiments.harness.run import Run
+from dcem.experiments.harness.settings import require
 from dcem.experiments.planet.controllers import Controller, load, save
 from dcem.experiments.planet.settings import Config
 from dcem.experiments.planet.suite import Suite
@@ -136,6 +137,8 @@ class Tuner:
 def tune(config: Config, run: Run) -> Controller:
     """PPO steps, a checkpoint after each; evaluated on the same episodes before and after."""
     before, _ = load(Path(config.start), config)
+    missing = [name for name in config.tuning.parts if name not in parts(before)]
+    require(not missing, "tuning.parts", f"some of {', '.join(parts(before))}, which {config.start} has", missing)
     suite = Suite(config.task, config.num_envs, config.episode_steps)
     controller = before._replace(config=config)
     tuner = Tuner(config, controller)
