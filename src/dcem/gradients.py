@@ -133,9 +133,9 @@ class Implicit(GradientMode):
     differentiable in `x`, and a solve that has converged: a problem whose answer is farther than `tolerance` from
     the stationary point next to it (by a Newton step), or whose Hessian has negative curvature, has the status
     `NOT_STATIONARY` and a zero gradient. Coordinates that the minimum next to the answer has on a bound do not move
-    with `θ`. Nor does the answer along directions in which the objective is flat, such as what all inputs of a softmax have in common: of all minima
-    next to it, the nearest one counts. Flat is curvature below rounding, some `1e-6` of the largest in float32 and
-    `1e-15` in float64, with coordinates brought to the same curvature first.
+    with `θ`. Nor does the answer along directions in which the objective is flat, such as what all inputs of a softmax
+    have in common: of all minima next to it, the nearest one counts. Flat is curvature below rounding, some `1e-6` of
+    the largest in float32 and `1e-15` in float64, with coordinates brought to the same curvature first.
 
     Args:
         tolerance: the largest Newton step, relative to `1 + |x|`, that still counts as stationary.
