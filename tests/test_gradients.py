@@ -215,6 +215,16 @@ def test_implicit_lets_go_of_what_only_lies_near_a_bound(centre):
         torch.testing.assert_close(gradient, torch.full_like(theta, float(centre < 1)))
 
 
+def test_implicit_holds_a_coordinate_that_has_no_room_and_no_slope():
+    theta = torch.tensor([0.5, 0.4], dtype=torch.float64, requires_grad=True)
+    bounds = (torch.tensor([0.5, -1.0]), torch.tensor([0.5, 1.0]))
+    solution = dcem.minimize(
+        lambda x: (x - theta).square().sum(-1), torch.zeros(2, dtype=torch.float64), dcem.GradientDescent(0.3),
+        num_iterations=60, bounds=bounds, gradient=dcem.Implicit(),
+    )  # fmt: skip
+    torch.testing.assert_close(torch.autograd.grad(solution.x.sum(), theta)[0], torch.tensor([0.0, 1.0]).double())
+
+
 @pytest.mark.parametrize("size", [5, 70])  # by matrices, and by products alone
 def test_implicit_knows_which_bounds_hold_the_minimum_of_a_quadratic(size):
     """Against the conditions of Karush, Kuhn and Tucker, of minima that are found approximately only."""

@@ -155,6 +155,10 @@ def test_the_model_observes_what_was_applied():
         assert act.memory.belief["sum"].item() == pytest.approx(total)
         act.applied(np.array([0.25 * step]))  # whatever was decided
         total += 0.25 * step
+    buffer, before = np.zeros(1, np.float32), act(np.zeros(3, np.float32))
+    act.applied(buffer)
+    buffer[:], before[:] = 99.0, 99.0  # what others do with their memory
+    assert act.memory.action.item() == 0.0
     with pytest.raises(ValueError, match=r"action: expected the shape \(1,\) of the last one, got \(2,\)"):
         act.applied(np.zeros(2))
     # `run` says it: the environment clips to 2.

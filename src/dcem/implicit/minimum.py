@@ -212,7 +212,7 @@ def _on_a_bound(system: System, down: Tensor, up: Tensor, reach: Tensor) -> Tens
         high = near_high & torch.where(high, slope < 0, free & (step > up))
         if low.equal(before[0]) and high.equal(before[1]):
             break
-    return (low | high).view(system.x.shape)
+    return (low | high | (down >= up)).view(system.x.shape)  # what has no room does not move, whatever the slope
 
 
 def _product(system: System, v: Tensor) -> Tensor:

@@ -93,8 +93,8 @@ class Policy:
         failed = decision.status == Status.NONFINITE
         self.memory, self.status = decision.memory._replace(started=~failed), decision.status
         if isinstance(observation, Tensor):
-            return decision.action
-        action = decision.action.cpu()
+            return decision.action.clone()
+        action = decision.action.to("cpu", copy=True)  # what is remembered is not the caller's
         return (action.float() if action.dtype == torch.bfloat16 else action).numpy()  # NumPy has no bfloat16
 
     def applied(self, action: Any) -> None:
@@ -109,7 +109,7 @@ class Policy:
         if self.memory is None:
             raise RuntimeError("applied: expected an action to have been decided since the last reset")
         before = self.memory.action
-        taken = torch.as_tensor(action).to(before)
+        taken = torch.as_tensor(action).detach().to(before, copy=True)  # a loop may fill its buffer again
         if taken.shape != before.shape:
             raise ValueError(
                 f"action: expected the shape {tuple(before.shape)} of the last one, got {tuple(taken.shape)}"
