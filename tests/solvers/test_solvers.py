@@ -407,6 +407,7 @@ def test_elites_are_kept_within_the_budget_of_evaluations():
 
 
 def test_population_decays_to_twice_the_elites():
+    assert dcem.CEM(121, 1, population_decay=1.1).population(2) == 100  # in spite of rounding
     solver = dcem.CEM(100, 10, population_decay=1.25)
     history = dcem.minimize(quadratic(torch.ones(2)), torch.zeros(2), solver, record=True).history
     assert [len(iteration.values) for iteration in history] == [100, 80, 64, 51, 40, 32, 26, 20, 20, 20]

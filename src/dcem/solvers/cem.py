@@ -133,7 +133,7 @@ class CEM(SamplingSolver):
         """How many candidates iteration `iteration` (from 0) evaluates."""
         if self.population_decay == 1:
             return self.num_samples
-        decayed = int(self.num_samples * self.population_decay**-iteration)
+        decayed = int(self.num_samples * self.population_decay**-iteration * (1 + 1e-12))  # 121 / 1.1² is 100
         return min(self.num_samples, max(decayed, math.ceil(2 * self.num_elites)))
 
     def tell(self, state: SamplingState, asked: Candidates, values: Tensor, clip: Callable[[Tensor], Tensor]) -> Step:
