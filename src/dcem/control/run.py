@@ -241,7 +241,7 @@ class _Controller:
         decided = self.ahead[:, 0].numpy()
         self.num_clipped += int(self.space.outside(decided).reshape(self.shape[0], -1).any(-1).sum())
         self.applied = torch.from_numpy(self.space.applied(decided)).to(actions.dtype)
-        if not isinstance(self.policy, MPC) and (tell := getattr(self.policy, "applied", None)) is not None:
+        if not isinstance(self.policy, MPC) and callable(tell := getattr(self.policy, "applied", None)):
             tell(self.applied)
         if self.sent.shape[1]:
             self.sent = torch.cat([self.sent[:, 1:], self.applied.unsqueeze(1)], 1)
