@@ -113,6 +113,23 @@ def test_implicit_says_which_problem_is_not_stationary(theta):
     assert gradients == pytest.approx([0.5, 0.0, 0.0], abs=1e-5)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 80])
+def test_implicit_gives_no_gradient_where_the_curvature_is_not_finite_and_leaves_the_others_alone(dim):
+    """At its minimum `|x - c|^1.5` has a value and a slope of 0, and no Hessian: there 0 times infinity is not 0."""
+    center = torch.tensor([0.1, 0.2, -0.3], dtype=torch.float64).expand(dim, 3).T.clone().requires_grad_()
+
+    def objective(x: Tensor) -> Tensor:
+        one, two, three = (x - center[:, None]).unbind()
+        return torch.stack([one.square(), two.abs().pow(1.5), three.square()]).sum(-1)
+
+    solution = dcem.minimize(
+        objective, center.detach(), dcem.GradientDescent(1e-3), num_iterations=1, gradient=dcem.Implicit()
+    )
+    assert solution.status.tolist() == [dcem.Status.OK, dcem.Status.NOT_STATIONARY, dcem.Status.OK]
+    gradient = torch.autograd.grad(solution.x.sum(), center)[0]
+    torch.testing.assert_close(gradient, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).expand(dim, 3).T)
+
+
 def test_implicit_holds_the_coordinates_on_a_bound():
     center = torch.tensor([2.0, 0.5], dtype=torch.float64, requires_grad=True)
     coupling = lambda x: (x - center).square().sum(-1) + x[..., 0] * x[..., 1]  # noqa: E731

@@ -64,19 +64,24 @@ class Evaluation:
         return guarded(evaluate, samples, self.objective.data, batch_dims, generator=self.generator)
 
     def sound(self, x: Tensor) -> tuple[Evaluation, Tensor, Tensor]:
-        """To be differentiated at `x` `(*batch, *event)`: this objective and `x`, and which problems have a value or
-        a slope that is not finite, `(*batch,)`. In the place of these stand others.
+        """To be differentiated twice at `x` `(*batch, *event)`: this objective and `x`, and which problems have a
+        value, a slope or a curvature that is not finite, `(*batch,)`. In the place of these stand others.
         """
         batch_dims = len(self.batch_shape)
         samples = x.detach().unsqueeze(batch_dims)
         with torch.enable_grad():
             point = samples.clone().requires_grad_()
-            values = self._values(point, self.objective.data, uncut)
-            slope = None
-            if values.requires_grad:
-                (slope,) = torch.autograd.grad(values.sum(), point, allow_unused=True)
-        slope = torch.zeros_like(samples) if slope is None else slope
-        failed = find_failed((values, slope), batch_dims)
+            derivatives = [self._values(point, self.objective.data, uncut)]
+            # The value, the slope, and the sums of the Hessian's rows: what is not finite shows in a sum.
+            for _ in range(2):
+                latest = derivatives[-1]
+                if not latest.requires_grad:
+                    break
+                (slope,) = torch.autograd.grad(latest.sum(), point, create_graph=True, allow_unused=True)
+                if slope is None:
+                    break
+                derivatives.append(slope)
+        failed = find_failed(derivatives, batch_dims)
         evaluation = self
         if failed.any() and not failed.all():
             samples, data = stand_ins(samples, self.objective.data, failed, batch_dims)
