@@ -1,6 +1,7 @@
 """`dcem planet`: its three phases, small, and what is made of their checkpoints."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ pytest.importorskip("dm_control")
 from dcem.experiments import ConfigError
 from dcem.experiments.harness.run import Run
 from dcem.experiments.planet import Config, evaluation, main, study
-from dcem.experiments.planet.controllers import load
+from dcem.experiments.planet.controllers import Controller, load, make_decoder, make_model
 from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Embedding, Planner, Tuning
 from dcem.experiments.planet.suite import Suite
-from dcem.experiments.planet.training import play
+from dcem.experiments.planet.training import Learner, play
+from dcem.experiments.planet.tuning import Tuner
 
 TINY = {
     "task": "cheetah.run", "num_envs": 2, "episode_steps": 24, "batch_size": 4, "updates_per_decision": 0.2, "hidden": 16,
@@ -89,6 +91,30 @@ def test_only_the_parts_that_are_named_are_tuned(phases, tmp_path):
     changed = {key for key, tensor in after.items() if not torch.equal(tensor, before[key])}
     assert changed
     assert all(key.startswith("decoder.") for key in changed)
+
+
+@pytest.mark.parametrize("model", ["latent", "rssm"])
+def test_what_playing_and_learning_make_is_where_the_models_are(model):
+    """Whatever the default device is: here the meta device, whose tensors do not go with those that have values."""
+    config = Config(**(TINY | {"model": model, "window": 5}))
+    suite = Suite(config.task, config.num_envs, config.episode_steps)
+    learned = make_model(config, suite)
+    decoder = make_decoder(config, learned) if model == "latent" else None
+    learner, mpc = Learner(config, learned, decoder), Controller(config, learned, decoder, 0).mpc
+    replay = Replay(100, config.batch_size, config.window)
+    with torch.device("meta"):
+        random = play(suite, 0, None, None, explore=0.0)
+        for episodes in (random, play(suite, 1, learned, mpc, explore=0.1)):
+            replay.extend(episodes.observations, episodes.actions, episodes.rewards)
+        losses = learner.update(replay.sample())
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_what_tuning_makes_is_where_the_models_are(phases):
+    controller, suite = load(phases / "embed" / "controller.pt")
+    tuner = Tuner(Config(**TINY), controller)
+    with torch.device("meta"):
+        assert math.isfinite(tuner.step(tuner.collect(suite, 0))["critic_error"])
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,11 @@ def warm(
     afresh = _not_finite(mean, len(batch)) | _not_finite(applied, len(batch))
     if reset is not None:
         if isinstance(reset, bool) or hasattr(reset, "__array__"):  # as environments say what is done
-            reset = torch.as_tensor(reset)
+            reset = torch.as_tensor(reset, device=fresh.device)
         if not isinstance(reset, Tensor) or reset.dtype != torch.bool or tuple(reset.shape) != batch:
             came = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else type(reset).__name__
             raise ValueError(f"reset: expected a boolean tensor of the batch {batch}, got {came}")
-        afresh = afresh | reset.to(fresh.device)
+        afresh = afresh | reset
     if all_true(~afresh):
         return mean, applied
 

@@ -150,7 +150,7 @@ class Controller(nn.Module):
         box = Bounds.check(self.mpc.bounds, torch.Size(shape), like) or Bounds()
         ends = {-torch.inf: box.low, torch.inf: box.high}
         low, high = (
-            torch.as_tensor(end if side is None else side).to(like).expand(shape)[0].clone()
+            torch.as_tensor(end if side is None else side, device=like.device).to(like).expand(shape)[0].clone()
             for end, side in ends.items()
         )
         return low, high

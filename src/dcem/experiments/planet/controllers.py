@@ -43,13 +43,13 @@ Model = LatentModel | RecurrentModel
 
 
 def make_model(config: Config, suite: Suite) -> Model:
-    """The model at its start."""
+    """The model at its start, where actions and observations are."""
     if config.model == "rssm":
-        return RecurrentModel(suite)
+        return RecurrentModel(suite).to(suite.device)
     return LatentModel(
         suite.observation_size, suite.action_size, (suite.low, suite.high), latent_size=config.latent_size,
         hidden=config.hidden, discount=config.discount,
-    )  # fmt: skip
+    ).to(suite.device)  # fmt: skip
 
 
 def full_space(model: Model, settings: Planner) -> MPC:
@@ -139,10 +139,10 @@ def save(path: Path, controller: Controller) -> None:
     temporary.replace(path)
 
 
-def load(path: Path, goes_on: Config | None = None) -> tuple[Controller, Suite]:
+def load(path: Path, goes_on: Config | None = None, device: torch.device | str = "cpu") -> tuple[Controller, Suite]:
     """Read a controller, with environments of its task; where it `goes_on`, these settings have to be those it has."""
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         plain = dict(state["config"])
         config = Config(
             **{
@@ -161,7 +161,7 @@ def load(path: Path, goes_on: Config | None = None) -> tuple[Controller, Suite]:
         for name in _OF_THE_MODEL + (_OF_THE_DECODER if "decoder" in weights else ()):
             theirs, ours = (attrgetter(name)(settings) for settings in (config, goes_on))
             require(ours == theirs, name, f"{theirs}, as {path} was made with", ours)
-    suite = Suite(config.task, config.num_envs, config.episode_steps)
+    suite = Suite(config.task, config.num_envs, config.episode_steps, device)
     model = make_model(config, suite)
     model.load_state_dict(weights["model"])
     decoder = None
@@ -172,5 +172,6 @@ def load(path: Path, goes_on: Config | None = None) -> tuple[Controller, Suite]:
 
 
 def make_decoder(config: Config, model: Any) -> BeliefDecoder:
-    """The decoder at its start."""
-    return BeliefDecoder(model, config.embedding.latent_size, config.planner.horizon, config.hidden)
+    """The decoder at its start, where the model is."""
+    decoder = BeliefDecoder(model, config.embedding.latent_size, config.planner.horizon, config.hidden)
+    return decoder.to(model.low.device)

@@ -66,9 +66,9 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     """Play; returns median, quartiles and the environment steps that the controller has learned from."""
     if config.animate:
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported
-    controller, _ = load(Path(config.checkpoint))
+    controller, _ = load(Path(config.checkpoint), device=run.device)
     suite, mpc, returns = (
-        Suite(controller.config.task, config.side_by_side, controller.config.episode_steps),
+        Suite(controller.config.task, config.side_by_side, controller.config.episode_steps, run.device),
         controller.mpc,
         _Returns(),
     )
@@ -100,7 +100,12 @@ def main(config: Config, run: Run) -> dict[str, Any]:
 def animate(path: Path, controller: Controller, num_decisions: int) -> None:
     """Write what one fresh episode looks like, every second decision a picture, in the time that the task has."""
     repeat = ACTION_REPEAT[controller.config.task]
-    suite = Suite(controller.config.task, 1, min(controller.config.episode_steps, repeat * num_decisions))
+    suite = Suite(
+        controller.config.task,
+        1,
+        min(controller.config.episode_steps, repeat * num_decisions),
+        controller.model.low.device,
+    )
     pictures = [suite.picture()]
     torch.manual_seed(TEST_SEED)
 

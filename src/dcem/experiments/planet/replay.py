@@ -12,16 +12,19 @@ from dcem.world import replay
 
 
 class Replay:
-    """Whole episodes in, windows of `window` steps out, drawn uniformly from torch's global generator."""
+    """Whole episodes in, windows of `window` steps out, drawn uniformly from torch's global generator.
 
-    def __init__(self, capacity: int, batch_size: int, window: int) -> None:
+    They are kept on the CPU, and samples sent to `device`.
+    """
+
+    def __init__(self, capacity: int, batch_size: int, window: int, device: torch.device | str = "cpu") -> None:
         self.buffer = replay(capacity, batch_size, window)
-        self.num_episodes = 0
+        self.num_episodes, self.device = 0, torch.device(device)
 
     def extend(self, observations: Tensor, actions: Tensor, rewards: Tensor) -> None:
         """Add episodes that ran to the time limit: `(E, T + 1, O)`, `(E, T, A)`, `(E, T)`."""
         num, steps = rewards.shape
-        episode = (self.num_episodes + torch.arange(num)).unsqueeze(-1).expand(num, steps)
+        episode = (self.num_episodes + torch.arange(num, device=rewards.device)).unsqueeze(-1).expand(num, steps)
         data = TensorDict(
             {
                 "observation": observations[:, :-1],
@@ -30,17 +33,17 @@ class Replay:
                 "next": {
                     "observation": observations[:, 1:],
                     "reward": rewards.unsqueeze(-1),
-                    "terminated": torch.zeros(num, steps, 1, dtype=torch.bool),
+                    "terminated": torch.zeros_like(rewards, dtype=torch.bool).unsqueeze(-1),
                 },
             },
             batch_size=(num, steps),
         )
-        self.buffer.extend(data.reshape(-1))
+        self.buffer.extend(data.reshape(-1).cpu())
         self.num_episodes += num
 
     def sample(self) -> TensorDict:
         """A batch of windows, `(batch_size, window)`."""
-        drawn: TensorDict = self.buffer.sample()
+        drawn: TensorDict = self.buffer.sample().to(self.device)
         return drawn
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,5 +56,6 @@ class Replay:
         """From a checkpoint."""
         data = state["data"]
         if data:
-            self.buffer.extend(TensorDict(data, batch_size=next(iter(data.values())).shape[:1]).unflatten_keys("."))
+            rows = TensorDict(data, batch_size=next(iter(data.values())).shape[:1]).unflatten_keys(".")
+            self.buffer.extend(rows.cpu())
         self.num_episodes = state["num_episodes"]

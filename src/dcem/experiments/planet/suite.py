@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ class Stepped(NamedTuple):
 
 
 class Suite:
-    """`num_envs` environments of one task in lock-step; an episode is a function of its seeds and the actions."""
+    """`num_envs` environments of one task in lock-step; an episode is a function of its seeds and the actions.
 
-    def __init__(self, task: str, num_envs: int, episode_steps: int) -> None:
+    Actions come from `device`, where observations and rewards are sent; the simulator is on the CPU.
+    """
+
+    def __init__(self, task: str, num_envs: int, episode_steps: int, device: torch.device | str = "cpu") -> None:
         os.environ.setdefault("MUJOCO_GL", "disabled")
         from dm_control import suite  # type: ignore[import-untyped]
 
@@ -32,8 +35,9 @@ class Suite:
         self.envs = [suite.load(domain, name, task_kwargs={"random": 0}) for _ in range(num_envs)]
         self.num_envs, self.episode_steps, self.action_repeat = num_envs, episode_steps, ACTION_REPEAT[task]
         spec = self.envs[0].action_spec()
-        self.low = torch.tensor(spec.minimum, dtype=torch.float32)
-        self.high = torch.tensor(spec.maximum, dtype=torch.float32)
+        self.device = torch.device(device)
+        self.low = torch.tensor(spec.minimum, dtype=torch.float32, device=device)
+        self.high = torch.tensor(spec.maximum, dtype=torch.float32, device=device)
         self.observation_size = self.reset(0).shape[-1]
         self.action_size = len(self.low)
 
@@ -45,7 +49,7 @@ class Suite:
         for env, own in zip(self.envs, seeds, strict=True):
             env.task.random.seed(own)
             observations.append(_flat(env.reset().observation))
-        return torch.stack(observations)
+        return self._sent(observations)
 
     def picture(self) -> np.ndarray:
         """What the first environment looks like, `(240, 320, 3)`: if `MUJOCO_GL` names a renderer."""
@@ -55,7 +59,7 @@ class Suite:
     def step(self, actions: Tensor) -> Stepped:
         """Apply actions `(E, A)`, each repeated."""
         observations, rewards = [], []
-        for env, action in zip(self.envs, actions.double().numpy(), strict=True):
+        for env, action in zip(self.envs, actions.double().cpu().numpy(), strict=True):
             reward = 0.0
             for _ in range(self.action_repeat):
                 step = env.step(action)
@@ -64,8 +68,12 @@ class Suite:
             rewards.append(reward)
         self.steps += self.action_repeat
         done = self.steps >= self.episode_steps
-        return Stepped(torch.stack(observations), torch.tensor(rewards, dtype=torch.float32), done)
+        return Stepped(self._sent(observations), self._sent(rewards), done)
+
+    def _sent(self, numbers: list[Any]) -> Tensor:
+        """Numbers of each environment, where the controller is."""
+        return torch.as_tensor(np.stack(numbers), dtype=torch.float32, device=self.device)
 
 
-def _flat(observation: dict[str, np.ndarray]) -> Tensor:
-    return torch.as_tensor(np.concatenate([np.ravel(part) for part in observation.values()]), dtype=torch.float32)
+def _flat(observation: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.ravel(part) for part in observation.values()])

@@ -64,7 +64,7 @@ def play(
     plans over actions; 0 for none at all. What is to happen `between` decisions, learning, is called after each.
     """
     observation = suite.reset(seed)
-    action = torch.zeros(suite.num_envs, suite.action_size)
+    action = suite.low.new_zeros(suite.num_envs, suite.action_size)
     belief = None if model is None else model.initial((suite.num_envs,))
     observations, actions, rewards, seconds = [observation], list[Tensor](), list[Tensor](), 0.0
     plan: Plan | None = None
@@ -72,7 +72,7 @@ def play(
     while not done:
         started = time.perf_counter()
         if model is None or mpc is None:
-            action = suite.low + (suite.high - suite.low) * torch.rand(suite.num_envs, suite.action_size)
+            action = suite.low + (suite.high - suite.low) * torch.rand_like(action)
         else:
             belief = model.observe(belief, action, observation)
             warm = plan if mpc.decoder is None else None
@@ -157,7 +157,7 @@ class _Updates:
 
     def __init__(self, learner: Learner, replay: Replay) -> None:
         self.learner, self.replay, self.config = learner, replay, learner.config
-        self.due, self.made, self.sums = 0.0, 0, dict[str, Tensor]()
+        self.due, self.made, self.sums = 0.0, 0, dict[str, float | Tensor]()
 
     def after_a_decision(self) -> None:
         """Make the updates that are due."""
@@ -165,7 +165,7 @@ class _Updates:
         num = int(self.due)
         for _ in range(num):
             for name, value in self.learner.update(self.replay.sample()).items():
-                self.sums[name] = self.sums.get(name, torch.zeros(())) + value
+                self.sums[name] = self.sums.get(name, 0.0) + value
         self.due, self.made = self.due - num, self.made + num
 
     def means(self) -> dict[str, float]:
@@ -177,7 +177,7 @@ class _Updates:
 
 def learn(config: Config, run: Run) -> Controller:
     """Alternate decisions and updates for `num_rounds`, a checkpoint after each."""
-    suite = Suite(config.task, config.num_envs, config.episode_steps)
+    suite = Suite(config.task, config.num_envs, config.episode_steps, run.device)
     model, replay, env_steps = _start(config, suite)
     decoder = make_decoder(config, model) if config.phase == "embed" else None
     learner = Learner(config, model, decoder)
@@ -213,11 +213,12 @@ def _start(config: Config, suite: Suite) -> tuple[Model, Replay, int]:
     model = make_model(config, suite)
     decisions = config.episode_steps // suite.action_repeat * config.num_envs * config.num_rounds
     if not config.start:
-        return model, Replay(decisions, config.batch_size, config.window), 0
+        return model, Replay(decisions, config.batch_size, config.window, suite.device), 0
     folder = Path(config.start)
     before, _ = load(folder / CONTROLLER, config)
-    state = checkpoint_of(folder)["tracked"]
+    state = checkpoint_of(folder, torch.device("cpu"))["tracked"]
     model.load_state_dict(state["model"])
-    replay = Replay(decisions + len(state["replay"]["data"]["episode"]), config.batch_size, config.window)
+    kept = len(state["replay"]["data"]["episode"])
+    replay = Replay(decisions + kept, config.batch_size, config.window, suite.device)
     replay.load_state_dict(state["replay"])
     return model, replay, before.env_steps

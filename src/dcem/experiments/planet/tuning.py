@@ -38,12 +38,12 @@ class Tuner:
         self.config, self.settings = config, config.tuning
         model, mpc = controller.model, controller.mpc
         mpc.gradient = dcem.Truncate(self.settings.last)
-        std = torch.tensor(self.settings.std)
+        std = torch.tensor(self.settings.std, device=model.low.device)
         self.actor = Actor(mpc, std=nn.Parameter(std) if self.settings.learn_std else std, state_of=model.encode)
         net = nn.Sequential(
             nn.Linear(model.latent_size, 256), nn.LayerNorm(256), nn.SiLU(),
             nn.Linear(256, 256), nn.LayerNorm(256), nn.SiLU(), nn.Linear(256, 1),
-        )  # fmt: skip
+        ).to(model.low.device)  # fmt: skip
         self.critic = TensorDictSequential(self.actor.observer(), ValueOperator(net, in_keys=["state"]))
         tuned = parts(controller)
         self.tuned: list[Tensor] = [parameter for name in self.settings.parts for parameter in tuned[name].parameters()]
@@ -81,7 +81,7 @@ class Tuner:
             with set_exploration_type(ExplorationType.RANDOM):
                 step = self.actor(step).select("observation", "action", "action_log_prob", "loc")
             observation, reward, done = suite.step(step["action"])
-            ended = torch.zeros(suite.num_envs, 1, dtype=torch.bool)
+            ended = torch.zeros_like(reward, dtype=torch.bool).unsqueeze(-1)
             step["next"] = TensorDict(
                 {
                     "observation": observation,
@@ -97,10 +97,11 @@ class Tuner:
 
     def fit_critic(self, data: TensorDictBase, num_updates: int) -> float:
         """Regress the critic on the returns that the advantage estimator gives; returns the last error."""
-        error = torch.zeros(())
         flat = data.reshape(-1)
         for _ in range(num_updates):
-            batch = flat[torch.randint(len(flat), (self.settings.critic_batch_size,))]
+            batch = flat[
+                torch.randint(len(flat), (self.settings.critic_batch_size,), device=flat["observation"].device)
+            ]
             error = (self.critic(batch)["state_value"] - batch["value_target"]).square().mean()
             self.critic_optimizer.zero_grad()
             error.backward()
@@ -117,10 +118,14 @@ class Tuner:
         with torch.no_grad():
             self.advantage(data)
         flat = data.reshape(-1)
-        flat = flat[torch.randperm(len(flat))[: max(1, round(settings.share * len(flat)))]]
+        flat = flat[
+            torch.randperm(len(flat), device=flat["observation"].device)[: max(1, round(settings.share * len(flat)))]
+        ]
         divergence, made = 0.0, 0
         for _ in range(settings.passes):
-            for batch in flat[torch.randperm(len(flat))].split(settings.minibatch_size):
+            for batch in flat[torch.randperm(len(flat), device=flat["observation"].device)].split(
+                settings.minibatch_size
+            ):
                 losses = self.loss(batch)
                 divergence = float(losses["kl_approx"])
                 if divergence > settings.max_divergence:
@@ -136,10 +141,10 @@ class Tuner:
 
 def tune(config: Config, run: Run) -> Controller:
     """PPO steps, a checkpoint after each; evaluated on the same episodes before and after."""
-    before, _ = load(Path(config.start), config)
+    before, _ = load(Path(config.start), config, run.device)
     missing = [name for name in config.tuning.parts if name not in parts(before)]
     require(not missing, "tuning.parts", f"some of {', '.join(parts(before))}, which {config.start} has", missing)
-    suite = Suite(config.task, config.num_envs, config.episode_steps)
+    suite = Suite(config.task, config.num_envs, config.episode_steps, run.device)
     controller = before._replace(config=config)
     tuner = Tuner(config, controller)
     run.track(**tuner.tracked())
