@@ -85,3 +85,27 @@ def test_two_processes_make_the_run_of_one_and_either_goes_on_with_the_others(
     assert by_two(["regression", f"resume={tmp_path}/third"]) == [0, 0]
     same(tmp_path / "third", tmp_path / "one")
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "third"}
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("phase", ["model", "embed"])
+def test_two_processes_plan_for_each_other_and_learn_what_one_learns(tmp_path: Path, phase: str) -> None:
+    pytest.importorskip("dm_control")
+    small = ["planet", "task=cheetah.run", "num_envs=2", "episode_steps=24", "batch_size=4", "updates_per_decision=0.2"]
+    small += ["hidden=16", "latent_size=16", "num_rounds=2", "planner.num_samples=8", "planner.num_elites=2"]
+    small += [
+        "planner.num_iterations=2",
+        "planner.num_proposals=2",
+        "embedding.num_samples=4",
+        "embedding.num_elites=2",
+    ]
+    small += ["embedding.num_iterations=2", "embedding.batch_size=2"]
+    if phase == "embed":
+        assert cli.main([*small, f"hydra.run.dir={tmp_path}/model"]) == 0
+        small += ["phase=embed", f"start={tmp_path}/model"]
+    assert cli.main([*small, f"hydra.run.dir={tmp_path}/one"]) == 0
+    assert by_two([*small, f"hydra.run.dir={tmp_path}/two"]) == [0, 0]
+    one, two = (records_of(tmp_path / name) for name in ("one", "two"))
+    for record, other in zip(one, two, strict=True):
+        seconds = {key: record[key] for key in record if key.endswith("_s")}
+        assert other | seconds == pytest.approx(record, rel=1e-3, abs=1e-4)

@@ -12,6 +12,7 @@ from torchrl.envs import StepCounter, Transform, TransformedEnv
 import dcem
 from dcem.control import MPC, rollout
 from dcem.control.systems import Cartpole, Pendulum, System
+from dcem.experiments.harness.processes import shard
 from dcem.gradients import GradientMode
 from dcem.rl import SystemEnv
 
@@ -150,6 +151,7 @@ def controller(task: Task, wrong: str | None, gradient: GradientMode, num_sample
         gradient=gradient,
         noise=task.noise,
         init_std=task.init_std,
+        shard=shard(),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import dcem
 from dcem.control import MPC
 from dcem.experiments import ConfigError
+from dcem.experiments.harness.processes import shard
 from dcem.experiments.harness.settings import require
 from dcem.experiments.planet.settings import Config, Embedding, Planner, Tuning
 from dcem.experiments.planet.suite import Suite
@@ -66,7 +67,7 @@ def full_space(model: Model, settings: Planner) -> MPC:
     )  # fmt: skip
     return MPC(
         model.imagine, model.cost, settings.horizon, model.action_size, (model.low, model.high), solver,
-        num_iterations=settings.num_iterations, gradient=dcem.Detach(), **learned,
+        num_iterations=settings.num_iterations, gradient=dcem.Detach(), shard=shard(), **learned,
     )  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def embedded(model: LatentModel, decoder: BeliefDecoder, settings: Embedding) ->
     return MPC(
         model.imagine, model.cost, decoder.event_shape[0], model.action_size, (model.low, model.high), solver,
         num_iterations=settings.num_iterations, decoder=decoder, latent_bounds=(-2.0, 2.0),
-        terminal_cost=model.terminal_cost, discount=model.discount,
+        terminal_cost=model.terminal_cost, discount=model.discount, shard=shard(),
     )  # fmt: skip
 
 
