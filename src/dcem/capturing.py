@@ -17,6 +17,8 @@ from dcem.solvers import Solver, Step
 from dcem.solvers.base import Objective
 
 AnySolver = TypeVar("AnySolver", bound=Solver)
+NUM_VARIANTS = 64
+"""How many times an iteration is compiled, at most."""
 
 
 def capture(solver: AnySolver, *, backend: str | Callable[..., Any] = "inductor") -> AnySolver:
@@ -42,7 +44,8 @@ def capture(solver: AnySolver, *, backend: str | Callable[..., Any] = "inductor"
         TypeError: `solver` is no solver.
         ValueError: its iterations are not alike.
         RuntimeError: in a solve, the iteration cannot be compiled: the objective looks at values (`if x > 0`,
-            `.item()`), leaves torch (NumPy, a simulator), or there were more shapes than `torch.compile` allows for.
+            `.item()`), leaves torch (NumPy, a simulator), or it would be for the 65th time: for new shapes, or for
+            numbers that the objective closes over and that are no tensors.
 
     Answers are those of the solver up to rounding. As nothing looks at values while it runs, no failure of a
     slope is reported in the status, and with gradients the objective is evaluated twice an iteration, the second time
@@ -82,6 +85,11 @@ _FAILURES: tuple[type[Exception], ...] = (
 )
 
 
+def is_captured(solver: Solver) -> bool:
+    """Whether `capture` has made it."""
+    return isinstance(solver, _Captured)
+
+
 class _Captured(Solver):
     """A solver with its step compiled; mixed into the solver's own class."""
 
@@ -97,19 +105,29 @@ class _Captured(Solver):
         any_state = state._replace(iteration=_any) if counts else state
         try:
             with _no_warning_of_slopes(state):
-                of_state, of_step = self._compiled(plain, self, objective, any_state, noise, clip)
+                of_state, of_step = _compiled(self._compiled, plain, self, objective, any_state, noise, clip)
         except _FAILURES as error:
             plain(self, objective, state, noise, clip)  # whatever is wrong with it beside says so by itself
             raise RuntimeError(
                 f"capture: expected an iteration that torch.compile can trace, got {type(error).__name__} "
                 f"({str(error).splitlines()[0]}): write the objective in operations of torch that look at no values, "
-                "for few shapes; or leave the solver as it is"
+                "with tensors for numbers that change, for few shapes; or leave the solver as it is. Not captured are "
+                "Checkpoint around a GradientDescent and Prune(unbiased=True) with a generator"
             ) from error
         new = type(state)(*of_state)
         return Step(new._replace(iteration=state.iteration + 1) if counts else new, *of_step)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (_as(self._kind, self), self._backend)
+
+
+def _compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    """With more variants than torch allows for: the first iteration and the others, playing and training, shapes."""
+    try:
+        return function(*arguments)
+    except torch._dynamo.exc.FailOnRecompileLimitHit:
+        with torch._dynamo.config.patch(recompile_limit=NUM_VARIANTS):
+            return function(*arguments)
 
 
 @contextlib.contextmanager

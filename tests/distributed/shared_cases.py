@@ -152,6 +152,45 @@ for mode in (dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(1), dcem.Prune(0.3)
 PROBLEMS["elites, FullGaussian"] = lambda shard: own_part(shard, start=full(), keep_elites=0.5)
 
 
+class Scaled(torch.autograd.Function):
+    """Takes its arguments past torch's functions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, scale = ctx.saved_tensors
+        return grad * scale, (grad * x).flatten(0, -2).sum(0)
+
+
+def scaled(objective: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What a function of one's own is given came out of one of torch's functions."""
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    return lambda x: objective(Scaled.apply(x, weight.view_as(weight)))  # type: ignore[no-untyped-call]
+
+
+def compiled(shard: Any) -> list[Tensor]:
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    objective = torch.compile(lambda x: ((x * scale - 1).square() + x.abs()).sum(-1), backend="eager")
+    with warnings.catch_warnings():  # of torch.compile, which looks at the `grad` of what it is given
+        warnings.simplefilter("ignore")
+        solution = dcem.minimize(
+            objective, torch.zeros(B, D, dtype=torch.float64), cem(), num_iterations=T, shard=shard,
+            generator=torch.Generator().manual_seed(2),
+        )  # fmt: skip
+    return [solution.x.detach(), *torch.autograd.grad(solution.x.sum(), scale)]
+
+
+for mode in (dcem.Unroll(), dcem.Checkpoint()):
+    SAMPLES[f"{mode}, a function of one's own"] = lambda shard, mode=mode: solved(
+        shard, cem(), gradient=mode, wrap=scaled
+    )
+SAMPLES["compiled objective"] = PROBLEMS["compiled objective"] = compiled
+
+
 def refusals(rank: int, size: int) -> dict[str, str]:
     """What is said where the processes do not do the same, and where one of them ends."""
     shard, said = dcem.distributed.Samples(timeout=20.0), {}
@@ -177,6 +216,14 @@ def refusals(rank: int, size: int) -> dict[str, str]:
     attempt("start", init=dcem.Gaussian(torch.ones(2), 1.0 + last))
     attempt("bounds", bounds=(None, 2.0 + last))
     attempt("temperature", solver=dcem.CEM(12 * size, 4, dcem.LML(1.0 + last)))
+    attempt("selection", solver=dcem.CEM(12 * size, 4, dcem.ConstrainedSoftmax() if last else dcem.LML()))
+    attempt("captured", solver=dcem.capture(dcem.CEM(12 * size, 4), backend="eager"))
+    unbiased = {"gradient": dcem.Prune(0.5, unbiased=True), "init": torch.ones(2 * size, 2)}
+    attempt("unbiased", shard=dcem.distributed.Problems(timeout=20.0), **unbiased)
+    weight = torch.ones(2, requires_grad=True)
+    for name, of in (("unseen", shard), ("unseen by problems", dcem.distributed.Problems(timeout=20.0))):
+        unseen = lambda x: quadratic(Scaled.apply(x, weight))  # type: ignore[no-untyped-call]  # noqa: E731
+        attempt(name, unseen, init=torch.ones(2 * size, 2), shard=of)
     attempt("init", init=[1.0, 1.0])
     attempt("half", noise=torch.ones(10, 12 * size, 2).bfloat16())
     attempt("nothing wrong")

@@ -4,18 +4,22 @@ import copy
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import dcem
-from dcem.distributed import PoolObjective, PoolRollout, RayObjective, RayRollout
+from dcem.distributed import PoolObjective, PoolRollout, RayObjective, RayRollout, black_box
+from dcem.distributed.black_box import Engine
 
 SOLVER = dcem.CEM(12, 4)
 
@@ -181,6 +185,72 @@ def test_states_and_events_that_do_not_fit() -> None:
             simulator.rollout({"position": torch.zeros(1)}, torch.zeros(3, 1))
     with pytest.raises(ValueError, match="event_dims: expected at most 1 for candidates"):
         PoolObjective(bowl, 1, event_dims=2)(torch.zeros(3, 2))
+
+
+def noisy(x: Tensor) -> list[float]:
+    time.sleep(0.02)  # so that each worker gets some
+    return [float(torch.rand(())), random.random(), float(np.random.rand())]  # noqa: NPY002
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_no_worker_draws_the_random_numbers_of_another(draw: int) -> None:
+    with PoolObjective(lambda x: noisy(x)[draw], num_workers=3) as objective:
+        drawn = objective(torch.zeros(9, 2))
+        objective.workers.close()
+        again = objective(torch.zeros(9, 2))
+    assert len({*drawn.tolist(), *again.tolist()}) == 18
+
+
+class Slow(Engine):
+    """A worker that is there after ten seconds, and answers a second later, by a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now, self.there = 0.0, None
+
+    def start(self) -> str:
+        return "worker"
+
+    def give(self, worker: str, arguments: tuple[Any, ...]) -> None:
+        pass
+
+    def wait(self, workers: list[str], seconds: float | None) -> list[str]:
+        self.now += 10.0 if self.there is None else 1.0
+        is_there, self.there = self.there is not None, self.now
+        return workers if is_there else []
+
+    def since(self, worker: str) -> float | None:
+        return self.there
+
+    def take(self, worker: str) -> float:
+        return 1.0
+
+    def stop(self, worker: str) -> None:
+        pass
+
+
+def test_the_start_of_a_worker_is_no_part_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Slow()
+    monkeypatch.setattr(black_box.time, "monotonic", lambda: engine.now)
+    workers = black_box.Workers(engine, 1, timeout=2.0, retries=0, progress=False)
+    assert workers.call([()]) == [1.0]
+    assert workers.num_lost == 0
+
+
+def test_processes_that_are_spawned_answer() -> None:
+    with PoolObjective(bowl, num_workers=1, start_method="spawn") as objective:
+        assert objective(torch.ones(2, 2)).tolist() == [0.0, 0.0]
+    with (
+        PoolObjective(lambda x: 0.0, num_workers=1, start_method="spawn") as objective,
+        pytest.raises(TypeError, match="function: expected what 'spawn' can send to a process"),
+    ):
+        objective(torch.ones(2, 2))
+
+
+def test_values_are_numbers_whatever_candidates_are() -> None:
+    with PoolObjective(lambda x: 70000.5, num_workers=1) as objective:
+        for dtype in (torch.long, torch.float16, torch.float32):
+            assert objective(torch.ones(2, 2, dtype=dtype)).tolist() == [70000.5, 70000.5]
+        assert objective(torch.ones(3, 0, 2)).shape == (3, 0)
 
 
 def test_half_precision() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
 import sys
 import time
 import weakref
@@ -44,6 +47,10 @@ class Engine(ABC):
     def wait(self, workers: list[Worker], seconds: float | None) -> list[Worker]:
         """Those that have answered or ended, after at most so long."""
 
+    def since(self, worker: Worker) -> float | None:
+        """When it was there, from which on the time of a call counts; None before."""
+        return 0.0
+
     @abstractmethod
     def take(self, worker: Worker) -> Any:
         """What the function returned; raises `Lost` or `Failed`."""
@@ -51,6 +58,22 @@ class Engine(ABC):
     @abstractmethod
     def stop(self, worker: Worker) -> None:
         """End it at once, whatever it does."""
+
+
+_started = itertools.count(1)
+
+
+def next_seed() -> int:
+    """Of a new worker: a function of torch's seed, and of how many were started before; nothing is drawn for it."""
+    return (torch.initial_seed() + 0x9E3779B97F4A7C15 * next(_started)) % 2**63
+
+
+def seed_all(seed: int) -> None:
+    """Seed the generators that a function may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed % 2**32)
 
 
 class Workers:
@@ -113,7 +136,7 @@ class Workers:
                         errors.append(error)
                     del running[worker]
                     self._idle.append(worker)
-                for worker in [worker for worker in running if self._is_late(running[worker][2])]:
+                for worker in [worker for worker in running if self._left(worker, running[worker][2]) < 0]:
                     self._again(worker, running, waiting)
                 self._show(len(tasks) - len(waiting) - len(running), len(tasks))
         finally:
@@ -142,14 +165,17 @@ class Workers:
         else:
             self.num_lost += 1
 
-    def _is_late(self, started: float) -> bool:
-        return self.timeout is not None and time.monotonic() - started > self.timeout
+    def _left(self, worker: Worker, given: float) -> float:
+        """The seconds that a worker has for what it was given."""
+        since = self.engine.since(worker)
+        if self.timeout is None or since is None:
+            return math.inf
+        return max(given, since) + self.timeout - time.monotonic()
 
     def _rest(self, running: dict[Worker, tuple[int, int, float]]) -> float | None:
-        if self.timeout is None:
-            return None
-        first = min((started for _, _, started in running.values()), default=time.monotonic())
-        return max(0.0, first + self.timeout - time.monotonic()) + 0.01
+        """The seconds until the first of them is late; None for ever."""
+        first = min((self._left(worker, given) for worker, (_, _, given) in running.items()), default=math.inf)
+        return None if first == math.inf else max(0.0, first) + 0.01
 
     def _show(self, done: int, num: int) -> None:
         if self.progress:
@@ -191,11 +217,14 @@ class BlackBox:
         self.close()
 
     def _values(self, samples: Tensor, batch: torch.Size, event_dims: int) -> Tensor:
+        dtype = torch.promote_types(samples.dtype, torch.float32)  # values may be too large for half precision
+        if not samples.numel():
+            return samples.new_empty(batch, dtype=dtype)
         rows = _given(samples).reshape(-1, *samples.shape[samples.dim() - event_dims :])
         chunks = list(rows.split(1 if self.batch_size is None else self.batch_size))  # type: ignore[no-untyped-call]
         found = self.workers.call([(chunk if self.batch_size else chunk[0],) for chunk in chunks])
         values = [_numbers(result, len(chunk)) for result, chunk in zip(found, chunks, strict=True)]
-        return torch.cat(values).to(samples).reshape(batch)
+        return torch.cat(values).to(samples.device, dtype).reshape(batch)
 
 
 def _given(x: Tensor) -> Tensor:

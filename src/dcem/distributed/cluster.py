@@ -8,14 +8,24 @@ from typing import Any
 
 import torch
 
-from dcem.distributed.black_box import BlackBoxObjective, BlackBoxRollout, Engine, Failed, Lost, Workers
+from dcem.distributed.black_box import (
+    BlackBoxObjective,
+    BlackBoxRollout,
+    Engine,
+    Failed,
+    Lost,
+    Workers,
+    next_seed,
+    seed_all,
+)
 
 
 class _Holder:
     """What an actor is: the function, and a way to call it."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], seed: int) -> None:
         torch.set_num_threads(1)
+        seed_all(seed)
         self.function = function
 
     def call(self, *arrays: Any) -> Any:
@@ -46,7 +56,7 @@ class Actors(Engine):
         return Actors, (self.function, self.options)
 
     def start(self) -> Any:
-        return _Worker(self.actor.remote(self.function))
+        return _Worker(self.actor.remote(self.function, next_seed()))
 
     def give(self, worker: Any, arguments: tuple[Any, ...]) -> None:
         worker.answer = worker.actor.call.remote(*(argument.numpy() for argument in arguments))

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dcem._eager import next_node
-from dcem.distributed.ranks import Ranks, Share
+from dcem.distributed.ranks import Ranks, Scatter, Share
 
 
 class Outside:
@@ -39,7 +39,8 @@ class OwnWork(TorchFunctionMode):
     """Where this is entered, torch's functions get the share of each tensor from outside that has a gradient.
 
     From outside is what was not made since: a function is looked at from call to call, as no other way leads to all
-    that it closes over (parameters of modules, features that were computed before).
+    that it closes over (parameters of modules, features that were computed before). A compiled function would call none
+    of torch's functions here: it runs as it was written.
     """
 
     def __init__(self, outside: Outside) -> None:
@@ -47,6 +48,16 @@ class OwnWork(TorchFunctionMode):
         self.outside = outside
         self._start = next_node()
         self._made: Any = WeakIdKeyDictionary()  # leaves that were made since, and the shares
+        self._as_written: Any = torch.compiler.set_stance("force_eager")
+
+    def __enter__(self) -> OwnWork:
+        self._as_written.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._as_written.__exit__(*error)
 
     def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -62,6 +73,26 @@ class OwnWork(TorchFunctionMode):
 
         tree_map_only(Tensor, note, result)
         return result
+
+    def check(self, results: Any) -> None:
+        """Raise where results have a gradient by a way that is not seen here: it would be that of this process alone.
+
+        An `autograd.Function` and TorchScript take their arguments past torch's functions.
+        """
+        waiting, seen = [x.grad_fn for x in _tensors(results) if x.grad_fn is not None], set()
+        while waiting:
+            node = waiting.pop()
+            if node in seen or getattr(node, "_forward_cls", None) in (Share, Scatter):
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf not in self._made if leaf is not None else node._sequence_nr() < self._start:
+                raise RuntimeError(
+                    "shard: expected an objective that hands what it closes over to torch's functions, got a tensor "
+                    "with a gradient that went into a torch.autograd.Function or TorchScript as it was: give it "
+                    "x.view_as(x) there"
+                )
+            waiting += [edge for edge, _ in node.next_functions if edge is not None]
 
     def made(self, x: Tensor) -> Tensor:
         """Count `x` among what was made since."""

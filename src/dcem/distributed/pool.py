@@ -5,21 +5,36 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
+from pickle import PicklingError
 from traceback import format_exception_only
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from dcem.distributed.black_box import BlackBoxObjective, BlackBoxRollout, Engine, Failed, Lost, Workers
+from dcem.distributed.black_box import (
+    BlackBoxObjective,
+    BlackBoxRollout,
+    Engine,
+    Failed,
+    Lost,
+    Workers,
+    next_seed,
+    seed_all,
+)
+
+READY = b"ready"
 
 
-def _serve(function: Callable[..., Any], pipe: Any) -> None:
+def _serve(function: Callable[..., Any], pipe: Any, seed: int) -> None:
     torch.set_num_threads(1)
+    seed_all(seed)
     parent = os.getppid()
+    pipe.send_bytes(READY)
     while True:
         try:
             while not pipe.poll(2.0):  # forked workers hold each other's pipes: none ends with the parent's death
@@ -58,10 +73,16 @@ class Processes(Engine):
     def start(self) -> Any:
         context: Any = multiprocessing.get_context(self.method)
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(self.function, theirs), daemon=True)
+        process = context.Process(target=_serve, args=(self.function, theirs, next_seed()), daemon=True)
         with warnings.catch_warnings():  # of Python 3.12 about threads: a worker does nothing but call the function
             warnings.simplefilter("ignore", DeprecationWarning)
-            process.start()
+            try:
+                process.start()
+            except (AttributeError, TypeError, PicklingError) as error:
+                raise TypeError(
+                    f"function: expected what {self.method!r} can send to a process, such as a function of a module, "
+                    f"got {self.function!r} ({error})"
+                ) from None
         theirs.close()
         return _Worker(process, ours)
 
@@ -73,7 +94,20 @@ class Processes(Engine):
 
     def wait(self, workers: list[Any], seconds: float | None) -> list[Any]:
         ready = connection.wait([worker.pipe for worker in workers], seconds)
-        return [worker for worker in workers if worker.pipe in ready]
+        return [worker for worker in workers if worker.pipe in ready and not self._has_come(worker)]
+
+    def _has_come(self, worker: Any) -> bool:
+        """Whether what it says is only that it is there."""
+        if worker.since is not None:
+            return False
+        worker.since = time.monotonic()
+        try:
+            return bool(worker.pipe.recv_bytes() == READY)
+        except (EOFError, OSError):  # which `take` meets again
+            return False
+
+    def since(self, worker: Any) -> float | None:
+        return cast("float | None", worker.since)
 
     def take(self, worker: Any) -> Any:
         try:
@@ -94,6 +128,7 @@ class Processes(Engine):
 class _Worker:
     def __init__(self, process: Any, pipe: Any) -> None:
         self.process, self.pipe = process, pipe
+        self.since: float | None = None
 
 
 class PoolObjective(BlackBoxObjective):
@@ -101,13 +136,14 @@ class PoolObjective(BlackBoxObjective):
 
     A worker that dies, or that takes longer than `timeout`, is replaced, and what it worked on is tried again by
     another one, `retries` times; then the candidates count as failed samples, as do those for which the function
-    raises. The solve goes on. The values have no gradient.
+    raises. The solve goes on. The values have no gradient. Each worker draws random numbers of its own, torch's,
+    Python's and NumPy's; which candidate gets which depends on who is free.
 
     Args:
         function: maps a candidate, a tensor of shape `event`, to a number; with `batch_size` several of them
             `(n, *event)` to `n` numbers.
         num_workers: how many processes.
-        timeout: seconds that one call may take; None for any time.
+        timeout: seconds that one call may take, without the start of a worker; None for any time.
         retries: how often a call is made again after a loss.
         batch_size: give the function so many candidates at a time, at most.
         event_dims: how many trailing axes are one candidate.
@@ -116,7 +152,7 @@ class PoolObjective(BlackBoxObjective):
             anything; else `"spawn"`, for which it has to be importable. A forked worker cannot use CUDA.
 
     Raises:
-        TypeError: `function` is not callable, or an argument is of the wrong type.
+        TypeError: `function` is not callable, or an argument is of the wrong type; in a call, it cannot be sent.
         ValueError: an argument is out of its range; in a call, the function returns another number of values.
         RuntimeError: in a call, the function raised for every candidate.
 

@@ -15,6 +15,7 @@ from dcem._guard import Cut, WithData
 from dcem._setup import Setup
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds
+from dcem.capturing import is_captured
 from dcem.distributed.outside import Outside, OwnWork
 from dcem.distributed.ranks import Gather, Ranks, Scatter
 from dcem.distributions import Distribution, WhiteNoise
@@ -41,11 +42,13 @@ class _Shard:
         """Raise where the processes do not solve the same problem, or would draw other samples."""
         if not is_eager() or in_forward_mode():
             raise RuntimeError("shard: works outside torch.compile, torch.func transforms and forward mode")
+        if is_captured(solver):
+            raise ValueError("shard: expected a solver as it was before dcem.capture, got a captured one")
         given = ("num_iterations", "event_dims", "bounds", "generator", "noise", "proposals")
         setup = Setup.of(init, solver, **{name: options[name] for name in given})  # says what is wrong here
         start, gradient = leaves(setup.start), options["gradient"]
         numbers = [*start, *_numbers([solver, gradient, setup.bounds])]
-        kind = (type(solver), solver.num_samples, options["num_iterations"], options["tolerance"], type(gradient))
+        kind = (_kinds([solver, gradient]), solver.num_samples, options["num_iterations"], options["tolerance"])
         shapes = [(x.shape, x.dtype, x.requires_grad) for x in numbers]
         what = "the same solver, gradient mode, number of iterations and shapes"
         self.ranks.agree(what, kind, torch.is_grad_enabled(), shapes)
@@ -61,15 +64,26 @@ class _Shard:
             self.ranks.agree("the same torch.manual_seed, or a generator,", state)
 
 
-def _numbers(settings: Any) -> list[Tensor]:
-    """The numbers and tensors that settings are made of."""
-    if isinstance(settings, (Tensor, int, float)):
-        return [settings if isinstance(settings, Tensor) else torch.tensor(float(settings))]
+def _parts(settings: Any) -> list[Any]:
+    """All that settings are made of, themselves included."""
+    inside = settings
     if isinstance(settings, torch.nn.Module) or hasattr(settings, "__dataclass_fields__"):
-        settings = vars(settings)
-    if isinstance(settings, dict):
-        settings = [*settings.values()]
-    return [x for part in settings for x in _numbers(part)] if isinstance(settings, (list, tuple)) else []
+        inside = vars(settings)
+    if isinstance(inside, dict):
+        inside = [*inside.values()]
+    parts = [x for part in inside for x in _parts(part)] if isinstance(inside, (list, tuple)) else []
+    return [settings, *parts]
+
+
+def _numbers(settings: Any) -> list[Tensor]:
+    """The numbers and tensors among them."""
+    found = [part for part in _parts(settings) if isinstance(part, (Tensor, int, float))]
+    return [part if isinstance(part, Tensor) else torch.tensor(float(part)) for part in found]
+
+
+def _kinds(settings: Any) -> list[str]:
+    """Their types, and what is said in words."""
+    return [part if isinstance(part, str) else type(part).__qualname__ for part in _parts(settings)]
 
 
 class Samples(_Shard):
@@ -147,6 +161,7 @@ class Samples(_Shard):
             failed = None if cut.failed is None else part(cut.failed)
             with work:
                 values: Any = whole.function(own, data, Cut(failed))
+            work.check(values)
             if not isinstance(values, Tensor) or tuple(values.shape) != tuple(own.shape[: dim + 1]):
                 came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise ValueError(
@@ -214,6 +229,8 @@ class Problems(_Shard):
     ) -> Solution:
         """`minimize(objective, init, solver, **options)` by all processes of the group."""
         self._agree(init, solver, options)
+        if getattr(options["gradient"], "unbiased", False):  # each would draw for its own problems, and others go on
+            raise ValueError("shard: expected Samples() for Prune(unbiased=True), which draws for all, got Problems()")
         start: Distribution = solver.distribution(init, options["event_dims"]) if isinstance(init, Tensor) else init
         batch = start.batch_shape
         if not batch or batch[0] % self.ranks.size:
@@ -239,6 +256,7 @@ class Problems(_Shard):
         options["event_dims"] = start.event_dims
         with work:
             solution = minimize(own, map_tensors(part, start), solver, **options)
+        work.check([solution.x, solution.best_x, solution.best_value, *leaves(solution.distribution)])
         attached = [*parts, *outside.shares()]
 
         def joined(x: Tensor) -> Tensor:
