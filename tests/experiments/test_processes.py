@@ -109,3 +109,11 @@ def test_two_processes_plan_for_each_other_and_learn_what_one_learns(tmp_path: P
     for record, other in zip(one, two, strict=True):
         seconds = {key: record[key] for key in record if key.endswith("_s")}
         assert other | seconds == pytest.approx(record, rel=1e-3, abs=1e-4)
+
+
+def test_what_is_not_divided_is_not_made_by_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["embed-synthetic"]) == 2
+    assert "embed-synthetic: expected one process: its work is not divided" in capsys.readouterr().err

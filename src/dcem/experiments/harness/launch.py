@@ -46,7 +46,7 @@ OPTIONS = {*SWEEPS, *SHOWS, "-h", "--help", "-p", "--package", "--resolve"}
 
 def launch(name: str, arguments: Sequence[str]) -> int:
     """Run experiment `name` with Hydra's command line `arguments`, as one of the processes that there are."""
-    with joined() as rank:
+    with joined(name) as rank:
         asked = [argument for argument in arguments if argument.startswith(FOLDERS)]
         with own_folder(rank, asked[0].partition("=")[2].strip("'\"") if asked else None) as folder:
             if rank > 0:

@@ -20,17 +20,22 @@ from typing import Any
 import torch
 
 import dcem
+from dcem.experiments import EXPERIMENTS
+from dcem.experiments.harness.folder import BadCommand
 
 TIMEOUT = 600.0
 """Seconds that a process waits for the others."""
 
 
 @contextmanager
-def joined() -> Iterator[int]:
-    """Be one of the processes that `torchrun` has started, if it has; which one, from 0."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def joined(name: str) -> Iterator[int]:
+    """Be one of the processes that `torchrun` has started for an experiment, if it has; which one, from 0."""
+    num = int(os.environ.get("WORLD_SIZE", "1"))
+    if num == 1:
         yield 0
         return
+    if not EXPERIMENTS[name].is_divided:
+        raise BadCommand(f"expected one process: its work is not divided among several; got {num} of torchrun")
     import torch.distributed as dist
 
     if torch.cuda.is_available():
