@@ -41,6 +41,7 @@ class Episodes(NamedTuple):
     actions: Tensor  # (E, T, A)
     rewards: Tensor  # (E, T)
     planning_seconds: float
+    stepping_seconds: float
 
     @property
     def returns(self) -> Tensor:
@@ -66,7 +67,7 @@ def play(
     observation = suite.reset(seed)
     action = suite.low.new_zeros(suite.num_envs, suite.action_size)
     belief = None if model is None else model.initial((suite.num_envs,))
-    observations, actions, rewards, seconds = [observation], list[Tensor](), list[Tensor](), 0.0
+    observations, actions, rewards, seconds = [observation], list[Tensor](), list[Tensor](), [0.0, 0.0]
     plan: Plan | None = None
     done = False
     while not done:
@@ -83,15 +84,17 @@ def play(
                 if mpc.decoder is None and isinstance(plan.distribution, dcem.Gaussian):
                     spread = plan.distribution.std[:, 0].clamp(min=explore)
                 action = torch.clamp(action + spread * torch.randn_like(action), suite.low, suite.high)
-        seconds += time.perf_counter() - started
+        planned = time.perf_counter()
         observation, reward, done = suite.step(action)
+        seconds[0] += planned - started
+        seconds[1] += time.perf_counter() - planned
         observations.append(observation)
         actions.append(action)
         rewards.append(reward)
         if between is not None:
             with torch.enable_grad():
                 between()
-    return Episodes(torch.stack(observations, 1), torch.stack(actions, 1), torch.stack(rewards, 1), seconds)
+    return Episodes(torch.stack(observations, 1), torch.stack(actions, 1), torch.stack(rewards, 1), *seconds)
 
 
 class Learner:
@@ -153,25 +156,27 @@ class Learner:
 
 
 class _Updates:
-    """So many updates for each decision, and the means of what they say over a round."""
+    """So many updates for each decision; the means of what they say over a round, and what it took."""
 
     def __init__(self, learner: Learner, replay: Replay) -> None:
         self.learner, self.replay, self.config = learner, replay, learner.config
-        self.due, self.made, self.sums = 0.0, 0, dict[str, float | Tensor]()
+        self.due, self.made, self.seconds, self.sums = 0.0, 0, 0.0, dict[str, float | Tensor]()
 
     def after_a_decision(self) -> None:
         """Make the updates that are due."""
+        started = time.perf_counter()
         self.due += self.config.updates_per_decision * self.config.num_envs
         num = int(self.due)
         for _ in range(num):
             for name, value in self.learner.update(self.replay.sample()).items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
         self.due, self.made = self.due - num, self.made + num
+        self.seconds += time.perf_counter() - started
 
     def means(self) -> dict[str, float]:
         """Of the round that has ended; the next one starts from nothing."""
-        means = {name: float(total / self.made) for name, total in self.sums.items()}
-        self.due, self.made, self.sums = 0.0, 0, {}
+        means = {name: float(total / self.made) for name, total in self.sums.items()} | {"learning_s": self.seconds}
+        self.due, self.made, self.seconds, self.sums = 0.0, 0, 0.0, {}
         return means
 
 
@@ -198,6 +203,7 @@ def learn(config: Config, run: Run) -> Controller:
             "env_steps": controller.env_steps,
             "return": episodes.returns.mean().item(),
             "planning_s": episodes.planning_seconds,
+            "stepping_s": episodes.stepping_seconds,
             "round_s": time.perf_counter() - started,
         }
         if step % config.eval_every == 0 or step == config.num_rounds:

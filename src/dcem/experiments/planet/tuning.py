@@ -161,10 +161,12 @@ def tune(config: Config, run: Run) -> Controller:
         started, made = time.perf_counter(), config.tuning.rounds_per_step
         seeds = [config.seed * 10_000 + made * step + i + 500_000 for i in range(made)]
         data: TensorDictBase = torch.cat([tuner.collect(suite, seed) for seed in seeds])
+        played = time.perf_counter()
         values = tuner.step(data) | {
             "env_steps": before.env_steps + step * made * config.episode_steps * config.num_envs,
             "return": data["next", "reward"].sum().item() / len(data) / (1 - config.tuning.discount),
-            "round_s": time.perf_counter() - started,
+            "playing_s": played - started,
+            "learning_s": time.perf_counter() - played,
         }
         if step % config.eval_every == 0 or step == config.num_rounds:
             values["return_eval"] = evaluate().mean().item()
