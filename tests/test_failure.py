@@ -294,3 +294,11 @@ def test_a_solve_stays_where_its_tensors_are():
             noise=NOISE.float(),
         )  # fmt: skip
     assert solution.status.tolist() == [dcem.Status.OK] * B
+
+
+def test_out_of_memory_says_what_to_turn() -> None:
+    def objective(x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"\(100, 3\) candidates: gradient=dcem.Checkpoint\(\).* 80 GiB"):
+        dcem.minimize(objective, torch.zeros(3))

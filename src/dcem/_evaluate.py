@@ -93,7 +93,7 @@ class Evaluation:
         # A copy where NumPy can write to the memory: torch counts writes of its own only.
         given = samples.to(self.dtype, copy=eager and samples.is_cpu)
         version = given._version if eager and not given.is_inference() else None
-        values = self.objective.function(given, data, cut)
+        values = (self._called if eager else self.objective.function)(given, data, cut)
         if version is not None and given._version != version:
             raise ValueError("objective: expected to leave its candidates as they are, got them changed in place")
         expected = (*self.batch_shape, samples.shape[samples.dim() - self.event_dims - 1])
@@ -108,6 +108,17 @@ class Evaluation:
                 )
             self.returned[:] = [(values.detach(), values._version)]  # which shares the version, and not the graph
         return values.to(samples.dtype)
+
+    def _called(self, given: Tensor, data: Any, cut: Cut) -> Any:
+        """What the objective returns; what a solve keeps for the backward pass is for its gradient mode to say."""
+        try:
+            return self.objective.function(given, data, cut)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"objective: out of memory for {tuple(given.shape)} candidates: gradient=dcem.Checkpoint() keeps one "
+                "iteration for the backward pass, dcem.Prune() the graph of a part of the samples, dcem.Detach() "
+                f"nothing; MPC(chunk_size=...) follows a part of the candidates at a time. {error}"
+            ) from error
 
 
 def hides_axis(batch_shape: Sequence[int], num_samples: int) -> bool:
