@@ -233,3 +233,22 @@ def test_what_cannot_be_captured_is_named() -> None:
     counts = dcem.capture(Counts(20, 5), backend="eager")
     with pytest.raises(RuntimeError, match=r"capture: expected an iteration that torch.compile can trace"):
         dcem.minimize(lambda x: x.square().sum(-1), torch.zeros(2), counts)
+
+
+@pytest.mark.filterwarnings("ignore:.*\\.grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_an_actor_with_a_captured_controller_acts_and_learns_as_without() -> None:
+    pytest.importorskip("torchrl")
+    from dcem.control.systems import Pendulum
+    from dcem.rl import Actor, SystemEnv
+
+    found = []
+    for solver in (dcem.CEM(16, 4), dcem.capture(dcem.CEM(16, 4), backend="eager")):
+        model = Pendulum(mass=torch.nn.Parameter(torch.tensor(1.3)))
+        actor = Actor(dcem.control.MPC(model, model.cost, 4, 1, model.bounds, solver, num_iterations=2), std=0.2)
+        env = SystemEnv(Pendulum(), 2, 0).append_transform(actor.make_tensordict_primer())
+        torch.manual_seed(0)
+        steps = env.rollout(3, actor)
+        log_prob = actor.get_dist(steps.reshape(-1)).log_prob(steps["action"].reshape(-1, 1)).sum()
+        found.append([steps["action"], steps["loc"], torch.autograd.grad(log_prob, model.mass)[0]])
+    assert found[0][2].abs() > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
