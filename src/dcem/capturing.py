@@ -85,14 +85,10 @@ _FAILURES: tuple[type[Exception], ...] = (
 )
 
 
-def is_captured(solver: Solver) -> bool:
-    """Whether `capture` has made it."""
-    return isinstance(solver, _Captured)
-
-
 class _Captured(Solver):
     """A solver with its step compiled; mixed into the solver's own class."""
 
+    is_captured = True
     _kind: ClassVar[type[Solver]]
     _backend: ClassVar[Any]
     _compiled: ClassVar[Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]]

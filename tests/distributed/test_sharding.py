@@ -8,6 +8,7 @@ import torch
 from shared_cases import PROBLEMS, SAMPLES, several
 
 import dcem
+from dcem.distributed.outside import Outside, OwnWork
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -92,3 +93,16 @@ def test_without_a_process_group() -> None:
         dcem.distributed.Samples()
     with pytest.raises(TypeError, match="shard: expected dcem.distributed"):
         dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), shard="all")  # type: ignore[arg-type]
+
+
+def test_what_is_compiled_is_as_written_while_work_is_shared_and_no_longer() -> None:
+    from torch._dynamo import eval_frame
+
+    def stance() -> str:
+        return str(eval_frame._stance.stance)
+
+    work = OwnWork(Outside(None))  # type: ignore[arg-type]
+    assert stance() == "default"  # whatever happens before it is entered
+    with work:
+        assert stance() == "force_eager"
+    assert stance() == "default"

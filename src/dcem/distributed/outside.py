@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -48,9 +50,11 @@ class OwnWork(TorchFunctionMode):
         self.outside = outside
         self._start = next_node()
         self._made: Any = WeakIdKeyDictionary()  # leaves that were made since, and the shares
-        self._as_written: Any = torch.compiler.set_stance("force_eager")
+        self._as_written: AbstractContextManager[Any] = nullcontext()
 
     def __enter__(self) -> OwnWork:
+        if "torch._dynamo" in sys.modules:  # which takes a second to import: without it nothing is compiled
+            self._as_written = torch.compiler.set_stance("force_eager")
         self._as_written.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self

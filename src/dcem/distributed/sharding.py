@@ -15,7 +15,6 @@ from dcem._guard import Cut, WithData
 from dcem._setup import Setup
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds
-from dcem.capturing import is_captured
 from dcem.distributed.outside import Outside, OwnWork
 from dcem.distributed.ranks import Gather, Ranks, Scatter
 from dcem.distributions import Distribution, WhiteNoise
@@ -42,7 +41,7 @@ class _Shard:
         """Raise where the processes do not solve the same problem, or would draw other samples."""
         if not is_eager() or in_forward_mode():
             raise RuntimeError("shard: works outside torch.compile, torch.func transforms and forward mode")
-        if is_captured(solver):
+        if solver.is_captured:
             raise ValueError("shard: expected a solver as it was before dcem.capture, got a captured one")
         given = ("num_iterations", "event_dims", "bounds", "generator", "noise", "proposals")
         setup = Setup.of(init, solver, **{name: options[name] for name in given})  # says what is wrong here

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class Solver(ABC):
 
     num_samples: int
     init_std: float | Tensor = 1.0
+    is_captured: ClassVar[bool] = False
+    """Whether `dcem.capture` has made it."""
 
     def distribution(self, mean: Tensor, event_dims: int) -> Distribution:
         """The sampling distribution to start from when the user gives only means."""
