@@ -382,3 +382,48 @@ def test_a_flat_valley_is_no_lack_of_samples():
     )
     assert found.spread > 0.1
     assert not any(sentence.startswith("num_samples") for sentence in found.advice)
+
+
+ENDLESS = "objective: it seems to have no minimum: is it a reward (minimise its negative)? or give bounds"
+
+
+@pytest.mark.parametrize(
+    ("solver", "bounds"),
+    [
+        (dcem.CEM(), None),
+        (dcem.CEM(), (None, 50.0)),
+        (dcem.MPPI(), None),
+        (dcem.GradientDescent(), None),
+    ],
+)
+def test_an_objective_without_a_minimum_is_named(solver, bounds):
+    found = dcem.diagnose(lambda x: -(x - 0.3).square().sum(-1), torch.zeros(2), solver, bounds=bounds)
+    assert [sentence.partition(";")[0] for sentence in found.advice] == [ENDLESS]
+
+
+@pytest.mark.parametrize(
+    ("objective", "solver", "bounds"),
+    [
+        (lambda x: -x.square().sum(-1), dcem.CEM(), (-50.0, 50.0)),
+        (lambda x: (x - 30.0).square().sum(-1), dcem.CEM(), None),
+        (lambda x: (x - 30.0).square().sum(-1), dcem.MPPI(), None),
+        (lambda x: (x - 30.0).square().sum(-1), dcem.GradientDescent(0.01), None),
+        (
+            lambda x: x.cos().sum(-1),
+            dcem.CEM(100, 10, dcem.LML(0.1), init_std=0.01),
+            None,
+        ),  # it grows until it is there
+    ],
+)
+def test_a_minimum_that_is_far_away_is_one(objective, solver, bounds):
+    found = dcem.diagnose(objective, torch.zeros(2), solver, bounds=bounds)
+    assert not any(sentence.startswith(ENDLESS) for sentence in found.advice)
+
+
+def test_a_slope_of_zero_is_named():
+    slope = "objective: its slope is zero where the search starts"
+    start, descent = torch.full((2,), 0.7), dcem.GradientDescent()
+    found = dcem.diagnose(lambda x: x.round().square().sum(-1), start, descent)
+    assert [sentence.partition(",")[0] for sentence in found.advice] == [slope]
+    held = dcem.diagnose(lambda x: x.sum(-1), start, descent, bounds=(0.7, 2.0))  # by a bound, not by a slope of zero
+    assert not any(sentence.startswith(slope) for sentence in held.advice)

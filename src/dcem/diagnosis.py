@@ -1,9 +1,8 @@
-"""A doctor for a solve: can its gradient be trusted, and are temperature, spread and number of iterations right?"""
+"""Check a solve: can its gradient be trusted, and are temperature, spread and number of iterations right?"""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,16 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dcem._advice import Start, advise, std_of
 from dcem._check import check_count
 from dcem._extras import needs
 from dcem._gradient_check import Comparison, Inside, checked, compare, direction
 from dcem._setup import NoiseSource, Setup
-from dcem.bounds import Bounds, BoundsLike
+from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
-from dcem.gradients import Checkpoint, Detach, GradientMode, Unroll
+from dcem.gradients import Detach, GradientMode, Unroll
 from dcem.loop import minimize
-from dcem.solution import Iteration, Solution, Status
-from dcem.solvers import CEM, SamplingSolver, Solver
+from dcem.solution import Iteration, Solution
+from dcem.solvers import CEM, Solver
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,13 +200,13 @@ def diagnosed(
             searched.init, solver, num_iterations=None, event_dims=event_dims, bounds=searched.bounds, generator=None,
             noise=None, proposals=None,
         )  # fmt: skip
-        start = setup.start.distribution
-        scale = _std_of(start)
+        start = Start.of(setup.start.distribution, setup.bounds)
+        scale = start.std
         others = [solve(Detach(), seed + i, False).solution for i in range(1, num_seeds)]
         spread = float((torch.stack([solution.x.detach(), *(other.x for other in others)]).std(0) / scale).max())
         harm = _harm(solution, others)
         travelled = float(((solution.x - start.mean).abs() / scale).max())
-        at_bounds = float(_near(setup.bounds, solution.x, 0.01 * scale).double().mean())
+        at_bounds = float(start.is_near(solution.x).double().mean())
     comparison, norms = None, [float("nan")] * len(solution.history)
     leaves, has_earlier = asked or [], False
     if solution.x.requires_grad:
@@ -228,14 +228,8 @@ def diagnosed(
             raise
         refused = f"there is no gradient: {error}"
     rows = _rows(solution, norms)
-    advice = _advice(rows, comparison, travelled, spread, harm, solution, solver, gradient, refused)
+    advice = advise(rows, comparison, travelled, spread, harm, solution, start, solver, gradient, refused)
     return Diagnosis(rows, comparison, travelled, spread, at_bounds, solution.status, advice, solution)
-
-
-def _near(box: Bounds | None, x: Tensor, slack: Tensor) -> Tensor:
-    """Which numbers lie within `slack` of a side."""
-    sides = [] if box is None else [side for side in (box.low, box.high) if side is not None]
-    return torch.stack([(x - side).abs() <= slack for side in sides]).any(0) if sides else torch.zeros_like(x)
 
 
 def _harm(solution: Solution, others: list[Solution]) -> tuple[float, float]:
@@ -257,11 +251,6 @@ def _harm(solution: Solution, others: list[Solution]) -> tuple[float, float]:
     return late, noisy
 
 
-def _std_of(distribution: Distribution) -> Tensor:
-    std: Any = getattr(distribution, "std", None)
-    return torch.ones_like(distribution.mean) if std is None else std.detach().clamp(min=1e-12)
-
-
 def _gradient_norms(solution: Solution, weights: Tensor) -> list[float]:
     means = [iteration.distribution.mean for iteration in solution.history]
     asked = [mean for mean in means if mean.requires_grad]
@@ -280,81 +269,7 @@ def _rows(solution: Solution, norms: list[float]) -> list[Row]:
     for iteration, norm in zip(solution.history, norms, strict=True):
         values = iteration.values.detach()
         best = torch.minimum(best, values.nan_to_num(torch.inf, torch.inf, torch.inf).amin(-1))
-        std = _std_of(iteration.distribution).mean()
+        std = std_of(iteration.distribution).mean()
         failed = 1 - values.isfinite().double().mean()
         rows.append(Row(float(best.mean()), float(std), float(iteration.effective_elites.mean()), float(failed), norm))
     return rows
-
-
-def _advice(
-    rows: list[Row],
-    comparison: Comparison | None,
-    travelled: float,
-    spread: float,
-    harm: tuple[float, float],
-    solution: Solution,
-    solver: Solver,
-    gradient: GradientMode,
-    refused: str | None,
-) -> list[str]:
-    advice: list[str] = []
-    wanted = getattr(solver, "num_elites", None)
-    first, last = rows[0], rows[-1]
-    if refused is not None:
-        advice.append(refused)
-    if (solution.status == Status.NONFINITE).any():
-        advice.append(
-            "objective: too few values were finite in some iteration; look at samples and values of solution.history. "
-            "Of a controller dcem.control.run says where its model fails"
-        )
-    elif max(row.failed for row in rows) > 0.1:
-        advice.append(
-            f"objective: up to {max(row.failed for row in rows):.0%} of the samples failed; tighten bounds or init_std"
-        )
-    if (solution.status == Status.FLAT).any():
-        advice.append(
-            "objective: all values were equal up to rounding; raise init_std, or take a constant out of the objective"
-        )
-    if travelled > 2.5:  # where a std that shrinks with each selection stops a search: at about 3
-        advice.append(f"init_std: the answer lies {travelled:.2g} stds from the start; raise init_std, or move init")
-    told = (solution.status != Status.NONFINITE) & (solution.status != Status.FLAT)
-    moves = last.std > 0.3 * first.std and last.best < first.best
-    late, noisy = harm
-    shared = statistics.median(row.effective_elites for row in rows)
-    if wanted is not None and shared > 3 * wanted and told.any() and (moves or spread > 0.1):
-        advice.append(
-            f"temperature: {shared:.0f} samples share the weight where num_elites asks for {wanted:g}; "
-            "lower the temperature of the selection to select more sharply"
-        )
-    samples = isinstance(solver, SamplingSolver)  # gradient descent has no std that falls
-    if samples and moves and late > 0.05:
-        advice.append(
-            f"num_iterations: the std is still {last.std:.2g} ({first.std:.2g} after the first); iterate longer, or "
-            "lower the temperature or num_elites"
-        )
-    settled = next((t for t, row in enumerate(rows, 1) if row.std < 1e-4 * first.std), len(rows))
-    if settled < 0.7 * len(rows):
-        advice.append(f"num_iterations: nothing moves after iteration {settled} of {len(rows)}; fewer are enough")
-    if spread > 0.1 and noisy > 0.02:
-        advice.append(
-            f"num_samples: answers of different noise lie {spread:.2g} stds of the start apart: there are several "
-            "basins, or too few samples; raise num_samples or num_elites"
-        )
-    if comparison is not None and comparison.error > 0.05:
-        full = isinstance(gradient, (Unroll, Checkpoint))
-        cure = (
-            "the objective leaves autograd somewhere (NumPy, item(), detach()), is not differentiable there, or is one "
-            "of choices, whose gradients are estimates"
-            if full
-            else "with Unroll() or Checkpoint() they agree unless the objective itself is not differentiable there"
-        )
-        advice.append(
-            f"gradient: it is {comparison.given:.3g} along a random direction where finite differences give "
-            f"{comparison.expected:.3g}; {cure}"
-        )
-    elif comparison is not None and comparison.is_open:
-        advice.append(
-            "gradient: finite differences of several step sizes do not agree: the answer jumps with the parameters; "
-            "raise the temperature, or use float64"
-        )
-    return advice
