@@ -223,7 +223,7 @@ def test_kept_elites_are_kept_as_they_were_drawn():
     assert solution.x == 0.5
 
 
-@pytest.mark.parametrize(("num_elites", "keep"), [(1, 0.5), (2.5, 0.1), (0.5, 0.3), (3, 1.0)])
+@pytest.mark.parametrize(("num_elites", "keep"), [(1, 0.5), (2.5, 0.1), (1.5, 0.3), (3, 1.0)])
 def test_keeping_elites_keeps_at_least_one(num_elites, keep):
     solver = dcem.CEM(10, num_elites, dcem.LML(0.1), keep_elites=keep)
     history = dcem.minimize(
@@ -325,6 +325,27 @@ PAIRS = r"; bounds are \(lower, upper\), not a pair for each coordinate: write t
 def test_pairs_for_each_coordinate_are_told_from_sides(pairs, size, error):
     with pytest.raises(error, match=f"(?s)^bounds: expected .*{PAIRS}"):
         dcem.minimize(lambda x: x.sum(-1), torch.zeros(size), bounds=pairs)
+
+
+@pytest.mark.parametrize(
+    "rows", [torch.tensor([[-1.0, -1.0], [0.5, 0.5]]), np.array([[-1.0, -1.0, 0.0], [1.0, 1.0, 1.0]])]
+)
+def test_rows_lower_and_upper_are_no_pairs(rows):
+    with pytest.raises(
+        TypeError, match=r"got an? \w+ of shape \(2, \d\); of rows lower and upper give tuple\(bounds\)$"
+    ):
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(rows.shape[1]), bounds=rows)
+    dcem.minimize(lambda x: x.sum(-1), torch.zeros(rows.shape[1]), bounds=tuple(rows))
+
+
+def test_pairs_in_a_square_tensor_are_pairs():
+    with pytest.raises(TypeError, match=PAIRS):
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), bounds=torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
+
+
+def test_sides_that_cross_are_named_without_the_others():
+    with pytest.raises(ValueError, match="got low=2.0, high=1.0 among 50 numbers$"):
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(50), bounds=(torch.eye(50)[7] * 2, 1.0))
 
 
 def test_what_the_error_about_pairs_says_is_taken():

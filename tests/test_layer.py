@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -271,3 +272,52 @@ def test_inside_another_module(generator):
     other.load_state_dict(model.state_dict())
     assert torch.equal(model(x), other(x))
     assert math.isfinite(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+
+
+X = torch.arange(48.0).reshape(16, 3)
+ARRAY = np.arange(48.0).reshape(16, 3)
+FROM_NUMPY = r"; make a Tensor of an array with torch\.from_numpy\(\.\.\.\)$"
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: dcem.Argmin(4)(X), r"^objective: expected a callable .*, got a Tensor of shape \(16, 3\)$"),
+        (
+            lambda: dcem.Argmin(4)(lambda x: x.sum(-1), X),
+            r"^batch_shape: .*, got a Tensor of shape \(16, 3\); of inputs x \(\*batch, n\) it is x.shape\[:-1\]$",
+        ),
+        (lambda: dcem.Argmin(4, X), r"^solver: .*, got a Tensor of shape \(16, 3\)$"),
+        (
+            lambda: dcem.Argmin(4, bounds=[X, X, X]),
+            r"^bounds: .*, got a list of a Tensor of shape \(16, 3\), a T.*3\)$",
+        ),
+        (lambda: dcem.Argmin(ARRAY), r"^event_shape: .*, got an ndarray of shape \(16, 3\); its shape is \(16, 3\)$"),
+        (lambda: dcem.CEM(init_std=[1.0, 2.0]), r"^init_std: expected a number or a Tensor, got \[1.0, 2.0\]$"),
+        (
+            lambda: dcem.CEM(init_std=ARRAY),
+            r"^init_std: expected a number or a Tensor, got an ndarray of shape \(16, 3\)",
+        ),
+        (lambda: dcem.CEM(init_std=-X), r"^init_std: expected numbers >= 0 and finite, got -1 among 48 numbers$"),
+        (lambda: dcem.lml(X, torch.full((16,), 4)), r"^k: expected numbers with 0 < k <= 3, .*, got 4$"),
+        (lambda: dcem.minimize(lambda x: x.sum(-1), ARRAY), f"^init: expected a Tensor of means .*ndarray{FROM_NUMPY}"),
+        (lambda: dcem.minimize(lambda x: x.sum(-1).numpy(), X), f"^objective: expected a Tensor .*ndarray{FROM_NUMPY}"),
+    ],
+)
+def test_numbers_are_not_listed_and_arrays_have_a_remedy(call, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        call()
+
+
+@pytest.mark.cpu
+def test_values_with_an_axis_too_many_have_a_remedy():
+    net = nn.Linear(4, 1)
+    with pytest.raises(ValueError, match=r"objective: expected values .*, got \(100, 1\); append \.squeeze\(-1\)$"):
+        dcem.minimize(net, torch.zeros(4))
+    with pytest.raises(ValueError, match=r"objective: expected values .*, got \(100, 2\)$"):
+        dcem.minimize(lambda x: x[:, :2], torch.zeros(4))
+    with pytest.raises(ValueError, match=r"cost: expected values .*, got \(5, 100, 1\); append \.squeeze\(-1\)$"):
+        dcem.control.MPC(lambda s, a: s, lambda s, a: s[..., :1], 5, 2)(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"energy: expected values .*, got \(3, 100, 1\); append \.squeeze\(-1\)$"):
+        dcem.energy.EnergyModel(lambda x, y: net(y), 4, dcem.CEM())(torch.zeros(3, 2))

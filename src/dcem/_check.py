@@ -9,8 +9,10 @@ from typing import Any, Generic, SupportsIndex, TypeVar, cast
 from torch import Tensor
 
 from dcem._eager import is_eager
+from dcem._given import brief
 
 T = TypeVar("T")
+_OR_TENSOR = "a number or a Tensor"
 
 
 class Fixed(Generic[T]):
@@ -33,10 +35,10 @@ class Fixed(Generic[T]):
         instance.__dict__[self.name] = value
 
 
-def check_number(name: str, value: object) -> float:
+def check_number(name: str, value: object, expected: str = "a number") -> float:
     """A plain number, also one of NumPy's: as an int or a float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
+        raise TypeError(f"{name}: expected {expected}, got {brief(value)}")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
@@ -47,7 +49,7 @@ def check_int(name: str, value: SupportsIndex) -> int:
             return operator.index(value)
         except TypeError:
             pass
-    raise TypeError(f"{name}: expected an int, got {value!r}{as_int(value)}")
+    raise TypeError(f"{name}: expected an int, got {brief(value)}{as_int(value)}")
 
 
 def as_int(value: object) -> str:
@@ -76,7 +78,7 @@ def _is_boolean(value: object) -> bool:
 def check_flag(name: str, value: object) -> bool:
     """True or False, of Python, NumPy or torch."""
     if not _is_boolean(value):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {brief(value)}")
     return bool(value)
 
 
@@ -86,7 +88,7 @@ def check_fraction(name: str, value: float | Tensor, *, below_one: bool = False)
     if isinstance(value, Tensor):
         _check_all(name, value, ((value >= 0) & (value < 1 if below_one else value <= 1)), expected)
         return
-    check_number(name, value)
+    check_number(name, value, _OR_TENSOR)
     if not 0 <= value <= 1 or (below_one and value == 1):
         raise ValueError(f"{name}: expected a number {expected}, got {value}")
 
@@ -102,7 +104,7 @@ def check_std(name: str, value: float | Tensor) -> None:
     if isinstance(value, Tensor):
         _check_all(name, value, (value >= 0) & value.isfinite(), ">= 0 and finite")
         return
-    check_number(name, value)
+    check_number(name, value, _OR_TENSOR)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
 
@@ -112,7 +114,7 @@ def check_positive(name: str, value: float | Tensor) -> None:
     if isinstance(value, Tensor):
         _check_all(name, value, (value > 0) & value.isfinite(), "> 0 and finite")
         return
-    check_number(name, value)
+    check_number(name, value, _OR_TENSOR)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a finite number > 0, got {value}")
 
@@ -120,7 +122,9 @@ def check_positive(name: str, value: float | Tensor) -> None:
 def _check_all(name: str, value: Tensor, holds: Tensor, expected: str) -> None:
     """Tensors are looked at where that costs no wait and where they hold numbers."""
     if is_eager() and holds.device.type == "cpu" and not holds.all():
-        raise ValueError(f"{name}: expected numbers {expected}, got {value.detach()}")
+        wrong = value.detach()[~holds]
+        among = f" among {value.numel()} numbers" if value.numel() > 1 else ""
+        raise ValueError(f"{name}: expected numbers {expected}, got {wrong[0].item():g}{among}")
 
 
 _CHOICES = ("Discrete", "OneHot", "Categorical", "Binary")
@@ -136,6 +140,20 @@ def for_choices(space: object) -> str:
     )
 
 
+def _is_size(size: object) -> bool:
+    if getattr(size, "shape", ()) or (isinstance(size, Tensor) and size.is_floating_point()):
+        return False
+    return hasattr(size, "__index__") and not _is_boolean(size)
+
+
+def _shape_of(name: str, given: object) -> str:
+    """The shape that is meant by what has one, to end an error with."""
+    shape = getattr(given, "shape", None)
+    if name == "batch_shape" and isinstance(given, Tensor):
+        return "; of inputs x (*batch, n) it is x.shape[:-1]"
+    return f"; its shape is {tuple(shape)}" if isinstance(shape, tuple) else ""
+
+
 def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     """A shape as a tuple; an int is a shape of one axis."""
     try:
@@ -143,10 +161,9 @@ def as_shape(name: str, shape: Any) -> tuple[int, ...]:
     except TypeError:
         given = (shape,)
     choices = "" if isinstance(shape, (int, tuple, list)) else for_choices(shape)  # of which some are empty sequences
-    if choices or any(_is_boolean(size) or not hasattr(size, "__index__") for size in given):
-        its = f"; its shape is {tuple(of)}" if isinstance(of := getattr(shape, "shape", None), tuple) else ""
-        remedy = choices or its or as_int(shape)
-        raise TypeError(f"{name}: expected an int or a sequence of ints, got {shape!r}{remedy}")
+    if choices or not all(map(_is_size, given)):
+        remedy = choices or _shape_of(name, shape) or as_int(shape)
+        raise TypeError(f"{name}: expected an int or a sequence of ints, got {brief(shape)}{remedy}")
     sizes = tuple(check_int(name, size) for size in given)
     if any(size < 1 for size in sizes):
         raise ValueError(f"{name}: expected positive sizes, got {sizes}")

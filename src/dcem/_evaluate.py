@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import is_eager, may_have_gradient
+from dcem._given import came, kind
 from dcem._guard import Cut, Reports, WithData, find_failed, guarded, stand_ins, uncut
 from dcem._replay import randomness
 
@@ -157,11 +158,11 @@ def check_axis(
 def as_values(name: str, values: Any, expected: tuple[int, ...], samples: Tensor) -> Tensor:
     """Check that these are values of the shape `expected`, `(*batch, N)`, of candidates `samples`."""
     if not isinstance(values, Tensor):
-        raise TypeError(f"{name}: expected a Tensor of values of shape {expected}, got {type(values).__name__}")
+        raise TypeError(f"{name}: expected a Tensor of values of shape {expected}, got {kind(values)}")
     if tuple(values.shape) != expected:
         raise ValueError(
             f"{name}: expected values of shape (*batch, N) = {expected} for candidates of shape "
-            f"(*batch, N, *event) = {tuple(samples.shape)}, got {tuple(values.shape)}"
+            f"(*batch, N, *event) = {tuple(samples.shape)}, got {came(values, expected)}"
         )
     if not values.is_floating_point():
         raise TypeError(f"{name}: expected floating-point values, got {values.dtype}")

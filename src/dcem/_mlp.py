@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from dcem._check import check_int
+from dcem._given import brief
 
 
 def check_widths(name: str, widths: Sequence[int], *, empty: bool = False) -> None:
     """Check the widths of hidden layers."""
     given: Any = widths
     if not isinstance(given, Sequence):
-        raise TypeError(f"{name}: expected a sequence of ints, got {given!r}")
+        raise TypeError(f"{name}: expected a sequence of ints, got {brief(given)}")
     if not (widths or empty) or any(check_int(name, width) < 1 for width in widths):
         raise ValueError(f"{name}: expected {'' if empty else 'at least one '}positive width, got {tuple(widths)}")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dcem._best import Best
 from dcem._eager import is_eager
+from dcem._given import brief
 from dcem._setup import Setup, where
 from dcem.distributions import Distribution
 from dcem.solution import Iteration, Solution, Status
@@ -109,6 +110,6 @@ def _lost(x: Tensor, batch_dims: int) -> Tensor:
 def _passes(validate: Callable[[Tensor], Tensor], x: Tensor, status: Tensor) -> Tensor:
     passes: Any = validate(x)
     if not isinstance(passes, Tensor) or passes.dtype != torch.bool or passes.shape != status.shape:
-        came = f"{passes.dtype} of shape {tuple(passes.shape)}" if isinstance(passes, Tensor) else repr(passes)
+        came = f"{passes.dtype} of shape {tuple(passes.shape)}" if isinstance(passes, Tensor) else brief(passes)
         raise ValueError(f"validate: expected booleans of shape (*batch,) = {tuple(status.shape)}, got {came}")
     return passes

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dcem._check import check_int
 from dcem._eager import all_true, is_eager
+from dcem._given import brief, came, kind
 from dcem._tree import map_tensors
 from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution, WhiteNoise
@@ -53,9 +54,9 @@ class Setup:
     ) -> Setup:
         """Check the arguments of [`dcem.minimize`][]; `num_iterations` is None where it is not known before."""
         if not isinstance(solver, Solver):
-            raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
+            raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {brief(solver)}")
         if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator: expected a torch.Generator or None, got {generator!r}")
+            raise TypeError(f"generator: expected a torch.Generator or None, got {brief(generator)}")
         distribution, dtype = _initial_distribution(init, solver, event_dims)
         batch_shape, event_shape, mean = distribution.batch_shape, distribution.event_shape, distribution.mean
         box = Bounds.check(bounds, event_shape, mean, dtype)
@@ -96,7 +97,7 @@ def _with_proposals(state: Any, proposals: object, solver: Solver) -> Any:
     if not isinstance(solver, SamplingSolver):
         raise ValueError(f"proposals: expected None for a solver that selects among no samples, {solver}")
     if not isinstance(proposals, Tensor) or not proposals.is_floating_point():
-        came = proposals.dtype if isinstance(proposals, Tensor) else type(proposals).__name__
+        came = proposals.dtype if isinstance(proposals, Tensor) else kind(proposals)
         raise TypeError(f"proposals: expected a floating-point Tensor (*batch, M, *event) or None, got {came}")
     distribution = state.distribution
     mean = distribution.mean.unsqueeze(distribution.sample_dim)
@@ -132,7 +133,7 @@ def _initial_distribution(
         dtype = init.mean.dtype
         distribution = map_tensors(_single, init)
     else:
-        raise TypeError(f"init: expected a Tensor of means or a dcem distribution, got {type(init).__name__}")
+        raise TypeError(f"init: expected a Tensor of means or a dcem distribution, got {kind(init)}")
     mean = distribution.mean
     if mean.numel() == 0:
         raise ValueError(f"init: expected at least one element, got shape {tuple(mean.shape)}")
@@ -165,7 +166,7 @@ def _draws(
             raise TypeError(f"noise: expected floating-point draws, got {noise.dtype}")
         return Given(noise.to(like))
     if noise is not None and not callable(noise):
-        raise TypeError(f"noise: expected a Tensor, a noise source or None, got {noise!r}")
+        raise TypeError(f"noise: expected a Tensor, a noise source or None, got {brief(noise)}")
     source = WhiteNoise() if noise is None else noise
     check_noise_source(source, event_shape)
     return Drawn(source, shape, like.dtype, like.device, generator)
@@ -201,6 +202,5 @@ class Drawn:
         """The next."""
         drawn: Any = self.source(self.shape, dtype=self.dtype, device=self.device, generator=self.generator)
         if not isinstance(drawn, Tensor) or tuple(drawn.shape) != self.shape:
-            came = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
-            raise ValueError(f"noise: expected the source to return {self.shape}, got {came}")
+            raise ValueError(f"noise: expected the source to return {self.shape}, got {came(drawn)}")
         return drawn

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import in_forward_mode, is_transformed
+from dcem._given import brief, kind
 
 
 def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -124,19 +125,19 @@ def difference(tree: Any, other: Any, where: str = "") -> str | None:
     at = f" at {where}" if where else ""
     if isinstance(tree, Tensor):
         if not isinstance(other, Tensor):
-            return f"shape {tuple(tree.shape)}{at}, got {type(other).__name__}"
+            return f"shape {tuple(tree.shape)}{at}, got {kind(other)}"
         return None if tree.shape == other.shape else f"shape {tuple(tree.shape)}{at}, got {tuple(other.shape)}"
     parts = _parts(tree)
     if parts is None:
         if tree is other or _equal(tree, other):
             return None
         return (
-            f"the structure of the state, {tree!r}{at}, got {other!r}: what is no tensor stays as it is; let what "
-            "changes or differs between problems be a tensor with their batch axes"
+            f"the structure of the state, {brief(tree)}{at}, got {brief(other)}: what is no tensor stays as it is; let "
+            "what changes or differs between problems be a tensor with their batch axes"
         )
     others = _parts(other)
     if others is None or parts.keys() != others.keys() or not isinstance(other, _kind(tree)):
-        came = f"a {type(other).__name__} of {', '.join(others) or 'nothing'}" if others is not None else repr(other)
+        came = f"a {type(other).__name__} of {', '.join(others) or 'nothing'}" if others is not None else brief(other)
         return f"the structure of the state, a {type(tree).__name__} of {', '.join(parts) or 'nothing'}{at}, got {came}"
     for key, part in parts.items():
         found = difference(part, others[key], where + key)

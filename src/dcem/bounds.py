@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dcem._check import for_choices
 from dcem._eager import is_eager, may_have_gradient
+from dcem._given import brief, kind
 
 
 class BoxLike(Protocol):
@@ -73,15 +74,17 @@ class Bounds:
         if not isinstance(bounds, (tuple, list)) and hasattr(bounds, "low") and hasattr(bounds, "high"):
             bounds = _sides(bounds, event_shape)
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-            raise TypeError(f"bounds: expected a pair (low, high) or None, got {bounds!r}{_remedy(bounds)}")
+            raise TypeError(f"bounds: expected a pair (low, high) or None, got {brief(bounds)}{_remedy(bounds)}")
         low, high = (_side(f"bounds[{i}]", side, event_shape) for i, side in enumerate(bounds))
         if low is None and high is None:
             return None
         if low is not None and high is not None and is_eager():
             if not _agree(low, high):
-                raise ValueError(f"bounds: expected low <= high, got low={low}, high={high}{_remedy(bounds)}")
+                raise ValueError(f"bounds: expected low <= high, got {_crossed(low, high)}{_remedy(bounds)}")
             if _are_pairs(bounds) and list(bounds[0]) == list(bounds[1]):  # as sides they leave nothing to search
-                raise ValueError(f"bounds: expected low < high in some coordinate, got {bounds!r}{_remedy(bounds)}")
+                raise ValueError(
+                    f"bounds: expected low < high in some coordinate, got {brief(bounds)}{_remedy(bounds)}"
+                )
         low, high = (side.to(like.device) if isinstance(side, Tensor) else side for side in (low, high))
         if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch.clamp takes numbers or tensors, not both
             low, high = (
@@ -146,8 +149,18 @@ def _are_pairs(bounds: Any) -> bool:
     return bool(are) and all(are)
 
 
+def _are_rows(bounds: Any) -> bool:
+    """Whether this is a tensor or an array whose two rows are `low` and `high`, and of 2 x 2 numbers not pairs."""
+    if len(getattr(bounds, "shape", ())) != 2 or len(bounds) != 2:
+        return False
+    low, high = bounds
+    return bool(len(low) != 2 or ((low <= high).all() and (low < high).any()))
+
+
 def _remedy(bounds: Any) -> str:
     """What to give instead of what is often given."""
+    if _are_rows(bounds):
+        return "; of rows lower and upper give tuple(bounds)"
     if _are_pairs(bounds):
         return "; bounds are (lower, upper), not a pair for each coordinate: write tuple(zip(*bounds))"
     return for_choices(bounds)
@@ -171,6 +184,14 @@ def _agree(low: float | Tensor, high: float | Tensor) -> bool:
         return True
     wrong = low > high
     return not (wrong if isinstance(wrong, bool) else bool(wrong.any()))
+
+
+def _crossed(low: float | Tensor, high: float | Tensor) -> str:
+    """The first numbers that are the wrong way round."""
+    lows, highs = torch.broadcast_tensors(torch.as_tensor(low), torch.as_tensor(high))  # type: ignore[no-untyped-call]
+    wrong = lows > highs
+    among = f" among {wrong.numel()} numbers" if wrong.numel() > 1 else ""
+    return f"low={lows[wrong][0].item()}, high={highs[wrong][0].item()}{among}"
 
 
 _UP, _DOWN = (math.ceil, torch.ceil), (math.floor, torch.floor)
@@ -209,7 +230,7 @@ def _side(name: str, side: Any, event_shape: torch.Size) -> float | Tensor | Non
         except (TypeError, ValueError):  # of strings, or ragged
             raise TypeError(f"{name}: expected numbers, got {side!r}") from None
     if not isinstance(side, Tensor):
-        raise TypeError(f"{name}: expected None, a number or a Tensor, got {type(side).__name__}")
+        raise TypeError(f"{name}: expected None, a number or a Tensor, got {kind(side)}")
     try:
         fits = torch.broadcast_shapes(side.shape, event_shape) == event_shape  # type: ignore[no-untyped-call]
     except RuntimeError:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import in_forward_mode, is_eager
+from dcem._given import brief
 from dcem._tree import leaves
 from dcem.solvers import Solver, Step
 from dcem.solvers.base import Objective
@@ -66,7 +67,7 @@ def capture(solver: AnySolver, *, backend: str | Callable[..., Any] = "inductor"
     compilation", ASPLOS 2024.
     """
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
+        raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {brief(solver)}")
     rates: Any = getattr(solver, "lr", None)
     if getattr(solver, "population_decay", 1) != 1 or (isinstance(rates, Tensor) and rates.dim()):
         raise ValueError(f"solver: expected iterations that are alike, of population_decay=1 and one lr, got {solver}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dcem._given import brief
 from dcem.kernels.operators import in_torch_operations
 from dcem.layer import Argmin
 from dcem.solvers import GradientDescent
@@ -44,7 +45,7 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
     Source: Ansel et al., "PyTorch 2", ASPLOS 2024, for `torch.export`'s graphs.
     """
     if not hasattr(layer, "decision"):
-        raise TypeError(f"layer: expected a dcem.control.MPC or a dcem.energy.EnergyModel, got {layer!r}")
+        raise TypeError(f"layer: expected a dcem.control.MPC or a dcem.energy.EnergyModel, got {brief(layer)}")
     if isinstance(layer.solver, GradientDescent):
         raise TypeError("solver: expected one that samples, as torch.export takes no slopes; got GradientDescent")
     if not inputs:

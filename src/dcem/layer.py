@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import Fixed, as_shape, check_count, check_number, check_std
+from dcem._given import brief, came, kind
 from dcem._guard import WithData
 from dcem._tree import leaves, map_tensors, named_leaves
 from dcem._unchanged import Versions
@@ -93,7 +94,7 @@ class Argmin(nn.Module):
         self.num_iterations = check_count("num_iterations", num_iterations)
         self.gradient = Unroll() if gradient is None else gradient
         if not isinstance(self.gradient, GradientMode):
-            raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {gradient!r}")
+            raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {brief(gradient)}")
         self._hold_start(init)
 
     def forward(
@@ -253,7 +254,7 @@ class Argmin(nn.Module):
     @solver.setter
     def solver(self, solver: Solver) -> None:
         if not isinstance(solver, Solver):
-            raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {solver!r}")
+            raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {brief(solver)}")
         for held in (self._parameters, self._buffers, self._modules):
             for name in [name for name in held if name.startswith("solver_")]:
                 del held[name]
@@ -311,7 +312,7 @@ def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> T
     try:
         tensor = value if isinstance(value, Tensor) else torch.tensor(float(check_number(name, value)), dtype=dtype)
     except TypeError:
-        raise TypeError(f"{name}: expected a number or a tensor, got {value!r}") from None
+        raise TypeError(f"{name}: expected a number or a tensor, got {brief(value)}") from None
     try:
         tensor.expand(shape)
     except RuntimeError:
@@ -329,7 +330,7 @@ def latent_shape_of(decoder: Any, given: Any, event_shape: tuple[int, ...], what
             raise ValueError(f"latent_shape: expected None without a decoder, got {given}")
         return event_shape
     if not callable(decoder):
-        raise TypeError(f"decoder: expected a callable, got {decoder!r}")
+        raise TypeError(f"decoder: expected a callable, got {brief(decoder)}")
     own = getattr(decoder, "latent_shape", None)
     own = None if own is None else as_shape("latent_shape", own)
     if own is not None and shape not in (None, own):
@@ -347,9 +348,9 @@ def decoded(decoder: Callable[[Tensor], Tensor], z: Tensor, latent_shape: Any, e
     if noted.changed():
         raise ValueError("decoder: expected to leave its latents as they are, got them changed in place")
     if not isinstance(x, Tensor):
-        raise TypeError(f"decoder: expected to return a Tensor, got {type(x).__name__}")
+        raise TypeError(f"decoder: expected to return a Tensor, got {kind(x)}")
     if latent_shape is not None and event_shape is not None:
         expected = (*z.shape[: z.dim() - len(latent_shape)], *event_shape)
         if tuple(x.shape) != expected:
-            raise ValueError(f"decoder: expected candidates (*batch, N, *event) = {expected}, got {tuple(x.shape)}")
+            raise ValueError(f"decoder: expected candidates (*batch, N, *event) = {expected}, got {came(x, expected)}")
     return x

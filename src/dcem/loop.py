@@ -12,6 +12,7 @@ from torch import Tensor
 from dcem._check import check_count, check_flag, check_positive, is_true
 from dcem._eager import all_true, is_under_autocast
 from dcem._evaluate import Evaluation, check_axis, hides_axis
+from dcem._given import brief
 from dcem._guard import Cut, Reports, WithData
 from dcem._progress import Progress
 from dcem._setup import NoiseSource, Setup
@@ -117,7 +118,7 @@ def minimize(
     _check_callables(objective, gradient, callback, validate)
     if shard is not None:
         if not hasattr(shard, "solve"):
-            raise TypeError(f"shard: expected dcem.distributed.Samples(), Problems() or None, got {shard!r}")
+            raise TypeError(f"shard: expected dcem.distributed.Samples(), Problems() or None, got {brief(shard)}")
         return shard.solve(
             minimize, objective, init, solver, num_iterations=num_iterations, gradient=gradient, event_dims=event_dims,
             bounds=bounds, generator=generator, noise=noise, proposals=proposals, tolerance=tolerance,
@@ -188,13 +189,13 @@ def _shown_to(callback: Callable[[Iteration], object], iteration: Iteration) -> 
 
 def _check_callables(objective: object, gradient: object, callback: object, validate: object) -> None:
     if not callable(objective):
-        raise TypeError(f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {objective!r}")
+        raise TypeError(f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {brief(objective)}")
     if not isinstance(gradient, GradientMode):
-        raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {gradient!r}")
+        raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {brief(gradient)}")
     if callback is not None and not callable(callback):
-        raise TypeError(f"callback: expected a callable or None, got {callback!r}")
+        raise TypeError(f"callback: expected a callable or None, got {brief(callback)}")
     if validate is not None and not callable(validate):
-        raise TypeError(f"validate: expected a callable (*batch, *event) -> (*batch,) or None, got {validate!r}")
+        raise TypeError(f"validate: expected a callable (*batch, *event) -> (*batch,) or None, got {brief(validate)}")
 
 
 def _check_axes(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcem._eager import is_under_autocast
 from dcem._evaluate import as_values
+from dcem._given import brief
 from dcem._progress import Progress
 from dcem._setup import NoiseSource, Setup
 from dcem._tree import map_tensors, plain, restored
@@ -72,7 +73,7 @@ class Search:
         proposals: Tensor | None = None,
     ) -> None:
         if not isinstance(solver, SamplingSolver):
-            raise TypeError(f"solver: expected one that samples, such as dcem.CEM(), got {solver!r}")
+            raise TypeError(f"solver: expected one that samples, such as dcem.CEM(), got {brief(solver)}")
         if type(solver).step is not SamplingSolver.step:
             raise TypeError(f"solver: expected one whose step is ask and tell, {type(solver).__name__} has its own")
         with torch.no_grad():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_count, check_flag, check_int, check_positive
+from dcem._given import brief, kind
 
 Worker = Any
 
@@ -237,7 +238,7 @@ def _tensor(result: Any, expected: str, dtype: torch.dtype | None = None) -> Ten
     try:
         return torch.as_tensor(result, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"function: expected to return {expected}, got {result!r}") from None
+        raise TypeError(f"function: expected to return {expected}, got {brief(result)}") from None
 
 
 def _numbers(result: Any, num: int) -> Tensor:
@@ -275,7 +276,7 @@ class BlackBoxRollout(BlackBox):
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
         """The states `(*batch, H + 1, *s)` of sequences `(*batch, H, *a)`; NaN of those that were lost."""
         if not isinstance(state, Tensor):
-            raise TypeError(f"state: expected a tensor (*batch, s), got {type(state).__name__}")
+            raise TypeError(f"state: expected a tensor (*batch, s), got {kind(state)}")
         batch = state.shape[:-1]
         starts = _given(state).reshape(-1, state.shape[-1])
         sequences = _given(actions).reshape(len(starts), *actions.shape[len(batch) :])

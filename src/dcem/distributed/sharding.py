@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dcem._check import check_positive
 from dcem._eager import in_forward_mode, is_eager
+from dcem._given import came
 from dcem._guard import Cut, WithData
 from dcem._setup import Setup
 from dcem._tree import leaves, map_tensors
@@ -162,10 +163,10 @@ class Samples(_Shard):
                 values: Any = whole.function(own, data, Cut(failed))
             work.check(values)
             if not isinstance(values, Tensor) or tuple(values.shape) != tuple(own.shape[: dim + 1]):
-                came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                expected = tuple(own.shape[: dim + 1])
                 raise ValueError(
-                    f"objective: expected values of shape (*batch, N) = {tuple(own.shape[: dim + 1])} for candidates "
-                    f"of shape (*batch, N, *event) = {tuple(own.shape)}, got {came}"
+                    f"objective: expected values of shape (*batch, N) = {expected} for candidates "
+                    f"of shape (*batch, N, *event) = {tuple(own.shape)}, got {came(values, expected)}"
                 )
             attached = [own, *outside.shares()] if values.requires_grad else []
             gathered: Tensor = Gather.apply(values.movedim(dim, 0), self.ranks, *attached)  # type: ignore[no-untyped-call]

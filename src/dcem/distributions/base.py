@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_int
+from dcem._given import kind
 from dcem._tree import leaves, map_tensors
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class Distribution(ABC):
 def check_parameter(name: str, value: Tensor, event_dims: int) -> int:
     """Check a parameter `(*batch, *event)` and `event_dims`, and return these as an int."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a Tensor, got {kind(value)}")
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
     event_dims = event_dims if type(event_dims) is int else check_int("event_dims", event_dims)

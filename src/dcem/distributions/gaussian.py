@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dcem._check import check_std
 from dcem._eager import all_true, widest
+from dcem._given import kind
 from dcem.bounds import clip
 from dcem.distributions.base import Distribution, check_parameter
 
@@ -148,7 +149,7 @@ class FullGaussian(Distribution):
         size = mean.shape[mean.dim() - event_dims :].numel()
         expected = (*mean.shape[: mean.dim() - event_dims], size, size)
         if not isinstance(scale_tril, Tensor):
-            raise TypeError(f"scale_tril: expected a Tensor, got {type(scale_tril).__name__}")
+            raise TypeError(f"scale_tril: expected a Tensor, got {kind(scale_tril)}")
         if scale_tril.shape != expected or scale_tril.dtype != mean.dtype:
             try:
                 scale_tril = scale_tril.to(mean).expand(expected)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from dcem._given import brief
 from dcem.layer import behind, decoded
 
 
@@ -35,9 +36,9 @@ def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Ten
     Source: Amos & Yarats, ICML 2020, section 4.2, "embedded control space".
     """
     if not callable(objective):
-        raise TypeError(f"objective: expected a callable, got {objective!r}")
+        raise TypeError(f"objective: expected a callable, got {brief(objective)}")
     if not callable(decoder):
-        raise TypeError(f"decoder: expected a callable, got {decoder!r}")
+        raise TypeError(f"decoder: expected a callable, got {brief(decoder)}")
 
     return behind(objective, lambda z: decode(decoder, z))
 

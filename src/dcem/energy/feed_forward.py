@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from dcem._given import brief
 from dcem.energy.base import ConditionedEnergy, check_candidates
 
 
@@ -37,7 +38,7 @@ class FeedForwardEnergy(ConditionedEnergy):
     def __init__(self, f: Callable[[Tensor], Tensor], event_dims: int = 1) -> None:
         super().__init__()
         if not callable(f):
-            raise TypeError(f"f: expected a callable or module, got {f!r}")
+            raise TypeError(f"f: expected a callable or module, got {brief(f)}")
         if event_dims < 0:
             raise ValueError(f"event_dims: expected at least 0, got {event_dims}")
         self.f, self.event_dims = f, event_dims

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dcem._evaluate import check_axis, hides_axis
+from dcem._given import came, kind
 from dcem._guard import Cut, WithData
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
@@ -131,10 +132,9 @@ class EnergyModel(Argmin):
             values: Any = (own if given is x else condition(self.energy, given))(y)
             expected = (*batch, y.shape[len(batch)])
             if not isinstance(values, Tensor) or tuple(values.shape) != expected:
-                came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise ValueError(
                     f"energy: expected values (*batch, N) = {expected} for candidates (*batch, N, *event) = "
-                    f"{tuple(y.shape)}, got {came}"
+                    f"{tuple(y.shape)}, got {came(values, expected)}"
                 )
             return values
 
@@ -147,7 +147,7 @@ class EnergyModel(Argmin):
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         """The leading axes of `x`, one problem each."""
         if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a Tensor (*batch, *feature), got {type(x).__name__}")
+            raise TypeError(f"x: expected a Tensor (*batch, *feature), got {kind(x)}")
         if x.ndim < self.feature_dims:
             raise ValueError(
                 f"x: expected (*batch, *feature) of at least {self.feature_dims} axes, got {tuple(x.shape)}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import has_tangent, in_forward_mode
+from dcem._given import came, kind
 from dcem.implicit.system import Method, Options, System
 from dcem.implicit.transforms import by_newton
 
@@ -196,7 +197,7 @@ def _merge(params: tuple[Any, ...], differentiated: list[Tensor]) -> list[Any]:
 
 def check_arguments(solution: object, options: Options) -> None:
     if not isinstance(solution, Tensor) or not solution.is_floating_point():
-        came = solution.dtype if isinstance(solution, Tensor) else type(solution).__name__
+        came = solution.dtype if isinstance(solution, Tensor) else kind(solution)
         raise TypeError(f"solution: expected a floating point tensor, got {came}")
     if not 0 <= options.batch_dims <= solution.ndim:
         raise ValueError(
@@ -213,6 +214,6 @@ def check_arguments(solution: object, options: Options) -> None:
 
 def check_returned(name: str, value: object, shape: tuple[int, ...], what: str) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected to return a tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected to return a tensor, got {kind(value)}")
     if tuple(value.shape) != shape:
-        raise ValueError(f"{name}: expected to return {shape} ({what}), got {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected to return {shape} ({what}), got {came(value, shape)}")

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from dcem._check import as_int, check_int
 from dcem._eager import is_eager
+from dcem._given import brief, kind
 
 
 def check_scores(scores: Tensor, dim: int) -> int:
     """The axis that is selected from, counted from the front."""
     if not isinstance(scores, Tensor):
-        raise TypeError(f"scores: expected a Tensor, got {type(scores).__name__}")
+        raise TypeError(f"scores: expected a Tensor, got {kind(scores)}")
     if not scores.is_floating_point():
         raise TypeError(f"scores: expected a floating-point Tensor, got dtype {scores.dtype}")
     if scores.ndim == 0:
@@ -42,11 +43,13 @@ def check_k(k: float | Tensor, scores: Tensor, dim: int, *, integer: bool = Fals
         rows = of_rows("k", k, scores, dim)
         fits = (rows > 0) & (rows <= n)
         if is_eager() and k.device.type == "cpu" and not fits.all():
-            raise ValueError(f"k: expected numbers with 0 < k <= {n}, the number of scores, got {k.detach()}")
+            raise ValueError(
+                f"k: expected numbers with 0 < k <= {n}, the number of scores, got {rows.detach()[~fits][0].item():g}"
+            )
         return torch.where(fits, rows, math.nan)
     number = _plain(k)
     if number is None or (integer and not isinstance(number, int)):
-        raise TypeError(f"k: expected {kind}, got {k!r} ({type(k).__name__}){as_int(k)}")
+        raise TypeError(f"k: expected {kind}, got {brief(k)} ({type(k).__name__}){as_int(k)}")
     if not 0 < number <= n:
         raise ValueError(f"k: expected {kind} with 0 < k <= {n}, the number of scores, got {k}")
     return number
@@ -66,7 +69,8 @@ def check_number(temperature: object) -> float:
     number = _plain(temperature)
     if number is None:
         raise TypeError(
-            f"temperature: expected a positive number or a Tensor, got {temperature!r} ({type(temperature).__name__})"
+            f"temperature: expected a positive number or a Tensor, got {brief(temperature)} "
+            f"({type(temperature).__name__})"
         )
     if not 0 < number < math.inf:
         raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
@@ -79,7 +83,9 @@ def check_effective(effective: float | Tensor, k: float | Tensor, scores: Tensor
         return of_rows("effective", effective, scores, dim)
     number = _plain(effective)
     if number is None:
-        raise TypeError(f"effective: expected a number or a Tensor, got {effective!r} ({type(effective).__name__})")
+        raise TypeError(
+            f"effective: expected a number or a Tensor, got {brief(effective)} ({type(effective).__name__})"
+        )
     n = scores.shape[dim]
     if not (0 if isinstance(k, Tensor) else k) < number <= n:
         raise ValueError(f"effective: expected a number with k < effective <= {n}, for k = {k}, got {effective}")

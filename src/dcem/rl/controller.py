@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dcem._eager import is_eager
+from dcem._given import brief, came, kind
 from dcem._tree import map_tensors
 from dcem.bounds import Bounds
 from dcem.control import MPC, WarmStart
@@ -75,7 +76,7 @@ class Controller(nn.Module):
             raise ValueError("state_of: expected None with a model, whose belief is the state")
         for name, fn in {"state_of": state_of, "residual": residual}.items():
             if fn is not None and not callable(fn):
-                raise TypeError(f"{name}: expected a callable or None, got {fn!r}")
+                raise TypeError(f"{name}: expected a callable or None, got {brief(fn)}")
         self.mpc, self.model, self.state_of, self.residual = mpc, model, state_of, residual
 
     @property
@@ -166,8 +167,10 @@ class Controller(nn.Module):
         assert self.residual is not None
         correction: Any = self.residual(state)
         if not isinstance(correction, Tensor) or correction.shape != action.shape:
-            came = tuple(correction.shape) if isinstance(correction, Tensor) else type(correction).__name__
-            raise ValueError(f"residual: expected a correction (*batch, *a) = {tuple(action.shape)}, got {came}")
+            expected = tuple(action.shape)
+            raise ValueError(
+                f"residual: expected a correction (*batch, *a) = {expected}, got {came(correction, expected)}"
+            )
         return correction
 
     def _clipped(self, action: Tensor) -> Tensor:
@@ -179,7 +182,7 @@ class Controller(nn.Module):
 def check_observation(observation: Any, batch_shape: tuple[int, ...], size: int | None) -> None:
     """A floating-point tensor `(*batch, ...)` of finite numbers, as far as these may be looked at."""
     if not isinstance(observation, Tensor) or not observation.is_floating_point():
-        came = f"a tensor of {observation.dtype}" if isinstance(observation, Tensor) else type(observation).__name__
+        came = f"a tensor of {observation.dtype}" if isinstance(observation, Tensor) else kind(observation)
         raise TypeError(f"observation: expected a floating-point tensor, got {came}")
     shape = tuple(observation.shape)
     if shape[: len(batch_shape)] != batch_shape:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dcem._best import best_of
 from dcem._check import check_count, check_flag, check_fraction, check_number, check_positive, check_scalar, check_std
 from dcem._eager import is_eager
+from dcem._given import brief, came
 from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML, ConstrainedSoftmax, ConstrainedSparsemax, HardTopK
 from dcem.solvers.base import Candidates, SamplingSolver, SamplingState, Step
@@ -47,7 +48,7 @@ class CEM(SamplingSolver):
 
     Args:
         num_samples: `N`, candidates evaluated an iteration, at least 1.
-        num_elites: `k`, how many of them are selected, `0 < k <= N`; may be a float for a soft selection.
+        num_elites: `k`, how many of them are selected, `1 <= k <= N`; may be a float for a soft selection.
         selection: `selection(scores, k) -> weights` in `[0, 1]` that sum to `k` and depend on differences of
             scores only, as [`dcem.LML`][], [`dcem.ConstrainedSoftmax`][], [`dcem.ConstrainedSparsemax`][],
             [`dcem.HardTopK`][] do. Higher scores are better; a failed sample has the score `-inf`.
@@ -94,13 +95,10 @@ class CEM(SamplingSolver):
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         check_flag("standardize", self.standardize)
-        if not 0 < self.num_elites <= self.num_samples:
-            raise ValueError(
-                f"num_elites: expected 0 < num_elites <= num_samples={self.num_samples}, got {self.num_elites}"
-            )
+        self._check_num_elites()
         selection: Any = self.selection
         if not callable(selection) or isinstance(selection, type):
-            raise TypeError(f"selection: expected a callable (scores, k) -> weights, got {selection!r}")
+            raise TypeError(f"selection: expected a callable (scores, k) -> weights, got {brief(selection)}")
         if isinstance(selection, HardTopK) and self.num_elites != int(self.num_elites):
             raise ValueError(f"num_elites: expected a whole number for a hard selection, got {self.num_elites}")
         check_std("init_std", self.init_std)
@@ -120,6 +118,16 @@ class CEM(SamplingSolver):
                 f"population_decay: expected a number >= 1 (1.25 shrinks the population by a fifth an iteration), "
                 f"got {self.population_decay}"
             )
+
+    def _check_num_elites(self) -> None:
+        wanted, num = self.num_elites, self.num_samples
+        if 0 < wanted < 1:
+            raise ValueError(
+                f"num_elites: expected at least 1 of the num_samples={num} candidates (a count, not a share: "
+                f"{100 * wanted:.3g} % is num_elites={max(1, round(wanted * num))}), got {wanted}"
+            )
+        if not 1 <= wanted <= num:
+            raise ValueError(f"num_elites: expected 1 <= num_elites <= num_samples={num}, got {wanted}")
 
     def init(self, distribution: Distribution) -> SamplingState:
         check_fraction("smoothing", self.smoothing, below_one=True)
@@ -161,8 +169,10 @@ class CEM(SamplingSolver):
         selection: Any = self.selection
         weights = selection(scores, self.num_elites)
         if not isinstance(weights, Tensor) or weights.shape != scores.shape:
-            came = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-            raise ValueError(f"selection: expected to return weights of shape {tuple(scores.shape)}, got {came}")
+            expected = tuple(scores.shape)
+            raise ValueError(
+                f"selection: expected to return weights of shape {expected}, got {came(weights, expected)}"
+            )
         if type(selection) not in _OWN_SELECTIONS and is_eager() and weights.is_cpu:
             _check_weights(weights.detach(), valid)
         return refuse_gradient(weights, scores, self.selection), valid

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import check_count
+from dcem._given import brief
 from dcem._tree import leaves
 from dcem.world.sequences import Sequences, check_finite, check_vectors, read_sequences
 
@@ -22,7 +23,7 @@ def batch_axes(batch_shape: int | Sequence[int]) -> torch.Size:
     try:
         return torch.Size([batch_shape] if isinstance(batch_shape, SupportsIndex) else list(batch_shape))
     except TypeError:
-        raise TypeError(f"batch_shape: expected an int or a sequence of ints, got {batch_shape!r}") from None
+        raise TypeError(f"batch_shape: expected an int or a sequence of ints, got {brief(batch_shape)}") from None
 
 
 class WorldModel(nn.Module, ABC):
@@ -156,7 +157,7 @@ class WorldModel(nn.Module, ABC):
         """The batch of a belief; raise where it is none of this model's, such as an observation."""
         tensors, own = leaves(belief), leaves(self.initial())
         if not tensors:
-            raise TypeError(f"belief: expected a tensor or a tree of tensors (*batch, n), got {belief!r}")
+            raise TypeError(f"belief: expected a tensor or a tree of tensors (*batch, n), got {brief(belief)}")
         if [leaf.shape[-1:] for leaf in tensors] != [leaf.shape[-1:] for leaf in own]:
             wanted, came = (
                 ", ".join(str(("*batch", *leaf.shape[-1:])).replace("'", "") for leaf in own),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dcem._check import check_count
+from dcem._given import brief
 
 NOTE = "replay.json"
 
@@ -70,7 +71,7 @@ def replay(
     if not 2 <= length <= capacity:
         raise ValueError(f"length: expected 2 to capacity={capacity} steps, got {length}")
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: expected a torch.Generator or None, got {generator!r}")
+        raise TypeError(f"generator: expected a torch.Generator or None, got {brief(generator)}")
     try:
         from dcem.world._torchrl import SequenceBuffer
     except ImportError as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import is_eager, is_unchecked, may_look
+from dcem._given import kind
 
 KEYS = ("observation", "action", ("next", "reward"), ("next", "terminated"))
 
@@ -33,7 +34,7 @@ class Sequences(NamedTuple):
 def check_vectors(name: str, value: Any, batch_shape: tuple[int, ...] | torch.Size, size: int) -> None:
     """A floating-point tensor `(*batch_shape, size)`."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        came = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        came = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else kind(value)
         raise TypeError(f"{name}: expected a floating-point tensor, got {came}")
     if tuple(value.shape) != (*batch_shape, size):
         raise ValueError(f"{name}: expected shape {(*batch_shape, size)}, got {tuple(value.shape)}")
