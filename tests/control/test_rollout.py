@@ -366,3 +366,13 @@ def test_cvar_counts_whole_particles():
                 continue  # 119 pairs are where the floating-point product is off, the others a sample
             worst = (particles - 1 + particles - count) / 2
             assert dcem.control.CVaR(percent / 100)(costs[:particles]).item() == pytest.approx(worst)
+
+
+def test_a_simulator_in_numpy_is_told_where_it_belongs():
+    says = r"dynamics: expected a next state of .*, got ndarray; make a Tensor .*; a simulator in NumPy .*PoolRollout"
+    with pytest.raises(ValueError, match=says):
+        dcem.control.rollout(lambda x, u: x.numpy() + u.numpy(), torch.zeros(1), torch.ones(3, 1))
+    with pytest.raises(
+        TypeError, match=r"state: expected a tensor .*, got a dict of an ndarray of shape \(1,\); make a T"
+    ):
+        dcem.control.rollout(torch.add, {"x": np.zeros(1)}, torch.ones(3, 1))

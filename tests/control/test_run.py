@@ -512,7 +512,9 @@ def test_wrong_arguments_are_named() -> None:
         run(3, Slide())
     with pytest.raises(ValueError, match=r"policy: expected actions \(E, \*a\) = \(1, 1\), got \(1, 2\)"):
         run(lambda state: torch.zeros(1, 2), Slide())
-    with pytest.raises(TypeError, match=r"policy: expected it to return a Tensor of actions, got ndarray"):
+    with pytest.raises(
+        TypeError, match=r"policy: expected it to return a Tensor of actions, got ndarray; make a Tensor of an arr"
+    ):
         run(lambda state: np.zeros((1, 1)), Slide())
     says = (
         r"envs: expected a Box of continuous actions, got Discrete.*dcem.Categorical.*TransformAction\(env, np.argmax"

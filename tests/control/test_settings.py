@@ -280,3 +280,20 @@ def test_compiled_dynamics_have_limits_of_their_own(monkeypatch):
                 states = compiled.rollout(torch.zeros(2, 1), torch.ones(2, horizon, 1))
                 assert states[0, -1].item() == horizon * (number + 1.0)
     assert len(calls) == 4
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("dynamics", "imagine"),
+        ("cost", "cost"),
+        ("terminal_cost", "terminal_cost"),
+        ("proposals", "propose"),
+    ],
+)
+def test_a_world_model_in_the_place_of_its_method_is_refused(name, method):
+    """Its call is its loss, which would fail in the first plan."""
+    model = dcem.world.LatentModel(2, 2)
+    with pytest.raises(TypeError, match=f"^{name}: expected world_model.{method}, got the model itself, LatentModel"):
+        controller(**{name: model})

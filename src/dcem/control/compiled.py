@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcem._given import brief
 from dcem._tree import map_tensors
 from dcem.control.rollout import Dynamics, batch_of, follow
 
@@ -41,7 +42,7 @@ class Compiled(nn.Module):
     def __init__(self, dynamics: Dynamics, *, state_dims: Any = 1) -> None:
         super().__init__()
         if not callable(dynamics):
-            raise TypeError(f"dynamics: expected a callable (state, action) -> next_state, got {dynamics!r}")
+            raise TypeError(f"dynamics: expected a callable (state, action) -> next_state, got {brief(dynamics)}")
         if hasattr(dynamics, "rollout"):
             raise ValueError(f"dynamics: expected steps to compile, got {dynamics!r}, which rolls out by itself")
         self.dynamics, self.state_dims = dynamics, state_dims

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._given import brief
 from dcem._setup import NoiseSource
 from dcem.bounds import BoundsLike
 from dcem.gradients import Detach, GradientMode
@@ -71,7 +72,7 @@ class CostPlanner:
         gradient: GradientMode = _DETACH,
     ) -> None:
         if not callable(getattr(model, "get_cost", None)):
-            raise TypeError(f"model: expected a method get_cost(info, actions) -> costs, got {model!r}")
+            raise TypeError(f"model: expected a method get_cost(info, actions) -> costs, got {brief(model)}")
         if answer not in ("best", "mean"):
             raise ValueError(f"answer: expected best or mean, got {answer!r}")
         if answer == "best" and not isinstance(gradient, Detach):

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dcem._given import kind
 from dcem._tree import leaves, map_tensors
 from dcem.control.rollout import Dynamics, follow, knows_time
 
@@ -20,7 +21,7 @@ def arrived(
 ) -> Any:
     """The state `(*batch, *s)` that actions `sent` `(*batch, d, *a)`, the oldest first, lead to."""
     if not isinstance(sent, Tensor):
-        raise TypeError(f"sent: expected a Tensor (*batch, d, *a) or None, got {type(sent).__name__}")
+        raise TypeError(f"sent: expected a Tensor (*batch, d, *a) or None, got {kind(sent)}")
     dim = len(batch)
     if sent.dim() <= dim or sent.shape[:dim] + sent.shape[dim + 1 :] != (*batch, *action_shape):
         raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import all_true
+from dcem._given import brief, kind
 from dcem.control.plan import Plan, WarmStart
 from dcem.control.problem import unchanging
 from dcem.control.rollout import takes
@@ -54,7 +55,7 @@ def warm(
         if isinstance(reset, bool) or hasattr(reset, "__array__"):  # as environments say what is done
             reset = torch.as_tensor(reset, device=fresh.device)
         if not isinstance(reset, Tensor) or reset.dtype != torch.bool or tuple(reset.shape) != batch:
-            came = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else type(reset).__name__
+            came = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else kind(reset)
             raise ValueError(f"reset: expected a boolean tensor of the batch {batch}, got {came}")
         afresh = afresh | reset
     if all_true(~afresh):
@@ -84,13 +85,13 @@ def proposed(actions: Any, expected: tuple[int | str, ...], decoder: Callable[[T
     """Candidates from outside, `(*batch, M, *latent)`, of action sequences, which should have a given shape."""
     shape = tuple(actions.shape) if isinstance(actions, Tensor) else ()
     if len(shape) != len(expected) or any(w not in ("M", g) for w, g in zip(expected, shape, strict=True)):
-        came = shape if isinstance(actions, Tensor) else type(actions).__name__
+        came = shape if isinstance(actions, Tensor) else kind(actions)
         raise ValueError(
             f"proposals: expected actions (*batch, num, horizon, *a) = ({', '.join(map(str, expected))}), got {came}"
         )
     if decoder is not None:
         encode = getattr(decoder, "encode", None)
         if encode is None:
-            raise ValueError(f"proposals: expected a decoder with a method encode, got {decoder!r}")
+            raise ValueError(f"proposals: expected a decoder with a method encode, got {brief(decoder)}")
         actions = encode(actions)
     return actions.detach()

@@ -12,6 +12,7 @@ from torch import Tensor
 from dcem._check import Fixed, as_shape, check_flag
 from dcem._eager import all_true, is_eager, may_have_gradient
 from dcem._evaluate import hides_axis
+from dcem._given import came
 from dcem._guard import Cut, Reports, WithData, guarded, marked
 from dcem._setup import NoiseSource
 from dcem._tree import leaves, map_tensors
@@ -363,10 +364,9 @@ class MPC(Argmin):
             raise ValueError("decoder: expected to leave its latents as they are, got them changed in place")
         expected = (*z.shape[: z.dim() - len(self.latent_shape)], *self.actions_shape)
         if not isinstance(actions, Tensor) or tuple(actions.shape) != expected:
-            came = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
             raise ValueError(
                 f"decoder: expected actions (*batch, N, horizon, *a) = {expected} for latents {tuple(z.shape)}, "
-                f"got {came}"
+                f"got {came(actions, expected)}"
             )
         return actions if box is None else box.clip(actions)
 

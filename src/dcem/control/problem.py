@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import is_eager, widest
+from dcem._given import came
 from dcem._replay import forgotten
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
@@ -164,8 +165,7 @@ class Problem:
         assert self.constraint is not None
         value = unchanging("constraint", self.constraint, states)
         if not isinstance(value, Tensor) or tuple(value.shape[: len(shape)]) != shape or value.dim() > len(shape) + 1:
-            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"constraint: expected values (...,) = {shape} or (..., m), got {came}")
+            raise ValueError(f"constraint: expected values (...,) = {shape} or (..., m), got {came(value)}")
         return (value if value.dim() > len(shape) else value.unsqueeze(-1)).relu()
 
     def _rate(self, controls: Tensor, previous: Tensor | None) -> Tensor:
@@ -215,9 +215,8 @@ def _floating(name: str, values: Any, expected: tuple[int, ...]) -> Tensor:
 
 def _shaped(name: str, values: Any, expected: tuple[int, ...]) -> Tensor:
     if not isinstance(values, Tensor) or tuple(values.shape) != expected:
-        came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
             f"{name}: expected values of the leading axes {expected} (time first where there is one, then particles, "
-            f"batch, candidates), got {came}"
+            f"batch, candidates), got {came(values, expected)}"
         )
     return values

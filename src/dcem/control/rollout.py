@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcem._given import brief, from_numpy
 from dcem._tree import copied, difference, map_tensors
 from dcem._unchanged import Versions
 
@@ -92,7 +93,7 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
             after = dynamics(given, action, t=t) if timed else dynamics(given, action)
             if shape is None or not isinstance(after, Tensor) or after.shape != shape:
                 if (found := difference(states[-1], after)) is not None:
-                    raise ValueError(f"dynamics: expected a next state of {found}")
+                    raise ValueError(f"dynamics: expected a next state of {found}{_of_numpy(after)}")
                 after = copied(after)
             states.append(after)
             noted.note(after)
@@ -103,6 +104,16 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
             "changed in place, or its memory filled again: return a copy"
         )
     return path
+
+
+def _of_numpy(state: Any) -> str:
+    """Where a simulator that knows no tensors belongs."""
+    if not from_numpy(state):
+        return ""
+    return (
+        "; a simulator in NumPy is a model by dcem.distributed.PoolRollout(function, num_workers), and one of MuJoCo "
+        "by dcem.control.MujocoModel"
+    )
 
 
 def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: int) -> Any:
@@ -159,7 +170,7 @@ def batch_of(state: Any, state_dims: Any) -> tuple[int, ...]:
     else:
         map_tensors(note, state, state_dims)
     if not shapes:
-        raise TypeError(f"state: expected a tensor or a tree of tensors, got {state!r}")
+        raise TypeError(f"state: expected a tensor or a tree of tensors, got {brief(state)}{from_numpy(state)}")
     batches = {batch for batch, _ in shapes}
     for batch in batches:
         if 0 in batch:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_count, check_flag, check_int
+from dcem._given import brief, kind
 from dcem._tree import difference, leaves, map_tensors
 from dcem.control.mpc import MPC
 from dcem.control.plan import Plan
@@ -206,7 +207,12 @@ class _Controller:
 
     def __init__(self, policy: MPC | Callable[[Any], Tensor], plant: Plant, seed: int | None, delay: int) -> None:
         if not callable(policy):
-            raise TypeError(f"policy: expected an MPC or a callable state -> action, got {policy!r}")
+            raise TypeError(f"policy: expected an MPC or a callable state -> action, got {brief(policy)}")
+        if hasattr(policy, "make_tensordict_primer"):
+            raise TypeError(
+                f"policy: expected an MPC or a callable state -> action, got {type(policy).__name__}, which decides "
+                "for tensordicts: give dcem.rl.policy(mpc) or dcem.rl.policy(mpc, model)"
+            )
         if check_int("delay", delay) < 0 or (delay > 0 and not isinstance(policy, MPC)):
             raise ValueError(f"delay: expected an int >= 0, and 0 for a policy that is no MPC, got {delay}")
         self.policy, self.seed, self.num_replaced = policy, seed, 0
@@ -279,7 +285,7 @@ class _Controller:
                 forget(reset)
             action: Any = self.policy(state)
             if not isinstance(action, Tensor):
-                raise TypeError(f"policy: expected it to return a Tensor of actions, got {type(action).__name__}")
+                raise TypeError(f"policy: expected it to return a Tensor of actions, got {kind(action)}")
             status = getattr(self.policy, "status", None)
             good = torch.ones(self.shape[0], dtype=torch.bool, device="cpu")
             if isinstance(status, Tensor) and status.shape == good.shape:
@@ -347,7 +353,7 @@ def _flattened(observation: Any, env: Any) -> Tensor:
 
 def _stacked(states: list[Any]) -> Any:
     if not leaves(states[0]):
-        raise TypeError(f"state_of: expected a tensor or a tree of tensors, got {type(states[0]).__name__}")
+        raise TypeError(f"state_of: expected a tensor or a tree of tensors, got {kind(states[0])}")
     for state in states[1:]:
         if (found := difference(states[0], state)) is not None:
             raise ValueError(f"state_of: expected states of {found}")

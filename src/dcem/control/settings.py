@@ -8,6 +8,7 @@ import torch
 
 from dcem._check import check_count, check_number, check_std
 from dcem._eager import is_eager
+from dcem._given import brief
 from dcem.bounds import Bounds
 from dcem.control.answer import ANSWERS
 from dcem.control.risk import Mean
@@ -28,7 +29,8 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
     """What the attribute `name` of `mpc` becomes when it is set to `value`."""
     if name in FUNCTIONS or (name in OPTIONAL_FUNCTIONS and value is not None):
         if not callable(value):
-            raise TypeError(f"{name}: expected a callable, got {value!r}")
+            raise TypeError(f"{name}: expected a callable, got {brief(value)}")
+        _check_method(name, value)
         if name == "decoder" and "latent_shape" in mpc.__dict__:
             latent_shape_of(value, mpc.latent_shape, mpc.actions_shape, EVENT)
         if name == "noise":
@@ -38,7 +40,7 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
     elif name == "risk":
         value = Mean() if value is None else value
         if not callable(value):
-            raise TypeError(f"risk: expected a callable, got {value!r}")
+            raise TypeError(f"risk: expected a callable, got {brief(value)}")
     elif name in COUNTS or (name == "chunk_size" and value is not None):
         check_count(name, value)
     elif name in START:
@@ -59,27 +61,34 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
             raise ValueError(f"discount: expected a number in (0, 1], got {value}")
     elif name == "answer":
         if value not in ANSWERS:
-            raise ValueError(f"answer: expected one of {', '.join(ANSWERS)}, got {value!r}")
+            raise ValueError(f"answer: expected one of {', '.join(ANSWERS)}, got {brief(value)}")
     elif name == "gradient":
         if not isinstance(value, GradientMode):
-            raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {value!r}")
+            raise TypeError(f"gradient: expected a gradient mode such as dcem.Unroll(), got {brief(value)}")
     elif name == "solver":
         if not isinstance(value, Solver):
-            raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {value!r}")
+            raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {brief(value)}")
     elif name == "bounds":
         Bounds.check(value, torch.Size(mpc.actions_shape), torch.zeros(()))
     elif name == "latent_bounds":
         if value is not None and mpc.decoder is None:
-            raise ValueError(f"latent_bounds: expected None without a decoder, got {value!r}")
+            raise ValueError(f"latent_bounds: expected None without a decoder, got {brief(value)}")
         Bounds.check(value, torch.Size(mpc.latent_shape), torch.zeros(()))
     return value
+
+
+def _check_method(name: str, value: Any) -> None:
+    """A world model's call is its loss: what is planned with are its methods."""
+    method = {"dynamics": "imagine", "proposals": "propose"}.get(name, name)
+    if all(callable(getattr(value, of, None)) for of in ("observe", "imagine", "loss", method)):
+        raise TypeError(f"{name}: expected world_model.{method}, got the model itself, {type(value).__name__}")
 
 
 def _check_init(mpc: Any, init: Any) -> None:
     if init is None:
         return
     if not isinstance(init, Distribution):
-        raise TypeError(f"init: expected a dcem distribution or None, got {init!r}")
+        raise TypeError(f"init: expected a dcem distribution or None, got {brief(init)}")
     if init.batch_shape or tuple(init.event_shape) != mpc.latent_shape:
         raise ValueError(
             f"init: expected a distribution of one problem over {mpc.latent_shape}, got the batch "

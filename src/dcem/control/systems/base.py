@@ -7,6 +7,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
+from dcem._given import kind
 from dcem.bounds import clip
 from dcem.control.systems.drawing import Shape, View
 
@@ -54,7 +55,7 @@ class System(nn.Module, abc.ABC):
         self.bounds = bounds
         for name, value in parameters.items():
             if not isinstance(value, (Tensor, int, float)):
-                raise TypeError(f"{name}: expected a number or a Tensor, got {type(value).__name__}")
+                raise TypeError(f"{name}: expected a number or a Tensor, got {kind(value)}")
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)
             else:
