@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+import dcem
 from dcem import plotting
+from dcem.control import MPC, Plan
 from dcem.control.systems import Acrobot, Cartpole, Pendulum, PointMass, Quadrotor, System
 
 
@@ -109,3 +111,35 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         plotting.save_gif(tmp_path / "a.gif", np.zeros((2, 4, 4, 3), np.uint8), 0)
     with pytest.raises(ValueError, match=r"fps: .* got inf"):
         plotting.save_gif(tmp_path / "a.gif", np.zeros((2, 4, 4, 3), np.uint8), float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda states: plotting.frames(lambda x, u: x, states), "system: expected one of dcem.control.systems"),
+        (
+            lambda states: plotting.frames(PointMass(), states.numpy()),
+            "states: expected a Tensor of states, got ndarray",
+        ),
+        (
+            lambda states: plotting.trajectories(lambda x, u: x, {"plan": states}),
+            "system: expected one of dcem.control",
+        ),
+        (
+            lambda states: plotting.trajectories(PointMass(), states),
+            r'paths: expected trajectories under labels, such as {"plan": plan.states}, got a Tensor of shape \(3, 4\)',
+        ),
+        (
+            lambda states: plotting.trajectories(PointMass(), {"plan": plan_of(states)}),
+            r"paths\['plan'\]: expected a Tensor of states, got Plan; its states are paths\['plan'\].states",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(call, message) -> None:
+    with pytest.raises(TypeError, match=f"^{message}"):
+        call(trajectory(PointMass(), 3))
+
+
+def plan_of(states: torch.Tensor) -> Plan:
+    mpc = MPC(PointMass(), PointMass().cost, 2, 2, solver=dcem.CEM(4, 2), num_iterations=1)
+    return mpc(states[0], generator=torch.Generator().manual_seed(0))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from dcem._given import brief, kind
 from dcem.control.systems import System
 from dcem.control.systems.drawing import Circle, Line, Role, Shape
 from dcem.plotting.figures import COLOURS
@@ -47,6 +48,7 @@ def frames(system: System, states: Tensor, *, height: int = 200) -> Frames:
         `(num_frames, height, width, 3)`, uint8.
 
     Raises:
+        TypeError: `system` is none, or `states` are no tensor.
         ValueError: `states` is not one trajectory of the system, or `height` is below 1.
 
     Example:
@@ -55,6 +57,8 @@ def frames(system: System, states: Tensor, *, height: int = 200) -> Frames:
         >>> frames(Pendulum(), torch.tensor([[1.0, 0.0, 0.0]]), height=100).shape
         (1, 100, 100, 3)
     """
+    _check_system(system)
+    _check_states("states", states)
     if states.shape[1:] != system.state_shape:
         expected = ("num_frames", *system.state_shape)
         raise ValueError(f"states: expected shape ({', '.join(map(str, expected))}), got {tuple(states.shape)}")
@@ -111,7 +115,20 @@ def trajectories(system: System, paths: Mapping[str, Tensor]) -> Figure:
     Args:
         system: one whose state begins with a position, such as `PointMass` or `Quadrotor`.
         paths: under each label, trajectories `(T, *state_shape)` or `(num, T, *state_shape)`.
+
+    Raises:
+        TypeError: `system` is none, or `paths` are not tensors under labels.
+        ValueError: there are none.
     """
+    _check_system(system)
+    if not isinstance(paths, Mapping):
+        raise TypeError(
+            f'paths: expected trajectories under labels, such as {{"plan": plan.states}}, got {brief(paths)}'
+        )
+    if not paths:
+        raise ValueError("paths: expected at least one trajectory, got none")
+    for label, states in paths.items():
+        _check_states(f"paths[{label!r}]", states)
     view = system.view
     size = (view.right - view.left, view.top - view.bottom)
     figure = Figure(figsize=(6, 0.9 + 5.2 * size[1] / size[0]), layout="constrained", dpi=150)
@@ -134,6 +151,17 @@ def trajectories(system: System, paths: Mapping[str, Tensor]) -> Figure:
             axis.plot(x[0], y[0], "o", color=colour, markersize=4)
     figure.legend(loc="outside upper center", ncols=min(3, len(paths)), fontsize="small")
     return figure
+
+
+def _check_system(system: object) -> None:
+    if not isinstance(system, System):
+        raise TypeError(f"system: expected one of dcem.control.systems, or a System of yours, got {brief(system)}")
+
+
+def _check_states(name: str, states: object) -> None:
+    if not isinstance(states, Tensor):
+        remedy = f"; its states are {name}.states" if hasattr(states, "states") else ""
+        raise TypeError(f"{name}: expected a Tensor of states, got {kind(states)}{remedy}")
 
 
 def _draw(axis: Axes, shape: Shape, points_per_metre: float) -> None:
