@@ -80,6 +80,10 @@ def test_unknown_parts_and_rates_are_refused():
         parameter_groups(actor, {"encoder": 1e-3})
     with pytest.raises(ValueError, match=r"rates\['dynamics'\]: expected a finite number > 0, got 0"):
         parameter_groups(actor, {"dynamics": 0.0})
+    with pytest.raises(ValueError, match=r"got 'critic'; give the critic as third argument$"):
+        parameter_groups(actor, {"critic": 1e-3})
+    with pytest.raises(TypeError, match=r'^rates: expected a mapping .*, such as {"dynamics": 0.001}, got 0.001$'):
+        parameter_groups(actor, 1e-3)
 
 
 def test_losses_are_weighted_and_those_of_weight_zero_not_computed():

@@ -8,7 +8,7 @@ from torch import nn
 import dcem
 
 pytest.importorskip("torchrl")
-pytest.importorskip("gymnasium")
+gymnasium = pytest.importorskip("gymnasium")
 
 from rl_cases import Filter, filter_mpc, pendulum_env, pendulum_mpc, short_pendulum_env
 from tensordict import TensorDict
@@ -190,6 +190,17 @@ def test_observations_of_the_wrong_kind():
         Exception, match=r"observation: expected a floating-point tensor \(\*batch, o\), got torch.uint8"
     ):
         actor(TensorDict(observation=torch.zeros(2, 3, dtype=torch.uint8), batch_size=[2]))
+
+
+def test_an_actor_says_where_it_belongs():
+    actor = Actor(pendulum_mpc())
+    with pytest.raises(KeyError, match=r"got \['velocity'\]; append CatTensors\(\[...\], .observation.\)"):
+        actor(TensorDict(velocity=torch.zeros(2, 3), batch_size=[2]))
+    for given in (actor, filtering_actor()):
+        with pytest.raises(
+            TypeError, match=r"policy: .*got Actor, which decides for tensordicts: give dcem.rl.policy\(mpc"
+        ):
+            dcem.control.run(given, gymnasium.make("Pendulum-v1"))
 
 
 def test_environments_whose_actions_do_not_fit():

@@ -49,7 +49,10 @@ class Storage:
         """The observation `(*batch, o)` and the memory that go into a decision, in the dtype of `like`."""
         observation = tensordict.get(OBSERVATION, None)
         if observation is None:
-            raise KeyError(f"{OBSERVATION}: expected this key, got {sorted(map(str, tensordict.keys(True, True)))}")
+            raise KeyError(
+                f"{OBSERVATION}: expected this key, got {sorted(map(str, tensordict.keys(True, True)))}; append "
+                f"CatTensors([...], '{OBSERVATION}') of torchrl.envs to the environment, of the keys that are observed"
+            )
         if not observation.is_floating_point():
             raise TypeError(f"{OBSERVATION}: expected a floating-point tensor (*batch, o), got {observation.dtype}")
         observation = observation.to(like)

@@ -66,6 +66,7 @@ def parameter_groups(actor: Actor, rates: Mapping[str, float], critic: nn.Module
         critic: a value network beside it.
 
     Raises:
+        TypeError: `rates` is no mapping.
         ValueError: a name of which there is no such part, or a rate that is not above 0.
 
     Example:
@@ -76,9 +77,13 @@ def parameter_groups(actor: Actor, rates: Mapping[str, float], critic: nn.Module
         >>> optimizer = torch.optim.Adam(parameter_groups(actor, {"dynamics": 1e-2}))
     """
     found = parts(actor, critic)
+    if not isinstance(rates, Mapping):
+        example = ", ".join(f'"{name}": {rates!r}' for name in found)
+        raise TypeError(f"rates: expected a mapping from names of parts to rates, such as {{{example}}}, got {rates!r}")
     unknown = [name for name in rates if name not in found]
     if unknown:
-        raise ValueError(f"rates: expected names among {', '.join(found)}, got {unknown[0]!r}")
+        remedy = "; give the critic as third argument" if unknown[0] == "critic" and critic is None else ""
+        raise ValueError(f"rates: expected names among {', '.join(found)}, got {unknown[0]!r}{remedy}")
     for name, rate in rates.items():
         check_positive(f"rates[{name!r}]", rate)
     return [{"params": found[name], "lr": rate, "name": name} for name, rate in rates.items()]
