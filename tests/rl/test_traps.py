@@ -8,8 +8,9 @@ from torch import nn
 import dcem
 
 pytest.importorskip("torchrl")
-gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("gymnasium")
 
+import gymnasium
 from rl_cases import Filter, filter_mpc, pendulum_env, pendulum_mpc, short_pendulum_env
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
