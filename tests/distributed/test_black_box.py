@@ -8,7 +8,6 @@ import random
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +186,19 @@ def test_states_and_events_that_do_not_fit() -> None:
         PoolObjective(bowl, 1, event_dims=2)(torch.zeros(3, 2))
 
 
-def noisy(x: Tensor) -> list[float]:
-    time.sleep(0.02)  # so that each worker gets some
-    return [float(torch.rand(())), random.random(), float(np.random.rand())]  # noqa: NPY002
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: float(torch.rand(())), random.random, lambda: float(np.random.rand())],  # noqa: NPY002
+    ids=["torch", "python", "numpy"],
+)
+def test_no_worker_draws_the_random_numbers_of_another(draw: Any) -> None:
+    every = multiprocessing.get_context("fork").Barrier(3)  # all are at work at once
 
+    def noisy(x: Tensor) -> float:
+        every.wait()
+        return draw()
 
-@pytest.mark.parametrize("draw", range(3))
-def test_no_worker_draws_the_random_numbers_of_another(draw: int) -> None:
-    with PoolObjective(lambda x: noisy(x)[draw], num_workers=3) as objective:
+    with PoolObjective(noisy, num_workers=3, start_method="fork") as objective:
         drawn = objective(torch.zeros(9, 2))
         objective.workers.close()
         again = objective(torch.zeros(9, 2))
