@@ -131,7 +131,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         ),
         (
             lambda states: plotting.trajectories(PointMass(), {"plan": plan_of(states)}),
-            r"paths\['plan'\]: expected a Tensor of states, got Plan; its states are paths\['plan'\].states",
+            r"paths\['plan'\]: expected a Tensor of states, got Plan; give its \.states",
         ),
     ],
 )

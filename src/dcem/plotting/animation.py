@@ -160,7 +160,7 @@ def _check_system(system: object) -> None:
 
 def _check_states(name: str, states: object) -> None:
     if not isinstance(states, Tensor):
-        remedy = f"; its states are {name}.states" if hasattr(states, "states") else ""
+        remedy = "; give its .states" if hasattr(states, "states") else ""
         raise TypeError(f"{name}: expected a Tensor of states, got {kind(states)}{remedy}")
 
 
