@@ -56,7 +56,7 @@ def test_without_temperature_only_the_decoder_is_differentiated(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"num_elites": 200}, "num_elites: expected 1 <= num_elites <= num_samples=100, got 200"),
+        ({"num_elites": 200}, "num_elites: expected 0 < num_elites <= num_samples=100, got 200"),
         ({"answer": "last"}, "answer: expected one of mean, best; got last"),
         ({"seed": 20}, "seed: expected none of a set of validation or test; got 20"),
         ({"device": "gpu"}, "device: expected auto, or a device of torch; got gpu"),

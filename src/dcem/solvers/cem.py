@@ -121,13 +121,13 @@ class CEM(SamplingSolver):
 
     def _check_num_elites(self) -> None:
         wanted, num = self.num_elites, self.num_samples
-        if 0 < wanted < 1:
+        if not 0 < wanted <= num:
+            raise ValueError(f"num_elites: expected 0 < num_elites <= num_samples={num}, got {wanted}")
+        if wanted < 1 <= wanted * num:
             raise ValueError(
-                f"num_elites: expected at least 1 of the num_samples={num} candidates (a count, not a share: "
-                f"{100 * wanted:.3g} % is num_elites={max(1, round(wanted * num))}), got {wanted}"
+                f"num_elites: expected a count of the num_samples={num} candidates, not a share: {100 * wanted:.3g} % "
+                f"is num_elites={round(wanted * num)}; got {wanted}"
             )
-        if not 1 <= wanted <= num:
-            raise ValueError(f"num_elites: expected 1 <= num_elites <= num_samples={num}, got {wanted}")
 
     def init(self, distribution: Distribution) -> SamplingState:
         check_fraction("smoothing", self.smoothing, below_one=True)
