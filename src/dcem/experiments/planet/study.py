@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import Settings, require, setting
 from dcem.plotting import COLOURS
 
+LINES = ("-", "--", ":", "-.")
 PHASES = {"model": "full space", "embed": "embedded", "tune": "embedded, fine-tuned"}
 
 
@@ -102,23 +104,26 @@ def load_evaluation(folder: Path) -> Evaluation:
 
 
 def draw_curves(task: str, curves: Sequence[Curve]) -> Figure:
-    """Returns against environment steps: while learning (thin), and without exploration (points)."""
+    """Returns against environment steps: while learning (thin), and without exploration (points).
+
+    A phase has a colour, and each of its runs a line of its own.
+    """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axis = figure.subplots()
-    labelled: set[str] = set()
+    num_drawn: Counter[str] = Counter()
     for curve in curves:
-        colour = COLOURS[list(PHASES).index(curve.phase)]
-        label = None if curve.phase in labelled else PHASES[curve.phase]
-        labelled.add(curve.phase)
+        colour, line = COLOURS[list(PHASES).index(curve.phase)], LINES[num_drawn[curve.phase] % len(LINES)]
+        num_drawn[curve.phase] += 1
         played = [(r["env_steps"], r["return"]) for r in curve.records if "return" in r]
         evaluated = [(r["env_steps"], r["return_eval"]) for r in curve.records if "return_eval" in r]
         if played:
             axis.plot(*zip(*played, strict=True), color=colour, linewidth=0.8, alpha=0.6)
         if evaluated:
-            axis.plot(*zip(*evaluated, strict=True), "o-", color=colour, markersize=4, label=label)
+            label = f"{PHASES[curve.phase]}: {curve.name}"
+            axis.plot(*zip(*evaluated, strict=True), "o", linestyle=line, color=colour, markersize=4, label=label)
     axis.set(xlabel="environment steps", ylabel="return of an episode", title=task, ylim=(0, 1000))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
-    axis.legend(loc="lower right")
+    axis.legend(loc="lower right", fontsize="small")
     axis.grid(alpha=0.3)
     return figure
 
