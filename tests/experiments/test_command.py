@@ -8,6 +8,7 @@ import itertools
 import json
 import operator
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -81,6 +82,14 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
             "Could not find 'solver/adam' Available options in 'solver': dcem gd light",
         ),
         (["mpc", "tasks=pendulum", "--cfg", "job"], "tasks: expected a list, tasks=[pendulum]; got pendulum\n"),
+        (["regression", "solver=null"], "solver: expected one of dcem, light, gd; got None"),
+        (["regression", "solver=3"], "solver: expected one of dcem, light, gd; got 3"),
+        (["regression", "-m", "solver=dcem,3"], "solver: expected one of dcem, light, gd; got 3"),
+        (["regression", "hydra.run.dir="], "hydra.run.dir: expected a folder; got nothing"),
+        (["regression", "-m", "hydra.sweep.dir="], "hydra.sweep.dir: expected a folder; got nothing"),
+        (["regression", "-m", "hydra.run.dir=x"], "hydra.run.dir: expected for one run; "),
+        (["regression", "hydra.sweep.dir=x"], "hydra.sweep.dir: expected for a sweep; "),
+        (["regression", "hydra.output_subdir=null"], "hydra.output_subdir: expected .hydra, "),
         (["regression", "resume=/nowhere"], "resume: expected the folder of a run"),
         (["regression", "resume="], "resume: expected the folder of a run, resume=<folder>; got nothing"),
         (["regression", "resume=/nowhere", "seed=1"], "resume: expected alone"),
@@ -134,10 +143,22 @@ def test_folders_are_named_by_time_and_overrides(tmp_path: Path, monkeypatch: py
 
 
 def test_sweeps(tmp_path: Path) -> None:
-    assert main(["regression", *SMALL_DCEM, "num_updates=1", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"]) == 0
+    """Each run says what would make it alone, as a shell reads it."""
+    swept = ["-m", "seed=0,1", "decay='linear'", f"hydra.sweep.dir={tmp_path}"]
+    assert main(["regression", *SMALL_DCEM, *swept]) == 0
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert len(folders) == 2
-    assert [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders] == [0, 1]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert [summary["seed"] for summary in summaries] == [0, 1]
+    own = ["dcem", "regression", *SMALL_DCEM, "decay='linear'"]
+    for seed, summary in enumerate(summaries):
+        assert sorted(shlex.split(summary["command"])) == sorted([*own, f"seed={seed}"])
+
+
+def test_the_command_of_a_run_is_one_for_a_shell(tmp_path: Path) -> None:
+    folder = tmp_path / "two words"
+    assert main(command := ["regression", *SMALL_DCEM, "num_updates=1", f"hydra.run.dir={folder}"]) == 0
+    assert shlex.split(json.loads((folder / "summary.json").read_text())["command"]) == ["dcem", *command]
 
 
 def state(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
@@ -231,6 +252,29 @@ def test_a_run_goes_on_with_its_own_settings_whatever_the_defaults_are_today(
         assert "Traceback" not in error
 
 
+def test_a_run_of_another_experiment_or_with_damaged_overrides_is_left_as_it_was(
+    whole: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole[0], folder := tmp_path / "run")
+
+    def refused(name: str) -> str:
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert main([name, f"resume={folder}"]) == 2
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    capsys.readouterr()
+    for name in ("multilabel", "demo"):
+        assert f"resume: expected a run of {name}, got one of regression ({folder})" in refused(name)
+    for damaged in ("hydra.yaml", "overrides.yaml"):
+        shutil.copytree(whole[0], folder, dirs_exist_ok=True)
+        for content in (b"[", b"\xff\xfe\x00", b"3"):
+            (folder / ".hydra" / damaged).write_bytes(content)
+            assert f"{damaged}: expected " in refused("regression")
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_help_says_of_every_setting_what_it_means(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
@@ -282,3 +326,19 @@ def test_an_interrupt_before_the_run_has_begun_is_a_line_and_a_status(
     monkeypatch.setattr("dcem.experiments.harness.launch.launch", interrupted)
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "dcem: demo: interrupted; a run that had begun goes on with resume=<its folder>\n"
+
+
+def test_an_interrupt_before_the_first_update_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("dcem.experiments.regression.main", interrupted)
+        assert main(["regression", *SMALL_DCEM, f"hydra.run.dir={folder}"]) == 130
+    out = capsys.readouterr()
+    assert out.out.endswith(f"continue with: dcem regression resume={folder}\n")
+    assert not out.err
+    assert main(["regression", f"resume={folder}"]) == 0

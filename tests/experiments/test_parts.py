@@ -84,12 +84,14 @@ def a_run(tmp_path: Path) -> dict[Path, bytes]:
         ("metrics.jsonl", 0.5, r"metrics\.jsonl: expected \d+ bytes, as checkpoint\.pt says; got \d+"),
         ("checkpoint.pt", 0.0, r"checkpoint\.pt: expected the whole checkpoint of a run; "),
         ("checkpoint.pt", 0.5, r"checkpoint\.pt: expected the whole checkpoint of a run; "),
+        ("checkpoint.pt", b"garbage\xff", r"checkpoint\.pt: expected the whole checkpoint of a run; it is damaged"),
+        ("checkpoint.pt", b"\x80\x02cos\nsystem\n.", r"checkpoint\.pt: expected the whole .* damaged, or none$"),
     ],
 )
-def test_a_damaged_file_is_named_and_nothing_is_lost(name: str, keep: float, says: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_and_nothing_is_lost(name: str, keep: float | bytes, says: str, tmp_path: Path) -> None:
     files = a_run(tmp_path)
     whole = files[tmp_path / name]
-    files[tmp_path / name] = whole[: int(keep * len(whole))]
+    files[tmp_path / name] = keep if isinstance(keep, bytes) else whole[: int(keep * len(whole))]
     (tmp_path / name).write_bytes(files[tmp_path / name])
     with pytest.raises(ConfigError, match=says), Run(tmp_path, {}, seed=0, quiet=True, resume=True) as run:
         run.track(model=torch.nn.Linear(1, 1))
@@ -123,12 +125,14 @@ def test_the_time_of_parts_survives_a_resume(tmp_path: Path, monkeypatch: pytest
 
 
 def test_lines_that_are_no_json_and_summaries_that_are_cut_are_named(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\0\0')
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl: expected JSON in line 2; "):
-        reading.records_of(tmp_path)
-    (tmp_path / "summary.json").write_text('{"metrics": ')
-    with pytest.raises(ConfigError, match=r"summary\.json: expected the summary of a run; "):
-        reading.summary_of(tmp_path)
+    for damaged in (b"\0\0", b"\xff\xfe"):
+        (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + damaged)
+        with pytest.raises(ConfigError, match=r"metrics\.jsonl: expected JSON in line 2; "):
+            reading.records_of(tmp_path)
+    for damaged in (b'{"metrics": ', b"\xff\xfe", b"[]", b"{}"):
+        (tmp_path / "summary.json").write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"summary\.json: expected the summary of a run; "):
+            reading.summary_of(tmp_path)
 
 
 def test_parts_are_no_runs_of_their_own(tmp_path: Path) -> None:

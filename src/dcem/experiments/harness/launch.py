@@ -7,6 +7,8 @@ import difflib
 import importlib
 import os
 import re
+import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
@@ -34,9 +36,9 @@ from dcem.experiments import EXPERIMENTS, ConfigError
 from dcem.experiments.harness.explain import explain, known
 from dcem.experiments.harness.folder import BadCommand, taken
 from dcem.experiments.harness.processes import joined, own_folder
-from dcem.experiments.harness.reading import CONFIG
+from dcem.experiments.harness.reading import CONFIG, experiment_of, yaml_of
 from dcem.experiments.harness.run import Interrupted, Run
-from dcem.experiments.harness.settings import choose_device
+from dcem.experiments.harness.settings import choose_device, require
 
 FOLDERS = ("resume=", "hydra.run.dir=")
 SWEEPS = {"-m", "--multirun"}
@@ -65,35 +67,16 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
     if unknown:
         raise BadCommand(f"no option {unknown[0]!r}; there are: {', '.join(sorted(OPTIONS))}; settings are key=value")
     _register(name, module)
-    arguments, resumed = _resume(list(arguments))
+    arguments, resumed = _resume(name, list(arguments))
     arguments = [_quoted(argument) for argument in arguments]
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [argument for argument in arguments if argument not in flags]
-    command = " ".join(["dcem", name, *arguments])
-
-    def task(config: DictConfig) -> Any:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        if resumed:
-            config = _continued(config, folder / CONFIG)
-        settings: Any = OmegaConf.to_object(config)
-        try:
-            settings.check()
-            (folder / CONFIG).write_text(OmegaConf.to_yaml(config), "utf-8")
-            plain: Any = OmegaConf.to_container(config)
-            device = choose_device(settings.device)
-            torch.set_num_threads(settings.threads)
-            with Run(folder, plain, seed=settings.seed, device=device, command=command, resume=resumed) as run:
-                return module.main(settings, run)
-        except ConfigError as error:  # a file that is not what its setting says
-            raise SystemExit(f"{name}: {error}") from None
-        except Interrupted:
-            print(f"continue with: dcem {name} resume={folder}", flush=True)
-            raise
-
-    task.__module__ = "__main__"
+    sweeps, shows = bool(SWEEPS & set(flags)), bool(SHOWS & set(flags))
+    if not shows:
+        _refuse_ignored(overrides, sweeps)
+    task = _task(name, module, None if sweeps else overrides, resumed)
     ours = [override for override in overrides if not override.lstrip("+").startswith("hydra")]
     where = [*_folders(name, ours), f"hydra.job.name={name}"]
-    sweeps, shows = bool(SWEEPS & set(flags)), bool(SHOWS & set(flags))
     if sweeps:
         for each in _each(overrides):
             with initialize_config_module("dcem.experiments", version_base="1.3"):
@@ -118,6 +101,37 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
     return 0
 
 
+def _task(name: str, module: ModuleType, overrides: list[str] | None, resumed: bool) -> Any:
+    """What Hydra is to do with a config; `overrides` that made it, None where each run of a sweep has its own."""
+
+    def task(config: DictConfig) -> Any:
+        hydra_config = HydraConfig.get()
+        folder = Path(hydra_config.runtime.output_dir)
+        own = hydra_config.overrides.task if overrides is None else overrides
+        command = " ".join(["dcem", name, *map(_in_shell, own)])
+        if resumed:
+            config = _continued(config, folder / CONFIG)
+        settings: Any = OmegaConf.to_object(config)
+        try:
+            settings.check()
+            (folder / CONFIG).write_text(OmegaConf.to_yaml(config), "utf-8")
+            plain: Any = OmegaConf.to_container(config)
+            device = choose_device(settings.device)
+            torch.set_num_threads(settings.threads)
+            with Run(folder, plain, seed=settings.seed, device=device, command=command, resume=resumed) as run:
+                return module.main(settings, run)
+        except ConfigError as error:  # a file that is not what its setting says
+            raise SystemExit(f"{name}: {error}") from None
+        except (Interrupted, KeyboardInterrupt) as stopped:  # the latter comes where no updates are made
+            if not (folder / CONFIG).exists():
+                raise
+            print(f"continue with: dcem {name} resume={_in_shell(str(folder))}", flush=True)
+            raise stopped if isinstance(stopped, Interrupted) else Interrupted(128 + signal.SIGINT) from None
+
+    task.__module__ = "__main__"
+    return task
+
+
 def _by_hydra(task: Any, name: str, arguments: list[str]) -> None:
     """As if its command line were `arguments`."""
     before = sys.argv
@@ -138,6 +152,16 @@ def _folders(name: str, overrides: list[str]) -> list[str]:
     return [run, f"hydra.sweep.dir={base}-sweep", f"hydra.sweep.subdir=${{hydra.job.num}}{suffix}"]
 
 
+def _refuse_ignored(overrides: Sequence[str], sweeps: bool) -> None:
+    """Folders that Hydra would not heed."""
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if sweeps and key == "hydra.run.dir":
+            raise BadCommand(f"{key}: expected for one run; a sweep's folder is hydra.sweep.dir; got it with -m")
+        if not sweeps and key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
+            raise BadCommand(f"{key}: expected for a sweep; one run's folder is hydra.run.dir; got it without -m")
+
+
 def _register(name: str, module: ModuleType) -> None:
     store = ConfigStore.instance()
     store.repo = {key: value for key, value in store.repo.items() if key in ("hydra", "_dummy_empty_config_.yaml")}
@@ -148,7 +172,7 @@ def _register(name: str, module: ModuleType) -> None:
             store.store(group=group, name=option, node=node, package=package)
 
 
-def _resume(arguments: list[str]) -> tuple[list[str], bool]:
+def _resume(name: str, arguments: list[str]) -> tuple[list[str], bool]:
     """Replace `resume=<folder>` by the command that started that run, in its own folder."""
     asked = [argument for argument in arguments if argument.startswith("resume=")]
     if not asked:
@@ -162,9 +186,15 @@ def _resume(arguments: list[str]) -> tuple[list[str], bool]:
     recorded = folder / ".hydra" / "overrides.yaml"
     if not recorded.exists() or not (folder / CONFIG).exists():
         raise BadCommand(f"resume: expected the folder of a run, with its {CONFIG}; got {folder}")
+    try:
+        experiment, overrides = experiment_of(folder), yaml_of(recorded, list, "the overrides of a run")
+    except ConfigError as error:
+        raise BadCommand(f"resume: {error}") from None
+    if experiment not in (None, name):
+        raise BadCommand(f"resume: expected a run of {name}, got one of {experiment} ({folder})")
     if folder.is_relative_to(Path.cwd()):  # the command is recorded: it shall mean something elsewhere too
         folder = folder.relative_to(Path.cwd())
-    return [*map(str, OmegaConf.load(recorded)), f"hydra.run.dir={_quote(str(folder))}"], True
+    return [*map(str, overrides), f"hydra.run.dir={_quote(str(folder))}"], True
 
 
 def _quoted(argument: str) -> str:
@@ -175,8 +205,16 @@ def _quoted(argument: str) -> str:
 
 
 def _quote(text: str) -> str:
+    """A path as Hydra reads it."""
+    if re.fullmatch(r"[\w./-]+", text):
+        return text
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _in_shell(argument: str) -> str:
+    """An argument as a shell reads it; lists stay as documentation has them, which shells leave alone, too."""
+    return argument if re.fullmatch(r"[\w@%+=:,./\[\]-]+", argument, re.ASCII) else shlex.quote(argument)
 
 
 def _continued(config: DictConfig, recorded: Path) -> DictConfig:
@@ -190,7 +228,12 @@ def _continued(config: DictConfig, recorded: Path) -> DictConfig:
 
 def _composed(name: str, module: ModuleType, overrides: list[str]) -> DictConfig:
     """The config that Hydra composes, checked; a command that makes no sense is refused in one line."""
+    groups = getattr(module, "GROUPS", {})
     try:
+        for override in OverridesParser.create().parse_overrides(overrides):
+            group, chosen = override.key_or_group, override.value()
+            if group in groups and not override.is_sweep_override():
+                require(isinstance(chosen, str), group, f"one of {', '.join(groups[group])}", chosen)
         config = compose(name, overrides, return_hydra_config=True)
         plain = copy.deepcopy(config)
         with open_dict(plain):
@@ -199,6 +242,10 @@ def _composed(name: str, module: ModuleType, overrides: list[str]) -> DictConfig
         for key in _unknown(settings):
             raise BadCommand(_no_setting(key, module, overrides))
         settings.check()
+        for key in ("run.dir", "sweep.dir"):
+            require(bool(OmegaConf.select(config.hydra, key)), f"hydra.{key}", "a folder", "nothing")
+        kept = config.hydra.output_subdir
+        require(kept == ".hydra", "hydra.output_subdir", ".hydra, where resume finds a run's overrides", kept)
         return config
     except ConfigError as error:
         raise BadCommand(str(error)) from None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from dcem.experiments import ConfigError
+from dcem.experiments import EXPERIMENTS, ConfigError
 from dcem.experiments.harness.settings import require
 
 CHECKPOINT, CONFIG, METRICS, SUMMARY = "checkpoint.pt", "config.yaml", "metrics.jsonl", "summary.json"
+T = TypeVar("T")
 
 
 class Finished(NamedTuple):
@@ -43,26 +43,48 @@ def finished(folder: Path) -> Finished:
 
 def settings_of(folder: Path, summary: dict[str, Any] | None = None) -> dict[str, Any]:
     """The settings that a run had: its `config.yaml`, or what its summary says."""
-    from omegaconf import OmegaConf
-
     path = folder / CONFIG
     if not path.exists() and summary is not None:
         return dict(summary["config"])
+    return {str(name): value for name, value in yaml_of(path, dict, "the settings of a run").items()}
+
+
+def yaml_of(path: Path, kind: type[T], expected: str) -> T:
+    """What a YAML file has, a list or a mapping."""
+    from omegaconf import OmegaConf
+
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:
-        raise ConfigError(f"{path}: expected the settings of a run; {_first_line(error)}") from None
-    return {str(name): value for name, value in plain.items()}
+        raise ConfigError(f"{path}: expected {expected}; {_first_line(error)}") from None
+    if not isinstance(plain, kind):
+        raise ConfigError(f"{path}: expected {expected}; got a {type(plain).__name__}")
+    return plain
+
+
+def experiment_of(folder: Path) -> str | None:
+    """The experiment that a run is of, if it says so: in what Hydra has kept of it, or else in its summary."""
+    kept, name = folder / ".hydra" / "hydra.yaml", ""
+    if kept.exists():
+        node: Any = yaml_of(kept, dict, "Hydra's settings of a run")
+        for key in ("hydra", "job", "name"):
+            node = node.get(key) if isinstance(node, dict) else None
+        name = str(node)
+    elif (folder / SUMMARY).exists():
+        name = " ".join(str(summary_of(folder).get("command")).split()[1:2])
+    return name if name in EXPERIMENTS else None
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
     """What a run has written at its end."""
     path = folder / SUMMARY
     try:
-        summary: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return summary
+        summary = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: expected the summary of a run; {_first_line(error)}") from None
+    if not isinstance(summary, dict) or "metrics" not in summary:
+        raise ConfigError(f"{path}: expected the summary of a run; got one without metrics")
+    return summary
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
@@ -71,7 +93,7 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             records.append(json.loads(line))
         except ValueError as error:
@@ -85,8 +107,10 @@ def checkpoint_of(folder: Path, device: torch.device | None = None) -> dict[str,
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         state["tracked"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{path}: expected the whole checkpoint of a run; {_first_line(error)}") from None
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"{path}: expected the checkpoint of a run; {_first_line(error)}") from None
+    except Exception:  # of any kind, as the file has anything in it; torch's advice is not to be followed
+        raise ConfigError(f"{path}: expected the whole checkpoint of a run; it is damaged, or none") from None
     return state
 
 
