@@ -169,6 +169,34 @@ def test_bad_answers_are_refused(answer: Any, says: str) -> None:
         play(lambda *of: Stub(*of, answer=answer), reach(), Reach(1.0), torch.zeros(5, 2), 10)
 
 
+def test_a_planner_changes_nothing_that_it_is_judged_by() -> None:
+    """Neither the state, by which its actions are priced, nor the model, which others plan with."""
+
+    def spoil(state: Tensor) -> Tensor:
+        state.zero_()
+        for parameter in stubs[-1].model.model.parameters():
+            parameter.data.fill_(torch.nan)
+        return torch.zeros(5, 1, 2)
+
+    def make(*of: Any) -> Stub:
+        stubs.append(Stub(*of, answer=spoil))
+        return stubs[-1]
+
+    task, stubs, starts = reach(), list[Stub](), torch.ones(5, 2)
+    costs, _ = play(make, task, task.model, starts, 10)
+    assert costs.tolist() == [8.0] * 5
+    assert torch.equal(starts, torch.ones(5, 2))
+    assert task.model.strength.item() == 1.0
+
+
+def test_an_interrupt_is_not_the_planner_s_error() -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(interrupted, reach(), Reach(1.0), torch.zeros(5, 2), 10)
+
+
 def test_a_planner_that_asks_for_more_than_its_budget_is_refused() -> None:
     def greedy(model: Any, budget: int) -> Any:
         return planners.ours("cem", model, budget + 3)
@@ -290,6 +318,8 @@ class Planner:
             return None
         if self.fails == "shape":
             return {"actions": np.zeros(self.shape[1:])}
+        if self.fails == "exit":
+            raise SystemExit(0)
         if self.fails == "solve":
             return info_dict["nothing"]
         return {"actions": np.full(self.shape, np.nan if self.fails == "nan" else 0.0)}
@@ -301,7 +331,9 @@ class Planner:
     [
         ("made", "planner: expected it to be made; got KeyError: 'no weights', at broken.py:9"),
         ("configured", "planner: expected configure to work; got AssertionError: too many, at broken.py:12"),
-        ("solve", "planner: expected solve to work; got KeyError: 'nothing', at broken.py:19"),
+        ("solve", "planner: expected solve to work; got KeyError: 'nothing', at broken.py:21"),
+        ("exit", "planner: expected solve to work; got SystemExit: 0, at broken.py:19"),
+        ("leave", "planner: expected module:name of what makes a planner; got broken:Planner: SystemExit"),
         ("answer", "planner: expected solve to return a dict with actions; got TypeError: 'NoneType' object"),
         ("shape", "planner: expected solve to return actions (n_envs, at least 1, action_dim) = (3, at least 1, 1)"),
         ("nan", "planner: expected finite actions; got some that are not"),
@@ -314,7 +346,7 @@ def test_what_is_wrong_with_a_planner_is_said_before_anything_is_played(
 ) -> None:
     """From a module in the working directory, with one beside it; right answers of NumPy are taken."""
     (tmp_path / "broken.py").write_text(BROKEN)
-    (tmp_path / "beside.py").write_text("1 / 0" if fails == "import" else f"FAILS = {fails!r}")
+    (tmp_path / "beside.py").write_text({"import": "1 / 0", "leave": "exit(0)"}.get(fails, f"FAILS = {fails!r}"))
     monkeypatch.chdir(tmp_path)
     for module in ("broken", "beside"):
         monkeypatch.delitem(sys.modules, module, raising=False)
@@ -327,7 +359,7 @@ def test_what_is_wrong_with_a_planner_is_said_before_anything_is_played(
         return
     assert status == 2
     assert error.count("\n") == 1
-    assert fails == "import" or "(broken:Planner on energy)" in error
+    assert fails in ("import", "leave") or "(broken:Planner on energy)" in error
     assert not Path("run/metrics.jsonl").exists() or not Path("run/metrics.jsonl").read_text()
 
 

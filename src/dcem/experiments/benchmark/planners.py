@@ -42,7 +42,9 @@ def load(path: str) -> Make:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:  # of the module's own code, too
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the module's own code, too; an exit as well
         said = str(error) if isinstance(error, (ImportError, AttributeError, ValueError)) else repr(error)
         raise ConfigError(f"planner: expected module:name of what makes a planner; got {path}: {said}") from None
     finally:

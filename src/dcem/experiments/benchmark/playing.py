@@ -68,7 +68,10 @@ class Told:
 
 
 class Planning:
-    """A planner at work on so many problems of a task, each plan starting from what is left of the one before."""
+    """A planner at work on so many problems of a task, each plan starting from what is left of the one before.
+
+    It is handed the model itself, which its solves are differentiated to, and can change it.
+    """
 
     def __init__(self, make: Make, task: Task, model: nn.Module, num: int, budget: int) -> None:
         from gymnasium.spaces import Box
@@ -84,7 +87,8 @@ class Planning:
         """Actions `(n, any, a)` for states `(n, s)`."""
         before = self.told.num_evaluated
         left = None if afresh else self.left
-        found = _asked("solve to work", lambda: self.planner.solve({"state": states}, init_action=left))
+        info = {"state": states.clone()}  # the planner's own: what it does to it changes no result
+        found = _asked("solve to work", lambda: self.planner.solve(info, init_action=left))
         told = _asked("solve to return a dict with actions", lambda: torch.as_tensor(found["actions"]))
         actions: Tensor = told.to(states)  # NumPy's are of double precision
         made = (self.told.num_evaluated - before) / self.num
@@ -104,7 +108,9 @@ def _asked(for_what: str, call: Callable[..., Any], *of: Any) -> Any:
     """What a planner answers; or what its own code raised, and where."""
     try:
         return call(*of)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an exit, too, is the planner's and not the command's
         frames = traceback.extract_tb(error.__traceback__)
         at = next((frame for frame in frames if frame.filename != __file__), frames[-1])
         where = f"{Path(at.filename).name}:{at.lineno}"
@@ -124,7 +130,7 @@ def total(task: Task, states: Tensor, decide: Callable[[Tensor], Tensor]) -> Ten
 @torch.no_grad()
 def play(make: Make, task: Task, model: nn.Module, starts: Tensor, budget: int) -> tuple[Tensor, float]:
     """What a planner's episodes cost, `(n,)`, and the processor milliseconds of a decision for all of them."""
-    planning, seconds = Planning(make, task, model, len(starts), budget), 0.0
+    planning, seconds = Planning(make, task, copy.deepcopy(model), len(starts), budget), 0.0
 
     def decide(states: Tensor) -> Tensor:
         nonlocal seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -63,7 +64,8 @@ class Benchmark:
             task = self.task(name)
             starts = self.starts(task)
             with _named(yours, name), torch.no_grad():
-                Planning(planners.find(yours), task, task.model, len(starts), self.config.budget).solve(starts)
+                model = copy.deepcopy(task.model)
+                Planning(planners.find(yours), task, model, len(starts), self.config.budget).solve(starts)
 
     def do(self, job: Job) -> dict[str, float]:
         """What came of a job; random numbers depend on the job alone. Nothing, of a planner without a gradient that
