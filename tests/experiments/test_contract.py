@@ -114,6 +114,13 @@ def of_synthetic(folder: Path, metrics: dict[str, Any]) -> None:
         assert all(seconds > 0 for seconds in of_size["training_seconds"])
 
 
+def of_gallery(folder: Path, metrics: dict[str, Any]) -> None:
+    logged = lines(folder)
+    assert [line.pop("step") for line in logged] == [1, 2, 3]
+    assert metrics == {key: value for line in logged for key, value in line.items()}
+    assert {path.stem for path in folder.glob("*.gif")} == {"pendulum", "cartpole", "point-mass"}
+
+
 def of_imitation(folder: Path, metrics: dict[str, Any]) -> None:
     assert {plant: tuple(of) for plant, of in metrics.items()} == OF_PLANT
     for of_plant in metrics.values():
@@ -268,7 +275,12 @@ CASES = {
         table=False,
         needs=("dm_control", "torchrl"),
     ),
-    "gallery": Case("scenes=[pendulum] num_samples=8 num_elites=2 num_iterations=1", set(), table=False),
+    "gallery": Case(
+        "scenes=[pendulum,cartpole,point-mass] num_samples=8 num_elites=2 num_iterations=1",
+        set(),
+        table=False,
+        also=of_gallery,
+    ),
 }
 WITHOUT_CASE = {
     "regression-study",
@@ -322,7 +334,8 @@ def small_sets() -> Iterator[None]:
             patch.setitem(suite.HORIZONS, task, 3)
         patch.setattr(set_valued, "ITERATIONS", 4)
         patch.setattr(set_valued, "INVERSE_TEMPERATURES", set_valued.INVERSE_TEMPERATURES[::6])
-        patch.setitem(SCENES, "pendulum", SCENES["pendulum"]._replace(num_steps=3))
+        for scene in ("pendulum", "cartpole", "point-mass"):
+            patch.setitem(SCENES, scene, SCENES[scene]._replace(num_steps=3))
         yield
 
 

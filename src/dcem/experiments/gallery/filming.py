@@ -16,8 +16,10 @@ from dcem.experiments.harness.settings import choose_device
 def main(config: Config, run: Run) -> dict[str, float]:
     """Control each system and film it; returns the mean cost of a step, and of the last tenth of the steps."""
     device = choose_device(config.device)
-    metrics: dict[str, float] = {}
-    for name in config.scenes:
+    run.track()
+    run.verbose = False
+    for step in run.steps(len(config.scenes), 1, "films"):
+        name = config.scenes[step - 1]
         scene = SCENES[name]
         system = scene.system().to(device)
         states, costs = controlled(system, scene, config, device)
@@ -25,8 +27,8 @@ def main(config: Config, run: Run) -> dict[str, float]:
         plotting.save_gif(path, plotting.frames(system, states.cpu()), 1 / system.dt)
         run.say(f"film {path}")
         last = costs[-max(1, len(costs) // 10) :]
-        metrics |= {f"{name}_cost": float(costs.mean()), f"{name}_last_cost": float(last.mean())}
-    run.log(0, **metrics)
+        run.log(step, **{f"{name}_cost": float(costs.mean()), f"{name}_last_cost": float(last.mean())})
+    metrics = {key: value for line in run.records() for key, value in line.items() if key != "step"}
     run.finish(**metrics)
     return metrics
 
