@@ -158,6 +158,12 @@ def test_intervals_are_student_s() -> None:
     assert report.plus_minus(report.deviation([1.0, 3.0]), ".1f") == "2.0 ± 1.4"
 
 
+def test_a_table_says_which_numbers_are_not_finite() -> None:
+    cells = [report.plus_minus(report.deviation([1.0, other]), ".1f") for other in (np.inf, -np.inf, np.nan)]
+    *_, row = report.markdown(["inf", "a", "b", "c", "d"], [["nan", *cells, "1.0 ± inf"]]).splitlines()
+    assert row == "| nan | not finite | not finite | not finite | 1.0 ± not finite |"
+
+
 @pytest.mark.parametrize(("decay", "at"), [("cosine", {40: 0.75, 55: 0.5, 70: 0.25}), ("linear", {28: 0.8, 82: 0.2})])
 def test_a_rate_warms_up_over_a_tenth_and_falls_to_zero(decay: str, at: dict[int, float]) -> None:
     schedule = Schedule(torch.optim.SGD(parameters(), lr=1.0), 100, decay)
