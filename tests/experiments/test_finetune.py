@@ -128,6 +128,8 @@ def test_steps_to_the_goal() -> None:
         ({"tasks": ["acrobot"]}, "tasks: expected some of pendulum, cartpole; got \\['acrobot'\\]"),
         ({"tasks": ["pendulum", "pendulum"]}, "tasks: expected no entry twice"),
         ({"methods": []}, "methods: expected some of"),
+        ({"methods": ["ppo"], "wrong": []}, r"methods: expected one that runs with wrong=\[\]; got \['ppo'\]"),
+        ({"methods": ["ppo-likelihood"], "wrong": ["cost"]}, r"methods: expected one that runs with wrong=\[cost\]; "),
         ({"ppo": PPO(num_steps=8, num_envs=0)}, "ppo.num_envs: expected at least 1; got 0"),
         (
             {"ppo": PPO(num_steps=8, batch_size=9999)},

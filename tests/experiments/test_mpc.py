@@ -100,6 +100,8 @@ def test_every_method_swings_the_pendulum_the_cheap_way(method: str, monkeypatch
         ({"methods": ["cem", "cem"]}, "methods: expected no entry twice"),
         ({"num_elites": 100}, "num_elites: expected 2 to num_samples; got 100"),
         ({"length": 2}, "length: expected above 0 and at most 1; got 2"),
+        ({"length": 1e-9}, "length: expected at least 0.005, a step of the pendulum; got 1e-09"),
+        ({"tasks": ["reacher"], "methods": ["learned"]}, "methods: expected an installed one that runs on reacher; "),
         ({"device": "cuda"}, "device: expected cpu; got cuda"),
     ],
 )

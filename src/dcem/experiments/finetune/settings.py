@@ -70,12 +70,28 @@ class Config(Settings):
 
     def check(self) -> None:
         super().check()
+        expected = f"one that runs with wrong=[{','.join(self.wrong)}]"
+        require(bool(self.plan()), "methods", expected, self.methods)
         uses = {"ppo": {"ppo", "ppo-likelihood"}, "ppo_network": {"ppo-network"}}
         for name in (of for of, methods in uses.items() if methods & set(self.methods)):
             settings = getattr(self, name)
             frames = settings.num_envs * min(self.task(task).num_steps for task in self.tasks)
             most = f"at most {frames}, the steps of an iteration"
             require(settings.batch_size <= frames, f"{name}.batch_size", most, settings.batch_size)
+
+    def plan(self) -> list[tuple[str, str, str | None, str]]:
+        """What is run: where its records belong, the task, what is wrong, the method. Networks are wrong about
+        nothing.
+        """
+        runs: list[tuple[str, str, str | None, str]] = []
+        for task in self.tasks:
+            apart = [method for method in self.methods if method == "oracle" or method.endswith("network")]
+            tuned = [method for method in self.methods if method not in apart]
+            runs += [(task, task, None, method) for method in apart]
+            for wrong in self.wrong:
+                fits = [method for method in tuned if wrong == "model" or method != "ppo-likelihood"]
+                runs += [(f"{task}-{wrong}", task, wrong, method) for method in fits]
+        return runs
 
     def task(self, name: str) -> Task:
         """The task of that name, with the episodes that the settings ask for."""

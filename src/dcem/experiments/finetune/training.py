@@ -17,7 +17,7 @@ from dcem.rl import Actor
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Run all methods and seeds, compare, draw; returns the metrics."""
     records: dict[str, dict[str, list[list[dict[str, Any]]]]] = {}
-    for name, task, wrong, method in plan(config):
+    for name, task, wrong, method in config.plan():
         for seed in range(config.seed, config.seed + config.num_seeds):
             with run.part(f"{name}-{method}-{seed}", seed) as part:
                 if not part.finished:
@@ -32,19 +32,6 @@ def main(config: Config, run: Run) -> dict[str, Any]:
         run.figure(title, figure)
     run.finish(**metrics)
     return metrics
-
-
-def plan(config: Config) -> list[tuple[str, str, str | None, str]]:
-    """What is run: where its records belong, the task, what is wrong, the method. Networks are wrong about nothing."""
-    runs: list[tuple[str, str, str | None, str]] = []
-    for task in config.tasks:
-        apart = [method for method in config.methods if method == "oracle" or method.endswith("network")]
-        tuned = [method for method in config.methods if method not in apart]
-        runs += [(task, task, None, method) for method in apart]
-        for wrong in config.wrong:
-            fits = [method for method in tuned if wrong == "model" or method != "ppo-likelihood"]
-            runs += [(f"{task}-{wrong}", task, wrong, method) for method in fits]
-    return runs
 
 
 def learn(config: Config, task_name: str, wrong: str | None, method: str, run: Run) -> None:

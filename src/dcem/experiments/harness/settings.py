@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 
 from dcem.experiments import ConfigError
+
+MOST_THREADS = 1024
+"""Of the processor; torch ends the process where the system has not as many."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,14 @@ def require(condition: bool, key: str, expected: object, came: object) -> None:
 
 def check_limits(config: Any, prefix: str = "") -> None:
     """Refuse the first setting of a dataclass, or of one in it, that is not within its limits."""
-    for of in fields(config):
+    for of in sorted(fields(config), key=_is_relative):  # first those that others are limited by
         value, key, limits = getattr(config, of.name), f"{prefix}{of.name}", of.metadata.get("limits")
         if is_dataclass(value):
             check_limits(value, f"{key}.")
+        entries, default = value if isinstance(value, list) else [value], of.default
+        is_finite = all(math.isfinite(entry) for entry in entries if isinstance(entry, float))
+        may_be_infinite = isinstance(default, float) and math.isinf(default)
+        require(is_finite or may_be_infinite, key, "a finite number", value)
         if limits is None:
             continue
         most = getattr(config, limits.at_most) if isinstance(limits.at_most, str) else limits.at_most
@@ -98,17 +106,23 @@ def check_limits(config: Any, prefix: str = "") -> None:
             continue
         expected = f"some of {', '.join(map(str, limits.among))}" if limits.among else f"numbers, {limits}"
         require(limits.may_be_empty or bool(value), key, expected, value)
-        require(all(limits.hold(entry, most) for entry in value), key, expected, value)
+        is_flat = all(isinstance(entry, (int, float, str)) for entry in value)
+        require(is_flat and all(limits.hold(entry, most) for entry in value), key, expected, value)
         require(not limits.distinct or len(set(value)) == len(value), key, "no entry twice", value)
+
+
+def _is_relative(of: Field[Any]) -> bool:
+    """Whether the setting is limited by another."""
+    return isinstance(getattr(of.metadata.get("limits"), "at_most", None), str)
 
 
 @dataclass
 class Settings:
     """What every experiment can be told; a subclass is the `Config` of one."""
 
-    seed: int = setting(0, at_least=0)
+    seed: int = setting(0, at_least=0, below=2**63)
     device: str = "cpu"
-    threads: int = count(1)
+    threads: int = setting(1, at_least=1, at_most=MOST_THREADS)
 
     def check(self) -> None:
         """Refuse what cannot be run; a subclass adds what involves several settings at once."""
@@ -117,8 +131,17 @@ class Settings:
             device = choose_device(self.device)
         except RuntimeError:
             require(False, "device", "auto, or a device of torch", self.device)
-        is_missing = device.type == "cuda" and not torch.cuda.is_available()
-        require(not is_missing, "device", "auto, or a device that is here", self.device)
+        require(_is_here(device), "device", "auto, or a device that is here", self.device)
+
+
+def _is_here(device: torch.device) -> bool:
+    """Whether a tensor can be made on it, and read."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return False
+    try:
+        return torch.ones((), device=device).item() == 1
+    except Exception:  # each backend raises its own
+        return False
 
 
 def choose_device(name: str) -> torch.device:

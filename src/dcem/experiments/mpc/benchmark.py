@@ -47,8 +47,7 @@ class Benchmark:
 
     def methods(self, task: str) -> list[str]:
         """Those asked for that can be run on the task."""
-        able = [m for m in self.config.methods if methods.is_installed(m)]
-        return [m for m in able if m != "learned" or task == "pendulum"]
+        return self.config.methods_on(task)
 
     def jobs(self) -> list[Job]:
         """A task after the other, so that one that is complete can be read when a run ends early."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcem.control import tasks
+from dcem.control.systems import Pendulum
 from dcem.experiments.harness.reading import settings_of, summary_of
 from dcem.experiments.harness.settings import Search, Settings, count, require, setting, some_of
 from dcem.experiments.mpc import methods
@@ -43,7 +44,17 @@ class Config(Settings):
         for package in ("gymnasium", "dm_control"):
             installed = importlib.util.find_spec(package) is not None
             require(installed, "tasks", "their packages, pip install 'dcem[control]'", f"no {package}")
+        runs = any(map(self.methods_on, self.tasks))
+        require(runs, "methods", f"an installed one that runs on {', '.join(self.tasks)}", self.methods)
+        steps = round(self.length * tasks.SECONDS["pendulum"] / Pendulum().dt)
+        least = f"at least {Pendulum().dt / tasks.SECONDS['pendulum']}, a step of the pendulum"
+        require(steps > 0 or "pendulum" not in self.tasks, "length", least, self.length)
         self.reused()
+
+    def methods_on(self, task: str) -> list[str]:
+        """Those asked for that can be run on the task."""
+        able = [method for method in self.methods if methods.is_installed(method)]
+        return [method for method in able if method != "learned" or task == "pendulum"]
 
     @property
     def budget(self) -> Search:

@@ -21,7 +21,7 @@ class Planner:
     """Of the latent model's policy, beside the samples."""
     init_std: float = positive(1.0)
     min_std: float = setting(0.05, above=0, at_most="max_std")
-    max_std: float = 1.0
+    max_std: float = positive(1.0)
 
 
 @dataclass
@@ -133,8 +133,13 @@ class Config(Settings):
         repeat = ACTION_REPEAT[self.task]
         whole = 2 * repeat <= self.episode_steps <= 1000 and self.episode_steps % repeat == 0
         require(whole, "episode_steps", f"a multiple of the action repeat {repeat}, at most 1000", self.episode_steps)
+        if self.phase != "tune":
+            most = self.episode_steps // repeat
+            require(self.window <= most, "window", f"at most {most}, the decisions of an episode", self.window)
         started = self.phase == "model" or bool(self.start)
         require(started, "start", "a run to embed or a controller to tune", self.start)
+        learns = bool(self.start) or self.seed_rounds < self.num_rounds
+        require(learns, "seed_rounds", "fewer than num_rounds, in which the model is learned", self.seed_rounds)
 
 
 GROUPS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 import dcem
-from dcem.experiments.harness.settings import Settings, count, positive, require, setting
+from dcem.experiments.harness.settings import MOST_THREADS, Settings, count, positive, require, setting
 from dcem.experiments.harness.training import DECAYS
 
 
@@ -19,12 +19,13 @@ class DCEM:
     name: str = "dcem"
     num_samples: int = count(100)
     num_elites: int = setting(10, at_least=1, at_most="num_samples")
-    temperature: float = setting(1.0, at_least=0)
+    temperature: float = positive(1.0)
+    """Of the soft selection, which the energy is learned through: a hard one has no gradient."""
     init_std: float = positive(7.0)
 
     def solver(self) -> dcem.Solver:
-        """The cross-entropy method, with a hard selection at temperature 0."""
-        selection = dcem.LML(self.temperature) if self.temperature > 0 else dcem.HardTopK()
+        """The cross-entropy method."""
+        selection = dcem.LML(self.temperature)
         return dcem.CEM(self.num_samples, self.num_elites, selection, init_std=self.init_std)
 
 
@@ -35,7 +36,7 @@ class Light(DCEM):
     name: str = "light"
     num_samples: int = count(30)
     num_elites: int = setting(5, at_least=1, at_most="num_samples")
-    temperature: float = setting(0.3, at_least=0)
+    temperature: float = positive(0.3)
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Config(Settings):
     num_points: int = setting(100, at_least=2)
     num_iterations: int = count(10)
     """Inner iterations in training."""
-    test_iterations: list[int] = count([1, 5, 8, 10, 12, 20, 30])
+    test_iterations: list[int] = setting([1, 5, 8, 10, 12, 20, 30], at_least=1, distinct=True)
     num_updates: int = count(2000)
     batch_size: int = setting(16, at_least=1, at_most="num_points")
     repeats: int = count(1)
@@ -73,7 +74,7 @@ class Config(Settings):
     grad_clip: float = positive(1.0)
     eval_every: int = count(100)
     checkpoint_every: int = count(200)
-    threads: int = count(1)
+    threads: int = setting(1, at_least=1, at_most=MOST_THREADS)
     """More than one only slows a model of this size down, badly so on a busy machine."""
 
     def check(self) -> None:

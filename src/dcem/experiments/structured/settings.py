@@ -22,7 +22,7 @@ class StructuredSettings(Settings):
     """Epochs between evaluations; the weights that are best on the validation set are kept."""
     num_iterations: int = count(5)
     """Inner iterations in training."""
-    test_iterations: list[int] = count([1, 2, 3, 4, 5, 6, 8, 10, 15, 20])
+    test_iterations: list[int] = setting([1, 2, 3, 4, 5, 6, 8, 10, 15, 20], at_least=1, distinct=True)
     num_samples: int = count(50)
     """Of DCEM."""
     num_elites: int = setting(5, at_least=1, at_most="num_samples")
