@@ -11,6 +11,8 @@ from dcem.energy import EnergyModel
 from dcem.experiments import ConfigError
 from dcem.experiments.harness import training as harness
 from dcem.experiments.harness.command import main
+from dcem.experiments.harness.reading import experiment_of
+from dcem.experiments.harness.run import Run
 from dcem.experiments.regression import settings, study, task, training
 
 
@@ -66,6 +68,51 @@ def test_a_study_has_a_row_for_each_solver_over_its_seeds(tmp_path):
 def test_a_folder_without_runs_is_named(tmp_path, capsys):
     assert main(["regression-study", f"runs={tmp_path}/none"]) == 2
     assert "runs: expected a folder of run folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("regression-study runs={}", "runs: expected runs of regression; got one of digits, {}/run"),
+        ("mismatch-study runs={}", "runs: expected runs of mismatch; got one of digits, {}/run"),
+        ("cartpole-embed-study runs={}", "runs: expected runs of cartpole-embed; got one of digits, {}/run"),
+        ("planet-study runs=[{}/run]", "runs: expected runs of planet; got one of digits, {}/run"),
+        ("planet-study evaluations=[{}/run]", "evaluations: expected runs of planet-evaluate; got one of digits, {}/"),
+        ("planet-study runs=[{}/nameless]", "runs: expected folders of dcem planet; got {}/nameless"),
+        ("planet-evaluate checkpoint={}/run/checkpoint.pt", "checkpoint: expected a file that dcem planet has written"),
+        ("planet-evaluate checkpoint={}/garbage.pt", "checkpoint: expected a file that dcem planet has written; got"),
+        ("planet phase=tune start={}/garbage.pt", "start: expected a file that dcem planet has written; got {}/garb"),
+        ("planet phase=embed start={}/run", "start: expected a file that dcem planet has written; got {}/run/contr"),
+        ("planet phase=embed start={}", "start: expected the folder of a run of dcem planet, with its checkpoint.pt"),
+        ("cartpole-embed-evaluate decoders=[{}/garbage.pt]", "decoders: expected weights of a cartpole's decoder; "),
+    ],
+)
+def test_what_another_experiment_has_left_is_refused_by_name(command, says, tmp_path, capsys):
+    with Run(tmp_path / "run", {"seed": 0}, seed=0, quiet=True, command="dcem digits models=[icnn]") as run:
+        run.track()
+        run.checkpoint()
+        run.finish(mse=1.0)
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0")
+    (tmp_path / "garbage.pt").write_bytes(b"garbage")
+    nameless = tmp_path / "nameless"
+    nameless.mkdir()
+    (nameless / "metrics.jsonl").touch()
+    (nameless / "config.yaml").write_text("seed: 0")
+    assert main(command.format(tmp_path).split()) == 2
+    error = capsys.readouterr().err
+    assert says.format(tmp_path) in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_says_of_which_experiment_it_is(tmp_path):
+    """Hydra's settings of it, or else its summary: one that is not finished has none, one that is committed may."""
+    assert experiment_of(tmp_path) is None
+    for command, experiment in (("dcem digits a=1", "digits"), ("dcem", None), ("python -m pytest", None)):
+        (tmp_path / "summary.json").write_text(json.dumps({"command": command, "metrics": {}}))
+        assert experiment_of(tmp_path) == experiment
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "hydra.yaml").write_text("hydra: {job: {name: regression}}")
+    assert experiment_of(tmp_path) == "regression"
 
 
 def test_a_minimum_is_found_between_the_grid_s_points():

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from dcem.control import MPC
 from dcem.experiments.cartpole_embed import settings, task
 from dcem.experiments.cartpole_embed.settings import TEST_SEED, Search
 from dcem.experiments.cartpole_embed.task import EXPERT, SYSTEM, embedded, full
+from dcem.experiments.harness.reading import saved
 from dcem.experiments.harness.report import markdown, write_table
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import Settings, count, require, setting
@@ -73,7 +73,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
 
 def load(path: str) -> nn.Module:
     """A decoder from its weights, whose shapes say what it is."""
-    weights: dict[str, Tensor] = torch.load(path, weights_only=True)
+    weights = {name: tensor for name, tensor in saved(Path(path)).items() if isinstance(tensor, Tensor)}
     sees_state = "joint.layers.0.weight" in weights
     layers = [w for name, w in weights.items() if name.removeprefix("joint.").startswith("layers.") and w.dim() == 2]
     require(len(layers) > 0, "decoders", "weights of a cartpole's decoder", path)

@@ -48,7 +48,7 @@ class Config(Settings):
 
     def check(self) -> None:
         super().check()
-        finished_runs(self.runs)
+        finished_runs(self.runs, "cartpole-embed")
 
 
 class Trained(NamedTuple):
@@ -62,7 +62,7 @@ class Trained(NamedTuple):
 def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the tables; returns what is in them."""
     groups: dict[tuple[float | str, ...], list[Trained]] = {}
-    for found in finished_runs(config.runs):
+    for found in finished_runs(config.runs, "cartpole-embed"):
         decoder = task.build(of := settings.Config(**found.settings))
         tracked = checkpoint_of(found.folder)["tracked"]
         require("best" in tracked, "runs", "runs that keep the weights of their best evaluation", found.folder)

@@ -24,14 +24,18 @@ class Finished(NamedTuple):
     records: list[dict[str, Any]]
 
 
-def finished_runs(folder: str, key: str = "runs") -> list[Finished]:
-    """The finished runs in a folder, at any depth, but no parts of runs; `key` is the setting that names the folder."""
+def finished_runs(folder: str, experiment: str | None = None, key: str = "runs") -> list[Finished]:
+    """The finished runs in a folder, at any depth, but no parts of runs; `key` is the setting that names the folder.
+    All of them have to be of the `experiment`, where they say of which they are.
+    """
     root = Path(folder)
     require(root.is_dir(), key, "a folder of run folders", folder)
     places = [path.parent for path in sorted(root.rglob(SUMMARY))]
     within = {place: [root / part for part in place.relative_to(root).parents] for place in places}
     runs = [place for place in places if not any((above / METRICS).exists() for above in within[place])]
     require(bool(runs), key, f"folders of finished runs, with a {SUMMARY}", f"none in {folder}")
+    for place in runs if experiment else ():
+        require_run_of(str(experiment), place, key)
     return [finished(place) for place in runs]
 
 
@@ -75,6 +79,12 @@ def experiment_of(folder: Path) -> str | None:
     return name if name in EXPERIMENTS else None
 
 
+def require_run_of(experiment: str, folder: Path, key: str) -> None:
+    """Refuse a run that says that it is of another experiment."""
+    came = experiment_of(folder) or experiment
+    require(came == experiment, key, f"runs of {experiment}", f"one of {came}, {folder}")
+
+
 def summary_of(folder: Path) -> dict[str, Any]:
     """What a run has written at its end."""
     path = folder / SUMMARY
@@ -105,13 +115,23 @@ def checkpoint_of(folder: Path, device: torch.device | None = None) -> dict[str,
     """The state in a run's checkpoint."""
     path = folder / CHECKPOINT
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        state["tracked"]
-    except (FileNotFoundError, PermissionError) as error:
+        state = saved(path, device)
+    except OSError as error:
         raise ConfigError(f"{path}: expected the checkpoint of a run; {_first_line(error)}") from None
-    except Exception:  # of any kind, as the file has anything in it; torch's advice is not to be followed
-        raise ConfigError(f"{path}: expected the whole checkpoint of a run; it is damaged, or none") from None
+    if "tracked" not in state:
+        raise ConfigError(f"{path}: expected the whole checkpoint of a run; it is damaged, or none")
     return state
+
+
+def saved(path: Path, device: torch.device | None = None) -> dict[str, Any]:
+    """What torch has saved by name in a file that is there; nothing, if that is damaged or something else."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception:  # of any kind, as the file has anything in it; torch's advice is not to be followed
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def _first_line(error: BaseException) -> str:

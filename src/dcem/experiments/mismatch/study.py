@@ -76,7 +76,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
 
 def load_all(runs: str) -> list[Finished]:
     """The runs in a folder."""
-    finished = [load(found) for found in finished_runs(runs)]
+    finished = [load(found) for found in finished_runs(runs, "mismatch")]
     settings = [{key: value for key, value in of.config.items() if key != "seed"} for of in finished]
     if any(other != settings[0] for other in settings):
         raise ConfigError(f"runs: expected runs that differ in their seed alone; got others in {runs}")

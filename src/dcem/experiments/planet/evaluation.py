@@ -14,6 +14,7 @@ import torch
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import Settings, count, require, setting
 from dcem.experiments.planet.controllers import Controller, load
+from dcem.experiments.planet.settings import require_controller
 from dcem.experiments.planet.suite import ACTION_REPEAT, Suite
 from dcem.experiments.planet.training import play
 from dcem.plotting import save_gif
@@ -41,8 +42,7 @@ class Config(Settings):
         super().check()
         even = self.num_episodes % self.side_by_side == 0
         require(even, "num_episodes", f"a multiple of num_envs={self.num_envs}, or fewer", self.num_episodes)
-        is_there = Path(self.checkpoint).is_file()
-        require(is_there, "checkpoint", "a file that dcem planet has written", self.checkpoint)
+        require_controller(Path(self.checkpoint), "checkpoint")
 
     @property
     def side_by_side(self) -> int:

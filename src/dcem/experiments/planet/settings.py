@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from dcem.experiments.harness.reading import CHECKPOINT, saved
 from dcem.experiments.harness.settings import Settings, count, positive, require, setting, some_of
 from dcem.experiments.planet.suite import ACTION_REPEAT
 
@@ -138,8 +140,20 @@ class Config(Settings):
             require(self.window <= most, "window", f"at most {most}, the decisions of an episode", self.window)
         started = self.phase == "model" or bool(self.start)
         require(started, "start", "a run to embed or a controller to tune", self.start)
+        if self.phase == "tune":
+            require_controller(Path(self.start), "start")
+        elif self.start:
+            is_run = (Path(self.start) / CHECKPOINT).is_file()
+            require(is_run, "start", f"the folder of a run of dcem planet, with its {CHECKPOINT}", self.start)
+            require_controller(Path(self.start) / "controller.pt", "start")
         learns = bool(self.start) or self.seed_rounds < self.num_rounds
         require(learns, "seed_rounds", "fewer than num_rounds, in which the model is learned", self.seed_rounds)
+
+
+def require_controller(path: Path, key: str) -> None:
+    """Refuse what is no file of a controller before anything is built."""
+    is_one = path.is_file() and saved(path).keys() >= {"config", "env_steps", "weights"}
+    require(is_one, key, "a file that dcem planet has written", path)
 
 
 GROUPS: dict[str, dict[str, Any]] = {

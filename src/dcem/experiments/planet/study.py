@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from dcem.experiments import ConfigError
-from dcem.experiments.harness.reading import METRICS, SUMMARY, records_of, settings_of, summary_of
+from dcem.experiments.harness.reading import METRICS, SUMMARY, records_of, require_run_of, settings_of, summary_of
 from dcem.experiments.harness.report import interval, markdown, plus_minus, write_table
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import Settings, require, setting
@@ -38,6 +38,12 @@ class Config(Settings):
         for key, folders, wanted in (("runs", self.runs, METRICS), ("evaluations", self.evaluations, SUMMARY)):
             for folder in folders:
                 require((Path(folder) / wanted).is_file(), key, f"folders with a {wanted}", folder)
+        for folder in self.runs:
+            require_run_of("planet", Path(folder), "runs")
+            load_curve(Path(folder))
+        for folder in self.evaluations:
+            require_run_of("planet-evaluate", Path(folder), "evaluations")
+            load_evaluation(Path(folder))
 
 
 class Evaluation(NamedTuple):
@@ -91,6 +97,7 @@ class Curve(NamedTuple):
 def load_curve(folder: Path) -> Curve:
     """What a run has logged so far."""
     settings = settings_of(folder)
+    require({"task", "phase"} <= settings.keys(), "runs", "folders of dcem planet", folder)
     return Curve(settings["task"], settings["phase"], folder.name, records_of(folder))
 
 
@@ -99,7 +106,7 @@ def load_evaluation(folder: Path) -> Evaluation:
     metrics = summary_of(folder)["metrics"]
     try:
         return Evaluation(*(metrics[key] for key in Evaluation._fields))
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"evaluations: expected folders of dcem planet-evaluate; {folder} lacks {error}") from None
 
 

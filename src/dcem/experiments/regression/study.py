@@ -69,7 +69,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
 def load_all(runs: str) -> dict[str, list[Trained]]:
     """The runs in a folder, by what distinguishes the rows of the table; those of a row differ in their seed alone."""
     groups: dict[str, list[Trained]] = {}
-    for found in finished_runs(runs):
+    for found in finished_runs(runs, "regression"):
         trained = load(found)
         label = _label(trained.config)
         group = groups.setdefault(label, [])
