@@ -375,9 +375,13 @@ def test_a_planner_is_rehearsed_in_every_task_and_plays_first(monkeypatch: pytes
     assert [job.planner for job in benchmark.jobs() if job.kind == "play"][:2] == ["mine:it", "cem"]
 
 
-def test_without_any_planner_there_is_nothing_to_do() -> None:
+def test_without_any_planner_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="planners: expected some"):
         settings.Config(planners=[]).check()
+    monkeypatch.setattr(methods, "is_installed", lambda name: name not in methods.RIVALS)
+    settings.Config(planners=["cem", *methods.RIVALS]).check()
+    with pytest.raises(ConfigError, match=r"planners: expected some that are installed, .*; got \['torchrl-cem'"):
+        settings.Config(planners=[*methods.RIVALS]).check()
     settings.Config(planners=[], planner="math:hypot").check()
 
 

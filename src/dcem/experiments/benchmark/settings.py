@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dcem.experiments.benchmark import planners
 from dcem.experiments.harness.settings import Settings, count, require, setting, some_of
+from dcem.experiments.mpc import methods
 
 TASKS = {
     "mismatch": "learned dynamics",
@@ -45,6 +46,7 @@ class Config(Settings):
 
     def check(self) -> None:
         super().check()
-        require(bool(self.planners or self.planner), "planners", "some, or a planner of yours", self.planners)
+        some = bool(self.planner) or any(map(methods.is_installed, self.planners))
+        require(some, "planners", "some that are installed, or a planner of yours", self.planners)
         if self.planner:
             planners.load(self.planner)
