@@ -32,7 +32,8 @@ def student(freedom: int) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """A mean and half the width of its 95 % confidence interval, by Student's t; NaN for the half of one value.
+    """A mean and half the width of its 95 % confidence interval, by Student's t; the half is NaN for one value, and
+    where some are not finite.
 
     Example:
         >>> mean, half = interval([1.0, 2.0, 3.0])
@@ -41,4 +42,5 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """
     n = len(values)
     mean = statistics.fmean(values)
-    return mean, student(n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.nan
+    varies = n > 1 and all(map(math.isfinite, values))
+    return mean, student(n - 1) * statistics.stdev(values) / math.sqrt(n) if varies else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -13,8 +13,14 @@ from dcem.experiments.benchmark.planners import LABELS
 from dcem.experiments.benchmark.settings import TASKS, Config
 from dcem.experiments.harness.report import interval, markdown, plus_minus
 
-if TYPE_CHECKING:
-    from dcem.experiments.benchmark.study import Job
+
+class Job(NamedTuple):
+    """A step of the run."""
+
+    kind: str
+    """`scale` measures what scores 0 and 1; `play` plays; `learn` learns the model through the planner, then plays."""
+    task: str
+    planner: str = ""
 
 
 class Scores(NamedTuple):

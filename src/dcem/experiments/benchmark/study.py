@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from dcem.experiments import ConfigError
 from dcem.experiments.benchmark import planners, tasks
 from dcem.experiments.benchmark.playing import Planning, Task, idle, learn, play
-from dcem.experiments.benchmark.report import Scores, draw, table
+from dcem.experiments.benchmark.report import Job, Scores, draw, table
 from dcem.experiments.benchmark.settings import LEARNED, Config
 from dcem.experiments.harness.report import write_table
 from dcem.experiments.harness.run import Run
@@ -22,15 +22,6 @@ from dcem.experiments.mpc import methods
 
 STARTS_SEED = 1_000_000
 """Problems are those of this seed and the run's together; models are fitted to data of others."""
-
-
-class Job(NamedTuple):
-    """A step of the run."""
-
-    kind: str
-    """`scale` measures what scores 0 and 1; `play` plays; `learn` learns the model through the planner, then plays."""
-    task: str
-    planner: str = ""
 
 
 class Benchmark:

@@ -10,6 +10,9 @@ from dcem.experiments.harness.reading import CHECKPOINT, saved
 from dcem.experiments.harness.settings import Settings, count, positive, require, setting, some_of
 from dcem.experiments.planet.suite import ACTION_REPEAT
 
+CONTROLLER = "controller.pt"
+"""What a run leaves, in its folder."""
+
 
 @dataclass
 class Planner:
@@ -145,7 +148,7 @@ class Config(Settings):
         elif self.start:
             is_run = (Path(self.start) / CHECKPOINT).is_file()
             require(is_run, "start", f"the folder of a run of dcem planet, with its {CHECKPOINT}", self.start)
-            require_controller(Path(self.start) / "controller.pt", "start")
+            require_controller(Path(self.start) / CONTROLLER, "start")
         learns = bool(self.start) or self.seed_rounds < self.num_rounds
         require(learns, "seed_rounds", "fewer than num_rounds, in which the model is learned", self.seed_rounds)
 

@@ -25,13 +25,12 @@ from dcem.experiments.planet.controllers import (
     save,
 )
 from dcem.experiments.planet.replay import Replay
-from dcem.experiments.planet.settings import Config
+from dcem.experiments.planet.settings import CONTROLLER, Config
 from dcem.experiments.planet.suite import Suite
 from dcem.world import LatentModel, WorldModel
 
 EVALUATION_SEED = 1_000_000
 """Rounds of evaluation start from seeds that no round of training has."""
-CONTROLLER = "controller.pt"
 
 
 class Episodes(NamedTuple):

@@ -19,9 +19,9 @@ import dcem
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import require
 from dcem.experiments.planet.controllers import Controller, load, save
-from dcem.experiments.planet.settings import Config
+from dcem.experiments.planet.settings import CONTROLLER, Config
 from dcem.experiments.planet.suite import Suite
-from dcem.experiments.planet.training import CONTROLLER, EVALUATION_SEED, play
+from dcem.experiments.planet.training import EVALUATION_SEED, play
 from dcem.rl import Actor
 
 
