@@ -86,7 +86,7 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
         (["planet", "planner.max_std=-1"], "planner.max_std: expected a positive number; got -1"),
         (["planet", "window=500", "episode_steps=24"], "window: expected at most 12, the decisions of an episode; "),
         (["planet", "window=8", "episode_steps=8"], "window: expected at most 4, the decisions of an episode; got 8"),
-        (["planet", "seed_rounds=5", "num_rounds=2"], "seed_rounds: expected fewer than num_rounds, "),
+        (["planet", "seed_rounds=5", "num_rounds=2"], "seed_rounds: expected at most the 2 of num_rounds, "),
         (["mpc", "tasks=pendulum"], "tasks: expected a list, tasks=[pendulum]; got pendulum\n"),
         (["mpc", f"methods=[{','.join(['cem'] * 200)}]"], "methods: expected "),
         (["regression", "seed"], "missing EQUAL"),

@@ -149,8 +149,10 @@ class Config(Settings):
             is_run = (Path(self.start) / CHECKPOINT).is_file()
             require(is_run, "start", f"the folder of a run of dcem planet, with its {CHECKPOINT}", self.start)
             require_controller(Path(self.start) / CONTROLLER, "start")
-        learns = bool(self.start) or self.seed_rounds < self.num_rounds
-        require(learns, "seed_rounds", "fewer than num_rounds, in which the model is learned", self.seed_rounds)
+        fits = bool(self.start) or self.seed_rounds <= self.num_rounds
+        require(
+            fits, "seed_rounds", f"at most the {self.num_rounds} of num_rounds, which they are among", self.seed_rounds
+        )
 
 
 def require_controller(path: Path, key: str) -> None:
