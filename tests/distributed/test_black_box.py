@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import dcem
-from dcem.distributed import PoolObjective, PoolRollout, RayObjective, RayRollout, black_box
+from dcem.distributed import PoolObjective, PoolRollout, RayObjective, RayRollout, black_box, pool
 from dcem.distributed.black_box import Engine
 
 SOLVER = dcem.CEM(12, 4)
@@ -192,7 +192,7 @@ def test_states_and_events_that_do_not_fit() -> None:
     ids=["torch", "python", "numpy"],
 )
 def test_no_worker_draws_the_random_numbers_of_another(draw: Any) -> None:
-    every = multiprocessing.get_context("fork").Barrier(3)  # all are at work at once
+    every = multiprocessing.get_context("fork").Barrier(3, timeout=60)  # all are at work at once
 
     def noisy(x: Tensor) -> float:
         every.wait()
@@ -211,7 +211,7 @@ class Slow(Engine):
     def __init__(self) -> None:
         self.now, self.there = 0.0, None
 
-    def start(self) -> str:
+    def start(self, seed: int) -> str:
         return "worker"
 
     def give(self, worker: str, arguments: tuple[Any, ...]) -> None:
@@ -238,6 +238,34 @@ def test_the_start_of_a_worker_is_no_part_of_a_call(monkeypatch: pytest.MonkeyPa
     workers = black_box.Workers(engine, 1, timeout=2.0, retries=0, progress=False)
     assert workers.call([()]) == [1.0]
     assert workers.num_lost == 0
+    monkeypatch.setattr(engine, "since", lambda worker: None)  # it never comes
+    monkeypatch.setattr(engine, "there", None)
+    monkeypatch.setattr(engine, "wait", lambda workers, seconds: setattr(engine, "now", engine.now + 10.0) or [])
+    assert workers.call([()]) == [black_box.LOST]
+    assert workers.num_lost == 1
+
+
+def test_a_process_says_when_it_is_there() -> None:
+    engine = pool.Processes(bowl, None)
+    worker = engine.start(0)
+    assert engine.since(worker) is None
+    assert engine.wait([worker], None) == []
+    assert engine.since(worker) is not None
+    engine.give(worker, (torch.ones(2),))
+    assert engine.wait([worker], None) == [worker]
+    assert engine.take(worker) == 0.0
+    engine.stop(worker)
+
+
+def test_draws_are_replayed_and_this_process_goes_on_as_it_would() -> None:
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        with PoolObjective(lambda x: float(torch.rand(())), num_workers=1, start_method="fork") as objective:
+            found.append([*objective(torch.zeros(3, 2)).tolist(), float(torch.rand(()))])
+    assert found[0] == found[1]
+    torch.manual_seed(0)
+    assert found[0][-1] == float(torch.rand(()))
 
 
 def test_processes_that_are_spawned_answer() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import sys
@@ -37,8 +36,8 @@ class Engine(ABC):
     """Starts workers that hold a function, and talks to them."""
 
     @abstractmethod
-    def start(self) -> Worker:
-        """A new worker."""
+    def start(self, seed: int) -> Worker:
+        """A new worker, whose generators have this seed."""
 
     @abstractmethod
     def give(self, worker: Worker, arguments: tuple[Any, ...]) -> None:
@@ -61,20 +60,16 @@ class Engine(ABC):
         """End it at once, whatever it does."""
 
 
-_started = itertools.count(1)
-
-
-def next_seed() -> int:
-    """Of a new worker: a function of torch's seed, and of how many were started before; nothing is drawn for it."""
-    return (torch.initial_seed() + 0x9E3779B97F4A7C15 * next(_started)) % 2**63
-
-
 def seed_all(seed: int) -> None:
     """Seed the generators that a function may draw from."""
     torch.manual_seed(seed)
     random.seed(seed)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(seed % 2**32)
+
+
+START = 60.0
+"""Seconds that a worker may take to be there, where calls have a limit; that limit if it is longer."""
 
 
 class Workers:
@@ -94,6 +89,7 @@ class Workers:
             raise ValueError(f"retries: expected an int >= 0, got {retries}")
         self.progress = check_flag("progress", progress)
         self.engine, self.num_retried, self.num_lost = engine, 0, 0
+        self._num_started = 0
         self._idle: list[Worker] = []
         self._all: list[Worker] = []
         self._finalizer = weakref.finalize(self, _stop_all, engine, self._all)
@@ -148,7 +144,9 @@ class Workers:
         return results
 
     def _start(self) -> Worker:
-        worker = self.engine.start()
+        # A function of torch's seed, and of how many were started before: nothing is drawn for it.
+        self._num_started += 1
+        worker = self.engine.start((torch.initial_seed() + 0x9E3779B97F4A7C15 * self._num_started) % 2**63)
         self._all.append(worker)
         return worker
 
@@ -168,10 +166,11 @@ class Workers:
 
     def _left(self, worker: Worker, given: float) -> float:
         """The seconds that a worker has for what it was given."""
-        since = self.engine.since(worker)
-        if self.timeout is None or since is None:
+        if self.timeout is None:
             return math.inf
-        return max(given, since) + self.timeout - time.monotonic()
+        since = self.engine.since(worker)
+        last = given + max(START, self.timeout) if since is None else max(given, since) + self.timeout
+        return last - time.monotonic()
 
     def _rest(self, running: dict[Worker, tuple[int, int, float]]) -> float | None:
         """The seconds until the first of them is late; None for ever."""
@@ -219,7 +218,7 @@ class BlackBox:
 
     def _values(self, samples: Tensor, batch: torch.Size, event_dims: int) -> Tensor:
         dtype = torch.promote_types(samples.dtype, torch.float32)  # values may be too large for half precision
-        if not samples.numel():
+        if 0 in batch:
             return samples.new_empty(batch, dtype=dtype)
         rows = _given(samples).reshape(-1, *samples.shape[samples.dim() - event_dims :])
         chunks = list(rows.split(1 if self.batch_size is None else self.batch_size))  # type: ignore[no-untyped-call]

@@ -15,7 +15,6 @@ from dcem.distributed.black_box import (
     Failed,
     Lost,
     Workers,
-    next_seed,
     seed_all,
 )
 
@@ -55,8 +54,8 @@ class Actors(Engine):
     def __reduce__(self) -> Any:
         return Actors, (self.function, self.options)
 
-    def start(self) -> Any:
-        return _Worker(self.actor.remote(self.function, next_seed()))
+    def start(self, seed: int) -> Any:
+        return _Worker(self.actor.remote(self.function, seed))
 
     def give(self, worker: Any, arguments: tuple[Any, ...]) -> None:
         worker.answer = worker.actor.call.remote(*(argument.numpy() for argument in arguments))

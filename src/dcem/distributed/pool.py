@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import random
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
@@ -23,16 +25,16 @@ from dcem.distributed.black_box import (
     Failed,
     Lost,
     Workers,
-    next_seed,
     seed_all,
 )
 
 READY = b"ready"
 
 
-def _serve(function: Callable[..., Any], pipe: Any, seed: int) -> None:
+def _serve(function: Callable[..., Any], pipe: Any, seed: int | None) -> None:
     torch.set_num_threads(1)
-    seed_all(seed)
+    if seed is not None:
+        seed_all(seed)
     parent = os.getppid()
     pipe.send_bytes(READY)
     while True:
@@ -49,6 +51,27 @@ def _serve(function: Callable[..., Any], pipe: Any, seed: int) -> None:
         except Exception as error:  # also of what cannot be sent
             answer = ForkingPickler.dumps((False, "".join(format_exception_only(type(error), error)).strip()))
         pipe.send_bytes(answer)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The generators of this process as a forked one shall have them.
+
+    There they cannot be seeded: a lock of theirs, which another thread holds while it draws, would never be free.
+    """
+    states, numpy = (torch.default_generator.get_state(), random.getstate()), sys.modules.get("numpy")
+    of_numpy = None if numpy is None else numpy.random.get_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        if numpy is not None:
+            numpy.random.seed(seed % 2**32)
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        random.setstate(states[1])
+        if numpy is not None:
+            numpy.random.set_state(of_numpy)
 
 
 def _plain(value: Any) -> Any:
@@ -70,11 +93,13 @@ class Processes(Engine):
             raise ValueError(f"start_method: expected one of {known}, got {start_method!r}")
         self.function, self.method = function, method
 
-    def start(self) -> Any:
+    def start(self, seed: int) -> Any:
         context: Any = multiprocessing.get_context(self.method)
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(self.function, theirs, next_seed()), daemon=True)
-        with warnings.catch_warnings():  # of Python 3.12 about threads: a worker does nothing but call the function
+        is_forked = self.method == "fork"
+        process = context.Process(target=_serve, args=(self.function, theirs, None if is_forked else seed), daemon=True)
+        seeded = _seeded(seed) if is_forked else contextlib.nullcontext()
+        with seeded, warnings.catch_warnings():  # of Python 3.12 about threads: a worker only calls the function
             warnings.simplefilter("ignore", DeprecationWarning)
             try:
                 process.start()
