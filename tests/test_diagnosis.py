@@ -427,3 +427,10 @@ def test_a_slope_of_zero_is_named():
     assert [sentence.partition(",")[0] for sentence in found.advice] == [slope]
     held = dcem.diagnose(lambda x: x.sum(-1), start, descent, bounds=(0.7, 2.0))  # by a bound, not by a slope of zero
     assert not any(sentence.startswith(slope) for sentence in held.advice)
+
+
+def test_a_share_of_elites_is_named() -> None:
+    advice = dcem.diagnose(lambda x: (x - 1).square().sum(-1), torch.zeros(2), dcem.CEM(100, 0.1)).advice
+    assert any(says.startswith("num_elites: 0.1 is a count") and says.endswith("num_elites=10") for says in advice)
+    plain = dcem.diagnose(lambda x: (x - 1).square().sum(-1), torch.zeros(2), dcem.CEM(100, 10)).advice
+    assert not any("is a count" in says for says in plain)

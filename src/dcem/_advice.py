@@ -72,7 +72,7 @@ def advise(
     """Sentences that name a setting and what to do with it."""
     advice = [] if refused is None else [refused]
     advice += _of_objective(rows, solution, start, solver)
-    if _is_endless(rows, start):
+    if not getattr(solver, "momentum", 0.0) and _is_endless(rows, start):  # with momentum all falls faster at first
         advice.append(
             "objective: it seems to have no minimum: is it a reward (minimise its negative)? or give bounds; if the "
             "minimum is far away, raise init_std"
@@ -100,8 +100,8 @@ def _of_objective(rows: list[Row], solution: Solution, start: Start, solver: Sol
         )
     if isinstance(solver, GradientDescent) and (start.rests(solution.x) & ~lost).any():
         advice.append(
-            "objective: its slope is zero where the search starts, from which gradient descent does not move; start "
-            "elsewhere, or take dcem.CEM() if it is constant in steps (round, argmax)"
+            "objective: its slope is zero where the search starts, from which gradient descent does not move: if that "
+            "is no minimum, start elsewhere, or take dcem.CEM() if it is constant in steps (round, argmax)"
         )
     return advice
 
@@ -129,6 +129,11 @@ def _of_search(
     advice = []
     wanted = getattr(solver, "num_elites", None)
     first, last = rows[0], rows[-1]
+    if wanted is not None and wanted < 1:
+        advice.append(
+            f"num_elites: {wanted:g} is a count, less than one sample, not a share: {wanted:.0%} of the "
+            f"{solver.num_samples} samples is num_elites={wanted * solver.num_samples:g}"
+        )
     if travelled > 2.5:  # where a std that shrinks with each selection stops a search: at about 3
         advice.append(f"init_std: the answer lies {travelled:.2g} stds from the start; raise init_std, or move init")
     told = (solution.status != Status.NONFINITE) & (solution.status != Status.FLAT)

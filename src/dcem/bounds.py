@@ -151,7 +151,9 @@ def _are_pairs(bounds: Any) -> bool:
 
 def _are_rows(bounds: Any) -> bool:
     """Whether this is a tensor or an array whose two rows are `low` and `high`, and of 2 x 2 numbers not pairs."""
-    if len(getattr(bounds, "shape", ())) != 2 or len(bounds) != 2:
+    if not isinstance(bounds, Tensor) and not hasattr(bounds, "__array__"):
+        return False
+    if len(bounds.shape) != 2 or len(bounds) != 2:
         return False
     low, high = bounds
     return bool(len(low) != 2 or ((low <= high).all() and (low < high).any()))

@@ -74,7 +74,7 @@ def capture(solver: AnySolver, *, backend: str | Callable[..., Any] = "inductor"
     kind = solver._kind if isinstance(solver, _Captured) else type(solver)
     # How often a function is compiled anew is counted, and limited, by its code: each captured solver has its own.
     own = types.FunctionType(_step.__code__.replace(), globals(), f"step_of_{kind.__name__}")
-    compiled = torch.compile(own, backend=backend, dynamic=False, fullgraph=True)
+    compiled = _Compiled(torch.compile(own, backend=backend, dynamic=False, fullgraph=True))
     members = {"_kind": kind, "_backend": backend, "_compiled": staticmethod(compiled), "__doc__": kind.__doc__}
     return cast("AnySolver", _as(type(f"Captured{kind.__name__}", (_Captured, kind), members), solver))
 
@@ -84,6 +84,24 @@ _FAILURES: tuple[type[Exception], ...] = (
     torch._inductor.exc.InductorError,
     torch._dynamo.exc.FailOnRecompileLimitHit,  # which is no TorchDynamoException
 )
+
+
+class _Compiled:
+    """A function that is compiled for more variants than torch allows for: the first iteration and the others, playing
+    and training, shapes.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.needs_more = function, False
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not self.needs_more:
+            try:
+                return self.function(*arguments)
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                self.needs_more = True  # torch logs that, once: setting its limit takes longer than a small iteration
+        with torch._dynamo.config.patch(recompile_limit=NUM_VARIANTS):
+            return self.function(*arguments)
 
 
 class _Captured(Solver):
@@ -102,7 +120,7 @@ class _Captured(Solver):
         any_state = state._replace(iteration=_any) if counts else state
         try:
             with _no_warning_of_slopes(state):
-                of_state, of_step = _compiled(self._compiled, plain, self, objective, any_state, noise, clip)
+                of_state, of_step = self._compiled(plain, self, objective, any_state, noise, clip)
         except _FAILURES as error:
             plain(self, objective, state, noise, clip)  # whatever is wrong with it beside says so by itself
             raise RuntimeError(
@@ -116,15 +134,6 @@ class _Captured(Solver):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (_as(self._kind, self), self._backend)
-
-
-def _compiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """With more variants than torch allows for: the first iteration and the others, playing and training, shapes."""
-    try:
-        return function(*arguments)
-    except torch._dynamo.exc.FailOnRecompileLimitHit:
-        with torch._dynamo.config.patch(recompile_limit=NUM_VARIANTS):
-            return function(*arguments)
 
 
 @contextlib.contextmanager

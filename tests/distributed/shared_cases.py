@@ -188,6 +188,19 @@ for mode in (dcem.Unroll(), dcem.Checkpoint()):
     SAMPLES[f"{mode}, a function of one's own"] = lambda shard, mode=mode: solved(
         shard, cem(), gradient=mode, wrap=scaled
     )
+
+
+def with_a_root(objective: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """In which the theorem is an `autograd.Function` of ours."""
+    rate = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+
+    def root_of(rate: Tensor) -> Tensor:
+        return dcem.implicit.root(lambda x, rate: x * x - rate, rate.detach().sqrt(), rate)
+
+    return lambda x: objective(x * root_of(rate))
+
+
+SAMPLES["an implicit root within"] = lambda shard: solved(shard, cem(), wrap=with_a_root)
 SAMPLES["compiled objective"] = PROBLEMS["compiled objective"] = compiled
 
 

@@ -104,6 +104,7 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
         (["regression", "-m", "hydra.sweep.dir="], "hydra.sweep.dir: expected a folder; got nothing"),
         (["regression", "-m", "hydra.run.dir=x"], "hydra.run.dir: expected for one run; "),
         (["regression", "hydra.sweep.dir=x"], "hydra.sweep.dir: expected for a sweep; "),
+        (["regression", "hydra.job.name=planet"], "hydra.job.name: expected the experiment's, "),
         (["regression", "hydra.output_subdir=null"], "hydra.output_subdir: expected .hydra, "),
         (["regression", "resume=/nowhere"], "resume: expected the folder of a run"),
         (["regression", "resume="], "resume: expected the folder of a run, resume=<folder>; got nothing"),

@@ -117,3 +117,6 @@ def test_what_is_not_divided_is_not_made_by_several_processes(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.main(["embed-synthetic"]) == 2
     assert "embed-synthetic: expected one process: its work is not divided" in capsys.readouterr().err
+    assert cli.main(["regression", "-m", "seed=0,1"]) == 2
+    assert "regression: -m: expected one process for a sweep" in capsys.readouterr().err
+    assert cli.main(["embed-synthetic", "--help"]) == 0

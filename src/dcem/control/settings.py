@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -80,7 +81,9 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
 def _check_method(name: str, value: Any) -> None:
     """A world model's call is its loss: what is planned with are its methods."""
     method = {"dynamics": "imagine", "proposals": "propose"}.get(name, name)
-    if all(callable(getattr(value, of, None)) for of in ("observe", "imagine", "loss", method)):
+    forward = getattr(value, "forward", None)
+    takes_sequences = callable(forward) and len(inspect.signature(forward).parameters) == 1
+    if takes_sequences and all(callable(getattr(value, of, None)) for of in ("observe", "imagine", "loss", method)):
         raise TypeError(f"{name}: expected world_model.{method}, got the model itself, {type(value).__name__}")
 
 

@@ -42,10 +42,10 @@ class _Shard:
         """Raise where the processes do not solve the same problem, or would draw other samples."""
         if not is_eager() or in_forward_mode():
             raise RuntimeError("shard: works outside torch.compile, torch.func transforms and forward mode")
-        if solver.is_captured:
-            raise ValueError("shard: expected a solver as it was before dcem.capture, got a captured one")
         given = ("num_iterations", "event_dims", "bounds", "generator", "noise", "proposals")
         setup = Setup.of(init, solver, **{name: options[name] for name in given})  # says what is wrong here
+        if solver.is_captured:
+            raise ValueError("shard: expected a solver as it was before dcem.capture, got a captured one")
         start, gradient = leaves(setup.start), options["gradient"]
         numbers = [*start, *_numbers([solver, gradient, setup.bounds])]
         kind = (_kinds([solver, gradient]), solver.num_samples, options["num_iterations"], options["tolerance"])

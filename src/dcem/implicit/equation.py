@@ -87,7 +87,8 @@ def attach(residual: Callable[..., Tensor], solution: Tensor, params: tuple[Any,
     if not torch.is_grad_enabled():
         return solution.detach().clone()
     x = solution.detach().requires_grad_()
-    differentiated = [param for param in params if _is_differentiated(param)]
+    # As torch's functions return them: an `autograd.Function` takes its arguments past whoever looks at those calls.
+    differentiated = [param.view_as(param) for param in params if _is_differentiated(param)]
     leaves = [param.detach().requires_grad_() for param in differentiated]
     system = System(x, checked(x, *_merge(params, leaves)), options)
     return Theorem(checked, system, params, leaves).attach(*differentiated)

@@ -154,7 +154,7 @@ def trajectories(system: System, paths: Mapping[str, Tensor]) -> Figure:
 
 
 def _check_system(system: object) -> None:
-    if not isinstance(system, System):
+    if not all(hasattr(system, of) for of in ("state_shape", "view", "shapes")):
         raise TypeError(f"system: expected one of dcem.control.systems, or a System of yours, got {brief(system)}")
 
 

@@ -48,7 +48,7 @@ class CEM(SamplingSolver):
 
     Args:
         num_samples: `N`, candidates evaluated an iteration, at least 1.
-        num_elites: `k`, how many of them are selected, `1 <= k <= N`; may be a float for a soft selection.
+        num_elites: `k`, how many of them are selected, `0 < k <= N`; may be a float for a soft selection.
         selection: `selection(scores, k) -> weights` in `[0, 1]` that sum to `k` and depend on differences of
             scores only, as [`dcem.LML`][], [`dcem.ConstrainedSoftmax`][], [`dcem.ConstrainedSparsemax`][],
             [`dcem.HardTopK`][] do. Higher scores are better; a failed sample has the score `-inf`.
@@ -95,7 +95,10 @@ class CEM(SamplingSolver):
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         check_flag("standardize", self.standardize)
-        self._check_num_elites()
+        if not 0 < self.num_elites <= self.num_samples:
+            raise ValueError(
+                f"num_elites: expected 0 < num_elites <= num_samples={self.num_samples}, got {self.num_elites}"
+            )
         selection: Any = self.selection
         if not callable(selection) or isinstance(selection, type):
             raise TypeError(f"selection: expected a callable (scores, k) -> weights, got {brief(selection)}")
@@ -117,16 +120,6 @@ class CEM(SamplingSolver):
             raise ValueError(
                 f"population_decay: expected a number >= 1 (1.25 shrinks the population by a fifth an iteration), "
                 f"got {self.population_decay}"
-            )
-
-    def _check_num_elites(self) -> None:
-        wanted, num = self.num_elites, self.num_samples
-        if not 0 < wanted <= num:
-            raise ValueError(f"num_elites: expected 0 < num_elites <= num_samples={num}, got {wanted}")
-        if wanted < 1 <= wanted * num:
-            raise ValueError(
-                f"num_elites: expected a count of the num_samples={num} candidates, not a share: {100 * wanted:.3g} % "
-                f"is num_elites={round(wanted * num)}; got {wanted}"
             )
 
     def init(self, distribution: Distribution) -> SamplingState:

@@ -48,7 +48,11 @@ OPTIONS = {*SWEEPS, *SHOWS, "-h", "--help", "-p", "--package", "--resolve"}
 
 def launch(name: str, arguments: Sequence[str]) -> int:
     """Run experiment `name` with Hydra's command line `arguments`, as one of the processes that there are."""
-    with joined(name) as rank:
+    if {"-h", "--help"} & set(arguments):
+        module = importlib.import_module(EXPERIMENTS[name].module)
+        print(explain(name, EXPERIMENTS[name].summary, module.Config, getattr(module, "GROUPS", {})))
+        return 0
+    with joined(name, is_sweep=bool(SWEEPS & set(arguments))) as rank:
         asked = [argument for argument in arguments if argument.startswith(FOLDERS)]
         with own_folder(rank, asked[0].partition("=")[2].strip("'\"") if asked else None) as folder:
             if rank > 0:
@@ -60,9 +64,6 @@ def launch(name: str, arguments: Sequence[str]) -> int:
 
 def _launch(name: str, arguments: Sequence[str]) -> int:
     module = importlib.import_module(EXPERIMENTS[name].module)
-    if {"-h", "--help"} & set(arguments):
-        print(explain(name, EXPERIMENTS[name].summary, module.Config, getattr(module, "GROUPS", {})))
-        return 0
     unknown = [argument for argument in arguments if argument.startswith("-") and argument not in OPTIONS]
     if unknown:
         raise BadCommand(f"no option {unknown[0]!r}; there are: {', '.join(sorted(OPTIONS))}; settings are key=value")
@@ -153,9 +154,11 @@ def _folders(name: str, overrides: list[str]) -> list[str]:
 
 
 def _refuse_ignored(overrides: Sequence[str], sweeps: bool) -> None:
-    """Folders that Hydra would not heed."""
+    """Folders that Hydra would not heed, and the name by which a run is known."""
     for override in overrides:
         key = override.lstrip("+").partition("=")[0]
+        if key == "hydra.job.name":
+            raise BadCommand(f"{key}: expected the experiment's, by which resume= knows a run; got another")
         if sweeps and key == "hydra.run.dir":
             raise BadCommand(f"{key}: expected for one run; a sweep's folder is hydra.sweep.dir; got it with -m")
         if not sweeps and key in ("hydra.sweep.dir", "hydra.sweep.subdir"):

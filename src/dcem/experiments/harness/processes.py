@@ -28,7 +28,7 @@ TIMEOUT = 600.0
 
 
 @contextmanager
-def joined(name: str) -> Iterator[int]:
+def joined(name: str, *, is_sweep: bool = False) -> Iterator[int]:
     """Be one of the processes that `torchrun` has started for an experiment, if it has; which one, from 0."""
     num = int(os.environ.get("WORLD_SIZE", "1"))
     if num == 1:
@@ -36,6 +36,8 @@ def joined(name: str) -> Iterator[int]:
         return
     if not EXPERIMENTS[name].is_divided:
         raise BadCommand(f"expected one process: its work is not divided among several; got {num} of torchrun")
+    if is_sweep:
+        raise BadCommand(f"-m: expected one process for a sweep, torchrun for a single run; got {num} of torchrun")
     import torch.distributed as dist
 
     if torch.cuda.is_available():
