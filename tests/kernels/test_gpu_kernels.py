@@ -56,18 +56,18 @@ def test_the_compiler_takes_them() -> None:
             source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
             compiled = compile(source, target=GPUTarget("cuda", 90, 32))
             assert ".target sm_90" in compiled.asm["ptx"]
-    widest = {"S": fused.WIDEST, "BLOCK_S": fused.WIDEST}
-    sizes = {"H": 20, "A": 3, "EMBED": 24, "PRIOR": 24, "WIDTH": 24, **widest}
-    for block, dtype in itertools.product((gpu_recurrent.FEW, gpu_recurrent.MANY), ("fp32", "bf16")):
-        m, n, k, warps, stages = block
-        constants = sizes | {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "KIND": gpu_recurrent.KINDS[NAMED[dtype]]}
-        kernel = gpu_recurrent._step
-        kinds = {
-            arg: f"*{dtype}" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constants
-        }
-        source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
-        options = {"num_warps": warps, "num_stages": stages}
-        compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        assert compiled.metadata.shared <= fused.SHARED_MEMORY, block
-        assert "max.NaN.f32" in compiled.asm["ptx"]  # an activation keeps NaN, as it does in the interpreter anyway
-        assert "max.f32" not in compiled.asm["ptx"]
+    sizes = {"H": 20, "A": 3, "EMBED": 24, "PRIOR": 24, "BLOCK_S": fused.WIDEST, "S": fused.WIDEST}
+    kernels = (gpu_recurrent._remember, gpu_recurrent._expect)
+    for (parts, *blocks), dtype in itertools.product((gpu_recurrent.FEW, gpu_recurrent.MANY), ("fp32", "bf16")):
+        for kernel, block in zip(kernels, blocks, strict=True):
+            constants = sizes | {"PARTS": parts, "KIND": gpu_recurrent.KINDS[NAMED[dtype]]} | block
+            options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+            constants = {arg: constants[arg] for arg in kernel.arg_names if arg in constants}
+            kinds = {
+                arg: f"*{dtype}" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constants
+            }
+            source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
+            compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+            assert compiled.metadata.shared <= fused.SHARED_MEMORY, block
+            assert "max.NaN.f32" in compiled.asm["ptx"]  # an activation keeps NaN, as it does in the interpreter anyway
+            assert "max.f32" not in compiled.asm["ptx"]

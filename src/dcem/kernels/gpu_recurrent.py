@@ -1,4 +1,4 @@
-"""One step of a recurrent state-space model on a GPU, in Triton: one program a block of rows, all layers in one.
+"""One step of a recurrent state-space model on a GPU, in Triton: a kernel for the memory, one for the mean.
 
 What stands between the layers is as large as a block of rows and stays in the cache; a program writes its own rows
 there and waits for all its threads before it reads them. Products are in the precision of the states that come:
@@ -12,8 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Rows and columns of a program's block, how far it sums at a time, warps, and stages in flight.
-FEW, MANY = (16, 256, 32, 8, 3), (64, 64, 32, 4, 3)
+
+def _blocks(m: int, n: int, k: int, warps: int, stages: int) -> dict[str, int]:
+    """Rows and columns of a program's block, how far it sums at a time, its warps, and the stages in flight."""
+    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
+
+
+# Among how many programs the columns of the memory are divided, and the blocks of the two kernels.
+FEW = 2, _blocks(16, 128, 32, 8, 3), _blocks(16, 256, 32, 8, 3)
+MANY = 1, _blocks(64, 64, 32, 4, 3), _blocks(64, 64, 32, 4, 3)
 LARGEST_FEW = 8448  # rows: four blocks of few for each multiprocessor of an H100
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -65,15 +72,17 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _step(
-    h_ptr, s_ptr, a_ptr, embed_w_ptr, embed_b_ptr, input_w_ptr, input_b_ptr, hidden_w_ptr, hidden_b_ptr, prior_w_ptr,
-    prior_b_ptr, mean_w_ptr, mean_b_ptr, between_ptr, next_h_ptr, next_s_ptr, rows,
-    H: tl.constexpr, S: tl.constexpr, A: tl.constexpr, EMBED: tl.constexpr, PRIOR: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, KIND: tl.constexpr,
+def _remember(
+    h_ptr, s_ptr, a_ptr, embed_w_ptr, embed_b_ptr, input_w_ptr, input_b_ptr, hidden_w_ptr, hidden_b_ptr, between_ptr,
+    next_h_ptr, rows,
+    H: tl.constexpr, S: tl.constexpr, A: tl.constexpr, EMBED: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
+    """`h' = GRU(h, relu(W [s, a] + b))`; of several programs a block of rows, each writes a part of the columns."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    part = tl.program_id(1)
     ok = row < rows
-    h_row, next_h_row, between_row = row[:, None] * H, row[:, None] * H, row[:, None] * WIDTH
+    h_row, x_row = row[:, None] * H, (row * PARTS + part)[:, None] * EMBED
     zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
 
     for first in range(0, EMBED, BLOCK_N):  # x = relu(W [s, a] + b)
@@ -83,41 +92,51 @@ def _step(
         x = _bias(embed_b_ptr, n, n_ok, zeros)
         x = _plus_product(x, s_ptr + row[:, None] * S, ok, w_ptr, n_ok, S, BLOCK_K, KIND)
         x = _plus_product(x, a_ptr + row[:, None] * A, ok, w_ptr + S, n_ok, A, BLOCK_K, KIND)
-        tl.store(between_ptr + between_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
+        tl.store(between_ptr + x_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
     tl.debug_barrier()
 
-    for first in range(0, H, BLOCK_N):  # the GRU: reset, update and candidate
-        n = first + tl.arange(0, BLOCK_N)
+    for step in range(0, tl.cdiv(H, BLOCK_N * PARTS)):  # reset, update and candidate
+        n = (step * PARTS + part) * BLOCK_N + tl.arange(0, BLOCK_N)
         n_ok = n < H
         r = _bias(input_b_ptr, n, n_ok, _bias(hidden_b_ptr, n, n_ok, zeros))
         z = _bias(input_b_ptr + H, n, n_ok, _bias(hidden_b_ptr + H, n, n_ok, zeros))
         of_input = _bias(input_b_ptr + 2 * H, n, n_ok, zeros)
         of_hidden = _bias(hidden_b_ptr + 2 * H, n, n_ok, zeros)
-        w_ptr = input_w_ptr + n[None, :] * EMBED
-        r, z, of_input = _plus_products(
-            r, z, of_input, between_ptr + between_row, ok, w_ptr, H * EMBED, n_ok, EMBED, BLOCK_K, KIND
-        )
         w_ptr = hidden_w_ptr + n[None, :] * H
         r, z, of_hidden = _plus_products(r, z, of_hidden, h_ptr + h_row, ok, w_ptr, H * H, n_ok, H, BLOCK_K, KIND)
+        w_ptr = input_w_ptr + n[None, :] * EMBED
+        r, z, of_input = _plus_products(
+            r, z, of_input, between_ptr + x_row, ok, w_ptr, H * EMBED, n_ok, EMBED, BLOCK_K, KIND
+        )
         candidate = 2 * _sigmoid(2 * (of_input + _sigmoid(r) * of_hidden)) - 1
         h_ok = ok[:, None] & n_ok[None, :]
         h = tl.load(h_ptr + h_row + n[None, :], mask=h_ok, other=0).to(tl.float32)
-        tl.store(next_h_ptr + next_h_row + n[None, :], candidate + _sigmoid(z) * (h - candidate), mask=h_ok)
-    tl.debug_barrier()
+        tl.store(next_h_ptr + h_row + n[None, :], candidate + _sigmoid(z) * (h - candidate), mask=h_ok)
 
+
+@triton.jit
+def _expect(
+    h_ptr, prior_w_ptr, prior_b_ptr, mean_w_ptr, mean_b_ptr, between_ptr, s_ptr, rows,
+    H: tl.constexpr, S: tl.constexpr, PRIOR: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """The mean of the prior: `s' = V relu(W h' + b) + c`."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ok = row < rows
+    x_row = row[:, None] * PRIOR
     for first in range(0, PRIOR, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         n_ok = n < PRIOR
-        x = _bias(prior_b_ptr, n, n_ok, zeros)
-        x = _plus_product(x, next_h_ptr + next_h_row, ok, prior_w_ptr + n[None, :] * H, n_ok, H, BLOCK_K, KIND)
-        tl.store(between_ptr + between_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
+        x = _bias(prior_b_ptr, n, n_ok, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+        x = _plus_product(x, h_ptr + row[:, None] * H, ok, prior_w_ptr + n[None, :] * H, n_ok, H, BLOCK_K, KIND)
+        tl.store(between_ptr + x_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
     tl.debug_barrier()
 
     n = tl.arange(0, BLOCK_S)
     n_ok = n < S
     s = _bias(mean_b_ptr, n, n_ok, tl.zeros((BLOCK_M, BLOCK_S), tl.float32))
-    s = _plus_product(s, between_ptr + between_row, ok, mean_w_ptr + n[None, :] * PRIOR, n_ok, PRIOR, BLOCK_K, KIND)
-    tl.store(next_s_ptr + row[:, None] * S + n[None, :], s, mask=ok[:, None] & n_ok[None, :])
+    s = _plus_product(s, between_ptr + x_row, ok, mean_w_ptr + n[None, :] * PRIOR, n_ok, PRIOR, BLOCK_K, KIND)
+    tl.store(s_ptr + row[:, None] * S + n[None, :], s, mask=ok[:, None] & n_ok[None, :])
 
 
 def recurrent_step(h: Tensor, s: Tensor, a: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -125,14 +144,15 @@ def recurrent_step(h: Tensor, s: Tensor, a: Tensor, weights: list[Tensor]) -> tu
     h, s, a, weights = h.contiguous(), s.contiguous(), a.contiguous(), [w.contiguous() for w in weights]
     next_h, next_s, rows = torch.empty_like(h), torch.empty_like(s), h[..., 0].numel()
     embed, prior = weights[0].shape[0], weights[6].shape[0]
-    width = max(embed, prior)
-    between = h.new_empty(rows, width)
-    block_m, block_n, block_k, warps, stages = FEW if rows <= LARGEST_FEW else MANY
+    parts, remember, expect = FEW if rows <= LARGEST_FEW else MANY
+    between = h.new_empty(rows, max(parts * embed, prior))
     if rows:
-        _step[(triton.cdiv(rows, block_m),)](
-            h, s, a, *weights, between, next_h, next_s, rows, H=h.shape[-1], S=s.shape[-1], A=a.shape[-1],
-            EMBED=embed, PRIOR=prior, WIDTH=width, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
-            BLOCK_S=max(16, triton.next_power_of_2(s.shape[-1])), KIND=KINDS[h.dtype], num_warps=warps,
-            num_stages=stages,
+        sizes = {"H": h.shape[-1], "S": s.shape[-1], "KIND": KINDS[h.dtype]}
+        _remember[(triton.cdiv(rows, remember["BLOCK_M"]), parts)](
+            h, s, a, *weights[:6], between, next_h, rows, **sizes, A=a.shape[-1], EMBED=embed, PARTS=parts, **remember
+        )
+        _expect[(triton.cdiv(rows, expect["BLOCK_M"]),)](
+            next_h, *weights[6:], between, next_s, rows, **sizes, PRIOR=prior,
+            BLOCK_S=max(16, triton.next_power_of_2(s.shape[-1])), **expect,
         )  # fmt: skip
     return next_h, next_s
