@@ -95,7 +95,7 @@ def _remember(
         tl.store(between_ptr + x_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
     tl.debug_barrier()
 
-    for step in range(0, tl.cdiv(H, BLOCK_N * PARTS)):  # reset, update and candidate
+    for step in range(tl.cdiv(H, BLOCK_N * PARTS)):  # reset, update and candidate
         n = (step * PARTS + part) * BLOCK_N + tl.arange(0, BLOCK_N)
         n_ok = n < H
         r = _bias(input_b_ptr, n, n_ok, _bias(hidden_b_ptr, n, n_ok, zeros))
