@@ -343,6 +343,7 @@ def test_pairs_in_a_square_tensor_are_pairs():
         dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), bounds=torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
 
 
+@pytest.mark.cpu
 def test_sides_that_cross_are_named_without_the_others():
     with pytest.raises(ValueError, match="got low=2.0, high=1.0 among 50 numbers$"):
         dcem.minimize(lambda x: x.sum(-1), torch.zeros(50), bounds=(torch.eye(50)[7] * 2, 1.0))

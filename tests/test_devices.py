@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import dcem
 from dcem.control import MPC
+from dcem.projections.functional import constrained_softmax, constrained_sparsemax, hard_topk, lml
 
 SOLVERS = {
     "cem": dcem.CEM(20, 5, dcem.LML(0.5)),
@@ -119,6 +120,21 @@ def test_sides_of_a_box_come_to_the_device(place):
     for bounds in (([-1.0, -1.0], high), (torch.full((2,), -1.0, device="cpu"), high), (-1, [1.0, 1.0])):
         solution = dcem.minimize(lambda x: x.sum(-1), torch.zeros(3, 2, device=place), num_iterations=1, bounds=bounds)
         assert solution.x.device.type == place
+
+
+@pytest.mark.parametrize("setting", ["number", "rows"])
+def test_settings_come_to_the_device(place, setting):
+    """Tensors that nobody has moved: temperatures, rates, widths, and numbers of elites."""
+    tau, width = (torch.tensor(0.5 if setting == "number" else of, device="cpu") for of in ([0.5] * 3, [0.5] * 2))
+    for solver in (
+        dcem.CEM(20, 4, dcem.LML(tau), init_std=width), dcem.CEM(20, 4, dcem.ConstrainedSoftmax(tau)),
+        dcem.MPPI(20, tau), dcem.GradientDescent(tau.expand(3)),
+    ):  # fmt: skip
+        solution = dcem.minimize(lambda x: x.square().sum(-1), torch.ones(3, 2, device=place), solver, num_iterations=3)
+        assert solution.x.device.type == place
+    k = torch.tensor(2 if setting == "number" else [1, 2, 3], device="cpu")
+    for projection in (lml, constrained_softmax, constrained_sparsemax, hard_topk):
+        assert projection(torch.ones(3, 5, device=place), k).device.type == place
 
 
 @pytest.mark.parametrize("family", ["full", "mixture", "categorical", "product"])

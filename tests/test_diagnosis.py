@@ -392,7 +392,7 @@ ENDLESS = "objective: it seems to have no minimum: is it a reward (minimise its 
     [
         (dcem.CEM(), None),
         (dcem.CEM(), (None, 50.0)),
-        (dcem.MPPI(), None),
+        pytest.param(dcem.MPPI(), None, marks=pytest.mark.cpu),
         (dcem.GradientDescent(), None),
     ],
 )

@@ -168,6 +168,7 @@ def test_an_objective_may_fill_one_tensor_again_and_again(solver):
             assert torch.equal(ours.values, theirs.values)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("solver", [SOLVER, dcem.CEM(N, 4, dcem.HardTopK(), keep_elites=0.5), dcem.MPPI(N)], ids=repr)
 def test_an_objective_that_writes_to_its_candidates_through_numpy_changes_none(solver):
     """Torch counts the writes of its own only, so that no check sees these."""
@@ -194,6 +195,7 @@ def test_an_objective_that_writes_to_its_candidates_through_numpy_changes_none(s
             torch.testing.assert_close(ours.samples, theirs.samples)
 
 
+@pytest.mark.cpu
 def test_dynamics_that_write_to_their_actions_through_numpy_change_none():
     def dynamics(x: Tensor, u: Tensor) -> Tensor:
         after = x + u

@@ -571,16 +571,16 @@ def test_what_is_reset_may_be_an_array_as_environments_give_it():
     done = torch.tensor([False, True])
     expected = mpc(states(2), warm_start=plan, reset=done, generator=seeded())
     assert torch.equal(
-        mpc(states(2), warm_start=plan, reset=done.numpy(), generator=seeded()).actions, expected.actions
+        mpc(states(2), warm_start=plan, reset=done.cpu().numpy(), generator=seeded()).actions, expected.actions
     )
     single = mpc(states(2)[0], generator=seeded())
     answers = [
         mpc(states(2)[0], warm_start=single, reset=now, generator=seeded()).actions
-        for now in (torch.tensor(True), True, done.numpy()[1])
+        for now in (torch.tensor(True), True, done.cpu().numpy()[1])
     ]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
     with pytest.raises(ValueError, match="reset: expected a boolean tensor of the batch"):
-        mpc(states(2), warm_start=plan, reset=done.numpy().astype(float))
+        mpc(states(2), warm_start=plan, reset=done.cpu().numpy().astype(float))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5, math.nan])

@@ -67,7 +67,7 @@ def test_trajectories_are_those_of_dm_control(domain: str, task: str) -> None:
     actions = torch.rand(12, *model.action_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     by_hand = [state]
     for action in actions:
-        env.step(action.numpy())
+        env.step(action.cpu().numpy())
         by_hand.append(model.state_of(env))
     torch.testing.assert_close(model.rollout(state, actions), torch.stack(by_hand), rtol=1e-9, atol=1e-9)
 

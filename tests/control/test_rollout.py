@@ -368,6 +368,7 @@ def test_cvar_counts_whole_particles():
             assert dcem.control.CVaR(percent / 100)(costs[:particles]).item() == pytest.approx(worst)
 
 
+@pytest.mark.cpu
 def test_a_simulator_in_numpy_is_told_where_it_belongs():
     says = r"dynamics: expected a next state of .*, got ndarray; make a Tensor .*; a simulator in NumPy .*PoolRollout"
     with pytest.raises(ValueError, match=says):

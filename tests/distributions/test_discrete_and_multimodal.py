@@ -236,4 +236,4 @@ def test_no_component_falls_below_its_least_weight():
     )  # fmt: skip
     weights = solution.distribution.parts[0].weights
     assert weights.min() >= 0.5 / 8 - 1e-6
-    assert weights.sum() == pytest.approx(1.0)
+    assert weights.sum().item() == pytest.approx(1.0)

@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 NAMED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+@pytest.mark.cpu
 def test_in_the_interpreter() -> None:
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
     environment = os.environ | {

@@ -34,6 +34,7 @@ class Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.cpu
 @compiled
 def test_the_kernels_are_built_where_they_can_be() -> None:
     assert cpu.library is not None

@@ -23,8 +23,8 @@ FAMILY = {"lml": lml, "constrained_softmax": constrained_softmax, "constrained_s
 def test_solves_the_optimisation_problem(name: str, n: int, k: float, temperature: float) -> None:
     for seed in range(3):
         x = np.random.default_rng(seed).normal(size=n)
-        w = FAMILY[name](torch.from_numpy(x), k, temperature=temperature)
-        np.testing.assert_allclose(w.numpy(), by_cvxpy(name, x, k, temperature), atol=2e-6)
+        w = FAMILY[name](torch.tensor(x), k, temperature=temperature)
+        np.testing.assert_allclose(w.cpu().numpy(), by_cvxpy(name, x, k, temperature), atol=2e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")  # of the solver, which is asked for its utmost
@@ -33,10 +33,10 @@ def test_gradient_is_that_of_the_optimisation_problem(name: str) -> None:
     rng = np.random.default_rng(7)
     x, direction, target, k, temperature, h = rng.normal(size=8), rng.normal(size=8), rng.normal(size=8), 3, 0.8, 1e-3
     ahead, behind = (by_cvxpy(name, x + s * h * direction, k, temperature) for s in (1, -1))
-    leaf = torch.from_numpy(x).requires_grad_()
+    leaf = torch.tensor(x).requires_grad_()
     w = FAMILY[name](leaf, k, temperature=temperature)
-    (gradient,) = torch.autograd.grad((w * torch.from_numpy(target)).sum(), leaf)
-    np.testing.assert_allclose(gradient.numpy() @ direction, target @ (ahead - behind) / (2 * h), atol=2e-3)
+    (gradient,) = torch.autograd.grad((w * torch.tensor(target)).sum(), leaf)
+    np.testing.assert_allclose(gradient.cpu().numpy() @ direction, target @ (ahead - behind) / (2 * h), atol=2e-3)
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1e4])
@@ -50,7 +50,7 @@ def test_exact_by_sorting(n: int, k: float, scale: float) -> None:
             (constrained_sparsemax, sparsemax_by_sorting),
         ):
             np.testing.assert_allclose(
-                function(torch.from_numpy(x), k).numpy(), exact(x, k), atol=2e-12 * scale + 1e-13
+                function(torch.tensor(x), k).cpu().numpy(), exact(x, k), atol=2e-12 * scale + 1e-13
             )
 
 
@@ -101,18 +101,18 @@ def test_lml_in_many_digits(case: str, dtype: torch.dtype) -> None:
     weights, jacobian = lml_exact(x.tolist(), k, temperature)
     tolerance = 50 * torch.finfo(dtype).eps
     w = lml(x, k, temperature=temperature)
-    np.testing.assert_allclose(w.detach().numpy(), weights, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(w.detach().cpu().numpy(), weights, rtol=0, atol=tolerance)
     target = np.random.default_rng(2).normal(size=len(row))
-    (gradient,) = torch.autograd.grad((w * torch.from_numpy(target).to(dtype)).sum(), x)
-    np.testing.assert_allclose(gradient.numpy(), jacobian @ target, rtol=0, atol=10 * tolerance / temperature)
+    (gradient,) = torch.autograd.grad((w * torch.tensor(target).to(dtype)).sum(), x)
+    np.testing.assert_allclose(gradient.cpu().numpy(), jacobian @ target, rtol=0, atol=10 * tolerance / temperature)
 
 
 def test_lml_of_ten_thousand() -> None:
     x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
-    scores = x.double().numpy()
+    scores = x.double().cpu().numpy()
     for k in (100, 9_990):
         nu = brentq(lambda nu, k=k: math.fsum(expit(scores + nu)) - k, -20, 20, xtol=1e-14)
-        np.testing.assert_allclose(lml(x, k).numpy(), expit(scores + nu), rtol=2e-6)
+        np.testing.assert_allclose(lml(x, k).cpu().numpy(), expit(scores + nu), rtol=2e-6)
 
 
 def test_gradient_of_saturated_weights_keeps_its_digits() -> None:
@@ -120,7 +120,7 @@ def test_gradient_of_saturated_weights_keeps_its_digits() -> None:
     x = torch.tensor([14.0, 0.0, -14.0], requires_grad=True)
     (gradient,) = torch.autograd.grad(lml(x, 2)[0], x)
     _, jacobian = lml_exact([14.0, 0.0, -14.0], 2, 1.0)
-    np.testing.assert_allclose(gradient.numpy(), jacobian[0], rtol=2e-4)
+    np.testing.assert_allclose(gradient.cpu().numpy(), jacobian[0], rtol=2e-4)
 
 
 scores = arrays(
@@ -135,7 +135,7 @@ scores = arrays(
 def test_any_row(row: np.ndarray, share: float, temperature: float, name: str, single: bool) -> None:
     dtype = torch.float32 if single else torch.float64
     k = share * len(row)
-    x = torch.from_numpy(row).to(dtype).requires_grad_()
+    x = torch.tensor(row).to(dtype).requires_grad_()
     tau = torch.tensor(temperature, dtype=dtype, requires_grad=True)
     w = FAMILY[name](x, k, temperature=tau)
     assert abs(w.double().sum().item() - k) <= (1e-5 if single else 1e-10) * k
@@ -149,7 +149,7 @@ def test_any_row(row: np.ndarray, share: float, temperature: float, name: str, s
 @settings(max_examples=100)
 @given(arrays(np.float32, (3, 9), elements=st.sampled_from([-2.0, 0.0, 0.5, 1e30])), st.integers(1, 9))
 def test_hard_topk_is_a_stable_sort(values: np.ndarray, k: int) -> None:
-    x = torch.from_numpy(values)
+    x = torch.tensor(values)
     w = hard_topk(x, k)
-    chosen = torch.from_numpy(np.argsort(-values.astype(np.float64), axis=-1, kind="stable")[:, :k].copy())
+    chosen = torch.tensor(np.argsort(-values.astype(np.float64), axis=-1, kind="stable")[:, :k].copy())
     assert torch.equal(w, torch.zeros_like(x).scatter(-1, chosen, 1))

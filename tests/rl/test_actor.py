@@ -399,3 +399,29 @@ def test_saved_and_loaded():
     data = rollout(actor, 3)
     other.load_state_dict(actor.state_dict())
     torch.testing.assert_close(ratio(other, data), torch.ones(3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("learn_std", [False, True])
+def test_a_controller_on_a_gpu_acts_in_an_environment_on_the_cpu(learn_std):
+    """The actor is where its controller is; a collector brings observations there and actions back."""
+    std = nn.Parameter(torch.tensor(0.3, device="cuda")) if learn_std else 0.3
+    actor = Actor(learned_pendulum().cuda(), std=std)
+    assert {tensor.device.type for tensor in (*actor.parameters(), *actor.buffers())} == {"cuda"}
+    on_cpu = Actor(learned_pendulum(), std=0.3)
+    assert torch.equal(actor.planner.noise.cpu(), on_cpu.planner.noise)
+    collector = Collector(
+        short_pendulum_env, actor, frames_per_batch=20, total_frames=20, policy_device="cuda", env_device="cpu",
+        auto_register_policy_transforms=True,
+    )  # fmt: skip
+    try:
+        (data,) = collector
+    finally:
+        collector.shutdown()
+    data = data.to("cuda")
+    assert data["started"].sum() == 20 - 4
+    found = ratio(actor, data)
+    torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-5)
+    (slope,) = torch.autograd.grad(found.sum(), actor.controller.mpc.dynamics.mass)
+    assert slope.isfinite()
+    assert slope != 0

@@ -13,14 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 
-def _blocks(m: int, n: int, k: int, warps: int, stages: int) -> dict[str, int]:
+def _blocks(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dict[str, int]:
     """Rows and columns of a program's block, how far it sums at a time, its warps, and the stages in flight."""
-    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages}
+    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages, **more}
 
 
 # Among how many programs the columns of the memory are divided, and the blocks of the two kernels.
-FEW = 2, _blocks(16, 128, 32, 8, 3), _blocks(16, 256, 32, 8, 3)
-MANY = 1, _blocks(64, 64, 32, 4, 3), _blocks(64, 64, 32, 4, 3)
+FEW = 2, _blocks(16, 128, 32, 8, 3, BLOCK_E=256), _blocks(16, 256, 32, 8, 3)
+MANY = 1, _blocks(128, 64, 32, 8, 3, BLOCK_E=64), _blocks(128, 128, 64, 4, 3)
 LARGEST_FEW = 8448  # rows: four blocks of few for each multiprocessor of an H100
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -76,7 +76,7 @@ def _remember(
     h_ptr, s_ptr, a_ptr, embed_w_ptr, embed_b_ptr, input_w_ptr, input_b_ptr, hidden_w_ptr, hidden_b_ptr, between_ptr,
     next_h_ptr, rows,
     H: tl.constexpr, S: tl.constexpr, A: tl.constexpr, EMBED: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KIND: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """`h' = GRU(h, relu(W [s, a] + b))`; of several programs a block of rows, each writes a part of the columns."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -85,13 +85,18 @@ def _remember(
     h_row, x_row = row[:, None] * H, (row * PARTS + part)[:, None] * EMBED
     zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
 
-    for first in range(0, EMBED, BLOCK_N):  # x = relu(W [s, a] + b)
-        n = first + tl.arange(0, BLOCK_N)
+    for first in range(0, EMBED, BLOCK_E):  # x = relu(W [s, a] + b)
+        n = first + tl.arange(0, BLOCK_E)
         n_ok = n < EMBED
-        w_ptr = embed_w_ptr + n[None, :] * (S + A)
-        x = _bias(embed_b_ptr, n, n_ok, zeros)
-        x = _plus_product(x, s_ptr + row[:, None] * S, ok, w_ptr, n_ok, S, BLOCK_K, KIND)
-        x = _plus_product(x, a_ptr + row[:, None] * A, ok, w_ptr + S, n_ok, A, BLOCK_K, KIND)
+        x = _bias(embed_b_ptr, n, n_ok, tl.zeros((BLOCK_M, BLOCK_E), tl.float32))
+        for start in range(0, S + A, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            of_s, of_a = ok[:, None] & (k < S)[None, :], ok[:, None] & ((k >= S) & (k < S + A))[None, :]
+            driven = tl.load(s_ptr + row[:, None] * S + k[None, :], mask=of_s, other=0)
+            driven += tl.load(a_ptr + row[:, None] * A + (k - S)[None, :], mask=of_a, other=0)
+            w_ok = n_ok[None, :] & (k < S + A)[:, None]
+            w = tl.load(embed_w_ptr + n[None, :] * (S + A) + k[:, None], mask=w_ok, other=0)
+            x = tl.dot(driven.to(KIND), w.to(KIND), x, input_precision="tf32")
         tl.store(between_ptr + x_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
     tl.debug_barrier()
 

@@ -70,7 +70,7 @@ def energy_surfaces(surfaces: Sequence[Surface]) -> Figure:
     """
     figure, axes = _panels(len(surfaces))
     for axis, surface in zip(axes.flat, surfaces, strict=False):
-        x, y, energy, target, prediction = (tensor.numpy() for tensor in surface[1:])
+        x, y, energy, target, prediction = map(_array, surface[1:])
         height = energy - energy.min(1, keepdims=True)
         scaled = np.sqrt(height / (height.max() or 1.0)).T
         image = axis.pcolormesh(x, y, scaled, cmap="cividis", shading="gouraud", rasterized=True)
@@ -169,13 +169,13 @@ def predictions_by_iterations(
     figure, axes = _panels(len(predictions))
     spread = float(target.max() - target.min())
     for axis, (label, curves) in zip(axes.flat, predictions.items(), strict=False):
-        axis.plot(x.numpy(), target.numpy(), color="black", linewidth=4, alpha=0.25, label="target")
+        axis.plot(_array(x), _array(target), color="black", linewidth=4, alpha=0.25, label="target")
         styles = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
         for i, (iterations, curve) in enumerate(curves.items()):
             own = trained_at[label] if isinstance(trained_at, Mapping) else trained_at
             trained = " (trained)" if iterations == own else ""
             style: Any = {"color": COLOURS[i % 6], "linestyle": styles[i % 6]}
-            axis.plot(x.numpy(), curve.numpy(), label=f"{iterations} iterations{trained}", **style)
+            axis.plot(_array(x), _array(curve), label=f"{iterations} iterations{trained}", **style)
         axis.set(title=textwrap.fill(label, 42), xlim=(float(x[0]), float(x[-1])))
         axis.set_ylim(float(target.min()) - 0.4 * spread, float(target.max()) + 0.4 * spread)
         axis.grid(alpha=0.3)
@@ -197,7 +197,7 @@ def image_rows(rows: Mapping[str, Tensor], given_columns: int) -> Figure:
     axes = figure.subplots(len(rows), shape[0], squeeze=False)
     for of_row, (label, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(of_row, images, strict=True):
-            axis.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1)
+            axis.imshow(_array(image), cmap="gray_r", vmin=0, vmax=1)
             axis.axvline(given_columns - 0.5, color=COLOURS[1], linewidth=1)
             axis.set(xticks=[], yticks=[])
         of_row[0].set_ylabel(textwrap.fill(label, 20), rotation=0, ha="right", va="center")
@@ -239,11 +239,11 @@ def densities(panels: Sequence[Panel], xlabel: str, ylabel: str) -> Figure:
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     scale = PowerNorm(0.5, vmin=0, vmax=max(float(panel.density.max()) for panel in panels))
     for axis, panel in zip(axes.flat, panels, strict=False):
-        x, y, density = panel.x.numpy(), panel.y.numpy(), panel.density.numpy()
+        x, y, density = _array(panel.x), _array(panel.y), _array(panel.density)
         image = axis.pcolormesh(x, y, density.T, cmap="cividis", shading="gouraud", rasterized=True, norm=scale)
         for i, curve in enumerate(panel.curves):
-            axis.plot(*curve.numpy().T, color="white", linewidth=1, alpha=0.7, label=None if i else "answers")
-        axis.plot(*panel.points.numpy().T, "o", color=COLOURS[1], markersize=5, label="predictions", clip_on=False)
+            axis.plot(*_array(curve).T, color="white", linewidth=1, alpha=0.7, label=None if i else "answers")
+        axis.plot(*_array(panel.points).T, "o", color=COLOURS[1], markersize=5, label="predictions", clip_on=False)
         axis.set(title=textwrap.fill(panel.title, 34), xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
         axis.title.set_fontsize("medium")
     for axis in axes.flat[len(panels) :]:
@@ -265,7 +265,7 @@ def correlations(matrix: Tensor, name: str, of: str) -> Figure:
         of: what the colours mean.
     """
     figure, axis = _one(xlabel=name, ylabel=name)
-    image = axis.imshow(matrix.numpy(), cmap="PuOr", vmin=-1, vmax=1)
+    image = axis.imshow(_array(matrix), cmap="PuOr", vmin=-1, vmax=1)
     axis.grid(visible=False)
     figure.colorbar(image, ax=axis).set_label(of)
     return figure
@@ -314,3 +314,9 @@ def _note(runs: Mapping[str, Sequence[Any]]) -> str | None:
     """A legend's title: what the lines and bands are, where there are several seeds."""
     counts = sorted({len(seeds) for seeds in runs.values()})
     return None if counts[-1] == 1 else f"{' or '.join(map(str, counts))} seeds: mean and 95 % band"
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """What matplotlib takes, from any device."""
+    array: np.ndarray = tensor.detach().cpu().numpy()
+    return array

@@ -42,7 +42,7 @@ def check_k(k: float | Tensor, scores: Tensor, dim: int, *, integer: bool = Fals
             raise TypeError(f"k: expected {kind}, or a Tensor of such, got dtype {k.dtype}")
         rows = of_rows("k", k, scores, dim)
         fits = (rows > 0) & (rows <= n)
-        if is_eager() and k.device.type == "cpu" and not fits.all():
+        if is_eager() and fits.device.type == "cpu" and not fits.all():
             raise ValueError(
                 f"k: expected numbers with 0 < k <= {n}, the number of scores, got {rows.detach()[~fits][0].item():g}"
             )
@@ -110,7 +110,7 @@ def _row_temperature(temperature: Tensor, scores: Tensor, dim: int) -> Tensor:
 
 
 def of_rows(name: str, given: Tensor, scores: Tensor, dim: int) -> Tensor:
-    """A number a row of `scores`: in their dtype and shape but for a 1 at `dim`."""
+    """A number a row of `scores`: in their dtype, on their device, in their shape but for a 1 at `dim`."""
     rows = list(scores.shape)
     rows[dim] = 1
     value = given
@@ -124,4 +124,4 @@ def of_rows(name: str, given: Tensor, scores: Tensor, dim: int) -> Tensor:
             f"{name}: expected a number, or a Tensor that broadcasts to the batch shape {batch} of the scores "
             f"(or to {tuple(rows)}, with the axis kept), got shape {tuple(given.shape)}"
         )
-    return value.to(scores.dtype).expand(rows)
+    return value.to(scores.device, scores.dtype).expand(rows)

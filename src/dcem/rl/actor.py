@@ -177,12 +177,13 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
         self.controller = controller
         self.std: Tensor
         self.noise: Tensor
-        _hold_std(self, std, mpc.action_shape)
-        generator = torch.Generator().manual_seed(check_int("seed", seed))
+        _hold_std(self, std, mpc.action_shape, controller.device)
+        generator = torch.Generator("cpu").manual_seed(check_int("seed", seed))
         source = WhiteNoise() if mpc.noise is None else mpc.noise
         shape = (mpc.solver.num_samples, *mpc.latent_shape)
-        draws = [source(shape, dtype=torch.float32, generator=generator) for _ in range(mpc.num_iterations)]
-        self.register_buffer("noise", torch.stack(draws))
+        options: Any = {"dtype": torch.float32, "device": generator.device, "generator": generator}
+        draws = [source(shape, **options) for _ in range(mpc.num_iterations)]  # the same for a seed wherever it is
+        self.register_buffer("noise", torch.stack(draws).to(controller.device))
         self.storage = Storage(controller, self.noise)
         self.in_keys = self.storage.in_keys
         self.out_keys = ["loc", "scale", *map(after, self.storage.decided)]
@@ -264,10 +265,11 @@ def _chooses(init: Any) -> bool:
     return isinstance(init, Categorical) or any(map(_chooses, getattr(init, "parts", ())))
 
 
-def _hold_std(module: nn.Module, std: float | Tensor, shape: tuple[int, ...]) -> None:
+def _hold_std(module: nn.Module, std: float | Tensor, shape: tuple[int, ...], device: torch.device) -> None:
     if not isinstance(std, Tensor):
         check_number("std", std)
-    tensor = std if isinstance(std, Tensor) else torch.tensor(float(std), dtype=torch.float64)  # in any precision
+    exact: Any = {"dtype": torch.float64, "device": "cpu"}  # in any precision
+    tensor = std if isinstance(std, Tensor) else torch.tensor(float(std), **exact)
     value = tensor.detach().abs() if isinstance(std, nn.Parameter) else tensor
     if not bool(((value > 0) & value.isfinite()).all()):
         raise ValueError(f"std: expected finite numbers > 0, got {std}")
@@ -279,4 +281,4 @@ def _hold_std(module: nn.Module, std: float | Tensor, shape: tuple[int, ...]) ->
     if isinstance(std, nn.Parameter):
         module.register_parameter("std", std)
     else:
-        module.register_buffer("std", tensor)
+        module.register_buffer("std", tensor if isinstance(std, Tensor) else tensor.to(device))

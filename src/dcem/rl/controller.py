@@ -80,6 +80,12 @@ class Controller(nn.Module):
         self.mpc, self.model, self.state_of, self.residual = mpc, model, state_of, residual
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors are: arrays come from environments, which know nothing of devices."""
+        held = [*self.parameters(), *self.buffers()]
+        return held[0].device if held else torch.device("cpu")
+
+    @property
     def keeps_latent(self) -> bool:
         """Whether the next plan needs the latent of this one, since its actions do not tell it."""
         return self.mpc.decoder is not None and not hasattr(self.mpc.decoder, "encode")

@@ -78,7 +78,7 @@ class Policy:
 
         A decision whose solve failed ([`dcem.Status.NONFINITE`][]) is not remembered: the next one starts afresh.
         """
-        seen = observation if isinstance(observation, Tensor) else _as_tensor(observation).to(self._device)
+        seen = observation if isinstance(observation, Tensor) else _as_tensor(observation).to(self.controller.device)
         batch = tuple(seen.shape[:-1])
         if self.memory is None:
             self.memory = self.controller.blank(batch, seen)
@@ -139,12 +139,6 @@ class Policy:
                 came = tuple(mask.shape)
                 raise ValueError(f"where: expected the shape {tuple(started.shape)} of the batch, got {came}")
             self.memory = self.memory._replace(started=started & ~mask.to(started.device))
-
-    @property
-    def _device(self) -> torch.device:
-        """Where the controller is: arrays come from environments, which know nothing of devices."""
-        held = [*self.controller.parameters(), *self.controller.buffers()]
-        return held[0].device if held else torch.device("cpu")
 
 
 def _as_tensor(observation: Any) -> Tensor:

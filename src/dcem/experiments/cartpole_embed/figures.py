@@ -69,11 +69,11 @@ def landscapes(panels: Sequence[Landscape]) -> Figure:
     figure = Figure(figsize=(3.4 * len(panels), 4.1), layout="constrained", dpi=100)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
-        grid = panel.grid.numpy()
-        cost = panel.cost.numpy().T
+        grid = panel.grid.cpu().numpy()
+        cost = panel.cost.cpu().numpy().T
         style: dict[str, Any] = {"cmap": "cividis", "shading": "gouraud", "rasterized": True}
         image = axis.pcolormesh(grid, grid, cost, vmin=cost.min(), vmax=cost.min() + 20, **style)
-        means, stds = panel.means.numpy(), panel.stds.numpy()
+        means, stds = panel.means.cpu().numpy(), panel.stds.cpu().numpy()
         axis.plot(*means.T, color="white", linewidth=1.2)
         axis.plot(*means.T, "o", color=COLOURS[1], markersize=4, markeredgecolor="white", label="mean, each iteration")
         for t in sorted({0, min(3, len(means) - 1), min(6, len(means) - 1), len(means) - 1}):
@@ -99,9 +99,9 @@ def samples(
     for of_row, (label, columns) in zip(axes, rows.items(), strict=True):
         for axis, t, (curves, best) in zip(of_row, iterations, columns, strict=True):
             time = dt * np.arange(curves.shape[-1])
-            axis.plot(time, curves.numpy().T, color=COLOURS[0], alpha=0.18, linewidth=0.8)
+            axis.plot(time, curves.cpu().numpy().T, color=COLOURS[0], alpha=0.18, linewidth=0.8)
             axis.plot([], [], color=COLOURS[0], linewidth=1.2, label="candidates")
-            axis.plot(time, best.numpy(), color=COLOURS[1], linewidth=2, label="the best of them")
+            axis.plot(time, best.cpu().numpy(), color=COLOURS[1], linewidth=2, label="the best of them")
             axis.grid(alpha=0.3)
             if axis in axes[0]:
                 axis.set_title(f"iteration {t}")

@@ -44,7 +44,8 @@ class Counted:
         self.problems, self.budget, self.target, self.num_marks = problems, budget, target, num_marks
         self.spent, like = 0, problems.own
         self.lowest, self.solved = like.new_full((2, len(problems)), math.inf)
-        self.marks = torch.logspace(1, math.log10(budget), num_marks, dtype=torch.float64).round().long()
+        marks = torch.logspace(1, math.log10(budget), num_marks, dtype=torch.float64).round().long()
+        self.marks = marks.to(like.device)  # which are the same wherever they are
         self._costs = like.new_full((len(problems), num_marks), math.inf)
 
     @property

@@ -185,21 +185,22 @@ class SetValued(Task):
     @torch.no_grad()
     def panel(self, name: str, model: Any, scale: float) -> plotting.Panel:
         """The density that the model stands for: over `(x, y)`, or for the spiral over `y` at one `x`."""
-        axis = torch.linspace(-BOX, BOX, 121)
+        device = self.test.x.device
+        axis = torch.linspace(-BOX, BOX, 121, device=device)
         if self.size == 1:
-            x = torch.linspace(-2, 2, 81)
+            x = torch.linspace(-2, 2, 81, device=device)
             grid = torch.cartesian_prod(x, axis)
             split, shape = Split(grid[:, :1], grid[:, 1:]), (81, 121)
             marks = branches(self.curve, x.unsqueeze(-1))[..., 0]
             shown = (x + 2) / 4
             lines = [torch.stack([shown, marks[:, i]], -1) for i in range(2)]
-            some = torch.linspace(-1.95, 1.95, 25).unsqueeze(-1)
+            some = torch.linspace(-1.95, 1.95, 25, device=device).unsqueeze(-1)
         else:
             grid = torch.cartesian_prod(axis, axis)
-            split, shape = Split(torch.full((len(grid), 1), 0.8), grid), (121, 121)
+            split, shape = Split(axis.new_full((len(grid), 1), 0.8), grid), (121, 121)
             x = shown = axis
-            some = torch.full((1, 1), 0.8)
-            lines = list(CROSS + branches(self.curve, some).transpose(0, 1))
+            some = axis.new_full((1, 1), 0.8)
+            lines = list(CROSS.to(device) + branches(self.curve, some).transpose(0, 1))
         y = self.predictions(name, model, some, [ITERATIONS])[ITERATIONS]
         points = torch.cat([(some + 2) / 4, y], -1) if self.size == 1 else y
         inputs = x.unsqueeze(-1) if self.size == 1 else split.x[:1]
