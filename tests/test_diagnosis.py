@@ -171,6 +171,7 @@ def test_a_gradient_that_is_not_there_is_shown_as_none():
     assert [line.split()[-1] for line in lines[1:3]] == ["-", "-"]
 
 
+@pytest.mark.cpu
 def test_a_mode_that_is_full_already_is_not_advised_where_an_objective_leaves_autograd():
     theta = target(1.0, -1.0)
 

@@ -141,7 +141,8 @@ def test_any_row(row: np.ndarray, share: float, temperature: float, name: str, s
     assert abs(w.double().sum().item() - k) <= (1e-5 if single else 1e-10) * k
     assert ((w >= 0) & (w <= 1)).all()
     order = x.detach().argsort()
-    assert (w[order].diff() >= 0).all()
+    rounding = 0.0 if w.device.type == "cpu" else torch.finfo(dtype).eps  # of a GPU's code for one number and the next
+    assert (w[order].diff() >= -rounding).all()
     gradients = torch.autograd.grad((w * torch.arange(len(row), dtype=dtype)).sum(), (x, tau))
     assert all(g.isfinite().all() for g in gradients)
 

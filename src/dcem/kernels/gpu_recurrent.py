@@ -19,8 +19,8 @@ def _blocks(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dic
 
 
 # Among how many programs the columns of the memory are divided, and the blocks of the two kernels.
-FEW = 2, _blocks(16, 128, 32, 8, 3, BLOCK_E=256), _blocks(16, 256, 32, 8, 3)
-MANY = 1, _blocks(128, 64, 32, 8, 3, BLOCK_E=64), _blocks(128, 128, 64, 4, 3)
+FEW = 4, _blocks(32, 64, 32, 4, 4, BLOCK_E=256), _blocks(16, 256, 32, 4, 3)
+MANY = 1, _blocks(128, 64, 32, 8, 4, BLOCK_E=128), _blocks(128, 128, 64, 4, 3)
 LARGEST_FEW = 8448  # rows: four blocks of few for each multiprocessor of an H100
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 

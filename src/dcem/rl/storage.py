@@ -74,7 +74,7 @@ class Storage:
             map_tensors(lambda leaf: next(belief), blank.belief),
             tensordict.get(ACTION).to(like),
             WarmStart(plan[0].to(like), plan[-1].to(like)),
-            tensordict.get(STARTED).reshape(batch).bool(),
+            tensordict.get(STARTED).reshape(batch).to(like.device, torch.bool),
         )
 
     def write(self, tensordict: TensorDictBase, memory: Memory) -> None:
@@ -98,11 +98,13 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
         self.action_shape = specs[ACTION].shape
 
     def set_container(self, container: Any) -> None:
-        """Also checks that the environment takes the actor's actions."""
+        """Also checks that the environment takes the actor's actions; it carries all where it is itself."""
         super().set_container(container)
         env = self.parent
         if env is None:
             return
+        if env.device is not None:
+            self.device, self.primers = env.device, self.primers.to(env.device)
         expected = tuple(self.action_shape)
         for key, spec in env.full_action_spec.items(True, True):
             if not spec.dtype.is_floating_point:
@@ -119,7 +121,7 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
         if not decided:
             next_tensordict.set(STARTED, torch.zeros_like(next_tensordict.get(STARTED)))
         action = tensordict.get("action").detach()
-        return next_tensordict.set(ACTION, action.to(next_tensordict.get(ACTION).dtype))
+        return next_tensordict.set(ACTION, action.to(next_tensordict.get(ACTION)))
 
 
 def after(key: NestedKey) -> tuple[str, ...]:
