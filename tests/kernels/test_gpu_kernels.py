@@ -59,7 +59,10 @@ def test_the_compiler_takes_them() -> None:
             assert ".target sm_90" in compiled.asm["ptx"]
     sizes = {"H": 20, "A": 3, "EMBED": 24, "PRIOR": 24, "BLOCK_S": fused.WIDEST, "S": fused.WIDEST}
     kernels = (gpu_recurrent._remember, gpu_recurrent._expect)
-    for (parts, *blocks), dtype in itertools.product((gpu_recurrent.FEW, gpu_recurrent.MANY), ("fp32", "bf16")):
+    for (parts, *blocks), dtype in (
+        (gpu_recurrent.FEW, "fp32"), (gpu_recurrent.FEW, "bf16"), (gpu_recurrent.MANY, "bf16"),
+        (gpu_recurrent.MANY_SINGLE, "fp32"),
+    ):  # fmt: skip
         for kernel, block in zip(kernels, blocks, strict=True):
             constants = sizes | {"PARTS": parts, "KIND": gpu_recurrent.KINDS[NAMED[dtype]]} | block
             options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}

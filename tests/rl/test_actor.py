@@ -412,6 +412,7 @@ def test_a_controller_on_a_gpu_acts_in_an_environment_on_the_cpu(learn_std):
     assert torch.equal(actor.planner.noise.cpu(), on_cpu.planner.noise)
     collector = Collector(
         short_pendulum_env, actor, frames_per_batch=20, total_frames=20, policy_device="cuda", env_device="cpu",
+        storing_device="cuda",
         auto_register_policy_transforms=True,
     )  # fmt: skip
     try:

@@ -18,9 +18,11 @@ def _blocks(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dic
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "num_warps": warps, "num_stages": stages, **more}
 
 
-# Among how many programs the columns of the memory are divided, and the blocks of the two kernels.
+# Among how many programs the columns of the memory are divided, and the blocks of the two kernels: the fastest that were
+# tried on an H100. Many rows in float32 would need more registers than there are with the blocks of half precision.
 FEW = 4, _blocks(32, 64, 32, 4, 4, BLOCK_E=256), _blocks(16, 256, 32, 4, 3)
 MANY = 1, _blocks(128, 64, 32, 8, 4, BLOCK_E=128), _blocks(128, 128, 64, 4, 3)
+MANY_SINGLE = 1, _blocks(64, 64, 32, 4, 3, BLOCK_E=64), _blocks(128, 128, 32, 4, 3)
 LARGEST_FEW = 8448  # rows: four blocks of few for each multiprocessor of an H100
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -149,7 +151,8 @@ def recurrent_step(h: Tensor, s: Tensor, a: Tensor, weights: list[Tensor]) -> tu
     h, s, a, weights = h.contiguous(), s.contiguous(), a.contiguous(), [w.contiguous() for w in weights]
     next_h, next_s, rows = torch.empty_like(h), torch.empty_like(s), h[..., 0].numel()
     embed, prior = weights[0].shape[0], weights[6].shape[0]
-    parts, remember, expect = FEW if rows <= LARGEST_FEW else MANY
+    many = MANY_SINGLE if h.dtype == torch.float32 else MANY
+    parts, remember, expect = FEW if rows <= LARGEST_FEW else many
     between = h.new_empty(rows, max(parts * embed, prior))
     if rows:
         sizes = {"H": h.shape[-1], "S": s.shape[-1], "KIND": KINDS[h.dtype]}
