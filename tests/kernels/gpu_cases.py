@@ -54,8 +54,10 @@ def test_rows_longer_than_a_block_and_rows_without_an_answer(monkeypatch: pytest
         _pull(x, None, 0.5, nu, c, g, None, "sigmoid")[0],
     )
     bad = torch.tensor([[1.0, math.nan, 2.0], [1.0, math.inf, 2.0], [1.0, -math.inf, -math.inf], [3.0, 1.0, -math.inf]])
-    w = gpu.project(bad, None, 1.0, 2, "sigmoid")[0]
+    w, nu, c = gpu.project(bad, None, 1.0, 2, "sigmoid")
     assert w[:3].isnan().all()
+    for grad in gpu.project_backward(bad, None, 1.0, nu, c, w, nu, "sigmoid"):
+        assert (grad[:3] == 0).all()
     torch.testing.assert_close(w[3], torch.tensor([1.0, 1.0, 0.0]))
 
 

@@ -111,6 +111,11 @@ def test_rows_without_an_answer_are_nan_alone() -> None:
         for w in (operators.project(x, tau, 1.0, 2.0, link)[0], _reference(x, tau, 1.0, 2.0, link)[0]):
             torch.testing.assert_close(w[0], torch.tensor([1.0, 0.0, 1.0]))
             assert w[1:].isnan().all()
+        w, nu, c = operators.project(x, tau, 1.0, 2.0, link)
+        for pull in (operators.project_backward, _pull):
+            grad_x, grad_tau = pull(x, tau, 1.0, nu, c, w, nu, link)
+            assert (grad_x[1:] == 0).all()
+            assert (grad_tau[1:] == 0).all()
 
 
 def test_devices_without_a_kernel_are_traced_into_single_operations() -> None:

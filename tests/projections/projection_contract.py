@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +167,41 @@ class SoftProjectionContract:
             w = self.projection(x, k)
             assert w[1:5].isnan().all()
             assert w[[0, 5]].isfinite().all()
+
+    def test_rows_without_a_projection_have_no_gradient(self) -> None:
+        """Of the first and the second order and in forward mode: a temperature of all has the slope of the others."""
+        inf, nan = math.inf, math.nan
+        bad = self.scores(5, 3)
+        bad[0, 1], bad[1, 0], bad[2, 1:], bad[3], bad[4] = nan, inf, -inf, -inf, nan
+        x = torch.cat([bad, self.scores(2, 3)])
+        for k, tensors in itertools.product((2, 3), ("", "tau", "tau, k")):
+            tau, number = (torch.tensor(value, dtype=x.dtype, requires_grad=True) for value in (0.7, float(k)))
+
+            def f(x: Tensor, k: Any = number if "k" in tensors else k, tau: Any = tau if tensors else 0.7) -> Tensor:
+                return self.projection(x, k, temperature=tau)
+
+            def slopes(x: Tensor, f: Any = f, given: Any = (tau, number)) -> list[Tensor]:
+                leaves = [x.clone().requires_grad_(), *given]
+                loss = f(leaves[0]).square().sum()
+                options = {"allow_unused": True, "materialize_grads": True}
+                once = torch.autograd.grad(loss, leaves, retain_graph=True, **options)
+                first = torch.autograd.grad(loss, leaves, create_graph=True, **options)
+                total = sum((slope.square().sum() for slope in first), 0 * leaves[0].nan_to_num(0, 0, 0).sum())
+                return [*once, *first, *torch.autograd.grad(total, leaves, **options)]
+
+            for got, expected in zip(slopes(x), slopes(x[5:]), strict=True):
+                assert got.ndim == 0 or (got[:5] == 0).all()
+                torch.testing.assert_close(got if got.ndim == 0 else got[5:], expected, rtol=1e-9, atol=1e-12)
+            w, tangent = torch.func.jvp(f, (x,), (torch.ones_like(x),))
+            assert w[:5].isnan().all()
+            assert (tangent[:5] == 0).all()
+
+    def test_masked_entries_weigh_nothing_in_forward_mode(self) -> None:
+        for dtype in (torch.float32, torch.float64):
+            x = torch.tensor([1.0, 0.5, -math.inf, -math.inf], dtype=dtype)
+            tau = torch.ones(1, dtype=dtype)
+            w, _ = torch.func.jvp(lambda x: self.projection(x, 2, temperature=tau), (x,), (x.nan_to_num(0, 0, 0),))  # noqa: B023
+            torch.testing.assert_close(w, torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=dtype))
 
     def test_dim(self) -> None:
         x = self.scores(3, 7, 4)

@@ -253,11 +253,11 @@ def _pull_back(
             g = tl.load(g_w_ptr + row * n + start + at, mask=start + at < n, other=0)
         s = _of_row(_piece(start, held, x_ptr, n, BLOCK, WHOLE), c, inverse)
         _, q = _weight(s + nu, LINK)
-        g_x = tl.where(s > float("-inf"), q * (g - mean) * inverse, 0)
-        g_x = tl.where(nu == nu, g_x, nu)
-        pull += tl.sum(tl.where(s > float("-inf"), g_x * s, 0), 0)
+        # a row without an answer, of which nu is NaN, has no gradient
+        g_x = tl.where((s > float("-inf")) & (nu == nu), q * (g - mean) * inverse, 0)
+        pull += tl.sum(tl.where((s > float("-inf")) & (nu == nu), g_x * s, 0), 0)
         tl.store(g_x_ptr + start + at, g_x, mask=start + at < n)
-    tl.store(g_tau_ptr + row, tl.where(nu == nu, -pull, nu))
+    tl.store(g_tau_ptr + row, -pull)
 
 
 def bits_of(number: float) -> int:

@@ -194,9 +194,9 @@ INLINE void NAME(pull_back_row)(
     REAL *g_tau, REAL *q) {
     REAL inverse = 1 / tau < LARGEST ? (REAL)(1 / tau) : LARGEST;
     double total = 0, dot = g_nu, pull = 0;
-    if (!(nu == nu)) {
-        for (int64_t i = 0; i < n; i++) g_x[i] = (REAL)NAN;
-        *g_tau = (REAL)NAN;
+    if (!(nu == nu)) { /* a row without an answer has no gradient */
+        for (int64_t i = 0; i < n; i++) g_x[i] = 0;
+        *g_tau = 0;
         return;
     }
 #define SLOPES(link) \

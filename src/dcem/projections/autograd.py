@@ -5,7 +5,8 @@ With `s = (x - c) / temperature`, `w = phi(s + nu)` and `sum w = k`, differentia
     d nu = -<phi', d s> / sum phi'
     d w  = phi' (d s + d nu)                  that is, J = diag(phi') - phi' phi'^T / sum phi'
 
-where `c` is a constant of each row: the projection does not change when a row is shifted.
+where `c` is a constant of each row: the projection does not change when a row is shifted. A row without an answer,
+whose weights and `nu` are NaN, has no gradient: its derivatives are 0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._eager import is_eager
+from dcem._eager import all_true, is_eager
 from dcem.kernels import differentiate, operators
 
 from .dual import DEVICE_PASSES, scale, solve, thorough
@@ -69,6 +70,7 @@ def _attached(
     A Newton step moves it by nothing and yet makes it a function, right to first order; a second one makes it right to
     third order.
     """
+    answered, (x, c, tau, nu) = _where_answered(nu, x, c, tau)
     s = scale(x, c, tau)
 
     def weights(nu: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,9 +82,18 @@ def _attached(
         w, total = weights(nu)
         excess = (w - w.detach()).sum(-1, keepdim=True)
         if isinstance(k, Tensor):
-            excess = excess - (k - k.detach())
+            excess = excess - torch.where(answered, k - k.detach(), 0.0)
         nu = nu - excess / total
-    return weights(nu)[0], nu
+    return torch.where(answered, weights(nu)[0], torch.nan), torch.where(answered, nu, torch.nan)
+
+
+def _where_answered(nu: Tensor, *inputs: Any) -> tuple[Tensor, tuple[Any, ...]]:
+    """Which rows have an answer, and tensors in which the others are rows of equal scores whose weights are all 1."""
+    answered = nu == nu
+    if all_true(answered):
+        return answered, (*inputs, nu)
+    constants = [torch.where(answered, value, 1.0) if isinstance(value, Tensor) else value for value in inputs]
+    return answered, (*constants, torch.where(answered, nu, torch.inf))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -114,7 +125,9 @@ def _pull(
     link: str,
 ) -> tuple[Tensor, Tensor]:
     """`dcem::project_backward` in differentiable operations."""
-    tau = temperature if temperatures is None else temperatures
+    _, (x, c, tau, grad_w, grad_nu, nu) = _where_answered(
+        nu, x, c, temperature if temperatures is None else temperatures, grad_w, grad_nu
+    )
     s = scale(x, c, tau)
     dphi, total = _slopes(s + nu, LINKS[link])
     if grad_w is None:

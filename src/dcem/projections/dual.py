@@ -18,7 +18,7 @@ from dcem._eager import is_eager
 
 from .links import Link
 
-_RANGE = 1000.0  # further than this from the threshold, in temperatures, a weight is exactly 0 or 1
+_RANGE = 4000.0  # this far from the threshold, in temperatures, a weight is exactly 0 or 1: the kernels' nu reach 1500
 _REACH = 64.0  # up to this nu, rounding s + nu does not show in the weights
 _QUICK_PASSES = 8  # standardised scores at temperature 1 need 2 to 5
 DEVICE_PASSES = 20  # where asking whether all rows have arrived would stall the device

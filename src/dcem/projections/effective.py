@@ -28,8 +28,8 @@ def weights(x: Tensor, temperature: Tensor | float, k: Tensor | float, link: str
 def _ones(x: Tensor, temperature: float | Tensor) -> Tensor:
     """The only point of the capped simplex when `k = n`: weights of 1 and gradients of 0."""
     low, high = x.detach().amin(-1, keepdim=True), x.detach().amax(-1, keepdim=True)
-    valid = low.isfinite() & high.isfinite()
-    return 1 + 0 * (torch.where(valid, x, torch.nan) + temperature)
+    valid = low.isfinite() & high.isfinite() & (temperature > 0)
+    return torch.where(valid, 1 + 0 * (torch.where(valid, x, 0.0) + temperature), torch.nan)
 
 
 def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, link: str) -> Tensor:
@@ -76,6 +76,7 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
             log_tau = torch.where(arrived, log_tau, trial)
             if all_true(arrived):
                 break
+    x = torch.where(arrived, x, values)
     for _ in range(2):
         above, rate = excess(log_tau, x, k, wanted)
         moves = arrived & (rate > 0)
