@@ -192,6 +192,34 @@ def test_effective_comes_as_close_as_ties_and_masks_let_it(projection, module):
     assert torch.equal(module(effective=6)(invalid, 2)[1:], w[1:].detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@soft
+def test_effective_of_ties_does_not_amplify_rounding(projection, module, dtype):
+    """What ties leave out of reach, or just within: the temperature is of the size of the next gap, for it divides."""
+    x = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.2, 0.1], dtype=dtype)
+    eps = torch.finfo(dtype).eps
+    for wanted in (2.5, 2.999, 3.0, 3 + eps, 3.001):  # of three ties; 2.999 is closer to 3 than Newton's steps begin
+        for tail in (x[3:], x[3:] - math.inf):
+            leaf = torch.cat([x[:3], tail]).requires_grad_()
+            effective = torch.tensor(wanted, dtype=dtype, requires_grad=True)
+            w = module(effective=effective)(leaf, 2)
+            assert effective_of(w).item() == pytest.approx(
+                3.001 if wanted > 3 + eps and tail.isfinite().all() else 3, rel=3e-5
+            )
+            slopes = torch.autograd.grad((w * scores(6, dtype=dtype, seed=2)).sum(), (leaf, effective))
+            assert all(slope.abs().max() < 30 for slope in slopes)
+
+
+@soft
+def test_effective_of_scores_that_say_nothing_has_no_gradient(projection, module):
+    """All tied, or closer than any temperature that there is."""
+    for x in (torch.zeros(4), torch.full((4,), 3e8), torch.tensor([1e-40, 0, 0, -1e-40])):
+        leaf = x.requires_grad_()
+        w = module(effective=3)(leaf, 2)
+        torch.testing.assert_close(w, torch.full((4,), 0.5))
+        assert torch.autograd.grad((w * scores(4, dtype=torch.float32)).sum(), leaf)[0].abs().max() < 1e-15
+
+
 @soft
 def test_solvers_select_as_many_as_wanted(projection, module, generator):
     solution = dcem.minimize(

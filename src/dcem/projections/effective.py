@@ -39,8 +39,9 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
     of `s = x / tau` in the weights `phi'`. Newton steps in `log tau`, held in a bracket, find the root; two more
     with a graph make it a function of `x`, `k` and `effective`, right to third order.
 
-    A row that cannot reach the number (for it ties, is masked, or too few scores are finite) gets the end of the
-    bracket that comes closest, as a constant.
+    A row that cannot reach the number gets a temperature that comes close to it, as a constant. Where ties share the
+    weight among more scores, it is the largest that does so up to rounding: the gradients of tied scores grow as
+    `1 / tau`. Where masks leave fewer, it is large; and where all scores tie, so large that there is no gradient.
     """
     eps, wanted = torch.finfo(x.dtype).eps, k * k / effective
 
@@ -58,14 +59,20 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
         number, target = (v.detach() if isinstance(v, Tensor) else v for v in (k, wanted))
         top = values.amax(-1, keepdim=True)
         spread = top - torch.where(values.isfinite(), values, torch.inf).amin(-1, keepdim=True)
-        unit = torch.where(spread > 0, spread, torch.where(spread == 0, 1.0, spread)).log()
+        info = torch.finfo(x.dtype)
+        tied = spread * eps < info.tiny  # or so close that no temperature is small enough for them
+        unit = torch.where(tied, info.max**0.5, spread).log()
         low, high = unit + math.log(eps), unit + 12.0
-        log_tau, arrived = unit - 1.0, torch.zeros_like(top, dtype=torch.bool)
+        hardest = excess(low, values, number, 0.0)[0]
+        limit = hardest * (1 - eps**0.75)  # further up, sum w^2 says nothing but rounding
+        reachable, target = target < limit, limit.clamp(max=target)
+        tolerance = torch.minimum(eps**0.5 * target, 0.5 * (hardest - target))  # Newton's steps lead on from there
+        log_tau, arrived = unit - 1.0, tied
         before = torch.full_like(top, torch.inf)
         passes = _PASSES if is_eager() and x.device.type == "cpu" else _DEVICE_PASSES
         for _ in range(1 if x.is_meta else passes):
             above, rate = excess(log_tau, values, number, target)
-            near = above.abs() <= eps**0.5 * target
+            near = above.abs() <= tolerance
             low = torch.where(above > 0, log_tau, low)
             high = torch.where(above > 0, high, log_tau)
             trial = log_tau + above / rate
@@ -76,9 +83,10 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
             log_tau = torch.where(arrived, log_tau, trial)
             if all_true(arrived):
                 break
-    x = torch.where(arrived, x, values)
+    reached = arrived & reachable
+    x = torch.where(reached, x, values)
     for _ in range(2):
         above, rate = excess(log_tau, x, k, wanted)
-        moves = arrived & (rate > 0)
+        moves = reached & (rate > 0)
         log_tau = log_tau + torch.where(moves, above, 0.0) / torch.where(moves, rate, 1.0)
     return log_tau.exp()
