@@ -252,3 +252,15 @@ def test_an_actor_with_a_captured_controller_acts_and_learns_as_without() -> Non
         found.append([steps["action"], steps["loc"], torch.autograd.grad(log_prob, model.mass)[0]])
     assert found[0][2].abs() > 0
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_second_derivatives_are_refused_where_there_are_none() -> None:
+    theta = torch.tensor([[1.0, -1.0], [0.5, 3.0]], requires_grad=True)
+    for backend, has_them in (("eager", True), ("aot_eager", False)):
+        x = solve(theta, dcem.capture(CEM, backend=backend), num_iterations=2, noise=NOISE[:2]).x
+        (slope,) = torch.autograd.grad(x.square().sum(), theta, create_graph=True)
+        if has_them:
+            assert torch.autograd.grad(slope.sum(), theta)[0].isfinite().all()
+        else:
+            with pytest.raises(RuntimeError, match=r"capture: expected first derivatives alone.* got a second one"):
+                torch.autograd.grad(slope.sum(), theta)

@@ -46,7 +46,7 @@ def capture(solver: AnySolver, *, backend: str | Callable[..., Any] = "inductor"
         ValueError: its iterations are not alike.
         RuntimeError: in a solve, the iteration cannot be compiled: the objective looks at values (`if x > 0`,
             `.item()`), leaves torch (NumPy, a simulator), or it would be for the 65th time: for new shapes, or for
-            numbers that the objective closes over and that are no tensors.
+            numbers that the objective closes over and that are no tensors. Or a gradient is differentiated again.
 
     Answers are those of the solver up to rounding. As nothing looks at values while it runs, no failure of a
     slope is reported in the status, and with gradients the objective is evaluated twice an iteration, the second time
@@ -129,11 +129,40 @@ class _Captured(Solver):
                 "with tensors for numbers that change, for few shapes; or leave the solver as it is. Not captured are "
                 "Checkpoint around a GradientDescent and Prune(unbiased=True) with a generator"
             ) from error
+        _let_second_derivatives_say_so([*leaves(of_state), *leaves(of_step)])
         new = type(state)(*of_state)
         return Step(new._replace(iteration=state.iteration + 1) if counts else new, *of_step)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (_as(self._kind, self), self._backend)
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """The slope that a compiled function gave: its own slope is what `torch.compile` has not."""
+
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope.view_as(slope)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "capture: expected first derivatives alone, which torch.compile has, got a second one: leave the solver "
+            "as it is where a gradient is differentiated again"
+        )
+
+
+def _let_second_derivatives_say_so(outputs: list[Tensor]) -> None:
+    nodes: set[Any] = {output.grad_fn for output in outputs}
+    for node in nodes:
+        if type(node).__name__ == "CompiledFunctionBackward":  # there is none of a backend that compiles no derivative
+            node.register_hook(lambda slopes, _: tuple(map(_watched, slopes)))
+
+
+def _watched(slope: Tensor | None) -> Tensor | None:
+    if slope is None or not slope.requires_grad:
+        return slope
+    return cast("Tensor", _FirstDerivative.apply(slope))  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
