@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -66,6 +67,24 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
         assert list(run.steps(2, checkpoint_every=1)) == [1, 2]
         summary = run.finish(loss=1.0)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_numbers_that_are_not_finite_are_read_back_and_by_any_reader(tmp_path: Path) -> None:
+    inf, nan = math.inf, math.nan
+    with Run(tmp_path, {"grad_clip": inf}, seed=0, quiet=True) as run:
+        run.track()
+        run.log(1, loss=nan, best=-inf)
+        run.checkpoint()
+        run.finish(loss=nan, costs={"cem": [1.0, inf], "name": "all"})
+    files = [(tmp_path / name).read_text() for name in ("summary.json", "metrics.jsonl")]
+    for text in files:
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    finished = reading.finished(tmp_path)
+    assert repr(finished.metrics) == "{'loss': nan, 'costs': {'cem': [1.0, inf], 'name': 'all'}}"
+    assert finished.settings == {"grad_clip": inf}
+    assert repr(finished.records) == "[{'step': 1, 'loss': nan, 'best': -inf}]"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": Infinity}\n')  # of an older version
+    assert reading.records_of(tmp_path) == [{"step": 1, "loss": inf}]
 
 
 def a_run(tmp_path: Path) -> dict[Path, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ from dcem.experiments.embed_synthetic.methods import CANDIDATES, cosine_decoder,
 from dcem.experiments.embed_synthetic.report import Part, Settings, curves, plain, solved, summary, table
 from dcem.experiments.embed_synthetic.settings import BOX, LATENT_STD, TEST_SEED, VALID_SEED, Config
 from dcem.experiments.embed_synthetic.task import Problems
+from dcem.experiments.harness.plain import to_json
 from dcem.experiments.harness.report import write_table
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import choose_device
@@ -136,7 +136,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     metrics = summary(config, parts, landscapes)
     write_table(run, table(config, metrics))
     courses = curves(parts)
-    text = json.dumps(courses, separators=(",", ":")) + "\n"
+    text = to_json(courses, separators=(",", ":")) + "\n"
     (run.folder / "curves.json").write_text(text, encoding="utf-8")
     run.figure("cost", figures.courses(courses))
     run.figure("evaluations", figures.evaluations(metrics))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from dcem.experiments import EXPERIMENTS, ConfigError
+from dcem.experiments.harness.plain import from_json
 from dcem.experiments.harness.settings import require
 
 CHECKPOINT, CONFIG, METRICS, SUMMARY = "checkpoint.pt", "config.yaml", "metrics.jsonl", "summary.json"
@@ -89,7 +89,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     """What a run has written at its end."""
     path = folder / SUMMARY
     try:
-        summary = json.loads(path.read_text("utf-8"))
+        summary = from_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: expected the summary of a run; {_first_line(error)}") from None
     if not isinstance(summary, dict) or "metrics" not in summary:
@@ -105,7 +105,7 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            records.append(json.loads(line))
+            records.append(from_json(line))
         except ValueError as error:
             raise ConfigError(f"{path}: expected JSON in line {number}; {_first_line(error)}") from None
     return records

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import random
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dcem.experiments import ConfigError
+from dcem.experiments.harness.plain import to_json
 from dcem.experiments.harness.reading import CHECKPOINT, METRICS, SUMMARY, checkpoint_of, records_of, summary_of
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Run:
 
             self._metrics = open(self.folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115
             self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.write(to_json({"step": step, **values}) + "\n")
         self._metrics.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
@@ -218,7 +218,7 @@ class Run:
             "metrics": metrics,
             "config": self.config,
         }
-        text = json.dumps(summary, indent=2) + "\n"
+        text = to_json(summary, indent=2) + "\n"
         _replace(self.folder / SUMMARY, lambda path: path.write_text(text, encoding="utf-8"))
         return summary
 
