@@ -204,6 +204,25 @@ SAMPLES["an implicit root within"] = lambda shard: solved(shard, cem(), wrap=wit
 SAMPLES["compiled objective"] = PROBLEMS["compiled objective"] = compiled
 
 
+def transformed(shard: Any) -> list[Tensor]:
+    """With `torch.func` transforms inside, which use what comes from outside."""
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def objective(x: Tensor) -> Tensor:
+        of = scale.view_as(scale)
+        slope = torch.func.grad(lambda y: (y - of).pow(4).sum())(x)
+        return slope.square().sum(-1) + torch.func.vmap(lambda y, of: (y * of).square().sum(-1), (0, None))(x, of)
+
+    solution = dcem.minimize(
+        objective, torch.zeros(B, D, dtype=torch.float64), cem(), num_iterations=T, shard=shard,
+        generator=torch.Generator().manual_seed(2),
+    )  # fmt: skip
+    return [solution.x.detach(), *torch.autograd.grad(solution.x.sum(), scale)]
+
+
+SAMPLES["transforms within"] = PROBLEMS["transforms within"] = transformed
+
+
 def refusals(rank: int, size: int) -> dict[str, str]:
     """What is said where the processes do not do the same, and where one of them ends."""
     shard, said = dcem.distributed.Samples(timeout=20.0), {}
@@ -237,6 +256,7 @@ def refusals(rank: int, size: int) -> dict[str, str]:
     for name, of in (("unseen", shard), ("unseen by problems", dcem.distributed.Problems(timeout=20.0))):
         unseen = lambda x: quadratic(Scaled.apply(x, weight))  # type: ignore[no-untyped-call]  # noqa: E731
         attempt(name, unseen, init=torch.ones(2 * size, 2), shard=of)
+    attempt("transform", lambda x: torch.func.vmap(lambda y: quadratic(y * weight))(x), init=torch.ones(2 * size, 2))
     attempt("init", init=[1.0, 1.0])
     attempt("half", noise=torch.ones(10, 12 * size, 2).bfloat16())
     attempt("nothing wrong")

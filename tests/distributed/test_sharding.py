@@ -76,6 +76,7 @@ def test_answers_and_gradients_are_those_of_one_process(
         ("unbiased", r"ValueError: shard: expected Samples\(\) for Prune\(unbiased=True\)"),
         ("unseen", "RuntimeError: shard: expected an objective that hands what it closes over to torch's functions"),
         ("unseen by problems", "RuntimeError: shard: expected an objective that hands what"),
+        ("transform", r"RuntimeError: shard: expected an objective that takes x\.view_as\(x\) of what it closes over"),
         ("init", "TypeError: init: expected a Tensor of means or a dcem distribution, got list"),
         ("half", "nothing"),
         ("nothing wrong", "nothing"),

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dcem._eager import next_node
+from dcem._eager import is_transformed, next_node
 from dcem.distributed.ranks import Ranks, Scatter, Share
 
 
@@ -81,7 +81,7 @@ class OwnWork(TorchFunctionMode):
     def check(self, results: Any) -> None:
         """Raise where results have a gradient by a way that is not seen here: it would be that of this process alone.
 
-        An `autograd.Function` and TorchScript take their arguments past torch's functions.
+        An `autograd.Function`, `torch.func` transforms and TorchScript take their arguments past torch's functions.
         """
         waiting, seen = [x.grad_fn for x in _tensors(results) if x.grad_fn is not None], set()
         while waiting:
@@ -93,8 +93,8 @@ class OwnWork(TorchFunctionMode):
             if leaf not in self._made if leaf is not None else node._sequence_nr() < self._start:
                 raise RuntimeError(
                     "shard: expected an objective that hands what it closes over to torch's functions, got a tensor "
-                    "with a gradient that went into a torch.autograd.Function or TorchScript as it was: give it "
-                    "x.view_as(x) there"
+                    "with a gradient that went into a torch.autograd.Function, a torch.func transform or TorchScript "
+                    "as it was: give it x.view_as(x) there"
                 )
             waiting += [edge for edge, _ in node.next_functions if edge is not None]
 
@@ -108,6 +108,13 @@ class OwnWork(TorchFunctionMode):
             return x
         if x.grad_fn is not None and x.grad_fn._sequence_nr() >= self._start:
             return x
+        if is_transformed():
+            if torch._C._functorch.is_functorch_wrapped_tensor(x):
+                return x  # an argument of the transform: where that comes from outside, `check` sees it
+            raise RuntimeError(
+                "shard: expected an objective that takes x.view_as(x) of what it closes over before a torch.func "
+                f"transform uses it, got a tensor with a gradient, of shape {tuple(x.shape)}, as it was"
+            )
         return self.made(self.outside.of(x))
 
 
