@@ -19,7 +19,7 @@ def _blocks(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dic
 
 
 # Among how many programs the columns of the memory are divided, and the blocks of the two kernels: the fastest that
-# were tried on an H100. Many rows in float32 would need more registers than there are with the blocks of half precision.
+# were tried on an H100. Many rows in float32 would need more registers than there are with the others' blocks.
 FEW = 4, _blocks(32, 64, 32, 4, 4, BLOCK_E=256), _blocks(16, 256, 32, 4, 3)
 MANY = 1, _blocks(128, 64, 32, 8, 4, BLOCK_E=128), _blocks(128, 128, 64, 4, 3)
 MANY_SINGLE = 1, _blocks(64, 64, 32, 4, 3, BLOCK_E=64), _blocks(128, 128, 32, 4, 3)
