@@ -23,7 +23,7 @@ def _blocks(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dic
 FEW = 4, _blocks(32, 64, 32, 4, 4, BLOCK_E=256), _blocks(16, 256, 32, 4, 3)
 MANY = 1, _blocks(128, 64, 32, 8, 4, BLOCK_E=128), _blocks(128, 128, 64, 4, 3)
 MANY_SINGLE = 1, _blocks(64, 64, 32, 4, 3, BLOCK_E=64), _blocks(128, 128, 32, 4, 3)
-LARGEST_FEW = 8448  # rows: four blocks of few for each multiprocessor of an H100
+LARGEST_FEW = 8448  # rows: beyond, the blocks of many fill it, too
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 

@@ -104,7 +104,8 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
         if env is None:
             return
         if env.device is not None:
-            self.device, self.primers = env.device, self.primers.to(env.device)
+            own: Any = self
+            own.device, own.primers = env.device, own.primers.to(env.device)
         expected = tuple(self.action_shape)
         for key, spec in env.full_action_spec.items(True, True):
             if not spec.dtype.is_floating_point:
