@@ -15,7 +15,7 @@ from dcem.experiments.harness.run import Run
 from dcem.experiments.planet import Config, evaluation, main, study
 from dcem.experiments.planet.controllers import Controller, load, make_decoder, make_model
 from dcem.experiments.planet.replay import Replay
-from dcem.experiments.planet.settings import Embedding, Planner, Tuning
+from dcem.experiments.planet.settings import Embedding, Planner, Rates, Tuning
 from dcem.experiments.planet.suite import Suite
 from dcem.experiments.planet.training import Learner, play
 from dcem.experiments.planet.tuning import Tuner
@@ -91,6 +91,68 @@ def test_only_the_parts_that_are_named_are_tuned(phases, tmp_path):
     changed = {key for key, tensor in after.items() if not torch.equal(tensor, before[key])}
     assert changed
     assert all(key.startswith("decoder.") for key in changed)
+
+
+def tuned(phases, **tuning):
+    controller, suite = load(phases / "embed" / "controller.pt")
+    common = {"critic_updates": 2, "minibatch_size": 1000, "eval_rounds": 1}
+    tuner = Tuner(Config(**(TINY | {"tuning": Tuning(**common | tuning)})), controller)
+    return controller, tuner, tuner.collect(suite, 0)
+
+
+def test_each_part_has_its_rate(phases):
+    """The first step of Adam moves a number by its rate, or not at all."""
+    controller, tuner, data = tuned(
+        phases, parts=["reward", "decoder"], lr=1e-3, rates=Rates(reward=1e-5, std=1e-2), learn_std=True
+    )
+    before = {key: tensor.clone() for key, tensor in weights(controller).items()}
+    std = tuner.actor.std.detach().clone()
+    assert tuner.step(data)["updates"] == 1
+    moved = {"decoder": 0.0, "model.reward": 0.0}
+    for key, tensor in weights(controller).items():
+        for part in moved:
+            if key.startswith(part):
+                moved[part] = max(moved[part], (tensor - before[key]).abs().max().item())
+    assert moved == {"decoder": pytest.approx(1e-3, rel=0.01), "model.reward": pytest.approx(1e-5, rel=0.01)}
+    assert (tuner.actor.std - std).abs().item() == pytest.approx(1e-2, rel=0.01)
+
+
+def test_the_model_goes_on_learning_beside_the_policy(phases, monkeypatch):
+    """By its own loss of the episodes that were played, here without PPO's, with the rewards as they came."""
+    _, tuner, data = tuned(phases, parts=["reward"], lr=1e-2, likelihood=1.0, passes=30)
+
+    def nothing(batch):
+        return {"kl_approx": 0.0, "loss_objective": sum(0 * parameter.sum() for parameter in tuner.tuned)}
+
+    monkeypatch.setattr(tuner, "loss", nothing)
+    rewards = 1 + data["action"][..., 0]
+    data["next", "reward"] = rewards.unsqueeze(-1) * (1 - tuner.settings.discount)
+
+    def error():
+        with torch.no_grad():
+            predicted = -tuner.model.cost(tuner.model.encode(data["observation"]), data["action"])
+        return (predicted - rewards).square().mean().item()
+
+    before = error()
+    assert tuner.step(data)["updates"] == 30
+    assert error() < 0.2 * before
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        ({"rates": Rates(reward=1e-3)}, r"tuning.rates: expected rates of what is tuned, decoder; got \['reward'\]"),
+        (
+            {"likelihood": 1.0},
+            r"tuning.parts: expected a part of the model, which tuning.likelihood moves; got \['decoder'\]",
+        ),
+    ],
+)
+def test_tuning_refuses_what_it_could_not_do(phases, tmp_path, tuning, message):
+    with pytest.raises(ConfigError, match=message):
+        run(
+            tmp_path, num_rounds=1, phase="tune", start=str(phases / "embed" / "controller.pt"), tuning=Tuning(**tuning)
+        )
 
 
 @pytest.mark.parametrize("model", ["latent", "rssm"])

@@ -45,12 +45,28 @@ class Embedding:
 
 
 @dataclass
+class Rates:
+    """Of parts that are not tuned at `tuning.lr`; 0 for those that are."""
+
+    reward: float = setting(0.0, at_least=0)
+    dynamics: float = setting(0.0, at_least=0)
+    value: float = setting(0.0, at_least=0)
+    decoder: float = setting(0.0, at_least=0)
+    std: float = setting(0.0, at_least=0)
+
+
+@dataclass
 class Tuning:
     """Proximal policy optimisation through the controller."""
 
     parts: list[str] = some_of(["decoder"], ["reward", "dynamics", "value", "decoder"])
     """What is tuned, among `reward`, `dynamics`, `value` and `decoder`; the rest is frozen."""
     lr: float = positive(1e-4)
+    rates: Rates = field(default_factory=Rates)
+    likelihood: float = setting(0.0, at_least=0)
+    """Weight of the model's own loss, on the episodes of a step, beside PPO's: the phases in one run. It moves what is
+    tuned of the model.
+    """
     std: float = positive(0.15)
     """Of the action around the plan."""
     learn_std: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,19 @@ class Tuner:
             nn.Linear(256, 256), nn.LayerNorm(256), nn.SiLU(), nn.Linear(256, 1),
         ).to(model.low.device)  # fmt: skip
         self.critic = TensorDictSequential(self.actor.observer(), ValueOperator(net, in_keys=["state"]))
-        tuned = parts(controller)
-        self.tuned: list[Tensor] = [parameter for name in self.settings.parts for parameter in tuned[name].parameters()]
-        for module in tuned.values():
+        named = parts(controller)
+        for module in named.values():
             module.requires_grad_(False)
-        for parameter in self.tuned:
-            parameter.requires_grad_()
+        tuned: dict[str, list[Tensor]] = {
+            name: list(named[name].requires_grad_().parameters()) for name in self.settings.parts
+        }
         if self.settings.learn_std:
-            self.tuned.append(self.actor.std)
-        self.optimizer = torch.optim.Adam(self.tuned, lr=self.settings.lr)
+            tuned["std"] = [self.actor.std]
+        self.tuned = [parameter for part in tuned.values() for parameter in part]
+        rates = asdict(self.settings.rates)
+        self.optimizer = torch.optim.Adam(
+            [{"params": part, "lr": rates[name] or self.settings.lr} for name, part in tuned.items()]
+        )
         self.critic_optimizer = torch.optim.Adam(net.parameters(), lr=self.settings.critic_lr)
         self.loss = ClipPPOLoss(
             self.actor, self.critic, clip_epsilon=self.settings.clip, entropy_bonus=False, normalize_advantage=True
@@ -130,13 +135,29 @@ class Tuner:
                 divergence = float(losses["kl_approx"])
                 if divergence > settings.max_divergence:
                     break
-                gradients = torch.autograd.grad(losses["loss_objective"], self.tuned, allow_unused=True)
+                loss = losses["loss_objective"]
+                if settings.likelihood > 0:
+                    loss = loss + settings.likelihood * self._model_loss(data)
+                gradients = torch.autograd.grad(loss, self.tuned, allow_unused=True)
                 for parameter, gradient in zip(self.tuned, gradients, strict=True):
                     parameter.grad = gradient
                 nn.utils.clip_grad_norm_(self.tuned, settings.grad_clip)
                 self.optimizer.step()
+                if settings.likelihood > 0:
+                    self.model.update_target()
                 made += 1
         return {"critic_error": critic_error, "divergence": divergence, "updates": float(made)}
+
+    def _model_loss(self, data: TensorDictBase) -> Tensor:
+        """What the model was learned by, of sequences from the episodes `(E, T)`, with the rewards as they came."""
+        num, window = self.config.batch_size, min(self.config.window, data.shape[1])
+        device = data["observation"].device
+        episode = torch.randint(len(data), (num, 1), device=device)
+        first = torch.randint(data.shape[1] - window + 1, (num, 1), device=device)
+        sequences = data[episode, first + torch.arange(window, device=device)]
+        sequences["next", "reward"] = sequences["next", "reward"] / (1 - self.settings.discount)
+        losses = self.model.loss(sequences)
+        return torch.stack([value for name, value in losses.items() if name.startswith("loss_")]).sum()
 
 
 def tune(config: Config, run: Run) -> Controller:
@@ -144,6 +165,12 @@ def tune(config: Config, run: Run) -> Controller:
     before, _ = load(Path(config.start), config, run.device)
     missing = [name for name in config.tuning.parts if name not in parts(before)]
     require(not missing, "tuning.parts", f"some of {', '.join(parts(before))}, which {config.start} has", missing)
+    settings = config.tuning
+    tuned = [*settings.parts, *(["std"] if settings.learn_std else [])]
+    frozen = [name for name, rate in asdict(settings.rates).items() if rate > 0 and name not in tuned]
+    require(not frozen, "tuning.rates", f"rates of what is tuned, {', '.join(tuned)}", frozen)
+    of_model = not settings.likelihood or set(settings.parts) & before.model.parts().keys()
+    require(bool(of_model), "tuning.parts", "a part of the model, which tuning.likelihood moves", settings.parts)
     suite = Suite(config.task, config.num_envs, config.episode_steps, run.device)
     controller = before._replace(config=config)
     tuner = Tuner(config, controller)
