@@ -187,6 +187,20 @@ def state(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]
     ]
 
 
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_in_other_processes_makes_the_same_runs(launcher: str, tmp_path: Path) -> None:
+    """By the launchers of Hydra that need no cluster; one run, as each process takes seconds to start."""
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    swept = ["-m", "seed=1", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path / 'swept'}"]
+    assert main(["regression", *SMALL_DCEM, *swept]) == 0
+    assert main(["regression", *SMALL_DCEM, "seed=1", f"hydra.run.dir={tmp_path / 'alone'}"]) == 0
+    (summary,) = (tmp_path / "swept").glob("[!.]*/summary.json")
+    lines, weights = state(summary.parent)
+    expected, of_one = state(tmp_path / "alone")
+    assert lines == [pytest.approx(line, rel=1e-4) for line in expected]
+    assert all(torch.allclose(weights[name], of_one[name], rtol=1e-4, atol=1e-6) for name in of_one)
+
+
 LONG = [*SMALL_DCEM, "setting=paper", "num_updates=21", "eval_every=7", "checkpoint_every=5", "repeats=3"]
 
 
