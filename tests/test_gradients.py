@@ -430,3 +430,36 @@ def test_a_detached_solution_has_no_derivative_of_any_kind(theta, noise) -> None
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(point, torch.ones_like(point))
         assert torch.autograd.forward_ad.unpack_dual(cut(dual)).tangent is None
+
+
+@pytest.mark.parametrize("batch", [2, 20])  # of as many problems as samples, data are checked for their axes first
+def test_what_an_objective_keeps_from_its_first_call_has_a_gradient(batch) -> None:
+    centre, scale = (torch.tensor(value, requires_grad=True) for value in ([0.3, -0.4], [0.1, 0.2]))
+    kept = []
+
+    def keeping(x):
+        if not kept:
+            kept.append(scale.exp())
+        return ((x - centre).square() * kept[0]).sum(-1)
+
+    slopes = []
+    for objective in (keeping, lambda x: ((x - centre).square() * scale.exp()).sum(-1)):
+        solution = dcem.minimize(
+            objective, torch.zeros(batch, 2), dcem.CEM(20, 5), num_iterations=2,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        slopes.append(torch.autograd.grad(solution.x.sum(), [centre, scale], allow_unused=True, materialize_grads=True))
+    torch.testing.assert_close(*slopes)
+
+
+def test_a_complex_parameter_has_a_gradient() -> None:
+    real, imag = (torch.tensor(value, requires_grad=True) for value in ([1.0, 0.5], [0.3, -0.2]))
+    centre = torch.complex(real, imag).detach().requires_grad_()
+    slopes = []
+    for given in (lambda: centre, lambda: torch.complex(real, imag)):
+        solution = dcem.minimize(
+            lambda x, given=given: ((x - given()).abs().square() + (x * given()).imag.sin()).sum(-1), torch.zeros(2),
+            dcem.CEM(20, 5), num_iterations=2, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        slopes.append(torch.autograd.grad(solution.x.sum(), [centre, real, imag], allow_unused=True))
+    torch.testing.assert_close(slopes[0][0], torch.complex(*slopes[1][1:]))

@@ -141,8 +141,7 @@ def check_axis(
     """
     put_back = randomness(one.device, generator)
     try:
-        with torch.no_grad():
-            values = objective(one)
+        values = objective(one)  # as a solve would call it first: it may keep features, with a gradient
     except Exception:  # it needs more candidates than one: what is wrong with it shows in the solve
         return
     finally:

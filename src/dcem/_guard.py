@@ -16,7 +16,7 @@ such as a decoder, is still kept from that derivative (`cut`).
 
 from __future__ import annotations
 
-import math
+import cmath
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -244,7 +244,7 @@ def _seems_finite(x: Tensor | None) -> bool:
         x is None
         or torch._C._functorch.is_legacy_batchedtensor(x)
         or not may_look(x)
-        or math.isfinite(x.detach().sum())
+        or cmath.isfinite(x.detach().sum())
     )
 
 
