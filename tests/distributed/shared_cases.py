@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import dcem
 
@@ -134,13 +135,15 @@ SAMPLES["EnergyModel"] = PROBLEMS["EnergyModel"] = energy_model
 SAMPLES["MPC"] = PROBLEMS["MPC"] = controller
 
 
-def own_part(shard: Any, mode: Any = None, start: Any = None, **options: Any) -> list[Tensor]:
+def own_part(
+    shard: Any, mode: Any = None, start: Any = None, solver: Any = None, wrap: Callable[..., Any] = lambda f: f
+) -> list[Tensor]:
     """An objective of one's own takes the part of what it closes over."""
     theta, scale = parameters()
     own = (lambda x: x) if shard is None else shard.own
     solution = dcem.minimize(
-        lambda x: curved(own(theta), scale)(x), torch.zeros(B, D, dtype=torch.float64) if start is None else start,
-        cem(**options), gradient=dcem.Unroll() if mode is None else mode, num_iterations=T, shard=shard,
+        lambda x: wrap(curved(own(theta), scale))(x), torch.zeros(B, D, dtype=torch.float64) if start is None else start,
+        cem() if solver is None else solver, gradient=dcem.Unroll() if mode is None else mode, num_iterations=T, shard=shard,
         generator=torch.Generator().manual_seed(2),
     )  # fmt: skip
     answers = [solution.x, solution.best_x, solution.best_value, solution.status, solution.distribution.std]
@@ -149,7 +152,7 @@ def own_part(shard: Any, mode: Any = None, start: Any = None, **options: Any) ->
 
 for mode in (dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(1), dcem.Prune(0.3)):
     PROBLEMS[str(mode)] = lambda shard, mode=mode: own_part(shard, mode)
-PROBLEMS["elites, FullGaussian"] = lambda shard: own_part(shard, start=full(), keep_elites=0.5)
+PROBLEMS["elites, FullGaussian"] = lambda shard: own_part(shard, start=full(), solver=cem(keep_elites=0.5))
 
 
 class Scaled(torch.autograd.Function):
@@ -200,6 +203,98 @@ def with_a_root(objective: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     return lambda x: objective(x * root_of(rate))
 
 
+def keeping(shard: Any, when: Callable[[Tensor], bool], again: bool) -> list[Tensor]:
+    """An objective that keeps features, at the first call of those it keeps them in or again in each, for a loss, too."""
+    theta, scale = parameters()
+    kept: list[Tensor] = []
+
+    def objective(x: Tensor) -> Tensor:
+        fresh = scale.exp()
+        if when(x) and (again or not kept):
+            kept[:] = [fresh]
+        factor = kept[0] if kept and not again else fresh
+        return (factor * (x - theta[0] - torch.sin(x) * (kept[0] if kept else fresh)).square()).sum(-1)
+
+    solution = dcem.minimize(
+        objective, torch.zeros(B, D, dtype=torch.float64), cem(), num_iterations=T, shard=shard,
+        generator=torch.Generator().manual_seed(2),
+    )  # fmt: skip
+    loss = solution.x.square().sum() + (kept[0] * torch.arange(1.0, D + 1)).sum()
+    return [solution.x.detach(), *torch.autograd.grad(loss, [theta, scale])]
+
+
+for name, when in (("the first call", lambda x: True), ("the first iteration", lambda x: x.shape[-2] > 1)):
+    for again in (False, True):
+        SAMPLES[f"features kept from {name}{' on' if again else ''}"] = PROBLEMS[
+            f"features kept from {name}, {again}"
+        ] = lambda shard, when=when, again=again: keeping(shard, when, again)
+
+
+def experts(shard: Any) -> list[Tensor]:
+    """Each is asked about its own candidates, of which a process may have none, and nothing about the others."""
+    of_low, of_high = (torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in ([1.0, 2.0], [3.0, 5.0]))
+
+    def objective(x: Tensor) -> Tensor:
+        values = x.squeeze(-1).square() + 0 * of_low.sum() + 0 * of_high.sum()
+        for w, asked in ((of_low, x[..., 0] <= 0), (of_high, x[..., 0] > 0)):
+            if asked.any():
+                values = values.index_put((asked,), x[asked][:, 0].square() * w[0] + x[asked][:, 0] * w[1])
+        return values
+
+    half = torch.linspace(0.1, 2, 15, dtype=torch.float64)
+    solution = dcem.minimize(
+        objective, torch.zeros(1, dtype=torch.float64), cem(), num_iterations=1, shard=shard,
+        noise=torch.cat([half, -half])[None, :, None],
+    )  # fmt: skip
+    return [solution.x.detach(), *torch.autograd.grad(solution.x.sum(), [of_low, of_high])]
+
+
+def complex_parameter(shard: Any) -> list[Tensor]:
+    centre = torch.tensor([1 + 2j, -1j, 0.5], dtype=torch.complex128, requires_grad=True)
+    solution = dcem.minimize(
+        lambda x: (x - centre).abs().square().sum(-1) + (x * centre).imag.sin().sum(-1),
+        torch.zeros(D, dtype=torch.float64), cem(), num_iterations=T, shard=shard,
+        generator=torch.Generator().manual_seed(2),
+    )  # fmt: skip
+    return [solution.x.detach(), *torch.autograd.grad(solution.x.square().sum(), centre)]
+
+
+SAMPLES["experts"] = experts
+SAMPLES["a complex parameter"] = complex_parameter
+
+
+class Clipped(torch.autograd.Function):
+    """Its slopes are clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.clamp(-0.01, 0.01)
+
+
+def clipped_by_hook(x: Tensor) -> Tensor:
+    x = x.view_as(x)
+    if x.requires_grad:
+        x.register_hook(lambda grad: grad.clamp(-0.01, 0.01))
+    return x
+
+
+def clipped_by_module(x: Tensor) -> Tensor:
+    module = nn.Identity()
+    module.register_full_backward_hook(lambda module, grads, _: tuple(grad.clamp(-0.01, 0.01) for grad in grads))
+    return module(x)
+
+
+for clip in (Clipped.apply, clipped_by_hook, clipped_by_module):
+    name = f"slopes clipped by {getattr(clip, '__qualname__', clip)}"
+    SAMPLES[name] = lambda shard, clip=clip: solved(shard, cem(), wrap=lambda of: lambda x: of(clip(x)))
+    for solver in (cem(), dcem.GradientDescent(0.1)):
+        PROBLEMS[f"{name}, {type(solver).__name__}"] = lambda shard, clip=clip, solver=solver: own_part(
+            shard, wrap=lambda of: lambda x: of(clip(x)), solver=solver
+        )
 SAMPLES["an implicit root within"] = lambda shard: solved(shard, cem(), wrap=with_a_root)
 SAMPLES["compiled objective"] = PROBLEMS["compiled objective"] = compiled
 
@@ -256,7 +351,21 @@ def refusals(rank: int, size: int) -> dict[str, str]:
     for name, of in (("unseen", shard), ("unseen by problems", dcem.distributed.Problems(timeout=20.0))):
         unseen = lambda x: quadratic(Scaled.apply(x, weight))  # type: ignore[no-untyped-call]  # noqa: E731
         attempt(name, unseen, init=torch.ones(2 * size, 2), shard=of)
+        reentrant = lambda x: checkpoint(lambda x: quadratic(x - weight), x * weight, use_reentrant=True)  # noqa: E731
+        attempt(name.replace("unseen", "reentrant"), reentrant, init=torch.ones(2 * size, 2), shard=of)
     attempt("transform", lambda x: torch.func.vmap(lambda y: quadratic(y * weight))(x), init=torch.ones(2 * size, 2))
+    other = torch.tensor([1.0, 1.5], requires_grad=True)
+    first, second = (other, weight) if last else (weight, other)
+    attempt("another parameter", lambda x: quadratic(x) + 0 * first.sum())
+    attempt("another order", lambda x: quadratic(x) + 0 * first.sum() + 0 * second.sum())
+    attempt("no parameter", lambda x: quadratic(x) + (0 * weight.sum() if last else 0))
+    attempt(
+        "no parameter by problems", lambda x: quadratic(x) + (0 * weight.sum() if last else 0),
+        init=torch.ones(2 * size, 2), shard=dcem.distributed.Problems(timeout=20.0),
+    )  # fmt: skip
+    problems, both = dcem.distributed.Problems(timeout=20.0), torch.arange(4.0 * size).reshape(-1, 2).requires_grad_()
+    own = problems.own(both)
+    attempt("own outside", lambda x: quadratic(x - own[:, None]), init=torch.ones(2 * size, 2), shard=problems)
     attempt("init", init=[1.0, 1.0])
     attempt("half", noise=torch.ones(10, 12 * size, 2).bfloat16())
     attempt("nothing wrong")

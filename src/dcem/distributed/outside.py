@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,6 +26,7 @@ class Outside:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self._shares: dict[int, tuple[Tensor, Tensor]] = {}  # by id, of tensors that are thereby kept
+        self.attached: list[bool] = []  # of results of own work: whether they have a gradient
 
     def of(self, x: Tensor) -> Tensor:
         """The share of `x`."""
@@ -36,6 +38,22 @@ class Outside:
         """All of them."""
         return [share for _, share in self._shares.values()]
 
+    def agree(self) -> None:
+        """Raise in all processes where one has met other tensors: the backward pass exchanges their gradients in turn.
+
+        They are told apart by their shapes and numbers.
+        """
+        if not torch.is_grad_enabled():
+            return
+        what = (
+            "an objective that uses the same parameters in the same order whatever the candidates are (add "
+            "0 * parameter.sum() of each that it may leave out, and call shard.own within)"
+        )
+        met = [x.detach().reshape(-1)[:: x.numel() // 1000 + 1] for x, _ in self._shares.values()]
+        self.ranks.agree(what, self.attached, [(x.shape, x.dtype) for x, _ in self._shares.values()])
+        if met:
+            self.ranks.agree_up_to_rounding(what, [x.abs() if x.is_complex() else x for x in met])
+
 
 class OwnWork(TorchFunctionMode):
     """Where this is entered, torch's functions get the share of each tensor from outside that has a gradient.
@@ -43,12 +61,15 @@ class OwnWork(TorchFunctionMode):
     From outside is what was not made since: a function is looked at from call to call, as no other way leads to all
     that it closes over (parameters of modules, features that were computed before). A compiled function would call none
     of torch's functions here: it runs as it was written.
+
+    Gradients within count as many times as there are processes (`dcem.distributed.ranks`). What a user wrote to act on
+    them, which may clip them, sees them as they are in one process.
     """
 
     def __init__(self, outside: Outside) -> None:
         super().__init__()
         self.outside = outside
-        self._start = next_node()
+        self._start, self._is_going_on = next_node(), False
         self._made: Any = WeakIdKeyDictionary()  # leaves that were made since, and the shares
         self._as_written: AbstractContextManager[Any] = nullcontext()
 
@@ -57,9 +78,11 @@ class OwnWork(TorchFunctionMode):
             self._as_written = torch.compiler.set_stance("force_eager")
         self._as_written.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
+        self._is_going_on = True
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._is_going_on = False
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._as_written.__exit__(*error)
 
@@ -67,6 +90,8 @@ class OwnWork(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.is_grad_enabled():
             args, kwargs = tree_map_only(Tensor, self._inside, (args, kwargs))
+        if fn is Tensor.register_hook:
+            return fn(args[0], self._uncounted(*args[1:], **kwargs))  # type: ignore[no-untyped-call]
         result = fn(*args, **kwargs)
 
         def note(x: Tensor) -> Tensor:
@@ -81,8 +106,10 @@ class OwnWork(TorchFunctionMode):
     def check(self, results: Any) -> None:
         """Raise where results have a gradient by a way that is not seen here: it would be that of this process alone.
 
-        An `autograd.Function`, `torch.func` transforms and TorchScript take their arguments past torch's functions.
+        An `autograd.Function`, `torch.func` transforms and TorchScript take their arguments past torch's functions. A
+        reentrant checkpoint meets them in the backward pass only.
         """
+        size = self.outside.ranks.size
         waiting, seen = [x.grad_fn for x in _tensors(results) if x.grad_fn is not None], set()
         while waiting:
             node = waiting.pop()
@@ -96,12 +123,27 @@ class OwnWork(TorchFunctionMode):
                     "with a gradient that went into a torch.autograd.Function, a torch.func transform or TorchScript "
                     "as it was: give it x.view_as(x) there"
                 )
+            if hasattr(node, "run_function"):
+                raise RuntimeError(
+                    "shard: expected torch.utils.checkpoint with use_reentrant=False in an objective, got a reentrant "
+                    "one, whose gradients would be those of this process alone"
+                )
+            if hasattr(node, "_forward_cls"):
+                node.register_prehook(lambda grads: tuple(_times(grad, 1 / size) for grad in grads))
+                node.register_hook(lambda grads, _: tuple(_times(grad, size) for grad in grads))
             waiting += [edge for edge, _ in node.next_functions if edge is not None]
 
     def made(self, x: Tensor) -> Tensor:
         """Count `x` among what was made since."""
         self._made[x] = True
         return x
+
+    def _uncounted(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+        def uncounted(grad: Tensor) -> Tensor | None:
+            size = 1 if self._is_going_on else self.outside.ranks.size  # slopes that a solver follows are as they are
+            return _times(hook(grad / size), size)
+
+        return uncounted
 
     def _inside(self, x: Tensor) -> Tensor:
         if not x.requires_grad or x in self._made:
@@ -116,6 +158,10 @@ class OwnWork(TorchFunctionMode):
                 f"transform uses it, got a tensor with a gradient, of shape {tuple(x.shape)}, as it was"
             )
         return self.made(self.outside.of(x))
+
+
+def _times(grad: Tensor | None, factor: float) -> Tensor | None:
+    return None if grad is None else grad * factor
 
 
 def _tensors(*trees: Any) -> list[Tensor]:

@@ -1,8 +1,10 @@
 """The processes that share a solve, and what travels between them, with its derivative.
 
 A number that every process has is *shared*, and so is its gradient: each process holds the whole of it, as if it were
-alone. What a process computes of its share of the work is *its own*, and so is the gradient of that. The functions here
-lead from one to the other; the backward pass of each is another one of them.
+alone. What a process computes of its share of the work is *its own*, and the gradient of that counts `size` times: what
+is shared has the mean of the gradients that come from the work of all. So a number that every process computes alike
+within its own work (features that an objective keeps) has the right gradient wherever it is used, also elsewhere. The
+functions here lead from one to the other; the backward pass of each is made of them.
 """
 
 from __future__ import annotations
@@ -50,11 +52,11 @@ class Ranks:
         self._exchange(gather, result, sent.contiguous())
         return result.to(x.dtype)
 
-    def total(self, x: Tensor) -> Tensor:
-        """The sum of what the processes have."""
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of what the processes have."""
         result = x.to(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype, copy=True).contiguous()
         self._exchange(dist.all_reduce, result)
-        return result.to(x.dtype)
+        return result.div_(self.size).to(x.dtype)
 
     def own(self, x: Tensor) -> Tensor:
         """The part of `x`, `(size * n, ...)`, that this process works on, `(n, ...)`."""
@@ -124,7 +126,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Scatter.apply(grad, ctx.ranks), None, *(None,) * ctx.num_attached  # type: ignore[no-untyped-call]
+        return Scatter.apply(grad, ctx.ranks) * ctx.ranks.size, None, *(None,) * ctx.num_attached  # type: ignore[no-untyped-call]
 
 
 class Scatter(torch.autograd.Function):
@@ -137,11 +139,11 @@ class Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Gather.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]
+        return Gather.apply(grad, ctx.ranks) / ctx.ranks.size, None  # type: ignore[no-untyped-call]
 
 
 class Share(torch.autograd.Function):
-    """What is shared, to be used in own work: the gradients of all processes add up."""
+    """What is shared, to be used in own work."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
@@ -150,16 +152,16 @@ class Share(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Total.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]
+        return Mean.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]
 
 
-class Total(torch.autograd.Function):
-    """The shared sum of what the processes have of their own."""
+class Mean(torch.autograd.Function):
+    """The shared mean of what the processes have of their own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
-        return ranks.total(x)
+        return ranks.mean(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

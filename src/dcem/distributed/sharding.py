@@ -106,13 +106,16 @@ class Samples(_Shard):
     Raises:
         ValueError: there is no process group, this process is not in it, or the mesh has several axes; in a solve, the
             number of samples is not a multiple of that of processes, the solver has no samples to share, or a process
-            has another seed, noise, shape or objective (which each evaluates once more, at the initial mean, for this).
+            has another seed, noise, shape, objective (which each evaluates once more, at the initial mean, for this)
+            or set of parameters.
         RuntimeError: in a solve, another process has ended or does not come in time; or inside `torch.compile`,
             `torch.func` transforms and forward mode.
 
     The objective has to be deterministic: a process draws random numbers for its own candidates. A callback has to say
-    the same in each process. With fewer candidates than processes (the answer of a plan, [`dcem.Implicit`][]) each
-    evaluates all of them.
+    the same in each process. Every process has to use the same parameters in the same order whatever its candidates
+    are, with a factor of 0 those that these have nothing to do with (an expert that is asked about others). Parameters
+    are told apart by their shapes and numbers. With fewer candidates than processes (the answer of a plan,
+    [`dcem.Implicit`][]) each evaluates all of them.
 
     Example (`torchrun --nproc-per-node 4 script.py`)::
 
@@ -168,17 +171,19 @@ class Samples(_Shard):
                     f"objective: expected values of shape (*batch, N) = {expected} for candidates "
                     f"of shape (*batch, N, *event) = {tuple(own.shape)}, got {came(values, expected)}"
                 )
+            outside.attached.append(values.requires_grad)
             attached = [own, *outside.shares()] if values.requires_grad else []
             gathered: Tensor = Gather.apply(values.movedim(dim, 0), self.ranks, *attached)  # type: ignore[no-untyped-call]
             return gathered[:num].movedim(0, dim)
 
-        return minimize(WithData(shared, whole.data), init, solver, **options)
+        solution = minimize(WithData(shared, whole.data), init, solver, **options)
+        outside.agree()
+        return solution
 
-    @torch.no_grad()
     def _same_objective(self, whole: WithData, mean: Tensor, dim: int, bounds: Any) -> None:
         box = Bounds.check(bounds, mean.shape[dim:], mean)
-        mean = mean if box is None else box.clip(mean)
-        value: Any = whole(mean.unsqueeze(dim))
+        mean = (mean if box is None else box.clip(mean)).detach()
+        value: Any = whole(mean.unsqueeze(dim))  # as a solve would call it first: it may keep features, with a gradient
         if not isinstance(value, Tensor) or tuple(value.shape) != (*mean.shape[:dim], 1):
             return  # which the solve says better
         values = self.ranks.gathered(value.detach().double().reshape(1, -1))
@@ -209,7 +214,8 @@ class Problems(_Shard):
         ValueError: as in `Samples`; the first axis of the batch cannot be divided evenly.
         RuntimeError: as in `Samples`.
 
-    `solution.history` and what a callback sees are of the own problems.
+    `solution.history` and what a callback sees are of the own problems: of a loss of these, the gradient is the mean of
+    those of all processes.
 
     Example (`torchrun --nproc-per-node 4 script.py`)::
 
@@ -256,7 +262,10 @@ class Problems(_Shard):
         options["event_dims"] = start.event_dims
         with work:
             solution = minimize(own, map_tensors(part, start), solver, **options)
-        work.check([solution.x, solution.best_x, solution.best_value, *leaves(solution.distribution)])
+        results = [solution.x, solution.best_x, solution.best_value, *leaves(solution.distribution)]
+        work.check(results)
+        outside.attached += [x.requires_grad for x in results]
+        outside.agree()
         attached = [*parts, *outside.shares()]
 
         def joined(x: Tensor) -> Tensor:
