@@ -1,5 +1,9 @@
 """The doctor names what is wrong, and nothing where nothing is."""
 
+import dataclasses
+import inspect
+import re
+
 import pytest
 import torch
 
@@ -435,3 +439,62 @@ def test_a_share_of_elites_is_named() -> None:
     assert any(says.startswith("num_elites: 0.1 is a count") and says.endswith("num_elites=10") for says in advice)
     plain = dcem.diagnose(lambda x: (x - 1).square().sum(-1), torch.zeros(2), dcem.CEM(100, 10)).advice
     assert not any("is a count" in says for says in plain)
+
+
+def test_a_search_of_one_iteration_is_diagnosed():
+    goal, solver = away_from(torch.ones(2)), dcem.CEM(100, 10)
+    mpc = dcem.control.MPC(lambda x, u: x + u, lambda x, u: x.square().sum(-1), 3, 1, (-1.0, 1.0), num_iterations=1)
+    energy = dcem.energy.EnergyModel(lambda x, y: (y - x.unsqueeze(-2)).square().sum(-1), 2, solver, num_iterations=1)
+    for found in (
+        dcem.diagnose(goal, torch.zeros(2), solver, num_iterations=1),
+        mpc.diagnose(torch.ones(2, 1)),
+        energy.diagnose(torch.ones(3, 2)),
+    ):
+        assert len(found.rows) == 1
+        assert str(found)
+
+
+SETTINGS = {
+    *inspect.signature(dcem.minimize).parameters,
+    *(name for solver in (dcem.CEM, dcem.MPPI, dcem.GradientDescent) for name in inspect.signature(solver).parameters),
+    "temperature",
+}
+SOLVERS = [
+    *(dcem.CEM(n, k, selection, init_std=std) for n, k in ((4, 2), (100, 10)) for std in (0.05, 3.0)
+      for selection in (dcem.HardTopK(), dcem.LML(0.01), dcem.LML(5.0))),
+    *(dcem.MPPI(n, tau, init_std=std) for n in (4, 100) for tau in (0.01, 5.0) for std in (0.05, 3.0)),
+    *(dcem.GradientDescent(lr) for lr in (1e-3, 0.1, 3.0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_advice_names_settings_that_are_there(solver):
+    theta = target(1.5, -1.5)
+    has = {field.name for field in dataclasses.fields(solver)} | {*inspect.signature(dcem.diagnose).parameters}
+    has |= {"temperature"} if hasattr(getattr(solver, "selection", None), "temperature") else set()
+    objectives = [
+        away_from(100 * theta),
+        lambda x: -away_from(theta)(x),
+        lambda x: 1e-3 * away_from(theta)(x) + 1e8,
+        lambda x: torch.where(x[..., 0] > 0.5, torch.nan, away_from(theta)(x).cos()),
+    ]
+    for objective in objectives:
+        for iterations in (2, 12):
+            start = torch.zeros(2, dtype=torch.float64)
+            found = dcem.diagnose(objective, start, solver, num_iterations=iterations, num_seeds=2)
+            for says in found.advice:
+                assert {*re.findall(r"\w+", says)} & SETTINGS <= has, says
+
+
+def test_a_slow_descent_is_told_what_it_can_change():
+    slow = dcem.diagnose(away_from(100.0), torch.zeros(2), dcem.GradientDescent(0.01), num_iterations=30)
+    assert [says.partition(":")[0] for says in slow.advice] == ["num_iterations"]
+    fast = dcem.diagnose(away_from(1.0), torch.zeros(2), dcem.GradientDescent(3.0), num_iterations=5)
+    assert [says.partition(":")[0] for says in fast.advice] == ["lr"]
+    right = dcem.diagnose(away_from(100.0), torch.zeros(2), dcem.GradientDescent(0.4), num_iterations=30)
+    assert right.advice == []
+
+
+def test_the_std_of_a_start_of_its_own_is_named():
+    far = dcem.diagnose(away_from(100.0), dcem.Gaussian(torch.zeros(2), torch.ones(2)), dcem.CEM())
+    assert any("raise the std of init" in says for says in far.advice)

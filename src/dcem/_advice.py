@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,17 +21,19 @@ if TYPE_CHECKING:
 
 
 class Start(NamedTuple):
-    """Where a search begins: mean and std `(*batch, *event)`, and the box that it stays in."""
+    """Where a search begins: mean and std `(*batch, *event)`, the box that it stays in, and what sets the std."""
 
     mean: Tensor
     std: Tensor
     bounds: Bounds | None
     batch_dims: int
+    width: str
 
     @classmethod
-    def of(cls, distribution: Distribution, bounds: Bounds | None) -> Start:
-        """That of the first `g_φ`."""
-        return cls(distribution.mean, std_of(distribution), bounds, len(distribution.batch_shape))
+    def of(cls, distribution: Distribution, bounds: Bounds | None, is_given: bool) -> Start:
+        """That of the first `g_φ`, which is given, or made of means and the solver's `init_std`."""
+        width = "the std of init (init_std of a layer)" if is_given else "init_std"
+        return cls(distribution.mean, std_of(distribution), bounds, len(distribution.batch_shape), width)
 
     @property
     def is_open(self) -> bool:
@@ -57,6 +60,13 @@ def std_of(distribution: Distribution) -> Tensor:
     return torch.ones_like(distribution.mean) if std is None else std.detach().clamp(min=1e-12)
 
 
+def _either(solver: Solver, *names: str) -> str:
+    """Those of these settings that the solver has, or its selection."""
+    known = {field.name for field in fields(solver)}  # type: ignore[arg-type]
+    known |= {"temperature"} if hasattr(getattr(solver, "selection", None), "temperature") else set()
+    return " or ".join(name for name in names if name in known)
+
+
 def advise(
     rows: list[Row],
     comparison: Comparison | None,
@@ -72,14 +82,18 @@ def advise(
     """Sentences that name a setting and what to do with it."""
     advice = [] if refused is None else [refused]
     advice += _of_objective(rows, solution, start, solver)
+    descends = isinstance(solver, GradientDescent)
     if not getattr(solver, "momentum", 0.0) and _is_endless(rows, start):  # with momentum all falls faster at first
+        remedy = "raise lr or num_iterations" if descends else f"raise {start.width}"
         advice.append(
             "objective: it seems to have no minimum: is it a reward (minimise its negative)? or give bounds; if the "
-            "minimum is far away, raise init_std"
+            f"minimum is far away, {remedy}"
         )
+    elif descends:
+        advice += _of_descent(rows, solution)
     else:
-        advice += _of_search(rows, travelled, spread, harm, solution, solver)
-    return advice + _of_gradient(comparison, gradient)
+        advice += _of_search(rows, travelled, spread, harm, solution, solver, start.width)
+    return advice + _of_gradient(comparison, gradient, solver)
 
 
 def _of_objective(rows: list[Row], solution: Solution, start: Start, solver: Solver) -> list[str]:
@@ -93,10 +107,12 @@ def _of_objective(rows: list[Row], solution: Solution, start: Start, solver: Sol
             "Of a controller dcem.control.run says where its model fails"
         )
     elif failed > 0.1:
-        advice.append(f"objective: up to {failed:.0%} of the samples failed; tighten bounds or init_std")
+        narrower = "lr" if isinstance(solver, GradientDescent) else start.width
+        advice.append(f"objective: up to {failed:.0%} of the samples failed; tighten bounds, or lower {narrower}")
     if (solution.status == Status.FLAT).any():
         advice.append(
-            "objective: all values were equal up to rounding; raise init_std, or take a constant out of the objective"
+            f"objective: all values were equal up to rounding; raise {start.width}, or take a constant out of "
+            "the objective"
         )
     if isinstance(solver, GradientDescent) and (start.rests(solution.x) & ~lost).any():
         advice.append(
@@ -110,11 +126,29 @@ def _is_endless(rows: list[Row], start: Start) -> bool:
     """Whether the values seem to fall for ever: to the last iterations, while the std grows or, of a solver that leaves
     it as it is, faster and faster.
     """
-    first, middle, late, last = (rows[i].best for i in (0, len(rows) // 2, -1 - max(1, len(rows) // 5), -1))
-    if len(rows) < 4 or not start.is_open or not late - last > 0.1 * (first - last) > 0:
+    if not start.is_open or not _falls_to_the_end(rows):
         return False
+    first, middle, last = (rows[i].best for i in (0, len(rows) // 2, -1))
     before, after = float(start.std.mean()), rows[-1].std
     return after > 1.5 * before or (after == before and middle - last > 1.5 * (first - middle))
+
+
+def _falls_to_the_end(rows: list[Row]) -> bool:
+    """Whether a tenth of what all iterations gain comes in the last fifth of them."""
+    if len(rows) < 4:
+        return False
+    first, late, last = (rows[i].best for i in (0, -1 - max(1, len(rows) // 5), -1))
+    return late - last > 0.1 * (first - last) > 0
+
+
+def _of_descent(rows: list[Row], solution: Solution) -> list[str]:
+    """What the values of a descent say, which has one candidate and no std that falls."""
+    first, last = (solution.history[i].values.detach() for i in (0, -1))
+    if (last > first + 1e-3 * first.abs()).any():
+        return ["lr: the values are higher at the end than at the start; lower lr"]
+    if _falls_to_the_end(rows):
+        return ["num_iterations: the values still fall in the last iterations; iterate longer, or raise lr"]
+    return []
 
 
 def _of_search(
@@ -124,6 +158,7 @@ def _of_search(
     harm: tuple[float, float],
     solution: Solution,
     solver: Solver,
+    width: str,
 ) -> list[str]:
     """What the samples say: where they went, how many share the weight, and whether they came to rest."""
     advice = []
@@ -135,7 +170,7 @@ def _of_search(
             f"{solver.num_samples} samples is num_elites={wanted * solver.num_samples:g}"
         )
     if travelled > 2.5:  # where a std that shrinks with each selection stops a search: at about 3
-        advice.append(f"init_std: the answer lies {travelled:.2g} stds from the start; raise init_std, or move init")
+        advice.append(f"init_std: the answer lies {travelled:.2g} stds from the start; raise {width}, or move init")
     told = (solution.status != Status.NONFINITE) & (solution.status != Status.FLAT)
     moves = last.std > 0.3 * first.std and last.best < first.best
     late, noisy = harm
@@ -145,11 +180,12 @@ def _of_search(
             f"temperature: {shared:.0f} samples share the weight where num_elites asks for {wanted:g}; "
             "lower the temperature of the selection to select more sharply"
         )
-    samples = isinstance(solver, SamplingSolver)  # gradient descent has no std that falls
-    if samples and moves and late > 0.05:
+    sharper = _either(solver, "temperature", "num_elites")
+    if isinstance(solver, SamplingSolver) and moves and late > 0.05:
+        falls = f"the std is still {last.std:.2g} ({first.std:.2g} after the first)"
         advice.append(
-            f"num_iterations: the std is still {last.std:.2g} ({first.std:.2g} after the first); iterate longer, or "
-            "lower the temperature or num_elites"
+            f"num_iterations: {'the values still fall' if last.std == first.std else falls}; iterate longer"
+            + (f", or lower {sharper}" if sharper else "")
         )
     settled = next((t for t, row in enumerate(rows, 1) if row.std < 1e-4 * first.std), len(rows))
     if settled < 0.7 * len(rows):
@@ -157,12 +193,12 @@ def _of_search(
     if spread > 0.1 and noisy > 0.02:
         advice.append(
             f"num_samples: answers of different noise lie {spread:.2g} stds of the start apart: there are several "
-            "basins, or too few samples; raise num_samples or num_elites"
+            f"basins, or too few samples; raise {_either(solver, 'num_samples', 'num_elites')}"
         )
     return advice
 
 
-def _of_gradient(comparison: Comparison | None, gradient: GradientMode) -> list[str]:
+def _of_gradient(comparison: Comparison | None, gradient: GradientMode, solver: Solver) -> list[str]:
     """What finite differences say."""
     advice = []
     if comparison is not None and comparison.error > 0.05:
@@ -178,8 +214,9 @@ def _of_gradient(comparison: Comparison | None, gradient: GradientMode) -> list[
             f"{comparison.expected:.3g}; {cure}"
         )
     elif comparison is not None and comparison.is_open:
+        softer = _either(solver, "temperature")
         advice.append(
             "gradient: finite differences of several step sizes do not agree: the answer jumps with the parameters; "
-            "raise the temperature, or use float64"
+            + (f"raise {softer}, or use float64" if softer else "use float64")
         )
     return advice

@@ -200,7 +200,7 @@ def diagnosed(
             searched.init, solver, num_iterations=None, event_dims=event_dims, bounds=searched.bounds, generator=None,
             noise=None, proposals=None,
         )  # fmt: skip
-        start = Start.of(setup.start.distribution, setup.bounds)
+        start = Start.of(setup.start.distribution, setup.bounds, isinstance(searched.init, Distribution))
         scale = start.std
         others = [solve(Detach(), seed + i, False).solution for i in range(1, num_seeds)]
         spread = float((torch.stack([solution.x.detach(), *(other.x for other in others)]).std(0) / scale).max())
