@@ -304,6 +304,44 @@ def test_no_mode_drops_a_gradient_silently(theta, noise):
         solve(theta, noise[:, :1], dcem.Prune(), dcem.GradientDescent())
 
 
+class Once(torch.autograd.Function):
+    """The sum of squares, whose slope autograd takes for a constant."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square().sum(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad.unsqueeze(-1)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("smooth", [0.0, 1.0])  # alone, and beside a part that has a second derivative
+@pytest.mark.parametrize("mode", [dcem.Implicit(), dcem.Unroll(), dcem.Checkpoint()])
+def test_what_is_differentiable_once_gives_no_wrong_second_derivative(theta, mode, smooth):
+    def once(x):
+        away = x - theta
+        return Once.apply(away) + smooth * away.square().sum(-1)
+
+    says, start = "objective: expected one that is differentiable twice, got one through Once", torch.zeros(D).double()
+    solver = dcem.CEM() if isinstance(mode, dcem.Implicit) else dcem.GradientDescent()
+    with pytest.raises((ValueError, RuntimeError), match=says):
+        dcem.minimize(once, start, solver, gradient=mode).x.sum().backward()
+    with pytest.raises(ValueError, match=says):
+        dcem.implicit.argmin(once, theta.detach())
+    x = dcem.minimize(once, start, solver, gradient=dcem.Detach(), num_iterations=20).x
+    torch.testing.assert_close(x, theta.detach(), atol=0.05, rtol=0)  # of one that is not asked for nothing is said
+
+    def before(x):  # the first derivative of what comes before the objective is enough
+        return (x - Once.apply(theta)).square().sum(-1)
+
+    x = dcem.minimize(before, start, solver, gradient=mode, num_iterations=20).x
+    torch.testing.assert_close(jacobian(x, theta)[0], 2 * theta.detach(), atol=0.05, rtol=0)
+
+
 def test_the_gradient_of_the_noise_is_not_dropped_either(theta, noise):
     noise = noise.clone().requires_grad_()
     assert torch.autograd.grad(solve(theta, noise, dcem.Unroll()).x.sum(), noise)[0].flatten(1).any(1).all()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import has_tangent, in_forward_mode
+from dcem._second import first_only, refusal
 from dcem.implicit.dense import Spectrum, apply, rounding, smallest_eigenvalue
 from dcem.implicit.equation import Theorem, attach, check_arguments, check_returned
 from dcem.implicit.krylov import conjugate_gradient, generic, minimum_residual
@@ -63,8 +64,8 @@ def argmin(
 
     Raises:
         TypeError: `solution` is not a floating point tensor, or `objective` does not return a tensor.
-        ValueError: `objective` returns another shape, does not depend on `x`, or an option is out of its
-            range.
+        ValueError: `objective` returns another shape, does not depend on `x`, or has no second derivative
+            (`once_differentiable`), or an option is out of its range.
 
     Source: Dontchev & Rockafellar, "Implicit Functions and Solution Mappings", 2009, theorem 1B.1.
 
@@ -262,6 +263,8 @@ def _gradient_of(objective: Callable[..., Tensor], batch_dims: int) -> Callable[
             if value.requires_grad:
                 (grad,) = torch.autograd.grad(value, x, create_graph=True, allow_unused=True)
                 if grad is not None:
+                    if (name := first_only(value, x)) is not None:
+                        raise ValueError(refusal(name))
                     return grad
         raise ValueError("objective: expected a function of x, got one that does not depend on x")
 

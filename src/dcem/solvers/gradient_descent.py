@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from dcem._check import check_fraction, check_positive, check_scalar
 from dcem._eager import all_true, in_forward_mode, is_eager
 from dcem._evaluate import Evaluation
+from dcem._second import OnceOnly, first_only
 from dcem._tree import map_tensors
 from dcem.distributions import Distribution
 from dcem.solvers.base import Objective, Solver, Step
@@ -137,6 +138,8 @@ def _values_and_slopes(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]
         # Where only the candidate itself asks for a gradient there is nothing to differentiate the answer by.
         differentiable = differentiable and (point is x or _reaches_another_leaf(value, point))
         (gradient,) = torch.autograd.grad(value, point, create_graph=differentiable)
+        if differentiable and (name := first_only(value, point)) is not None:
+            gradient = OnceOnly.apply(gradient, value, name)  # type: ignore[no-untyped-call]
     return (values, gradient) if differentiable else (values.detach(), gradient)
 
 
