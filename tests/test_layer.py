@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -308,6 +309,41 @@ FROM_NUMPY = r"; make a Tensor of an array with torch\.from_numpy\(\.\.\.\)$"
 def test_numbers_are_not_listed_and_arrays_have_a_remedy(call, match):
     with pytest.raises((TypeError, ValueError), match=match):
         call()
+
+
+MANY = torch.zeros(900)
+
+
+class Pair(NamedTuple):
+    low: Tensor
+    high: Tensor
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("bounds", "came"),
+    [
+        ([[MANY]], "a list of a list of a Tensor of shape (900,)"),
+        ([[[[[[[[MANY]]]]]]]], "a list of a list of a list of a list of a list"),
+        ({"low": [MANY.numpy()]}, "a dict of a list of an ndarray of shape (900,)"),
+        (Pair(MANY, [MANY]), "a list of a Tensor of shape (900,)"),
+        ([Pair(MANY, MANY)], "a list of a Pair of a Tensor of shape (900,), a Tensor of shape (900,)"),
+        (dcem.CEM(init_std=MANY), "a CEM of 100, 10, LML(temperature=1), a Tensor of shape (900,), True"),
+        ((MANY, MANY * torch.nan), "bounds[1]: expected numbers, got NaN among 900"),
+        (([*map(str, range(900))], None), "'49', '50'"),
+        ([MANY] * 1000, "a list of a Tensor of shape (900,), a Tensor"),
+    ],
+)
+def test_nor_are_those_of_what_holds_tensors(bounds, came):
+    with pytest.raises((TypeError, ValueError)) as error:
+        dcem.minimize(lambda x: x.sum(-1), torch.zeros(900), bounds=bounds)
+    assert came in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_of_a_start_that_is_not_finite_one_number_is_shown():
+    with pytest.raises(ValueError, match="^init: expected finite parameters, got nan among 900 numbers$"):
+        dcem.minimize(lambda x: x.sum(-1), MANY * torch.nan)
 
 
 @pytest.mark.cpu

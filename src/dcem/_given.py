@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
 
+_MOST = 300
+"""Characters that are shown of what is long."""
+
 
 def brief(value: Any) -> str:
     """What came where something else was expected: of tensors and arrays the shape, of the rest the value."""
+    text = _brief(value, 4)
+    return text if len(text) <= _MOST else f"{text[:_MOST]}..."
+
+
+def _brief(value: Any, depth: int) -> str:
     if isinstance(value, Tensor) or _is_array(value):
         return f"a{'' if isinstance(value, Tensor) else 'n'} {type(value).__name__} of shape {tuple(value.shape)}"
-    if any(isinstance(part, Tensor) or _is_array(part) for part in _parts(value)):
-        return f"a {type(value).__name__} of {', '.join(map(brief, _parts(value)))}"
-    return repr(value)
+    if not _holds_numbers(value, depth):
+        return repr(value)
+    parts = f" of {', '.join(_brief(part, depth - 1) for part in _parts(value))}" if depth else ""
+    return f"a {type(value).__name__}{parts}"
+
+
+def _holds_numbers(value: Any, depth: int) -> bool:
+    """Whether there are tensors or arrays in it, or in what it holds; what is nested deeper than `depth` may."""
+    if isinstance(value, Tensor) or _is_array(value):
+        return True
+    parts = _parts(value)
+    return any(_holds_numbers(part, depth - 1) for part in parts) if depth else bool(parts)
 
 
 def kind(value: Any) -> str:
@@ -36,7 +54,14 @@ def from_numpy(value: Any) -> str:
 
 
 def _parts(value: Any) -> list[Any]:
-    return list(value.values() if type(value) is dict else value) if type(value) in (tuple, list, dict) else []
+    """What a container shows of itself."""
+    if isinstance(value, (tuple, list)):
+        return list(value)
+    if isinstance(value, dict):
+        return list(value.values())
+    if is_dataclass(value) and not isinstance(value, type) and type(value).__dataclass_params__.repr:  # type: ignore[attr-defined]
+        return [getattr(value, field.name) for field in fields(value)]
+    return []
 
 
 def _is_array(value: Any) -> bool:

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dcem._eager import next_node
+from dcem._given import brief
 
 STEPS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Of the finite differences, in units of the parameters; the pair that agrees best counts."""
@@ -65,7 +66,7 @@ def checked(parameters: Iterable[Tensor]) -> list[Tensor]:
     given: list[Any] = list(parameters)
     for parameter in given:
         if not isinstance(parameter, Tensor) or not parameter.requires_grad:
-            came = parameter if not isinstance(parameter, Tensor) else "one without"
+            came = "one without" if isinstance(parameter, Tensor) else brief(parameter)
             raise TypeError(f"parameters: expected tensors that require a gradient, got {came}")
     return given
 

@@ -95,7 +95,7 @@ def where(mask: Tensor, new: Any, old: Any) -> Any:
 def _with_proposals(state: Any, proposals: object, solver: Solver) -> Any:
     """The first state with the candidates that take part in every iteration."""
     if not isinstance(solver, SamplingSolver):
-        raise ValueError(f"proposals: expected None for a solver that selects among no samples, {solver}")
+        raise ValueError(f"proposals: expected None for a solver that selects among no samples, got {brief(solver)}")
     if not isinstance(proposals, Tensor) or not proposals.is_floating_point():
         came = proposals.dtype if isinstance(proposals, Tensor) else kind(proposals)
         raise TypeError(f"proposals: expected a floating-point Tensor (*batch, M, *event) or None, got {came}")

@@ -230,7 +230,7 @@ def _side(name: str, side: Any, event_shape: torch.Size) -> float | Tensor | Non
         try:
             side = torch.as_tensor(side, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError):  # of strings, or ragged
-            raise TypeError(f"{name}: expected numbers, got {side!r}") from None
+            raise TypeError(f"{name}: expected numbers, got {brief(side)}") from None
     if not isinstance(side, Tensor):
         raise TypeError(f"{name}: expected None, a number or a Tensor, got {kind(side)}")
     try:
@@ -249,5 +249,5 @@ def _side(name: str, side: Any, event_shape: torch.Size) -> float | Tensor | Non
             + remedy
         )
     if is_eager() and side.device.type == "cpu" and side.isnan().any():
-        raise ValueError(f"{name}: expected numbers, got NaN in {side}")
+        raise ValueError(f"{name}: expected numbers, got NaN among {side.numel()}")
     return side

@@ -70,7 +70,9 @@ def capture(solver: AnySolver, *, backend: str | Callable[..., Any] = "inductor"
         raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {brief(solver)}")
     rates: Any = getattr(solver, "lr", None)
     if getattr(solver, "population_decay", 1) != 1 or (isinstance(rates, Tensor) and rates.dim()):
-        raise ValueError(f"solver: expected iterations that are alike, of population_decay=1 and one lr, got {solver}")
+        raise ValueError(
+            f"solver: expected iterations that are alike, of population_decay=1 and one lr, got {brief(solver)}"
+        )
     kind = solver._kind if isinstance(solver, _Captured) else type(solver)
     # How often a function is compiled anew is counted, and limited, by its code: each captured solver has its own.
     own = types.FunctionType(_step.__code__.replace(), globals(), f"step_of_{kind.__name__}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import Fixed, check_count
+from dcem._given import brief
 from dcem.control.mujoco_pool import Pool
 from dcem.control.mujoco_source import check_actions, check_inputs, current_model, data_of, own_frame_skip, sensor_range
 
@@ -191,7 +192,7 @@ class MujocoModel:
             parts.append(np.asarray(now.sensordata)[indices])
         state = np.concatenate([*parts, np.asarray(carried, dtype=float).reshape(-1)])
         if state.shape != self.state_shape:
-            raise ValueError(f"carried: expected {self.num_carried} numbers, got {carried!r}")
+            raise ValueError(f"carried: expected {self.num_carried} numbers, got {brief(carried)}")
         return torch.tensor(state, dtype=torch.get_default_dtype())
 
     def simulate(self, state: np.ndarray[Any, Any], actions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -58,8 +58,9 @@ class Distribution(ABC):
     def check(self) -> None:
         """Raise a `ValueError` where the parameters make no distribution; they can be looked at."""
         for leaf in leaves(self):
-            if not leaf.isfinite().all():
-                raise ValueError(f"init: expected finite parameters, got {leaf}")
+            if not (finite := leaf.isfinite()).all():
+                wrong = leaf[~finite][0].item()
+                raise ValueError(f"init: expected finite parameters, got {wrong} among {leaf.numel()} numbers")
 
     def with_mean(self, mean: Tensor) -> Distribution:
         """Move the distribution so that its mean is `mean`; spread and shape stay.

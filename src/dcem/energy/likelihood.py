@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_positive
+from dcem._given import brief
 from dcem.energy.base import condition
 
 POINTS = {1: 512, 2: 64}
@@ -65,7 +66,7 @@ def log_likelihood(
         raise ValueError(f"num_points: expected at least 1, got {points}")
     sides = [torch.as_tensor(side, dtype=y.dtype, device=y.device).expand(size) for side in (low, high)]
     if not (sides[0] < sides[1]).all():
-        raise ValueError(f"low, high: expected low < high, got {low} and {high}")
+        raise ValueError(f"low, high: expected low < high, got {brief(low)} and {brief(high)}")
     if ((y < sides[0]) | (y > sides[1])).any():
         raise ValueError(
             f"y: expected values between low={low} and high={high}, got {float(y.min()):g} to {float(y.max()):g}"

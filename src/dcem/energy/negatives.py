@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._given import brief
 from dcem.distributions import WhiteNoise
 from dcem.energy.model import EnergyModel
 from dcem.gradients import Detach
@@ -44,9 +45,9 @@ def check_correction(model: EnergyModel, options: dict[str, Any]) -> None:
     if model.decoder is not None or model.bounds is not None or options.get("bounds") is not None:
         raise ValueError("correction: expected a model without bounds and decoder, whose candidates have a density")
     if not isinstance(solver, SamplingSolver) or getattr(solver, "keep_elites", 0) > 0:
-        raise ValueError(f"correction: expected a sampling solver without kept elites, got {solver}")
+        raise ValueError(f"correction: expected a sampling solver without kept elites, got {brief(solver)}")
     if type(solver).sample not in (SamplingSolver.sample, CEM.sample):
-        raise ValueError(f"correction: expected a solver that draws from its distribution, got {solver}")
+        raise ValueError(f"correction: expected a solver that draws from its distribution, got {brief(solver)}")
     if options.get("proposals") is not None:
         raise ValueError("correction: expected no proposals, whose density is not known")
     if noise is not None and not isinstance(noise, (Tensor, WhiteNoise)):

@@ -88,7 +88,7 @@ def check_effective(effective: float | Tensor, k: float | Tensor, scores: Tensor
         )
     n = scores.shape[dim]
     if not (0 if isinstance(k, Tensor) else k) < number <= n:
-        raise ValueError(f"effective: expected a number with k < effective <= {n}, for k = {k}, got {effective}")
+        raise ValueError(f"effective: expected a number with k < effective <= {n}, for k = {brief(k)}, got {effective}")
     return number
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dcem._check import check_count, check_fraction, check_positive
+from dcem._given import brief
 from dcem.bounds import Bounds, BoundsLike, clip
 from dcem.world.base import WorldModel, batch_axes
 from dcem.world.sequences import check_ends_elsewhere, check_within
@@ -105,7 +106,7 @@ class LatentModel(WorldModel):
             for side, open_ in ((box.low, -torch.inf), (box.high, torch.inf))
         )
         if not (low.isfinite().all() and high.isfinite().all() and (low < high).all()):
-            raise ValueError(f"bounds: expected finite low < high, got {bounds}")
+            raise ValueError(f"bounds: expected finite low < high, got {brief(bounds)}")
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         numbers = TwoHot()
