@@ -1,5 +1,6 @@
 """An experiment by several processes is that of one, and goes on with any number of them."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from dcem.experiments import cli
+from dcem.experiments.harness import launch
 from dcem.experiments.harness.reading import records_of
 from dcem.experiments.harness.run import Run
 
@@ -109,6 +111,38 @@ def test_two_processes_plan_for_each_other_and_learn_what_one_learns(tmp_path: P
     for record, other in zip(one, two, strict=True):
         seconds = {key: record[key] for key in record if key.endswith("_s")}
         assert other | seconds == pytest.approx(record, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "leaves"),
+    [
+        (["hydra.run.dir=there"], "hydra.run.dir="),
+        (["+hydra.run.dir=there"], "+hydra.run.dir="),
+        (["++hydra.run.dir='there'"], "++hydra.run.dir="),
+        (["hydra.run.dir=here", "++hydra.run.dir=there"], "++hydra.run.dir="),
+        (["resume=there"], "resume="),
+        ([], "hydra.run.dir="),
+    ],
+)
+def test_the_other_processes_write_elsewhere_however_the_folder_is_given(
+    asked: list[str], leaves: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "joined", lambda name, is_sweep: contextlib.nullcontext(1))  # as the second of two
+
+    def run(name: str, arguments: list[str]) -> int:
+        folder, *others = arguments
+        assert others == ["seed=1"]
+        assert folder.startswith(leaves)
+        own = Path(folder.removeprefix(leaves))
+        assert not own.is_relative_to(tmp_path)
+        assert (own / "config.yaml").exists() == bool(asked)
+        return 0
+
+    monkeypatch.setattr(launch, "_launch", run)
+    assert launch.launch("regression", ["seed=1", *asked]) == 0
 
 
 def test_what_is_not_divided_is_not_made_by_several_processes(

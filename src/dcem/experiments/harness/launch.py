@@ -40,7 +40,8 @@ from dcem.experiments.harness.reading import CONFIG, experiment_of, yaml_of
 from dcem.experiments.harness.run import Interrupted, Run
 from dcem.experiments.harness.settings import choose_device, require
 
-FOLDERS = ("resume=", "hydra.run.dir=")
+FOLDER = re.compile(r"(resume|\+{0,2}hydra\.run\.dir)=(.*)", re.DOTALL)
+KINDS = {"Integer": "a whole number (no point, no exponent)", "Float": "a number"}
 SWEEPS = {"-m", "--multirun"}
 SHOWS = {"--hydra-help", "--version", "-c", "--cfg", "-i", "--info"}
 OPTIONS = {*SWEEPS, *SHOWS, "-h", "--help", "-p", "--package", "--resolve"}
@@ -53,12 +54,12 @@ def launch(name: str, arguments: Sequence[str]) -> int:
         print(explain(name, EXPERIMENTS[name].summary, module.Config, getattr(module, "GROUPS", {})))
         return 0
     with joined(name, is_sweep=bool(SWEEPS & set(arguments))) as rank:
-        asked = [argument for argument in arguments if argument.startswith(FOLDERS)]
-        with own_folder(rank, asked[0].partition("=")[2].strip("'\"") if asked else None) as folder:
+        asked = [found for argument in arguments if (found := FOLDER.fullmatch(argument))]
+        with own_folder(rank, asked[-1][2].strip("'\"") if asked else None) as folder:
             if rank > 0:
-                others = [argument for argument in arguments if argument not in asked]
-                resumed = asked and asked[0].startswith("resume=")
-                arguments = [f"{'resume' if resumed else 'hydra.run.dir'}={folder}", *others]
+                others = [argument for argument in arguments if not FOLDER.fullmatch(argument)]
+                key = asked[-1][1] if asked else "hydra.run.dir"
+                arguments = [f"{key}={folder}", *others]
             return _launch(name, arguments)
 
 
@@ -235,8 +236,11 @@ def _composed(name: str, module: ModuleType, overrides: list[str]) -> DictConfig
     try:
         for override in OverridesParser.create().parse_overrides(overrides):
             group, chosen = override.key_or_group, override.value()
+            require(bool(group), str(override.input_line), "a setting, key=value", "no key")
             if group in groups and not override.is_sweep_override():
                 require(isinstance(chosen, str), group, f"one of {', '.join(groups[group])}", chosen)
+            if group.startswith("hydra/"):
+                require(not isinstance(chosen, (int, float)), group, "a name", chosen)
         config = compose(name, overrides, return_hydra_config=True)
         plain = copy.deepcopy(config)
         with open_dict(plain):
@@ -254,10 +258,13 @@ def _composed(name: str, module: ModuleType, overrides: list[str]) -> DictConfig
         raise BadCommand(str(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
         unknown_key = re.match(r"Could not (?:override|append to config\. An item is already at) '([^']+)'", str(error))
-        value = re.match(r"Error merging override ([^=]+)=(.+)", str(error))
+        value = re.match(r"Error merging override \+*([^=]+)=(.+)", str(error))
+        kind = re.search(r"could not be converted to (\w+)", str(error.__cause__))
         said = _no_setting(unknown_key[1], module, overrides) if unknown_key else _one_line(error)
         if value and "is not a ListConfig" in str(error.__cause__):
             said = f"{value[1]}: expected a list, {value[1]}=[{value[2]}]; got {value[2]}"
+        elif value and kind and kind[1] in KINDS:
+            said = f"{value[1]}: expected {KINDS[kind[1]]}{' in each entry' * value[2].startswith('[')}; got {value[2]}"
         raise BadCommand(said) from None
 
 
