@@ -74,6 +74,7 @@ def test_lists_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
         (["regression", "-m", "=3"], "regression: =3: expected a setting, key=value; got no key"),
         (["regression", "=3", "--cfg", "job"], "regression: =3: expected a setting, key=value; got no key"),
         (["regression", "hydra/launcher=3"], "regression: hydra/launcher: expected a name; got 3"),
+        (["regression", "hydra/launcher=null"], "regression: hydra/launcher: expected a name; got None"),
         (["regression", "solver=adam"], "Could not find 'solver/adam' Available options in 'solver': dcem gd light"),
         (
             ["regression", "solver=gd", "solver.temperature=1"],

@@ -239,8 +239,8 @@ def _composed(name: str, module: ModuleType, overrides: list[str]) -> DictConfig
             require(bool(group), str(override.input_line), "a setting, key=value", "no key")
             if group in groups and not override.is_sweep_override():
                 require(isinstance(chosen, str), group, f"one of {', '.join(groups[group])}", chosen)
-            if group.startswith("hydra/"):
-                require(not isinstance(chosen, (int, float)), group, "a name", chosen)
+            if group.startswith("hydra/") and not override.is_delete():
+                require(not isinstance(chosen, (int, float, type(None))), group, "a name", chosen)
         config = compose(name, overrides, return_hydra_config=True)
         plain = copy.deepcopy(config)
         with open_dict(plain):
