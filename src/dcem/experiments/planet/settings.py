@@ -46,13 +46,18 @@ class Embedding:
 
 @dataclass
 class Rates:
-    """Of parts that are not tuned at `tuning.lr`; 0 for those that are."""
+    """Of parts that are not tuned at `tuning.lr`."""
 
     reward: float = setting(0.0, at_least=0)
+    """Learning rate of the reward; 0 for `tuning.lr`, here and below."""
     dynamics: float = setting(0.0, at_least=0)
+    """Of the dynamics."""
     value: float = setting(0.0, at_least=0)
+    """Of the model's values."""
     decoder: float = setting(0.0, at_least=0)
+    """Of the decoder."""
     std: float = setting(0.0, at_least=0)
+    """Of the std of the action, where it is learned."""
 
 
 @dataclass
