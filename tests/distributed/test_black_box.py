@@ -8,6 +8,8 @@ import random
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 import dcem
 from dcem.distributed import PoolObjective, PoolRollout, RayObjective, RayRollout, black_box, pool
-from dcem.distributed.black_box import Engine
+from dcem.distributed.black_box import Engine, Lost
 
 SOLVER = dcem.CEM(12, 4)
 
@@ -238,11 +240,92 @@ def test_the_start_of_a_worker_is_no_part_of_a_call(monkeypatch: pytest.MonkeyPa
     workers = black_box.Workers(engine, 1, timeout=2.0, retries=0, progress=False)
     assert workers.call([()]) == [1.0]
     assert workers.num_lost == 0
-    monkeypatch.setattr(engine, "since", lambda worker: None)  # it never comes
-    monkeypatch.setattr(engine, "there", None)
+
+
+class Fleeting(Engine):
+    """Workers that are there at once, and of which some end before they are given anything."""
+
+    def __init__(self, ends: Callable[[int], bool]) -> None:
+        self.ends, self.started = ends, 0
+
+    def start(self, seed: int) -> int:
+        self.started += 1
+        return self.started
+
+    def give(self, worker: int, arguments: tuple[Any, ...]) -> None:
+        if self.ends(worker):
+            raise Lost("out of memory")
+
+    def wait(self, workers: list[int], seconds: float | None) -> list[int]:
+        assert workers, "waits for nobody"
+        return workers
+
+    def take(self, worker: int) -> float:
+        return 1.0
+
+    def stop(self, worker: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("timeout", [None, 3.0])
+def test_workers_that_are_gone_before_they_are_given_anything_cost_no_try(timeout: float | None) -> None:
+    engine = Fleeting(lambda worker: worker <= 2)
+    workers = black_box.Workers(engine, 2, timeout, retries=0, progress=False)
+    assert workers.call([(), (), ()]) == [1.0] * 3
+    engine.ends = lambda worker: worker <= engine.started - 1  # those that are idle now, and one more
+    assert workers.call([(), (), ()]) == [1.0] * 3
+    assert workers.num_lost == workers.num_retried == 0
+    engine.ends = lambda worker: True
+    with pytest.raises(RuntimeError, match="function: expected workers that start, got 4 .* the last: out of memory"):
+        workers.call([(), ()])
+    engine.ends = lambda worker: False
+    assert workers.call([(), ()]) == [1.0] * 2  # and goes on
+
+
+def test_a_worker_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Slow()
+    monkeypatch.setattr(black_box.time, "monotonic", lambda: engine.now)
     monkeypatch.setattr(engine, "wait", lambda workers, seconds: setattr(engine, "now", engine.now + 10.0) or [])
-    assert workers.call([()]) == [black_box.LOST]
-    assert workers.num_lost == 1
+    workers = black_box.Workers(engine, 1, timeout=2.0, retries=0, progress=False)
+    with pytest.raises(RuntimeError, match="function: expected workers that start, .* not there in time"):
+        workers.call([()])
+
+
+@pytest.mark.parametrize("timeout", [None, 3.0])
+def test_idle_processes_that_have_died_are_replaced(timeout: float | None) -> None:
+    with PoolObjective(whole, 2, batch_size=10, timeout=timeout, retries=0) as objective:
+        objective(torch.zeros(20, 2))
+        for worker in objective.workers._idle:
+            worker.process.kill()
+            worker.process.join()
+        assert objective(torch.zeros(8, 2)).tolist() == [2.0] * 8
+    assert objective.num_lost == 0
+
+
+def test_processes_that_cannot_start_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "seed_all", lambda seed: os._exit(3))
+    with PoolObjective(bowl, 1) as objective, pytest.raises(RuntimeError, match="expected workers .* exit code 3"):
+        objective(torch.zeros(2, 100_000))
+
+
+class Licensed:
+    """Cannot be read in another process."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise ImportError('no licence here')",)
+
+    def __call__(self, x: Tensor) -> float:
+        return 0.0
+
+
+def test_a_function_that_cannot_be_read_in_another_process_says_why() -> None:
+    engine = pool.Processes(Licensed(), "spawn")
+    worker = engine.start(0)
+    assert engine.wait([worker], None) == [worker]
+    assert engine.since(worker) is None
+    with pytest.raises(Lost, match="^ImportError: no licence here$"):
+        engine.take(worker)
+    engine.stop(worker)
 
 
 def test_a_process_says_when_it_is_there() -> None:
@@ -268,6 +351,96 @@ def test_draws_are_replayed_and_this_process_goes_on_as_it_would() -> None:
     assert found[0][-1] == float(torch.rand(()))
 
 
+def states() -> list[Any]:
+    return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]  # noqa: NPY002
+
+
+def forking(monkeypatch: pytest.MonkeyPatch, before: Callable[[], None]) -> None:
+    fork = os.fork
+    monkeypatch.setattr(os, "fork", lambda: (before(), fork())[1])
+
+
+def test_the_generators_of_this_process_are_as_they_were_at_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    then, seen = states(), []
+    forking(monkeypatch, lambda: seen.append(states()))
+    with PoolObjective(bowl, 2, start_method="fork") as objective:
+        objective(torch.zeros(4, 2))
+    assert seen == [then] * 2
+
+
+def test_a_lock_of_numpy_that_is_held_at_a_fork() -> None:
+    lock, is_held, over = np.random.get_bit_generator().lock, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            is_held.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    is_held.wait()
+    try:
+        with PoolObjective(lambda x: np.random.rand(), 1, timeout=10.0, retries=0, start_method="fork") as objective:  # noqa: NPY002
+            assert objective(torch.zeros(2, 2)).isfinite().all()
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_draws_of_another_thread_at_a_fork() -> None:
+    """Of torch's, whose lock they hold nearly all the time."""
+    over = threading.Event()
+
+    def draw() -> None:
+        while not over.is_set():
+            torch.randn(1_000_000)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        with PoolObjective(lambda x: torch.rand(()), 4, retries=0, timeout=20.0, start_method="fork") as objective:
+            assert objective(torch.zeros(4, 2)).isfinite().all()
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_process_that_waits_for_a_lock_from_before_the_fork_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "waited"
+
+    def wait_once(seed: int) -> None:
+        if not mark.exists():
+            mark.touch()
+            threading.Event().wait()  # for ever
+
+    monkeypatch.setattr(pool, "seed_all", wait_once)
+    monkeypatch.setattr(pool, "SEEDING", 0.2)
+    with PoolObjective(bowl, 1, retries=0, start_method="fork") as objective:
+        assert objective(torch.zeros(2, 2)).tolist() == [2.0, 2.0]
+    assert mark.exists()
+
+
+def test_no_worker_inherits_the_pipe_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, others = pool.Processes(bowl, "fork"), []
+    thread = threading.Thread(target=lambda: others.append(engine.start(1)))
+
+    def other_first() -> None:
+        if threading.current_thread() is not thread:
+            thread.start()
+            thread.join(0.3)
+
+    forking(monkeypatch, other_first)
+    worker = engine.start(0)
+    thread.join()
+    worker.process.kill()
+    assert connection.wait([worker.pipe], 5.0)  # its end is noticed, though the other lives
+    assert others[0].process.is_alive()
+    engine.stop(worker)
+    engine.stop(others[0])
+
+
 def test_processes_that_are_spawned_answer() -> None:
     with PoolObjective(bowl, num_workers=1, start_method="spawn") as objective:
         assert objective(torch.ones(2, 2)).tolist() == [0.0, 0.0]
@@ -285,8 +458,8 @@ def test_values_are_numbers_whatever_candidates_are() -> None:
         assert objective(torch.ones(3, 0, 2)).shape == (3, 0)
 
 
-def test_half_precision() -> None:
-    with PoolObjective(lambda x: x.sum().bfloat16(), 1) as objective:
+def test_half_precision(pooled: Any) -> None:
+    with pooled(lambda x: x.sum().bfloat16(), 1) as objective:
         assert objective(torch.ones(2, 2, dtype=torch.bfloat16)).tolist() == [2.0, 2.0]
 
 
@@ -325,6 +498,16 @@ def _is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_actors_that_cannot_start_say_why() -> None:
+    pytest.importorskip("ray")
+    with (
+        RayObjective(Licensed(), 1) as objective,
+        pytest.raises(RuntimeError, match="workers .*ImportError: no licence"),
+    ):
+        objective(torch.zeros(2, 2))
 
 
 def test_ray_missing(monkeypatch: pytest.MonkeyPatch) -> None:

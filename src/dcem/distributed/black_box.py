@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 import time
@@ -21,7 +20,7 @@ Worker = Any
 
 
 class Lost(Exception):
-    """A worker has ended before it answered."""
+    """A worker has ended before it answered, or before it was there, and why."""
 
 
 class Failed(Exception):
@@ -37,7 +36,7 @@ class Engine(ABC):
 
     @abstractmethod
     def start(self, seed: int) -> Worker:
-        """A new worker, whose generators have this seed."""
+        """A new worker, whose generators have this seed. It is there at once, or later (`since`)."""
 
     @abstractmethod
     def give(self, worker: Worker, arguments: tuple[Any, ...]) -> None:
@@ -45,10 +44,10 @@ class Engine(ABC):
 
     @abstractmethod
     def wait(self, workers: list[Worker], seconds: float | None) -> list[Worker]:
-        """Those that have answered or ended, after at most so long."""
+        """Those that have answered or ended, after at most so long. Those that are there now know it (`since`)."""
 
     def since(self, worker: Worker) -> float | None:
-        """When it was there, from which on the time of a call counts; None before."""
+        """When it was there; None before, when it is given nothing."""
         return 0.0
 
     @abstractmethod
@@ -65,11 +64,23 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed(seed % 2**32)
+        # Another generator, as a lock of NumPy's is held for ever in a process forked while another thread drew.
+        numpy.random.set_bit_generator(numpy.random.MT19937(seed))
+
+
+def plain(value: Any) -> Any:
+    """Of a tensor an array, which any process can read: NumPy has no bfloat16."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 START = 60.0
 """Seconds that a worker may take to be there, where calls have a limit; that limit if it is longer."""
+
+SPARE = 2
+"""In succession, so many more than all workers may be gone without an answer of any: then no more are started."""
 
 
 class Workers:
@@ -90,8 +101,10 @@ class Workers:
         self.progress = check_flag("progress", progress)
         self.engine, self.num_retried, self.num_lost = engine, 0, 0
         self._num_started = 0
-        self._idle: list[Worker] = []
         self._all: list[Worker] = []
+        self._starting: dict[Worker, float] = {}  # since when
+        self._idle: list[Worker] = []
+        self._gone: list[str] = []  # why: of workers that were given nothing, since the last answer
         self._finalizer = weakref.finalize(self, _stop_all, engine, self._all)
 
     def __reduce__(self) -> Any:
@@ -101,40 +114,40 @@ class Workers:
     def close(self) -> None:
         """End the workers. They are started again when they are needed."""
         _stop_all(self.engine, self._all)
+        self._starting.clear()
         self._idle.clear()
 
     def call(self, tasks: list[tuple[Any, ...]]) -> list[Any]:
         """What the function returns for each task; `LOST` for those that were lost, or in which it raised.
 
         Raises:
-            RuntimeError: it raised in every one of them.
+            RuntimeError: it raised in every one of them, or no worker could be started.
         """
         results = [LOST] * len(tasks)
         waiting = deque((i, 0) for i in range(len(tasks)))
         running: dict[Worker, tuple[int, int, float]] = {}
         errors: list[Failed] = []
+        self._gone.clear()
         try:
             while waiting or running:
-                while waiting and len(running) < self.num_workers:
-                    i, tries = waiting.popleft()
-                    worker = self._idle.pop() if self._idle else self._start()
-                    running[worker] = (i, tries, time.monotonic())
+                self._assign(tasks, waiting, running)
+                for worker in self.engine.wait([*self._starting, *running], self._rest(running)):
+                    answer = LOST
                     try:
-                        self.engine.give(worker, tasks[i])
-                    except Lost:
-                        self._again(worker, running, waiting)
-                for worker in self.engine.wait(list(running), self._rest(running)):
-                    try:
-                        results[running[worker][0]] = self.engine.take(worker)
-                    except Lost:
-                        self._again(worker, running, waiting)
+                        answer = self.engine.take(worker)
+                    except Lost as error:
+                        self._lose(worker, running, waiting, str(error))
                         continue
                     except Failed as error:
                         errors.append(error)
-                    del running[worker]
+                    results[running.pop(worker)[0]] = answer
                     self._idle.append(worker)
-                for worker in [worker for worker in running if self._left(worker, running[worker][2]) < 0]:
-                    self._again(worker, running, waiting)
+                    self._gone.clear()
+                for worker in [worker for worker in self._starting if self.engine.since(worker) is not None]:
+                    del self._starting[worker]
+                    self._idle.append(worker)
+                for worker in [worker for worker, end in self._ends(running).items() if end < time.monotonic()]:
+                    self._lose(worker, running, waiting, "it was not there in time")
                 self._show(len(tasks) - len(waiting) - len(running), len(tasks))
         finally:
             for worker in list(running):  # interrupted: what they would answer belongs to no later call
@@ -143,39 +156,69 @@ class Workers:
             raise RuntimeError(f"function: raised for every candidate, the last time {errors[-1]}")
         return results
 
-    def _start(self) -> Worker:
+    def _assign(self, tasks: list[Any], waiting: deque[tuple[int, int]], running: dict[Worker, Any]) -> None:
+        """Give what waits to workers that are there, and start others for the rest."""
+        while waiting:
+            if not self._idle:
+                if len(self._starting) >= min(len(waiting), self.num_workers - len(running)):
+                    return
+                if len(self._gone) >= self.num_workers + SPARE:
+                    break
+                self._start()
+                continue
+            worker = self._idle.pop()
+            i, tries = waiting[0]
+            running[worker] = (i, tries, time.monotonic())
+            try:
+                self.engine.give(worker, tasks[i])
+            except Lost as error:
+                del running[worker]  # nobody has worked on it
+                self._lose(worker, running, waiting, str(error))
+                continue
+            waiting.popleft()
+        if waiting and not running and not self._starting:
+            why = f"{len(self._gone)} that did not, the last: {self._gone[-1]}"
+            raise RuntimeError(f"function: expected workers that start, got {why}")
+
+    def _start(self) -> None:
         # A function of torch's seed, and of how many were started before: nothing is drawn for it.
         self._num_started += 1
         worker = self.engine.start((torch.initial_seed() + 0x9E3779B97F4A7C15 * self._num_started) % 2**63)
         self._all.append(worker)
-        return worker
+        if self.engine.since(worker) is None:
+            self._starting[worker] = time.monotonic()
+        else:
+            self._idle.append(worker)
 
     def _drop(self, worker: Worker) -> None:
         self._all.remove(worker)
         self.engine.stop(worker)
 
-    def _again(self, worker: Worker, running: dict[Worker, Any], waiting: deque[tuple[int, int]]) -> None:
+    def _lose(self, worker: Worker, running: dict[Worker, Any], waiting: deque[tuple[int, int]], why: str) -> None:
         """The worker is gone or will be; its task waits for another one, unless it has been tried often enough."""
-        i, tries, _ = running.pop(worker)
         self._drop(worker)
+        if worker not in running:
+            self._starting.pop(worker, None)
+            self._gone.append(why)
+            return
+        i, tries, _ = running.pop(worker)
         if tries < self.retries:
             self.num_retried += 1
             waiting.append((i, tries + 1))
         else:
             self.num_lost += 1
 
-    def _left(self, worker: Worker, given: float) -> float:
-        """The seconds that a worker has for what it was given."""
+    def _ends(self, running: dict[Worker, tuple[int, int, float]]) -> dict[Worker, float]:
+        """Until when each may take, where calls have a limit."""
         if self.timeout is None:
-            return math.inf
-        since = self.engine.since(worker)
-        last = given + max(START, self.timeout) if since is None else max(given, since) + self.timeout
-        return last - time.monotonic()
+            return {}
+        starts = {worker: begun + max(START, self.timeout) for worker, begun in self._starting.items()}
+        return starts | {worker: given + self.timeout for worker, (_, _, given) in running.items()}
 
     def _rest(self, running: dict[Worker, tuple[int, int, float]]) -> float | None:
         """The seconds until the first of them is late; None for ever."""
-        first = min((self._left(worker, given) for worker, (_, _, given) in running.items()), default=math.inf)
-        return None if first == math.inf else max(0.0, first) + 0.01
+        first = min(self._ends(running).values(), default=None)
+        return None if first is None else max(0.0, first - time.monotonic()) + 0.01
 
     def _show(self, done: int, num: int) -> None:
         if self.progress:

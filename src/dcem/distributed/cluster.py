@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,6 +16,7 @@ from dcem.distributed.black_box import (
     Failed,
     Lost,
     Workers,
+    plain,
     seed_all,
 )
 
@@ -27,12 +29,14 @@ class _Holder:
         seed_all(seed)
         self.function = function
 
+    def is_there(self) -> None:
+        """Returns once the actor has started."""
+
     def call(self, *arrays: Any) -> Any:
         try:
-            value = self.function(*(torch.tensor(array) for array in arrays))
+            return True, plain(self.function(*(torch.tensor(array) for array in arrays)))
         except Exception as error:
             return False, f"{type(error).__name__}: {error}"
-        return True, value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
 
 
 class Actors(Engine):
@@ -55,7 +59,8 @@ class Actors(Engine):
         return Actors, (self.function, self.options)
 
     def start(self, seed: int) -> Any:
-        return _Worker(self.actor.remote(self.function, seed))
+        actor = self.actor.remote(self.function, seed)
+        return _Worker(actor, actor.is_there.remote())
 
     def give(self, worker: Any, arguments: tuple[Any, ...]) -> None:
         worker.answer = worker.actor.call.remote(*(argument.numpy() for argument in arguments))
@@ -63,13 +68,27 @@ class Actors(Engine):
     def wait(self, workers: list[Any], seconds: float | None) -> list[Any]:
         of = {worker.answer: worker for worker in workers}
         ready, _ = self.ray.wait(list(of), num_returns=1, timeout=seconds)
-        return [of[answer] for answer in ready]
+        return [of[answer] for answer in ready if not self._has_come(of[answer])]
+
+    def _has_come(self, worker: Any) -> bool:
+        """Whether what it says is only that it is there."""
+        if worker.since is not None:
+            return False
+        try:
+            self.ray.get(worker.answer)
+        except self.ray.exceptions.RayError:  # which `take` meets again
+            return False
+        worker.since = time.monotonic()
+        return True
+
+    def since(self, worker: Any) -> float | None:
+        return cast("float | None", worker.since)
 
     def take(self, worker: Any) -> Any:
         try:
             worked, answer = self.ray.get(worker.answer)
-        except self.ray.exceptions.RayError:
-            raise Lost from None
+        except self.ray.exceptions.RayError as error:
+            raise Lost(str(error).strip().rsplit("\n", 1)[-1]) from None
         if not worked:
             raise Failed(answer)
         return answer
@@ -80,8 +99,9 @@ class Actors(Engine):
 
 
 class _Worker:
-    def __init__(self, actor: Any) -> None:
-        self.actor, self.answer = actor, None
+    def __init__(self, actor: Any, answer: Any) -> None:
+        self.actor, self.answer = actor, answer
+        self.since: float | None = None
 
 
 class RayObjective(BlackBoxObjective):
@@ -94,7 +114,7 @@ class RayObjective(BlackBoxObjective):
     Args:
         function: as for `PoolObjective`; anything that cloudpickle can send.
         num_workers: how many actors.
-        timeout: seconds that one call may take, the start of an actor included; None for any time.
+        timeout: seconds that one call may take, without the start of an actor; None for any time.
         retries: how often a call is made again after a loss.
         batch_size: give the function so many candidates at a time, at most.
         event_dims: how many trailing axes are one candidate.
@@ -105,7 +125,7 @@ class RayObjective(BlackBoxObjective):
         ImportError: Ray is not installed (`pip install 'dcem[ray]'`).
         TypeError: `function` is not callable, or an argument is of the wrong type.
         ValueError: an argument is out of its range; in a call, the function returns another number of values.
-        RuntimeError: in a call, the function raised for every candidate.
+        RuntimeError: in a call, the function raised for every candidate, or no actor could be started.
 
     Example::
 
@@ -139,7 +159,7 @@ class RayRollout(BlackBoxRollout):
     Args:
         function: maps a state `(s,)` and actions `(H, *a)` to the states `x_0 ... x_H`, `(H + 1, s)`.
         num_workers: how many actors.
-        timeout: seconds that one call may take, the start of an actor included.
+        timeout: seconds that one call may take.
         retries: how often a call is made again after a loss.
         progress: show how many sequences of an iteration have been followed.
         options: of the actors, as `ray.remote` takes them.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import random
+import pickle
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
-from pickle import PicklingError
 from traceback import format_exception_only
 from typing import Any, cast
 
@@ -25,19 +25,42 @@ from dcem.distributed.black_box import (
     Failed,
     Lost,
     Workers,
+    plain,
     seed_all,
 )
 
-READY = b"ready"
+SEEDING = 10.0
+"""Seconds after which a forked process that has not seeded its generators ends."""
+
+_forking = threading.Lock()
+"""One at a time: a worker that inherits another's end of a pipe would hide that the other has died."""
 
 
-def _serve(function: Callable[..., Any], pipe: Any, seed: int | None) -> None:
+def _before_fork() -> None:
+    if _forking.locked():  # by `Processes.start`
+        # Waits until no thread draws from torch's generator, whose lock would be held for ever in the forked process.
+        # Other threads cannot begin to draw, as they need Python's lock, which is held from here to the fork.
+        torch.default_generator.get_state()
+
+
+def _after_fork() -> None:
+    global _forking
+    _forking = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
+
+
+def _serve(function: Any, pipe: Any, seed: int, is_forked: bool) -> None:
     torch.set_num_threads(1)
-    if seed is not None:
+    if is_forked:
+        _seed_forked(seed)
+    else:
         seed_all(seed)
     parent = os.getppid()
-    pipe.send_bytes(READY)
-    while True:
+    pipe.send(function if isinstance(function, Failed) else None)
+    while not isinstance(function, Failed):
         try:
             while not pipe.poll(2.0):  # forked workers hold each other's pipes: none ends with the parent's death
                 if os.getppid() != parent:
@@ -47,38 +70,41 @@ def _serve(function: Callable[..., Any], pipe: Any, seed: int | None) -> None:
             return
         try:
             # As plain numbers: a tensor would be sent as a handle to memory that ends with this process.
-            answer = ForkingPickler.dumps((True, _plain(function(*(torch.from_numpy(array) for array in arguments)))))
+            answer = ForkingPickler.dumps((True, plain(function(*(torch.from_numpy(array) for array in arguments)))))
         except Exception as error:  # also of what cannot be sent
-            answer = ForkingPickler.dumps((False, "".join(format_exception_only(type(error), error)).strip()))
+            answer = ForkingPickler.dumps((False, _last_line(error)))
         pipe.send_bytes(answer)
 
 
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The generators of this process as a forked one shall have them.
+def _last_line(error: Exception) -> str:
+    return "".join(format_exception_only(type(error), error)).strip()
 
-    There they cannot be seeded: a lock of theirs, which another thread holds while it draws, would never be free.
-    """
-    states, numpy = (torch.default_generator.get_state(), random.getstate()), sys.modules.get("numpy")
-    of_numpy = None if numpy is None else numpy.random.get_state()
+
+def _seed_forked(seed: int) -> None:
+    """Seed, or end where a lock of a generator was held at the fork after all, by a thread that is not here."""
+    handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, SEEDING)
+    seed_all(seed)
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
+
+
+class _Sent:
+    """A function on its way to a process, where it may be that it cannot be read."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __reduce__(self) -> Any:
+        return _read, (bytes(ForkingPickler.dumps(self.function)),)
+
+
+def _read(data: bytes) -> Any:
+    """The function, or why it cannot be read."""
     try:
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        if numpy is not None:
-            numpy.random.seed(seed % 2**32)
-        yield
-    finally:
-        torch.default_generator.set_state(states[0])
-        random.setstate(states[1])
-        if numpy is not None:
-            numpy.random.set_state(of_numpy)
-
-
-def _plain(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        return pickle.loads(data)
+    except Exception as error:
+        return Failed(_last_line(error))
 
 
 class Processes(Engine):
@@ -95,27 +121,28 @@ class Processes(Engine):
 
     def start(self, seed: int) -> Any:
         context: Any = multiprocessing.get_context(self.method)
-        ours, theirs = context.Pipe()
         is_forked = self.method == "fork"
-        process = context.Process(target=_serve, args=(self.function, theirs, None if is_forked else seed), daemon=True)
-        seeded = _seeded(seed) if is_forked else contextlib.nullcontext()
-        with seeded, warnings.catch_warnings():  # of Python 3.12 about threads: a worker only calls the function
+        function = self.function if is_forked else _Sent(self.function)
+        getattr(sys.modules.get("numpy"), "random", None)  # is loaded here once, and not by each forked process
+        with _forking, warnings.catch_warnings():  # of Python 3.12 about threads: a worker only calls the function
             warnings.simplefilter("ignore", DeprecationWarning)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(function, theirs, seed, is_forked), daemon=True)
             try:
                 process.start()
-            except (AttributeError, TypeError, PicklingError) as error:
+            except (AttributeError, TypeError, pickle.PicklingError) as error:
                 raise TypeError(
                     f"function: expected what {self.method!r} can send to a process, such as a function of a module, "
                     f"got {self.function!r} ({error})"
                 ) from None
-        theirs.close()
+            theirs.close()
         return _Worker(process, ours)
 
     def give(self, worker: Any, arguments: tuple[Any, ...]) -> None:
         try:
-            worker.pipe.send(tuple(_plain(argument) for argument in arguments))
+            worker.pipe.send(tuple(plain(argument) for argument in arguments))
         except OSError:
-            raise Lost from None
+            raise Lost(worker.end()) from None
 
     def wait(self, workers: list[Any], seconds: float | None) -> list[Any]:
         ready = connection.wait([worker.pipe for worker in workers], seconds)
@@ -125,20 +152,24 @@ class Processes(Engine):
         """Whether what it says is only that it is there."""
         if worker.since is not None:
             return False
-        worker.since = time.monotonic()
         try:
-            return bool(worker.pipe.recv_bytes() == READY)
-        except (EOFError, OSError):  # which `take` meets again
-            return False
+            worker.failed = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.failed = Failed(worker.end())
+        if worker.failed is None:
+            worker.since = time.monotonic()
+        return worker.failed is None
 
     def since(self, worker: Any) -> float | None:
         return cast("float | None", worker.since)
 
     def take(self, worker: Any) -> Any:
+        if worker.failed is not None:
+            raise Lost(worker.failed)
         try:
             worked, answer = worker.pipe.recv()
         except (EOFError, OSError):
-            raise Lost from None
+            raise Lost(worker.end()) from None
         if not worked:
             raise Failed(answer)
         return answer
@@ -154,6 +185,12 @@ class _Worker:
     def __init__(self, process: Any, pipe: Any) -> None:
         self.process, self.pipe = process, pipe
         self.since: float | None = None
+        self.failed: Failed | None = None
+
+    def end(self) -> str:
+        """How it ended, which it has or is about to."""
+        self.process.join(1.0)
+        return f"a process with exit code {self.process.exitcode} (what it wrote to stderr may say why)"
 
 
 class PoolObjective(BlackBoxObjective):
@@ -179,7 +216,7 @@ class PoolObjective(BlackBoxObjective):
     Raises:
         TypeError: `function` is not callable, or an argument is of the wrong type; in a call, it cannot be sent.
         ValueError: an argument is out of its range; in a call, the function returns another number of values.
-        RuntimeError: in a call, the function raised for every candidate.
+        RuntimeError: in a call, the function raised for every candidate, or no worker could be started.
 
     Example:
         >>> import torch, dcem
@@ -227,7 +264,7 @@ class PoolRollout(BlackBoxRollout):
     Raises:
         TypeError: `function` is not callable, or an argument is of the wrong type.
         ValueError: an argument is out of its range; in a call, the states have another shape.
-        RuntimeError: in a call, the function raised for every sequence.
+        RuntimeError: in a call, the function raised for every sequence, or no worker could be started.
 
     Example:
         >>> import torch, dcem
