@@ -171,6 +171,13 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], message:
         (lambda x: None, TypeError, "function: expected to return 1 numbers, got None"),  # forgot to return
         (lambda x: "low", TypeError, "function: expected to return 1 numbers, got 'low'"),
         (lambda x: lambda: x, RuntimeError, "function: raised for every candidate, the last time .*local object"),
+        (
+            lambda x: x.sum() * 1j,
+            TypeError,
+            "function: expected to return 1 numbers, got complex ones, an ndarray of shape",
+        ),
+        (lambda x: [np.complex64(2j)], TypeError, "function: expected to return 1 numbers, got complex ones, .*2j"),
+        (lambda x: 2j, TypeError, "function: expected to return 1 numbers, got complex ones, 2j"),
     ],
 )
 def test_a_function_that_returns_something_else(function: Any, error: type[Exception], message: str) -> None:
@@ -181,6 +188,10 @@ def test_a_function_that_returns_something_else(function: Any, error: type[Excep
 def test_states_and_events_that_do_not_fit() -> None:
     with PoolRollout(lambda state, actions: None, 1) as simulator:
         with pytest.raises(TypeError, match=r"function: expected to return states \(H \+ 1, s\) = \(4, 1\), got None"):
+            simulator.rollout(torch.zeros(1), torch.zeros(3, 1))
+        simulator.workers.engine.function = lambda state, actions: torch.zeros(4, 1, dtype=torch.complex64)
+        simulator.close()
+        with pytest.raises(TypeError, match=r"function: expected to return states .* = \(4, 1\), got complex ones"):
             simulator.rollout(torch.zeros(1), torch.zeros(3, 1))
         with pytest.raises(TypeError, match=r"state: expected a tensor \(\*batch, s\), got dict"):
             simulator.rollout({"position": torch.zeros(1)}, torch.zeros(3, 1))

@@ -277,10 +277,18 @@ def _given(x: Tensor) -> Tensor:
 
 
 def _tensor(result: Any, expected: str, dtype: torch.dtype | None = None) -> Tensor:
+    if _is_complex(result):  # of arrays torch would drop the imaginary parts
+        raise TypeError(f"function: expected to return {expected}, got complex ones, {brief(result)}")
     try:
         return torch.as_tensor(result, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"function: expected to return {expected}, got {brief(result)}") from None
+
+
+def _is_complex(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_complex, value))
+    return isinstance(value, complex) or "complex" in str(getattr(value, "dtype", ""))
 
 
 def _numbers(result: Any, num: int) -> Tensor:
