@@ -1,11 +1,12 @@
 """What a policy gradient through plans says, beside finite differences of returns: bias and variance of estimators.
 
-The controller of `dcem finetune`, wrong about the pendulum's mass and length, explores. Printed: the derivative of its
-mean return in the logarithms of both, by finite differences with common random numbers; then estimates of it by
+The controller of `dcem finetune`, wrong about its model or its cost, explores. Printed: the derivative of its mean
+return in the logarithms of what is wrong, by finite differences with common random numbers; then estimates of it by
 `sum_t A_t grad log pi(a_t)` with advantages of several kinds, standard errors, and the signal-to-noise ratio that the
-8 episodes of an iteration have. With `--clip`, what PPO's clipped loss leaves of it after a first update.
+episodes of an iteration of 1600 steps have. With `--clip`, what PPO's clipped loss leaves of it after a first update.
 
     python benchmarks/policy_gradient.py --std 1.0 --episodes 150 --seed 11
+    python benchmarks/policy_gradient.py --task cartpole --gradient truncate --episodes 150
 """
 
 from __future__ import annotations
@@ -19,38 +20,46 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import ExplorationType, set_exploration_type
 
-import dcem
-from dcem.experiments.finetune.task import TASKS, controller, make_env
+from dcem.experiments.finetune.settings import GRADIENTS
+from dcem.experiments.finetune.task import TASKS, WRONG, Task, controller, make_env
 from dcem.rl import Actor
 
-TASK = TASKS["pendulum"]
 SHIFT = 0.05
+ITERATION = 1600
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--std", type=float, default=TASK.std, help="of the exploration")
+    parser.add_argument("--task", choices=[*TASKS], default="pendulum")
+    parser.add_argument("--wrong", choices=[*WRONG], default="model")
+    parser.add_argument("--gradient", choices=[*GRADIENTS], default="unroll", help="how plans are differentiated")
+    parser.add_argument("--std", type=float, help="of the exploration; by default the task's")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--differences", action="store_true", help="finite differences, too")
-    parser.add_argument("--clip", type=float, default=0.0, help="of the ratio, after a shift of both parameters")
+    parser.add_argument("--clip", type=float, default=0.0, help="of the ratio, after a shift of all parameters")
     args = parser.parse_args()
+    task = TASKS[args.task]
+    shaped = {f"weight_{i}": weight for i, weight in enumerate(task.shaped)}
+    start = task.believed if args.wrong == "model" else shaped
 
     def explore(believed: dict[str, float]) -> tuple[Actor, TensorDictBase]:
-        return explored(believed, args.std, args.episodes, args.seed)
+        return explored(task, believed, args)
 
-    actor, data = explore(TASK.believed)
+    actor, data = explore(start)
     returns = data["next", "reward"].sum((1, 2))
     print(f"return {returns.mean():.0f}")
-    print(f"planned actions within 0.5 % of a bound: {(data['loc'].abs() > 1.99).float().mean():.0%}")
-    for name, value in TASK.believed.items() if args.differences else ():
-        sides = (explore({**TASK.believed, name: value * math.exp(shift)})[1] for shift in (SHIFT, -SHIFT))
+    bound = 0.995 * float(task.plant().bounds[1])
+    print(f"planned actions within 0.5 % of a bound: {(data['loc'].abs() > bound).float().mean():.0%}")
+    for name, value in start.items() if args.differences else ():
+        sides = (explore({**start, name: value * math.exp(shift)})[1] for shift in (SHIFT, -SHIFT))
         up, down = (side["next", "reward"].sum((1, 2)) for side in sides)
-        report(f"finite difference, {name}", (up - down) / (2 * SHIFT))
-        report(f"to above alone, {name}", (up - returns) / SHIFT)
-        report(f"to below alone, {name}", (returns - down) / SHIFT)
+        report(f"finite difference, {name}", task, (up - down) / (2 * SHIFT))
+        report(f"to above alone, {name}", task, (up - returns) / SHIFT)
+        report(f"to below alone, {name}", task, (returns - down) / SHIFT)
 
     reward = data["next", "reward"].squeeze(-1)
+    features = {"pendulum": of_pendulum, "cartpole": of_cartpole}[args.task]
     now, then = features(data["observation"]), features(data["next", "observation"])
     if args.clip:
         weights = temporal_difference(now, then, reward, 0.97)
@@ -58,31 +67,37 @@ def main() -> None:
         after_updates(actor, data, (advantage - advantage.mean()) / advantage.std(), args.clip)
         return
     score = scores(actor, data)
-    for discount in (0.97, 0.99):
+    for discount in (0.95, 0.97, 0.99):
         weights = temporal_difference(now, then, reward, discount)
         error = reward + discount * (then @ weights) - now @ weights
         for trace in (0.0, 0.5, 0.9, 0.95):
-            estimate(f"GAE, discount {discount}, lambda {trace}", score, to_go(error, discount * trace))
+            name = f"GAE, discount {discount}, lambda {trace}"
+            estimate(name, start, task, score, to_go(error, discount * trace))
     undiscounted = to_go(reward, 1.0)
-    estimate("undiscounted return to go, baseline", score, undiscounted - baseline(now, undiscounted))
+    estimate("undiscounted return to go, baseline", start, task, score, undiscounted - baseline(now, undiscounted))
 
 
-def explored(believed: dict[str, float], std: float, episodes: int, seed: int) -> tuple[Actor, TensorDictBase]:
+def explored(task: Task, believed: dict[str, float], args: argparse.Namespace) -> tuple[Actor, TensorDictBase]:
     """Episodes with exploration; initial states and draws depend on the seed alone."""
-    mpc = controller(TASK, "model", dcem.Unroll(), 48, 5)
+    mpc = controller(task, args.wrong, GRADIENTS[args.gradient](), 48, 5)
     with torch.no_grad():
-        mpc.dynamics.log.copy_(torch.tensor([*believed.values()]).log())  # type: ignore[union-attr]
-    actor = Actor(mpc, std=std)
-    env = make_env(TASK, episodes, seed, actor.make_tensordict_primer())
-    env.set_seed(seed)
-    torch.manual_seed(seed)
+        learned(mpc).log.copy_(torch.tensor([*believed.values()]).log())
+    actor = Actor(mpc, std=args.std or task.std)
+    env = make_env(task, args.episodes, args.seed, actor.make_tensordict_primer())
+    env.set_seed(args.seed)
+    torch.manual_seed(args.seed)
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-        return actor, env.rollout(TASK.num_steps, actor, break_when_any_done=False)
+        return actor, env.rollout(task.num_steps, actor, break_when_any_done=False)
+
+
+def learned(mpc: Any) -> Any:
+    """The model or the cost, whichever trains."""
+    return mpc.dynamics if mpc.dynamics.log.requires_grad else mpc.cost
 
 
 def scores(actor: Actor, data: TensorDictBase) -> Tensor:
     """The gradient of each action's log-probability in the parameters, `(episodes, steps, p)`."""
-    model: Any = actor.controller.mpc.dynamics
+    model = learned(actor.controller.mpc)
     believed = model.log.detach().reshape(-1, 1, 1)
     del model.log
     found = []
@@ -95,7 +110,7 @@ def scores(actor: Actor, data: TensorDictBase) -> Tensor:
 
 def after_updates(actor: Actor, data: TensorDictBase, advantage: Tensor, clip: float) -> None:
     """The gradient of PPO's loss with and without its clip, on the same steps, where both logarithms have moved."""
-    model: Any = actor.controller.mpc.dynamics
+    model = learned(actor.controller.mpc)
     steps, believed = data.reshape(-1), model.log.detach().clone()
     for shift in (0.0, 0.03, 0.1, -0.03):
         with torch.no_grad():
@@ -111,7 +126,14 @@ def after_updates(actor: Actor, data: TensorDictBase, advantage: Tensor, clip: f
         print(f"after {shift:+.2f}: {values[0]}, clipped {values[1]}, of steps outside {outside:.1%}", flush=True)
 
 
-def features(observation: Tensor) -> Tensor:
+def of_cartpole(observation: Tensor) -> Tensor:
+    """All products of up to three of a cartpole's numbers, in units of their size."""
+    x = torch.cat([torch.ones_like(observation[..., :1]), observation / observation.new([2, 4, 1, 1, 8])], -1)
+    each = torch.combinations(torch.arange(x.shape[-1]), 3, with_replacement=True)
+    return x[..., each].prod(-1)
+
+
+def of_pendulum(observation: Tensor) -> Tensor:
     """Of a pendulum's state, in which values are linear to a few per cent."""
     cos, sin, speed = observation.unbind(-1)
     v, angle, energy = speed / 8, torch.atan2(sin, cos), speed.square() / 30 + cos
@@ -149,15 +171,19 @@ def to_go(each: Tensor, discount: float) -> Tensor:
     return found
 
 
-def estimate(name: str, score: Tensor, advantage: Tensor) -> None:
+def estimate(name: str, start: dict[str, float], task: Task, score: Tensor, advantage: Tensor) -> None:
     each = (score * advantage.unsqueeze(-1)).sum(1)
-    for parameter, values in zip(TASK.believed, each.unbind(-1), strict=True):
-        report(f"{name}, {parameter}", values)
+    for parameter, values in zip(start, each.unbind(-1), strict=True):
+        report(f"{name}, {parameter}", task, values)
 
 
-def report(name: str, values: Tensor) -> None:
+def report(name: str, task: Task, values: Tensor) -> None:
+    num = ITERATION // task.num_steps
     mean, std = values.mean().item(), values.std().item()
-    print(f"{name}: {mean:.0f} ± {std / len(values) ** 0.5:.0f}, of 8 episodes {mean / std * 8**0.5:.2f}", flush=True)
+    print(
+        f"{name}: {mean:.1f} ± {std / len(values) ** 0.5:.1f}, of {num} episodes {mean / std * num**0.5:.2f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

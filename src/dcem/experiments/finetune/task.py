@@ -96,7 +96,7 @@ TASKS = {
         num_iterations=3,
         noise=dcem.WhiteNoise(),
         init_std=5.0,
-        std=2.0,
+        std=4.0,
         reward_scale=0.2,
     ),
 }
