@@ -37,7 +37,10 @@ def ppo(learner: Learner, settings: PPO, run: Run, likelihood: float = 0.0) -> N
     _log(learner, run, 0)
     weights = {"policy": 1.0, "likelihood": likelihood}
     frames = settings.num_envs * task.num_steps
-    for step in run.steps(math.ceil(settings.num_steps / frames), 1, "ppo"):
+    num_iterations = math.ceil(settings.num_steps / frames)
+    for step in run.steps(num_iterations, 1, "ppo"):
+        for group in optimizer.param_groups if settings.decay else ():
+            group["lr"] = settings.lr * (1 - (step - 1) / num_iterations)
         data = sampler(task.num_steps)
         for _ in range(settings.critic_epochs):
             advantages(data)

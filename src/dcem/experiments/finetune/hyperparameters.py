@@ -18,6 +18,7 @@ class PPO:
         batch_size: of a minibatch for the policy; 0: all of an iteration's steps. Through a plan few of the steps have
             most of the gradient, and these are the first to be clipped: after one update little of it is left.
         lr: of what is learned in the policy.
+        decay: whether that rate falls along a line to 0, which it would reach one iteration after the last.
         critic_lr: of the value network.
         critic_epochs: over an iteration's steps for the value network alone, before the policy's.
         critic_batch_size: of a minibatch in these.
@@ -35,6 +36,7 @@ class PPO:
     num_epochs: int = count(1)
     batch_size: int = setting(0, at_least=0)
     lr: float = positive(0.1)
+    decay: bool = False
     critic_lr: float = positive(3e-3)
     critic_epochs: int = setting(30, at_least=0)
     critic_batch_size: int = count(100)
