@@ -41,7 +41,7 @@ class Cut:
         self.failed = failed
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x if self.failed is None else torch.where(_beside(self.failed, x), x.detach(), x)
+        return x if self.failed is None else torch.where(beside(self.failed, x), x.detach(), x)
 
 
 uncut = Cut()
@@ -120,7 +120,7 @@ def guarded(
         return map_tensors(_constant, first) if failed.any() else first
 
     again = evaluate(*stand_ins(samples, data, failed, batch_dims), Cut(failed))
-    return map_tensors(lambda new, old: torch.where(_beside(failed, new), old.detach(), new), again, first)
+    return map_tensors(lambda new, old: torch.where(beside(failed, new), old.detach(), new), again, first)
 
 
 def marked(status: Tensor, failed: Tensor, code: int) -> Tensor:
@@ -260,7 +260,7 @@ def _constant(leaf: Tensor) -> Tensor:
     return leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf
 
 
-def _beside(mask: Tensor, leaf: Tensor) -> Tensor:
+def beside(mask: Tensor, leaf: Tensor) -> Tensor:
     """A mask over the leading axes, to choose in `leaf` with."""
     return mask.reshape(mask.shape + (1,) * (leaf.dim() - mask.dim()))
 
@@ -273,12 +273,12 @@ def stand_ins(samples: Tensor, data: Any, failed: Tensor, batch_dims: int) -> tu
 
     def of_alive(leaf: Tensor) -> Tensor:
         rows = leaf.detach().reshape(alive.numel(), *leaf.shape[batch_dims:])
-        return torch.where(_beside(alive, leaf), leaf, rows.index_select(0, one)[0])
+        return torch.where(beside(alive, leaf), leaf, rows.index_select(0, one)[0])
 
     first = good.to(torch.uint8).argmax(-1, keepdim=True)
-    first = _beside(first, samples)
+    first = beside(first, samples)
     candidate = of_alive(torch.take_along_dim(samples.detach(), first, batch_dims))
-    samples = torch.where(_beside(good, samples), samples, candidate)
+    samples = torch.where(beside(good, samples), samples, candidate)
     if may_look(alive) and alive.all():
         return samples, data
     return samples, map_tensors(of_alive, data)

@@ -183,6 +183,92 @@ def test_after_the_end_even_nan_has_no_weight():
     assert plan.status == dcem.Status.FLAT
 
 
+def falling(x, u, drop):
+    """Below 0 it is NaN, like what is computed of it."""
+    return (x - drop + 0.1 * u).sqrt()
+
+
+def landing(x, u, drop):
+    """Comes to rest at 0, where the slope of a root is infinite."""
+    return (x - drop + 0.1 * u).relu()
+
+
+def sinking(x, u, drop):
+    return x - drop + 0.1 * u
+
+
+@pytest.mark.parametrize("dynamics", [falling, landing, sinking])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"chunk_size": 3}, {"num_particles": 2}, {"gradient": dcem.Checkpoint()}, {"gradient": dcem.Detach()}],
+    ids=["Unroll", "chunks", "particles", "Checkpoint", "Detach"],
+)
+def test_the_gradient_is_that_of_the_part_before_the_end(dynamics, options):
+    """One problem ends at once, one on the way, one never: each as if it were alone, and by finite differences."""
+    starts = torch.tensor([[0.1], [0.9], [30.0]], dtype=torch.float64)
+    noise = torch.randn(2, 1, 12, 4, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def planned(drop, starts):
+        mpc = MPC(
+            lambda x, u: dynamics(x, u, drop), lambda x, u: (drop * x).sqrt().sum(-1) + u.square().sum(-1), 4, 1,
+            (-1.0, 1.0), dcem.CEM(12, 4), num_iterations=2, discount=0.9, continues=lambda x: (x[..., 0] > 0).double(),
+            terminal_cost=lambda x: (drop * x).log().sum(-1), constraint=lambda x: (drop * x).sqrt() - 0.5,
+            init_std=0.5, constraint_weight=2.0, **options,
+        ).double()  # fmt: skip
+        return mpc(starts, noise=noise.expand(-1, len(starts), -1, -1, -1))
+
+    drop = torch.tensor(0.45, dtype=torch.float64, requires_grad=True)
+    plan = planned(drop, starts)
+    states = plan.states if "num_particles" not in options else plan.states[0]
+    at_once, on_the_way, never = (int((path > 0).sum()) for path in states[..., 0])
+    assert at_once == 1 < on_the_way < never == 5
+    for i, cost in enumerate(plan.cost):
+        gradient = torch.autograd.grad(cost, drop, retain_graph=True)[0]
+        alone = torch.autograd.grad(planned(drop, starts[i : i + 1]).cost.sum(), drop)[0]
+        torch.testing.assert_close(gradient, alone)
+        if "gradient" not in options or not isinstance(options["gradient"], dcem.Detach):
+            up, down = (planned(drop.detach() + h, starts).cost[i] for h in (1e-6, -1e-6))
+            torch.testing.assert_close(gradient, (up - down) / 2e-6, rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        known = planned(drop, starts)
+    assert torch.equal(known.cost, plan.cost)
+    assert torch.equal(known.actions, plan.actions)
+    torch.testing.assert_close(known.states, plan.states, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(known.violation, plan.violation)
+    assert not (plan.status == dcem.Status.NONFINITE).any()
+
+
+def test_random_dynamics_are_followed_again_as_they_were():
+    scale = torch.tensor(1.0, requires_grad=True)
+    mpc = MPC(
+        lambda x, u: x + scale * torch.randn_like(x), lambda x, u: x.sqrt().sum(-1), 6, 1, num_iterations=1,
+        continues=lambda x: (x[..., 0] > 0).float(), num_particles=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plan = mpc(torch.ones(2, 1), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        known = mpc(torch.ones(2, 1), generator=torch.Generator().manual_seed(0))
+    assert plan.states.isfinite().all()
+    assert torch.equal(known.cost, plan.cost)
+    assert torch.autograd.grad(plan.cost.sum(), scale)[0].isfinite()
+
+
+def test_a_weight_that_underflows_is_no_end():
+    """In float32 `0.1^60` is 0."""
+
+    def planned(limit):
+        mpc = MPC(
+            lambda x, u: torch.where(x > limit, torch.nan, x + 1.0), lambda x, u: u.square().sum(-1), 60, 1,
+            discount=0.1, constraint=lambda x: x[..., 0] - 50.0, num_iterations=1,
+        )  # fmt: skip
+        return mpc(torch.zeros(1))
+
+    assert planned(torch.inf).violation == 10.0
+    assert planned(49.0).cost.isnan()
+    assert planned(49.0).status == dcem.Status.NONFINITE
+
+
 def test_a_violation_is_told_as_it_is_until_the_end():
     mpc = MPC(
         lambda x, u: x + 1.0, lambda x, u: 0 * x.squeeze(-1), 4, 1, discount=0.5, constraint=lambda x: x.squeeze(-1) - 1,

@@ -66,8 +66,8 @@ class MPC(Argmin):
         terminal_cost: `(state) -> (...,)`, of the last state.
         discount: `γ` in `(0, 1]`: what step `t` costs, and violates, counts `γ^t`, the terminal cost `γ^H`.
         continues: `p(state) -> (...,)` in `[0, 1]`, the probability that the episode goes on in a state that has
-            been reached: step `t` then counts `Π_{s=1..t} p(x_s)` as well, and what comes after the end costs
-            nothing. The state that the plan starts from is taken to be alive. The action rate is charged in full.
+            been reached: step `t` then counts `Π_{s=1..t} p(x_s)` as well. After the end (`p = 0`) nothing costs or
+            has a gradient. The first state is taken to be alive. The action rate is charged in full.
         proposals: `(state, horizon, num) -> (*batch, num, horizon, *a)`: action sequences from outside, of a policy
             or a library of motions, that take part in every selection beside the samples. They are constants: no
             gradient flows into them. With a decoder, its `encode` turns them into latents.
@@ -287,7 +287,7 @@ class MPC(Argmin):
         def followed(z: Tensor, data: tuple[Any, Tensor | None]) -> Followed:
             actions = self._actions(z, box, data[0])
             if evaluate or hides_axis(batch, getattr(self.solver, "num_samples", 1)):  # a single candidate shows it
-                cost, violation, path, _ = problem.outcome(data[0], actions, data[1])
+                cost, violation, path, _ = problem.outcome(data[0], actions, data[1], generator)
             if not evaluate:
                 return Followed.not_at_all(actions, len(batch) + 1)
             states = path.states(0, None, len(batch) + particles)

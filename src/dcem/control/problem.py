@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcem._eager import is_eager, widest
+from dcem._eager import is_eager, is_unchecked, may_look, widest
 from dcem._given import came
-from dcem._replay import forgotten
+from dcem._guard import beside
+from dcem._replay import forgotten, randomness
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
-from dcem.control.rollout import Dynamics, Path, follow, knows_time
+from dcem.control.rollout import Dynamics, Path, follow, follow_until, knows_time
 
 _ROUNDING = 1e-4  # by which a probability may be outside of [0, 1]
 
@@ -70,7 +71,7 @@ class Problem:
         sample_dim = actions.dim() - self.action_dims - 2
 
         def chunk_costs(chunk: Tensor) -> Tensor:
-            outcome = self.outcome(state, chunk, previous)
+            outcome = self.outcome(state, chunk, previous, generator)
             if note is not None:
                 note(chunk, outcome)
             return outcome.cost
@@ -86,8 +87,14 @@ class Problem:
 
         return torch.cat([kept(chunk) for chunk in torch.split(actions, chunk_size, sample_dim)], -1)
 
-    def outcome(self, state: Any, actions: Tensor, previous: Tensor | None) -> Outcome:
-        """Follow `n` sequences and add up what they cost."""
+    def outcome(
+        self, state: Any, actions: Tensor, previous: Tensor | None, generator: torch.Generator | None = None
+    ) -> Outcome:
+        """Follow `n` sequences and add up what they cost; what comes after the end of an episode has no gradient.
+
+        Weight 0 is not enough for that: a slope after the end may be NaN, and `0 * NaN` is NaN, in every parameter.
+        Where an episode ends, all is done a second time, with stand-ins after the end and with the same randomness.
+        """
         batch_dims = actions.dim() - self.action_dims - 2
         num = actions.shape[batch_dims]
         lead = (*actions.shape[:batch_dims], num)  # (*batch, n)
@@ -104,61 +111,84 @@ class Problem:
         start = map_tensors(spread, state)
         # The actions are copied where NumPy can write to their memory: torch counts writes of its own only.
         given = followed.clone() if followed.is_cpu and is_eager() else followed
+        guards = self.continues is not None and torch.is_grad_enabled() and not is_unchecked()
+        put_back = randomness(controls.device, generator) if guards and is_eager() else None
         path = follow(self.dynamics, start, given, len(particles) + len(lead))
-        shape = (*particles, *lead)
+        outcome, ended = self._judged(path, controls, followed, previous, None)
+        if not guards or ended is None or not _ends_with_gradient(ended, outcome):
+            return outcome
+        if put_back is not None:
+            put_back()
+        alive, until = follow_until(self.dynamics, start, given, ended)
+        again, _ = self._judged(alive, controls, until, previous, ended)
+        whole = path.until(ended, alive)
+        return again._replace(path=whole, visited=whole.states(0, horizon))
+
+    def _judged(
+        self, path: Path, controls: Tensor, followed: Tensor, previous: Tensor | None, ended: Tensor | None
+    ) -> tuple[Outcome, Tensor | None]:
+        """What a path costs, and when its episodes have ended, as in `_weights`; `ended` if that is known."""
+        horizon, particles = controls.shape[0], self.num_particles > 1
+        shape = tuple(followed.shape[1 : followed.dim() - self.action_dims])  # ([P,] *batch, n)
         states, last = path.states(0, horizon), path.last()
         time = {"t": torch.arange(horizon, device=controls.device)} if knows_time(self.cost) else {}
         costs = _floating("cost", unchanging("cost", self.cost, states, followed, **time), (horizon, *shape))
-        weights = self._weights(path, horizon, shape, costs)
-        total = _charged(costs, None if weights is None else weights[:horizon]).sum(0)
+        weights, ended = self._weights(path, horizon, shape, costs, ended)
+        total = _charged(costs, weights, ended, slice(horizon)).sum(0)
         if self.terminal_cost is not None:
             at_end = _floating("terminal_cost", unchanging("terminal_cost", self.terminal_cost, last), shape)
-            total = total + _charged(at_end, None if weights is None else weights[horizon])
-        violation = total.new_zeros(lead)
+            total = total + _charged(at_end, weights, ended, horizon)
+        violation = total.new_zeros(shape[particles:])
         if self.constraint is not None:
             excess = self._excess(path.states(1, None), (horizon, *shape))  # (H, [P,] *batch, n, m)
-            charged = excess
-            if weights is not None:
-                charged = _charged(excess, weights[1:].unsqueeze(-1))
-                excess = _charged(excess, (weights[1:] != 0).to(excess).unsqueeze(-1))  # as it is, until the end
+            charged = _charged(excess, weights, ended, slice(1, None))
+            excess = _charged(excess, None, ended, slice(1, None))  # as it is, until the end
             total = total + self.constraint_weight * charged.sum((0, -1))
             violation = excess.amax((0, 1, -1) if particles else (0, -1))
         if not (_all_finite(states) and _all_finite(last) and _all_finite(controls)):
-            total = torch.where(self._failed(start, path, controls, weights, len(shape)), torch.nan, total)
+            total = torch.where(self._failed(path, controls, ended, len(shape)), torch.nan, total)
         if particles:
-            total = _floating("risk", self.risk(total), lead)
+            total = _floating("risk", self.risk(total), shape[1:])
         if self.action_rate_cost is not None:
             total = total + self._rate(controls, previous)
-        return Outcome(total, violation, path, states)
+        return Outcome(total, violation, path, states), ended
 
     @torch.no_grad()
-    def _failed(self, start: Any, path: Path, controls: Tensor, weights: Tensor | None, dims: int) -> Tensor:
+    def _failed(self, path: Path, controls: Tensor, ended: Tensor | None, dims: int) -> Tensor:
         """Which sequences meet, before their episode ends, what is not finite: `([P,] *batch, n)`.
 
         A number of the state that was not finite to begin with, such as a deadline at infinity, may stay so.
         """
         lost: Any = _any_beyond(~controls.isfinite(), dims - (self.num_particles > 1) + 1).any(0)
-        for before, after in zip(leaves(start), leaves(path.states(1, None)), strict=True):
+        for before, after in zip(leaves(path.states(0, 1)), leaves(path.states(1, None)), strict=True):
             new = _any_beyond(~after.isfinite() & before.isfinite(), dims + 1)
-            lost = lost | (new if weights is None else new & (weights[1:] != 0)).any(0)
+            lost = lost | (new if ended is None else new & ~ended[1:]).any(0)
         return lost
 
-    def _weights(self, path: Path, horizon: int, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
-        """`γ^t Π_{s<=t} p(x_s)`, how much step `t` counts: `(H + 1, [P,] *batch, n)`; None where all do."""
+    def _weights(
+        self, path: Path, horizon: int, shape: tuple[int, ...], like: Tensor, ended: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """`γ^t Π_{s<=t} p(x_s)`, how much step `t` counts, None where all do; and whether the episode has ended at step
+        `t`, None where none does: `(H + 1, [P,] *batch, n)`.
+
+        A weight may be too small for its dtype though the episode goes on. It has ended where a probability is 0.
+        """
         if self.continues is None and self.discount == 1:
-            return None
+            return None, None
         steps = torch.arange(horizon + 1, dtype=widest(like.device), device=like.device)
         weights = (self.discount**steps).to(like.dtype).reshape(horizon + 1, *(1,) * len(shape))
         if self.continues is None:
-            return weights.expand(horizon + 1, *shape)
+            return weights.expand(horizon + 1, *shape), None
         alive = unchanging("continues", self.continues, path.states(1, None))
         alive = _shaped("continues", alive, (horizon, *shape))
         if is_eager() and alive.is_cpu and bool(((alive < -_ROUNDING) | (alive > 1 + _ROUNDING)).any()):
             low, high = alive.detach().aminmax()
             raise ValueError(f"continues: expected probabilities in [0, 1], got numbers from {low:.4g} to {high:.4g}")
-        ended = (alive == 0).cumsum(0) > 0  # and nothing that follows, not even NaN, counts
-        alive = torch.where(ended & alive.isnan(), 0.0, alive)
-        return weights * torch.cat([torch.ones_like(alive[:1]), alive.cumprod(0)])
+        if ended is None:
+            zero = torch.cat([torch.zeros_like(alive[:1], dtype=torch.bool), alive == 0])
+            ended = zero.cumsum(0) > 0
+        alive = torch.where(ended[1:], 0.0, alive)  # whatever it would be, even NaN
+        return weights * torch.cat([torch.ones_like(alive[:1]), alive.cumprod(0)]), ended
 
     def _excess(self, states: Any, shape: tuple[int, ...]) -> Tensor:
         """`max(g, 0)`, with an axis for the constraints."""
@@ -185,9 +215,17 @@ def _any_beyond(mask: Tensor, dims: int) -> Tensor:
     return mask.flatten(dims).any(-1) if mask.dim() > dims else mask
 
 
-def _charged(costs: Tensor, weights: Tensor | None) -> Tensor:
-    """Costs as far as they count: after the end of an episode nothing does, whatever it would cost."""
-    return costs if weights is None else torch.where(weights != 0, costs, 0.0) * weights
+def _charged(costs: Tensor, weights: Tensor | None, ended: Tensor | None, steps: int | slice) -> Tensor:
+    """Costs of some steps as far as they count: after the end nothing does, whatever it would cost."""
+    if ended is not None:
+        costs = torch.where(beside(ended[steps], costs), 0.0, costs)
+    return costs if weights is None else costs * beside(weights[steps], costs)
+
+
+def _ends_with_gradient(ended: Tensor, outcome: Outcome) -> bool:
+    """Whether an episode ends and what came of it has a gradient, as far as that can be known."""
+    results = [outcome.cost, outcome.violation, *leaves(outcome.path.last())]
+    return not may_look(ended) or (any(leaf.requires_grad for leaf in results) and bool(ended.any()))
 
 
 def _all_finite(tree: Any) -> bool:

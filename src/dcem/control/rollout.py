@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcem._eager import may_look
 from dcem._given import brief, from_numpy
+from dcem._guard import beside
 from dcem._tree import copied, difference, map_tensors
 from dcem._unchanged import Versions
 
@@ -77,6 +79,10 @@ class Path:
         """The last of them."""
         return map_tensors(lambda leaf: leaf[-1], self.stacked) if self.steps is None else copied(self.steps[-1])
 
+    def until(self, ended: Tensor, other: Path) -> Path:
+        """The states of `other` until the end, and from there on these, as constants."""
+        return Path(stacked=_unless(ended, other.states(0, None), self.states(0, None)))
+
 
 def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Path:
     """Follow actions with time as the first axis, `(H, *batch, *a)`."""
@@ -104,6 +110,49 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
             "changed in place, or its memory filled again: return a copy"
         )
     return path
+
+
+def follow_until(dynamics: Dynamics, state: Any, actions: Tensor, ended: Tensor) -> tuple[Path, Tensor]:
+    """Follow actions to the end of each episode, `ended` `(H + 1, *batch)`: states and actions from there on are those
+    of the last step before, as constants. Nothing is computed, and no slope, from what comes after the end.
+
+    A model that rolls out by itself follows all actions; it has to keep its own slopes finite.
+    """
+    horizon, batch_dims = len(actions), ended.dim() - 1
+    timed, model = knows_time(dynamics), dynamics
+    one = (~ended[1]).reshape(-1).to(torch.uint8).argmax().reshape(1)  # an episode that the first step does not end
+
+    def of_one(leaf: Tensor) -> Tensor:
+        return leaf.flatten(0, batch_dims - 1).index_select(0, one)[0]
+
+    kept = map_tensors(of_one, (state, actions[0]))
+    over = ended.flatten(1).all(1).tolist() if may_look(ended) else [False] * (horizon + 1)  # nothing left to follow
+
+    def step(state: Any, action: Tensor, t: int) -> Any:
+        nonlocal kept  # the last step that ended nothing: one into the end counts no more, and may be NaN itself
+        if over[t + 1]:
+            return state
+        kept = _unless(ended[t + 1], (state, action), kept)
+        return dynamics(*kept, t=t) if timed else dynamics(*kept)
+
+    if not hasattr(dynamics, "rollout"):
+        model = step
+    path = follow(model, state, actions, batch_dims)
+    steps = path.steps or [map_tensors(lambda leaf, t=t: leaf[t], path.stacked) for t in range(horizon + 1)]
+    until = [(steps[0], actions[0])]
+    for t in range(1, horizon + 1):
+        until.append(_unless(ended[t], (steps[t], actions[min(t, horizon - 1)]), until[-1]))
+    states, used = zip(*until, strict=True)
+    return Path(list(states)), torch.stack(used[:horizon])
+
+
+def _unless(ended: Tensor, tree: Any, instead: Any) -> Any:
+    """A tree where it has not ended, and constants instead of it where it has."""
+
+    def choose(leaf: Tensor, instead: Tensor) -> Tensor:
+        return torch.where(beside(ended, leaf), instead.detach().to(leaf.dtype), leaf)
+
+    return map_tensors(choose, tree, instead)
 
 
 def _of_numpy(state: Any) -> str:
