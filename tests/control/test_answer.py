@@ -87,6 +87,34 @@ def test_what_the_search_has_seen_is_what_following_the_answer_gives(seed) -> No
     close(ours, theirs)
 
 
+@pytest.mark.parametrize("num_particles", [1, 2])
+@pytest.mark.parametrize("answer", ["mean", "best", "last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_answer_in_half_precision_is_the_candidate_that_was_evaluated(dtype, answer, num_particles) -> None:
+    net = torch.nn.Linear(3, 1).to(dtype)  # which takes its own dtype alone
+    asked = []
+
+    def dynamics(x, u):
+        asked.append(u.detach())
+        return x + net(torch.cat([x, u], -1))
+
+    mpc = MPC(
+        dynamics, lambda x, u: x.square().sum(-1), 1, 2, (-0.3, 0.7), dcem.CEM(12, 4), num_iterations=2, answer=answer,
+        num_particles=num_particles,
+    )  # fmt: skip
+    plans = []
+    for has_gradient in (True, False):
+        with torch.set_grad_enabled(has_gradient):
+            plans.append(mpc(torch.ones(1, dtype=dtype), generator=torch.Generator().manual_seed(0)))
+    for plan in plans:
+        assert plan.actions.dtype == plan.cost.dtype == dtype
+        assert torch.equal(plan.actions, plans[0].actions)
+        assert torch.equal(plan.cost, plans[0].cost)
+    if answer != "mean":
+        candidates = torch.cat([u.reshape(-1, 2) for u in asked if u.shape[-2] == 12])
+        assert (candidates == plans[0].action).all(-1).any()
+
+
 @pytest.mark.cpu
 @pytest.mark.parametrize("answer", ["best", "last"])
 def test_the_answer_is_not_followed_a_second_time(answer) -> None:

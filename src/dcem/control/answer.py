@@ -40,7 +40,8 @@ def chosen(answer: str, solution: Solution, latent_dims: int) -> Tensor:
     values = torch.cat([iteration.values for iteration in iterations], -1)
     best, lowest = best_of(samples, values)
     found = lowest.isfinite().reshape((*lowest.shape[:-1], *(1,) * latent_dims))
-    return torch.where(found, best.squeeze(sample_dim), solution.x)
+    # The search is in single precision at least; evaluated was the candidate rounded to the dtype of the state.
+    return torch.where(found, best.squeeze(sample_dim).to(solution.x), solution.x)
 
 
 class Seen:
