@@ -172,7 +172,10 @@ class Mixture(Distribution):
             any_ok = ok if any_ok is None else any_ok | ok
         assert any_ok is not None
         ranked = dataclasses.replace(self, logits=torch.cat(parts, -1).log())
-        return ranked, weights, any_ok if valid is None else valid & any_ok
+        if valid is None:
+            return ranked, torch.where(any_ok.unsqueeze(-1), weights, among_all), None
+        # Where no component has enough samples of its own, the elites of all are those of the components they are next to.
+        return ranked, torch.where((valid & ~any_ok).unsqueeze(-1), among_all, weights), valid
 
     def fit(self, samples: Tensor, weights: Tensor) -> Self:
         shares = weights.unsqueeze(-2) * self._nearest(samples)  # (*batch, M, N)

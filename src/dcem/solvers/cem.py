@@ -171,7 +171,8 @@ class CEM(SamplingSolver):
         return refuse_gradient(weights, scores, self.selection), valid
 
     def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:
-        fitted = distribution.fit(samples, weights / weights.sum(-1, keepdim=True))
+        total = weights.sum(-1, keepdim=True)  # 0 where a family has selected nothing: it stays, without a gradient
+        fitted = distribution.fit(samples, weights / total.where(total > 0, 1.0))
         return self._smooth(distribution, fitted).clamp_std(self.min_std, self.max_std)
 
     def _smooth(self, old: Distribution, fitted: Distribution) -> Distribution:
