@@ -501,3 +501,15 @@ def test_a_complex_parameter_has_a_gradient() -> None:
         )  # fmt: skip
         slopes.append(torch.autograd.grad(solution.x.sum(), [centre, real, imag], allow_unused=True))
     torch.testing.assert_close(slopes[0][0], torch.complex(*slopes[1][1:]))
+
+
+@pytest.mark.parametrize(("mode", "num_iterations"), [(dcem.Truncate(1), 5), (dcem.Unroll(), 1)])
+def test_once_is_enough_where_the_candidate_is_a_constant(theta, mode, num_iterations):
+    """Of the step from a start that depends on nothing the slope's own derivative by the candidate is not used."""
+
+    def linear(x):
+        return Once.apply(x) + (x * theta).sum(-1)
+
+    solver = dcem.GradientDescent(0.05)
+    x = dcem.minimize(linear, torch.ones(D).double(), solver, num_iterations=num_iterations, gradient=mode).x
+    torch.testing.assert_close(torch.autograd.grad(x.sum(), theta)[0], torch.full_like(theta, -0.05))

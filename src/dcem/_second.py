@@ -15,30 +15,34 @@ from torch.autograd.graph import get_gradient_edge
 _WRAPPER = once_differentiable(lambda ctx: None).__code__  # the same of all that it wraps
 
 
-def first_only(value: Tensor, x: Tensor) -> str | None:
-    """The name of a function on the way from `x` to `value` that is differentiable only once; None without one."""
+def first_only(value: Tensor, x: Tensor, *, is_constant: bool = False) -> str | None:
+    """The name of a function on the way from `x` to `value` that is differentiable only once; None without one.
+
+    Where `x` is a constant nothing is differentiated by it again, so that only a function counts that something else
+    with a gradient goes into, too.
+    """
     end = get_gradient_edge(x).node
-    users: dict[Any, list[Any]] = {}  # of a node, those that use what it makes
-    waiting: list[Any] = [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        for child, _ in node.next_functions:
-            if child is None:
-                continue
-            if child not in users and child is not end:
-                waiting.append(child)
-            users.setdefault(child, []).append(node)
-    seen, waiting = set[Any](), list(users.get(end, []))
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        function: Any = getattr(node, "_forward_cls", None)
-        if getattr(getattr(function, "backward", None), "__code__", None) is _WRAPPER:
-            return str(function.__name__)
-        waiting += users.get(node, [])
+    for once in [node for node in _before(value.grad_fn) if _is_once(node)]:
+        leaves = [node for node in _before(once) if not node.next_functions]
+        if end in _before(once) and not (is_constant and all(leaf is end for leaf in leaves)):
+            return str(once._forward_cls.__name__)
     return None
+
+
+def _before(node: Any) -> list[Any]:
+    """The node and all that goes into it."""
+    found, waiting = {node: None}, [node]
+    while waiting:
+        for child, _ in waiting.pop().next_functions:
+            if child is not None and child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
+
+
+def _is_once(node: Any) -> bool:
+    function: Any = getattr(node, "_forward_cls", None)
+    return getattr(getattr(function, "backward", None), "__code__", None) is _WRAPPER
 
 
 class OnceOnly(torch.autograd.Function):

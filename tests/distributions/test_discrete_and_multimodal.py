@@ -237,3 +237,24 @@ def test_no_component_falls_below_its_least_weight():
     weights = solution.distribution.parts[0].weights
     assert weights.min() >= 0.5 / 8 - 1e-6
     assert weights.sum().item() == pytest.approx(1.0)
+
+
+def test_a_mixture_that_selects_nothing_has_no_gradient_and_leaves_its_mates_alone():
+    """Beside a large constant all values are equal up to rounding, once the search has converged."""
+    theta, beside = torch.tensor(0.3, requires_grad=True), torch.tensor([[0.0], [1.0]])
+    init = dcem.Mixture(torch.tensor([[[-1.0], [1.0]]] * 2), 0.3)
+    solution = dcem.minimize(
+        lambda x: beside + (x.square().sum(-1) - 1 - theta).square(), init, dcem.CEM(40, 4, dcem.LML(0.1)),
+        generator=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    (slope,) = torch.autograd.grad(solution.x[0].sum(), theta)
+    assert abs(slope.item()) == pytest.approx(0.5 / 1.3**0.5, rel=0.05)
+
+
+def test_components_with_too_few_samples_each_share_the_elites_of_all():
+    init = dcem.Mixture(torch.tensor([[-5.0], [0.0], [5.0]]), 0.3)
+    solution = dcem.minimize(
+        lambda x: (x - 0.3).square().sum(-1), init, dcem.CEM(12, 5), generator=torch.Generator().manual_seed(0)
+    )
+    assert solution.status == dcem.Status.OK
+    assert abs(solution.x.item() - 0.3) < 1

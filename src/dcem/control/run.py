@@ -125,7 +125,8 @@ def run(
     An action that is not finite, or that of a solve with the status `NONFINITE`, is replaced by the next action of
     the last good plan of the episode (zero beyond its end), and counted. A policy that is no `MPC` shows no plan: only
     zero can take the place of its action. What was applied, after this and after the clipping, is what the next plan
-    starts from and what changes of the action are charged against.
+    starts from and what changes of the action are charged against; after actions of an `MPC` that were not finite the
+    search starts afresh.
 
     Example:
         >>> import gymnasium, torch

@@ -135,6 +135,10 @@ class Processes(Engine):
                     f"function: expected what {self.method!r} can send to a process, such as a function of a module, "
                     f"got {self.function!r} ({error})"
                 ) from None
+            except BaseException:  # interrupted: nobody would end it
+                if process.pid is not None:
+                    process.kill()
+                raise
             theirs.close()
         return _Worker(process, ours)
 

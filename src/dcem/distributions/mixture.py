@@ -174,7 +174,7 @@ class Mixture(Distribution):
         ranked = dataclasses.replace(self, logits=torch.cat(parts, -1).log())
         if valid is None:
             return ranked, torch.where(any_ok.unsqueeze(-1), weights, among_all), None
-        # Where no component has enough samples of its own, the elites of all are those of the components they are next to.
+        # Where no component has enough samples of its own, the elites of all count for the components next to them.
         return ranked, torch.where((valid & ~any_ok).unsqueeze(-1), among_all, weights), valid
 
     def fit(self, samples: Tensor, weights: Tensor) -> Self:

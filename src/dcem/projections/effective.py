@@ -13,7 +13,7 @@ from .autograd import project
 from .links import LINKS
 
 _PASSES = 40  # of which a bisection alone would need as many
-_DEVICE_PASSES = 16  # where asking whether all rows have arrived would stall the device; Newton's steps need half of it
+_DEVICE_PASSES = 32  # where asking whether all rows have arrived would stall the device; few rows need more than 10
 
 
 def weights(x: Tensor, temperature: Tensor | float, k: Tensor | float, link: str) -> Tensor:

@@ -138,7 +138,7 @@ def _values_and_slopes(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]
         # Where only the candidate itself asks for a gradient there is nothing to differentiate the answer by.
         differentiable = differentiable and (point is x or _reaches_another_leaf(value, point))
         (gradient,) = torch.autograd.grad(value, point, create_graph=differentiable)
-        if differentiable and (name := first_only(value, point)) is not None:
+        if differentiable and (name := first_only(value, point, is_constant=point is not x)) is not None:
             gradient = OnceOnly.apply(gradient, value, name)  # type: ignore[no-untyped-call]
     return (values, gradient) if differentiable else (values.detach(), gradient)
 

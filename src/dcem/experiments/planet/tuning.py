@@ -56,9 +56,9 @@ class Tuner:
             tuned["std"] = [self.actor.std]
         self.tuned = [parameter for part in tuned.values() for parameter in part]
         rates = asdict(self.settings.rates)
-        self.optimizer = torch.optim.Adam(
-            [{"params": part, "lr": rates[name] or self.settings.lr} for name, part in tuned.items()]
-        )
+        parts_apart = [{"params": part, "lr": rates[name] or self.settings.lr} for name, part in tuned.items()]
+        of_one_rate = [{"params": self.tuned, "lr": self.settings.lr}]  # as runs had it before parts had their own
+        self.optimizer = torch.optim.Adam(parts_apart if any(rates.values()) else of_one_rate)
         self.critic_optimizer = torch.optim.Adam(net.parameters(), lr=self.settings.critic_lr)
         self.loss = ClipPPOLoss(
             self.actor, self.critic, clip_epsilon=self.settings.clip, entropy_bonus=False, normalize_advantage=True
