@@ -120,3 +120,14 @@ def test_no_number_has_no_place_between_the_bins() -> None:
     assert encoded.isnan().any(-1).tolist() == [False, True, False, False, False]
     assert encoded[2, 0] == encoded[3, -1] == 1
     assert numbers.loss(torch.zeros(5, 101), target).isnan().tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_encoded_and_decoded_in_single(dtype: torch.dtype) -> None:
+    numbers, x = TwoHot().to(dtype), torch.tensor([-3.0, 0.0, 5.5, 37.0], dtype=dtype)
+    torch.testing.assert_close(numbers.encode(x), TwoHot().encode(x.float()))
+    logits = 20 * TwoHot().encode(x.float())
+    decoded = numbers.decode(logits.to(dtype))
+    assert decoded.dtype == dtype
+    torch.testing.assert_close(decoded, TwoHot().decode(logits.to(dtype).float()).to(dtype))
+    assert numbers.loss(logits.to(dtype), x).dtype == torch.float32

@@ -159,6 +159,35 @@ def test_a_run_that_is_killed_goes_on_from_what_it_saved(tmp_path: Path) -> None
         assert torch.equal(resumed.sample()["observation"], expected.sample()["observation"])
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize(("num_envs", "capacity"), [(None, 20), (2, 40), (8, 155)])  # 155 steps of 8 are kept as 160
+@pytest.mark.parametrize("steps", [15, 20, 30], ids=["not yet full", "just full", "overwritten"])
+def test_one_episode_as_long_as_the_buffer_is_drawn_as_if_it_had_not_been_saved(
+    num_envs: int | None, capacity: int, steps: int, tmp_path: Path
+) -> None:
+    def make(seed: int) -> Any:
+        return replay(capacity, 64, LENGTH, batched=num_envs is not None, generator=seeded(seed))
+
+    buffer, fresh, used = make(0), make(1), make(2)
+    for part in episode(0, steps, num_envs).split(5, -1):
+        buffer.extend(part)
+    buffer.sample()
+    used.extend(episode(1, 2 * LENGTH, num_envs))
+    used.sample()
+    save_replay(buffer, tmp_path / "first")
+    for loaded in (fresh, used):
+        load_replay(loaded, tmp_path / "first")
+    save_replay(fresh, tmp_path / "second")  # without a step in between
+    load_replay(again := make(3), tmp_path / "second")
+    for now in range(steps, steps + 21, 7):
+        expected = buffer.sample()
+        assert is_of_one_episode(expected)
+        for loaded in (fresh, used, again):
+            assert torch.equal(loaded.sample()["observation"], expected["observation"])
+        for target in (buffer, fresh, used, again):
+            target.extend(episode(0, now + 7, num_envs)[..., now:])
+
+
 def test_a_save_that_is_cut_short_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = replay(50, 8, LENGTH)
     buffer.extend(episode(0, 9))

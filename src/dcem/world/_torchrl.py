@@ -23,7 +23,7 @@ class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]
         )
         storage = LazyMemmapStorage(capacity, ndim=axes)
         super().__init__(storage=storage, sampler=sampler, batch_size=batch_size * length)
-        self.length, self.key = length, key
+        self.capacity, self.length, self.key = capacity, length, key  # the storage's own is a multiple of environments
         if generator is not None:
             self.set_rng(generator)
 
@@ -36,6 +36,12 @@ class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]
                 '("collector", "traj_ids") of TorchRL\'s collectors'
             )
         return super().extend(data, *args, **kwargs)
+
+    def loads(self, path: Any) -> None:
+        """TorchRL's, and what it does not restore: where the last step was written, and that others are drawn now."""
+        super().loads(path)
+        self.storage._set_last_cursor((self.writer.state_dict()["_cursor"] - 1) % self.storage.shape[0])
+        self.sampler._cache.clear()
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         """TorchRL's, whose `batch_size` is the number of steps in all."""

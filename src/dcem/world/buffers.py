@@ -133,7 +133,7 @@ def load_replay(buffer: Any, folder: str | Path) -> None:
 
 
 def _layout(buffer: Any) -> dict[str, Any]:
-    return {"capacity": buffer.storage.max_size, "axes": buffer.storage.ndim}
+    return {"capacity": buffer.capacity, "axes": buffer.storage.ndim}
 
 
 def _sizes(folder: Path) -> dict[str, int]:

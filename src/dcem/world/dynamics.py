@@ -81,7 +81,8 @@ class DynamicsNet(nn.Module):
         self.num_states = data.state.shape[-1]
         self.inner = nn.Linear(self.num_states + data.action.shape[-1], width)
         self.outer = nn.Linear(width, self.num_states)
-        self.register_buffer("input_scale", torch.cat([data.state, data.action], -1).std(0))
+        # What is the same in all data has no scale: 1 leaves it as it is. A state without a change keeps that of 0.
+        self.register_buffer("input_scale", _or_one(torch.cat([data.state, data.action], -1).std(0)))
         self.register_buffer("change_scale", (data.after - data.state).std(0))
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
@@ -107,4 +108,8 @@ class DynamicsNet(nn.Module):
 
         The negative log-likelihood of a Gaussian with those variances is half its sum, but for a constant.
         """
-        return ((self(data.state, data.action) - data.after) / self.change_scale).square().mean(0)
+        return ((self(data.state, data.action) - data.after) / _or_one(self.change_scale)).square().mean(0)
+
+
+def _or_one(scale: Tensor) -> Tensor:
+    return scale.where(scale > 0, 1.0)

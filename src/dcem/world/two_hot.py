@@ -19,7 +19,8 @@ def symexp(x: Tensor) -> Tensor:
 class TwoHot(nn.Module):
     """Learn a number by the cross-entropy of a distribution over bins, which does not depend on the number's scale.
 
-    A target is divided among the two bins next to its `symlog`; a prediction is the `symexp` of the mean bin.
+    A target is divided among the two bins next to its `symlog`; a prediction is the `symexp` of the mean bin. Half
+    precision is computed in single: its own rounding would be a bias of the targets.
 
     Args:
         num_bins: at least 2.
@@ -38,8 +39,6 @@ class TwoHot(nn.Module):
     Source: Hafner et al., "Mastering diverse domains through world models", 2023; Hansen et al., "TD-MPC2", ICLR 2024.
     """
 
-    bins: Tensor
-
     def __init__(self, num_bins: int = 101, limit: float = 10.0) -> None:
         super().__init__()
         if num_bins < 2:
@@ -47,10 +46,13 @@ class TwoHot(nn.Module):
         if not 0 < limit < float("inf"):
             raise ValueError(f"limit: expected a finite number > 0, got {limit}")
         self.num_bins, self.limit = num_bins, limit
-        self.register_buffer("bins", torch.linspace(-limit, limit, num_bins, dtype=torch.float64), persistent=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Numbers `(...)` as distributions `(..., num_bins)` with at most two neighbouring bins each; NaN as NaN."""
+        """Numbers `(...)` as distributions `(..., num_bins)`, at least in single precision.
+
+        Each has at most two neighbouring bins; NaN is NaN.
+        """
+        x = _single(x)
         place = (symlog(x).clamp(-self.limit, self.limit) + self.limit) / (2 * self.limit) * (self.num_bins - 1)
         low = place.floor().clamp(max=self.num_bins - 2)
         share = (place - low).unsqueeze(-1)
@@ -60,8 +62,14 @@ class TwoHot(nn.Module):
 
     def decode(self, logits: Tensor) -> Tensor:
         """The numbers `(...)` that logits `(..., num_bins)` stand for."""
-        return symexp((logits.softmax(-1) * self.bins.to(logits)).sum(-1))
+        exact = _single(logits)
+        bins = torch.linspace(-self.limit, self.limit, self.num_bins, dtype=exact.dtype, device=exact.device)
+        return symexp((exact.softmax(-1) * bins).sum(-1)).to(logits.dtype)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The cross-entropy `(...)` of logits `(..., num_bins)` and numbers `(...)`."""
-        return -(self.encode(target) * logits.log_softmax(-1)).sum(-1)
+        return -(self.encode(target) * _single(logits).log_softmax(-1)).sum(-1)
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
