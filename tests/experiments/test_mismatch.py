@@ -19,7 +19,7 @@ from dcem.experiments.harness.training import descend
 from dcem.experiments.mismatch import deployment, settings, study
 from dcem.experiments.mismatch import task as mismatch_task
 from dcem.experiments.mismatch import training as mismatch
-from dcem.world import DynamicsNet, transitions
+from dcem.world import DynamicsNet
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:hydra.*"),
@@ -221,17 +221,3 @@ def test_returns_are_those_of_the_actions_taken() -> None:
     deployment.returns(policy, plant, hanging, 4)
     assert len(seen) == 2
     torch.testing.assert_close(seen[1], rollout(plant, hanging, torch.ones(1, 3, 1))[:, -1])
-
-
-def test_numbers_that_are_the_same_in_all_data_are_no_matter() -> None:
-    """A goal in the state, an action that is not used: nothing to scale by."""
-    torch.manual_seed(0)
-    state, actions = torch.randn(6, 2), torch.randn(6, 4, 2)
-    state[:, 1], actions[..., 1] = 3.0, 0.0
-    data = transitions(lambda x, u: x + u * torch.tensor([1.0, 0.0]), state, actions)
-    net = DynamicsNet(8, data)
-    after = net(data.state, data.action)
-    assert after.isfinite().all()
-    assert (after[:, 1] == 3.0).all()
-    assert net.squared_errors(data).isfinite().all()
-    assert net.squared_errors(data)[1] == 0

@@ -50,8 +50,8 @@ def transitions(plant: Callable[[Tensor, Tensor], Tensor], states: Tensor, actio
 class DynamicsNet(nn.Module):
     """One hidden layer that predicts how a state changes: `x + W₂ tanh(W₁ [x, u] + b₁) + b₂`.
 
-    Inputs and changes are on the scale of the data. Sequences are followed at once by `rollout`, which is what a
-    controller that plans with the net asks for.
+    Inputs and changes are on the scale of the data, or on their own where they are constant in it, as a goal is.
+    Sequences are followed at once by `rollout`, which is what a controller that plans with the net asks for.
 
     Args:
         width: of the hidden layer.
@@ -81,9 +81,9 @@ class DynamicsNet(nn.Module):
         self.num_states = data.state.shape[-1]
         self.inner = nn.Linear(self.num_states + data.action.shape[-1], width)
         self.outer = nn.Linear(width, self.num_states)
-        # What is the same in all data has no scale: 1 leaves it as it is. A state without a change keeps that of 0.
-        self.register_buffer("input_scale", _or_one(torch.cat([data.state, data.action], -1).std(0)))
-        self.register_buffer("change_scale", (data.after - data.state).std(0))
+        inputs = torch.cat([data.state, data.action], -1)
+        self.register_buffer("input_scale", _scale(inputs, inputs))
+        self.register_buffer("change_scale", _scale(data.after - data.state, data.state, data.after))
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """The next state."""
@@ -108,8 +108,10 @@ class DynamicsNet(nn.Module):
 
         The negative log-likelihood of a Gaussian with those variances is half its sum, but for a constant.
         """
-        return ((self(data.state, data.action) - data.after) / _or_one(self.change_scale)).square().mean(0)
+        return ((self(data.state, data.action) - data.after) / self.change_scale).square().mean(0)
 
 
-def _or_one(scale: Tensor) -> Tensor:
-    return scale.where(scale > 0, 1.0)
+def _scale(data: Tensor, *sizes: Tensor) -> Tensor:
+    """The standard deviation of each column of `(n, m)`: 1 where it is no more than rounding of numbers as `sizes`."""
+    spread, largest = data.std(0), torch.cat(sizes).abs().amax(0)
+    return spread.masked_fill(spread <= 4 * torch.finfo(data.dtype).eps * largest, 1.0)

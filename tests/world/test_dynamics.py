@@ -1,0 +1,46 @@
+"""Networks that are fitted to transitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dcem.world import DynamicsNet, Transitions, transitions
+
+
+def explored(plant, states: Tensor, dtype: torch.dtype) -> Transitions:
+    actions = torch.randn(len(states), 6, 2, dtype=dtype)
+    actions[..., 1] = 0.1  # an input that nothing moves
+    return transitions(plant, states.to(dtype), actions)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_that_do_not_vary_are_on_their_own_scale(dtype: torch.dtype) -> None:
+    """A goal, a clock and an unused action: of equal numbers, too, the computed deviation is seldom exactly 0."""
+
+    def plant(state: Tensor, action: Tensor) -> Tensor:
+        goal, clock, place = state.unbind(-1)
+        return torch.stack([goal, clock + 0.1, place + action[..., 0]], -1)
+
+    torch.manual_seed(0)
+    start = torch.stack([torch.full((5,), 0.1), torch.rand(5), torch.randn(5)], -1)
+    data = explored(plant, start, dtype)
+    net = DynamicsNet(8, data).to(dtype)
+    inputs = torch.cat([data.state, data.action], -1)
+    assert (net.input_scale == 1).tolist() == [True, False, False, False, True]
+    assert (net.change_scale == 1).tolist() == [True, True, False]
+    torch.testing.assert_close(net.input_scale[1:4], inputs.std(0)[1:4])
+    errors = net.squared_errors(data)
+    assert (errors < 1e3).all()
+    errors.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
+def test_small_numbers_that_vary_keep_their_scale() -> None:
+    torch.manual_seed(0)
+    data = explored(lambda state, action: state + 1e-20 * action[..., :1], 1e-20 * torch.randn(5, 1), torch.float32)
+    net = DynamicsNet(8, data)
+    assert net.input_scale[0] < 1e-19
+    assert net.change_scale[0] < 1e-19
+    assert net(data.state, data.action).isfinite().all()
