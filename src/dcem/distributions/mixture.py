@@ -172,10 +172,9 @@ class Mixture(Distribution):
             any_ok = ok if any_ok is None else any_ok | ok
         assert any_ok is not None
         ranked = dataclasses.replace(self, logits=torch.cat(parts, -1).log())
-        if valid is None:
-            return ranked, torch.where(any_ok.unsqueeze(-1), weights, among_all), None
         # Where no component has enough samples of its own, the elites of all count for the components next to them.
-        return ranked, torch.where((valid & ~any_ok).unsqueeze(-1), among_all, weights), valid
+        lacking = ~any_ok if valid is None else valid & ~any_ok
+        return ranked, torch.where(lacking.unsqueeze(-1), among_all, weights), valid
 
     def fit(self, samples: Tensor, weights: Tensor) -> Self:
         shares = weights.unsqueeze(-2) * self._nearest(samples)  # (*batch, M, N)

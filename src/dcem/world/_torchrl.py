@@ -38,7 +38,7 @@ class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]
         return super().extend(data, *args, **kwargs)
 
     def loads(self, path: Any) -> None:
-        """TorchRL's, and what it does not restore: where the last step was written, and that others are drawn now."""
+        """TorchRL's, which does not restore where the last step was written, nor forget the episodes found before."""
         super().loads(path)
         self.storage._set_last_cursor((self.writer.state_dict()["_cursor"] - 1) % self.storage.shape[0])
         self.sampler._cache.clear()

@@ -33,7 +33,8 @@ def replay(
     steps have overwritten old ones.
 
     Args:
-        capacity: how many steps are kept; new ones then take the place of the oldest.
+        capacity: how many steps are kept, rounded up to as many for each environment; new ones then take the place
+            of the oldest.
         batch_size: `B`, how many sequences a sample has.
         length: `T`, how many steps a sequence has, at least 2.
         batched: steps come from several environments at once, as TensorDicts `(E, n)`, always of as many
