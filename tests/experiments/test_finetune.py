@@ -88,6 +88,24 @@ def test_the_policy_is_updated_by_all_steps_at_once_and_the_critic_by_few(
     assert abs(math.log(beliefs[1] / beliefs[0])) == pytest.approx(tuning.lr, rel=1e-2)  # Adam's first step, one
 
 
+def test_rate_and_exploration_fall_along_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = replace(TASKS["pendulum"], num_steps=6, horizon=2)
+    policy = Actor(controller(task, "model", dcem.Unroll(), 4, 2), std=task.std)
+    stds, rates = [], []
+
+    def watched(loss: Any, data: Any, settings: Any, weights: Any, learner: Any, optimizers: Any) -> float:
+        stds.append(data["scale"].unique().tolist())
+        rates.append(optimizers[0].param_groups[0]["lr"])
+        return 0.0
+
+    monkeypatch.setattr(algorithms, "_improve", watched)
+    tuning = PPO(num_steps=36, num_envs=2, critic_batch_size=4, critic_epochs=1, decay=True, final_std=0.25)
+    with Run(tmp_path / "run", {}, seed=0, quiet=True) as run:
+        algorithms.ppo(Learner(task, policy, 0, 2), tuning, run)
+    assert stds == [[pytest.approx(share * task.std)] for share in (1.0, 0.625, 0.25)]
+    assert rates == pytest.approx([0.1, 0.1 * 2 / 3, 0.1 / 3])
+
+
 @pytest.mark.parametrize(("critic_first", "moves"), [(0.0, [False, True, True]), (1 / 3, [False, False, True])])
 def test_values_learn_before_the_policy_follows_them(tmp_path: Path, critic_first: float, moves: list[bool]) -> None:
     task = replace(TASKS["pendulum"], num_steps=6, horizon=2)

@@ -41,6 +41,7 @@ def ppo(learner: Learner, settings: PPO, run: Run, likelihood: float = 0.0) -> N
     for step in run.steps(num_iterations, 1, "ppo"):
         for group in optimizer.param_groups if settings.decay else ():
             group["lr"] = settings.lr * (1 - (step - 1) / num_iterations)
+        learner.explore(1 - (1 - settings.final_std) * (step - 1) / max(num_iterations - 1, 1))
         data = sampler(task.num_steps)
         for _ in range(settings.critic_epochs):
             advantages(data)

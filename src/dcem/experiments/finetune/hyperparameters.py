@@ -19,6 +19,8 @@ class PPO:
             most of the gradient, and these are the first to be clipped: after one update little of it is left.
         lr: of what is learned in the policy.
         decay: whether that rate falls along a line to 0, which it would reach one iteration after the last.
+        final_std: that of a controller's exploration in the last iteration, as a share of the task's, to which it falls
+            along a line. A wide one shows the way; what is best with it is not what is best without.
         critic_lr: of the value network.
         critic_epochs: over an iteration's steps for the value network alone, before the policy's.
         critic_batch_size: of a minibatch in these.
@@ -37,6 +39,7 @@ class PPO:
     batch_size: int = setting(0, at_least=0)
     lr: float = positive(0.1)
     decay: bool = False
+    final_std: float = setting(1.0, above=0, at_most=1)
     critic_lr: float = positive(3e-3)
     critic_epochs: int = setting(30, at_least=0)
     critic_batch_size: int = count(100)

@@ -70,6 +70,11 @@ class Learner:
         primer = (self.policy.make_tensordict_primer(),) if self.is_controller else ()
         return make_env(self.task, num_envs, self.seed, *primer)
 
+    def explore(self, share: float) -> None:
+        """Set the std of a controller's exploration to this share of the task's; a network learns its own."""
+        if self.is_controller:
+            self.policy.planner.std.fill_(share * self.task.std)
+
     def evaluate(self) -> dict[str, float]:
         """Returns of episodes without exploration, from the same states at each evaluation of each method."""
         self.judges.set_seed(JUDGES_SEED)
