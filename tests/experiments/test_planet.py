@@ -214,6 +214,20 @@ def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["env_steps"] == 144
 
 
+@pytest.mark.parametrize(("phase", "trajectories"), [("model", 24), ("embed", 20)])
+def test_a_controller_is_evaluated_with_other_numbers_of_candidates(phases, tmp_path, phase, trajectories):
+    checkpoint = str(phases / phase / "controller.pt")
+    config = evaluation.Config(checkpoint=checkpoint, num_episodes=1, num_samples=10)
+    with Run(tmp_path, {}, seed=0, quiet=True, command="dcem planet-evaluate") as started:
+        assert evaluation.main(config, started)["trajectories"] == trajectories
+    few = evaluation.Config(checkpoint=checkpoint, num_samples=1)
+    with (
+        Run(tmp_path / "few", {}, seed=0, quiet=True, command="dcem planet-evaluate") as started,
+        pytest.raises(ConfigError, match="num_samples: expected 0, or at least [23], the elites of the search; got 1"),
+    ):
+        evaluation.main(few, started)
+
+
 @pytest.mark.parametrize("num", [1, 3])
 def test_fewer_episodes_than_environments_are_played(phases, tmp_path, num):
     """Side by side: one round, in as many environments as there are episodes."""

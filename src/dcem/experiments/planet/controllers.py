@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,6 +117,14 @@ class Controller(NamedTuple):
         if self.decoder is None:
             return full_space(self.model, self.config.planner)
         return embedded(self.model, self.decoder, self.config.embedding)
+
+    def with_samples(self, num_samples: int) -> Controller:
+        """The same, which plans with another number of candidates."""
+        name = "planner" if self.decoder is None else "embedding"
+        search = getattr(self.config, name)
+        least = f"0, or at least {search.num_elites:g}, the elites of the search"
+        require(num_samples >= search.num_elites, "num_samples", least, num_samples)
+        return self._replace(config=replace(self.config, **{name: replace(search, num_samples=num_samples)}))
 
 
 _OF_THE_MODEL = ("task", "model", "latent_size", "hidden", "discount")

@@ -32,6 +32,8 @@ class Config(Settings):
     num_episodes: int = count(50)
     num_envs: int = count(10)
     """Played side by side, or all episodes if there are fewer."""
+    num_samples: int = setting(0, at_least=0)
+    """Candidates of an iteration of the search; 0: as many as the controller was learned with."""
     animate: int = setting(0, at_least=0)
     """Decisions of one more episode to show in episode.gif, from its beginning; 0 for no picture.
 
@@ -67,6 +69,8 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     if config.animate:
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported
     controller, _ = load(Path(config.checkpoint), device=run.device)
+    if config.num_samples:
+        controller = controller.with_samples(config.num_samples)
     suite, mpc, returns = (
         Suite(controller.config.task, config.side_by_side, controller.config.episode_steps, run.device),
         controller.mpc,
