@@ -60,6 +60,24 @@ def test_straight_through_samples_are_choices_with_the_derivative_of_relaxed_one
     assert all(g.isfinite().all() for g in torch.autograd.grad((x * torch.arange(4)).sum(), inputs))
 
 
+def test_a_relaxation_is_one_of_each_problem(generator):
+    """Also of as many problems as choices, and where one fails: what is kept of it is its own."""
+    noise = torch.randn(3, 5, 3, generator=generator)
+    relaxations = torch.tensor([0.1, 1.0, 10.0])
+    together = dcem.Categorical(torch.zeros(3, 3), samples="relaxed", relaxation=relaxations).rsample(noise)
+    for i, relaxation in enumerate(relaxations):
+        alone = dcem.Categorical(torch.zeros(3), samples="relaxed", relaxation=float(relaxation)).rsample(noise[i])
+        assert torch.allclose(together[i], alone)
+    fails = torch.tensor([True, False, False])
+    init = dcem.Categorical(torch.zeros(3, 3), samples="relaxed", relaxation=torch.tensor([0.5]))
+    solution = dcem.minimize(
+        lambda x: x[..., 0].masked_fill(fails.unsqueeze(-1), math.nan), init, generator=generator, num_iterations=2
+    )
+    assert solution.distribution.relaxation.tolist() == [0.5, 0.5, 0.5]
+    with pytest.raises(ValueError, match=r"^relaxation: expected .* batch shape \(2,\), got shape \(3,\)"):
+        dcem.Categorical(torch.zeros(2, 3), relaxation=torch.ones(3))
+
+
 @pytest.mark.parametrize("samples", ["straight-through", "relaxed"])
 def test_a_gradient_reaches_the_logits_through_the_candidates(samples):
     """Of an objective that is differentiable between the choices; of hard samples it comes from the selection alone."""

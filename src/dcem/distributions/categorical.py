@@ -38,7 +38,8 @@ class Categorical(Distribution):
         samples: `"hard"`: one-hot vectors. `"straight-through"`: one-hot vectors with the derivative of relaxed
             ones, which is biased. `"relaxed"`: `softmax((logits + G) / relaxation)`, between the choices, with
             their exact derivative, for objectives that can evaluate them.
-        relaxation: the temperature of relaxed samples, above 0; towards 0 they become hard.
+        relaxation: the temperature of relaxed samples, above 0; towards 0 they become hard. A tensor is one for all
+            problems, or one for each in a shape that broadcasts to `batch`.
 
     Raises:
         TypeError: `logits` is not a floating-point tensor.
@@ -70,6 +71,8 @@ class Categorical(Distribution):
         if self.samples not in SAMPLES:
             raise ValueError(f"samples: expected one of {', '.join(SAMPLES)}, got {self.samples!r}")
         check_positive("relaxation", self.relaxation)
+        if isinstance(self.relaxation, Tensor):
+            object.__setattr__(self, "relaxation", self._of_problems(self.relaxation))
 
     @property
     def mean(self) -> Tensor:
@@ -95,7 +98,10 @@ class Categorical(Distribution):
         if self.samples == "hard":
             return hard
         forbidden = logits == -math.inf  # which have no part in the derivative with respect to `relaxation`
-        scaled = (logits.masked_fill(forbidden, 0.0) + gumbel) / self.relaxation
+        relaxation = self.relaxation
+        if isinstance(relaxation, Tensor):
+            relaxation = relaxation.reshape(relaxation.shape + (1,) * (1 + self.event_dims))
+        scaled = (logits.masked_fill(forbidden, 0.0) + gumbel) / relaxation
         soft = scaled.masked_fill(forbidden, -math.inf).softmax(-1)
         return soft if self.samples == "relaxed" else hard + (soft - soft.detach())
 
@@ -130,6 +136,18 @@ class Categorical(Distribution):
     def is_collapsed(self, min_std: float) -> Tensor:
         certain = self.std <= min_std * (1 + 1e-3)  # of a probability it is known only up to rounding
         return certain.flatten(certain.dim() - self.event_dims).all(-1)
+
+    def _of_problems(self, relaxation: Tensor) -> Tensor:
+        """A number for each problem, `(*batch,)`."""
+        batch = self.logits.shape[: self.logits.dim() - self.event_dims]
+        number = relaxation.reshape(()) if relaxation.numel() == 1 else relaxation
+        try:
+            return number.to(self.logits).expand(batch)
+        except RuntimeError:
+            raise ValueError(
+                f"relaxation: expected a number, or a Tensor that broadcasts to the batch shape {tuple(batch)}, got "
+                f"shape {tuple(relaxation.shape)}"
+            ) from None
 
     def _of(self, probability: Tensor) -> Self:
         """The member with these probabilities; what was forbidden stays so."""
