@@ -220,6 +220,72 @@ def test_temperatures_and_rates_are_positive(bad) -> None:
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize("temperatures", [torch.tensor([0.2, 3.0]), torch.tensor([[0.2], [3.0]])])
+def test_a_temperature_of_each_problem(temperatures: torch.Tensor) -> None:
+    """Of as many as candidates, one for each of these is refused."""
+    model = EnergyModel(quadratic, 1, dcem.CEM(2, 1), num_iterations=1)
+    x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.5], [1.0]])
+    noise = torch.randn(1, 2, 2, 1)
+    of_each = [
+        contrastive_loss(model, x[[i]], y[[i]], temperature=float(t), noise=noise[:, [i]])
+        for i, t in enumerate(temperatures)
+    ]
+    ours = contrastive_loss(model, x, y, temperature=temperatures, noise=noise)
+    torch.testing.assert_close(ours, torch.stack(of_each).mean())
+    box = {"low": -9.0, "high": 9.0}
+    densities = [
+        log_likelihood(quadratic, x[i], y[i], **box, inverse_temperature=float(b)) for i, b in enumerate(temperatures)
+    ]
+    ours = log_likelihood(quadratic, x, y, **box, inverse_temperature=temperatures)
+    torch.testing.assert_close(ours, torch.stack(densities))
+    with pytest.raises(ValueError, match=r"^temperature: expected .* batch shape \(2,\).*, got shape \(3,\)"):
+        contrastive_loss(model, x, y, temperature=torch.ones(3), noise=noise)
+    with pytest.raises(ValueError, match=r"^inverse_temperature: expected .*, got shape \(513,\)"):
+        log_likelihood(quadratic, x, y, **box, inverse_temperature=torch.ones(513))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("solver", "decoder", "options"),
+    [
+        (CEM, None, {"correction": True}),
+        (CEM, nn.Linear(1, 1), {"num_starts": 2}),
+        (dcem.GradientDescent(0.1), None, {"num_starts": 2}),
+    ],
+)
+def test_contrastive_loss_of_a_model_of_half_precision(dtype, solver, decoder, options, generator) -> None:
+    model = EnergyModel(MLPEnergy(1, 1, (8,)), 1, solver, decoder=copy.deepcopy(decoder), num_iterations=3)
+    x, y = torch.zeros(4, 1), torch.tensor([[-1.0], [0.0], [0.5], [1.0]])
+    state = generator.get_state()
+    single = contrastive_loss(model, x, y, num_negatives=999, generator=generator, **options)
+    half = contrastive_loss(
+        model.to(dtype), x.to(dtype), y.to(dtype), num_negatives=999, generator=generator.set_state(state), **options
+    )
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, single, atol=0.05, rtol=0.02)
+    half.backward()
+    assert model.energy.first.weight.grad.any()
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_likelihood_in_half_precision_has_the_cells_of_a_single_one(dtype: torch.dtype) -> None:
+    seen = []
+
+    def energy(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(y.dtype)
+        return 200 * (y.float() - 3).square().sum(-1)
+
+    x, y = torch.zeros(1, dtype=dtype), torch.tensor([3.0], dtype=dtype)
+    ours = log_likelihood(energy, x, y, low=0.0, high=10.0, num_points=4000)
+    assert abs(ours.item() - 0.5 * math.log(400 / (2 * math.pi))) < 5e-4
+    assert seen == [dtype]
+    edge = torch.tensor([0.3], dtype=dtype)  # rounded, it is outside
+    log_likelihood(energy, x, edge, low=0.0, high=0.3)
+
+
+@pytest.mark.cpu
 def test_contrastive_loss_finds_both_answers(generator) -> None:
     torch.manual_seed(0)
     energy = MLPEnergy(1, 1, (32, 32), nn.SiLU)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dcem._check import check_positive
 from dcem._given import brief
 from dcem.energy.base import condition
+from dcem.projections.checks import of_rows
 
 POINTS = {1: 512, 2: 64}
 """Grid points along each axis, by the number of axes."""
@@ -35,19 +36,19 @@ def log_likelihood(
     Args:
         energy: Maps `x` `(*batch, *feature)` and `y` `(*batch, N, d)` to `(*batch, N)`.
         x: `(*batch, *feature)`.
-        y: `(*batch, d)` with `d` of 1 or 2.
+        y: `(*batch, d)` with `d` of 1 or 2; the energy is given candidates of its dtype.
         low: The box's lower corner, a number or `(d,)`; the density is zero outside.
         high: Its upper corner.
         num_points: Midpoints of cells along each axis, 512 for `d = 1` and 64 for `d = 2` by default: cells narrower
         than the energy's valleys, or the integral is wrong.
-        inverse_temperature: `β > 0`.
+        inverse_temperature: `β > 0`; a tensor is one for all, or one a problem in a shape that broadcasts to `batch`.
 
     Returns:
-        `(*batch,)`.
+        `(*batch,)`, of at least single precision.
 
     Raises:
         ValueError: `d` is neither 1 nor 2, `y` is outside the box, `low < high` does not hold, `num_points` or
-        `inverse_temperature` is not positive, or the energy returns another shape.
+        `inverse_temperature` is not positive, the latter has another shape, or the energy returns another shape.
 
     Source: LeCun et al., "A Tutorial on Energy-Based Learning", 2006, section 2.2; the integral is the midpoint rule.
 
@@ -64,17 +65,18 @@ def log_likelihood(
     points = POINTS[size] if num_points is None else num_points
     if points < 1:
         raise ValueError(f"num_points: expected at least 1, got {points}")
-    sides = [torch.as_tensor(side, dtype=y.dtype, device=y.device).expand(size) for side in (low, high)]
+    single = torch.promote_types(y.dtype, torch.float32)  # half precision could not tell the cells of a grid apart
+    sides = [torch.as_tensor(side, dtype=single, device=y.device).expand(size) for side in (low, high)]
     if not (sides[0] < sides[1]).all():
         raise ValueError(f"low, high: expected low < high, got {brief(low)} and {brief(high)}")
-    if ((y < sides[0]) | (y > sides[1])).any():
+    if ((y < sides[0].to(y)) | (y > sides[1].to(y))).any():
         raise ValueError(
             f"y: expected values between low={low} and high={high}, got {float(y.min()):g} to {float(y.max()):g}"
         )
     width = (sides[1] - sides[0]) / points
-    centers = torch.arange(points, dtype=y.dtype, device=y.device) + 0.5
+    centers = torch.arange(points, dtype=single, device=y.device) + 0.5
     axes = [sides[0][i] + width[i] * centers for i in range(size)]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2).to(y)
     batch = tuple(y.shape[:-1])
     everything = torch.cat([y.unsqueeze(-2), grid.expand(*batch, *grid.shape)], -2)
     values = condition(energy, x)(everything)
@@ -83,5 +85,8 @@ def log_likelihood(
             f"energy: expected values (*batch, N) = {(*batch, len(grid) + 1)} for candidates "
             f"{tuple(everything.shape)}, got {tuple(values.shape)}"
         )
-    logits = -inverse_temperature * values.to(torch.promote_types(values.dtype, torch.float32))
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    if isinstance(inverse_temperature, Tensor):
+        inverse_temperature = of_rows("inverse_temperature", inverse_temperature, values, values.dim() - 1)
+    logits = -inverse_temperature * values
     return logits[..., 0] - logits[..., 1:].logsumexp(-1) - math.fsum(width.log().tolist())

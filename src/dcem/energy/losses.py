@@ -16,6 +16,7 @@ from dcem._guard import WithData
 from dcem.bounds import Bounds
 from dcem.energy.model import EnergyModel
 from dcem.energy.negatives import check_correction, log_density, mine
+from dcem.projections.checks import of_rows
 
 
 def end_to_end_loss(
@@ -77,7 +78,8 @@ def contrastive_loss(
         num_negatives: How many of the candidates to keep, at random (all, if there are fewer).
         num_starts: Solves an input. Gradient descent starts each at random, from `init_mean` and `init_std` (or the
         solver's); one start of it has no more negatives than iterations.
-        temperature: Divides the energies.
+        temperature: Divides the energies; a tensor is one for all, or one a problem in a shape that broadcasts to
+        `batch`.
         correction: Weigh each candidate by its density under the solver's distributions. The loss is then an estimate
         of the negative log-likelihood of `p(y|x) ∝ exp(-E/temperature)`, by importance sampling; without it the
         energy also absorbs where the solver looks. It needs a sampling solver without bounds, decoder or kept elites,
@@ -88,11 +90,12 @@ def contrastive_loss(
     Returns:
         The mean over the batch of `-log softmax(-E/temperature)` at the target; with `correction`, of the estimated
         `-log p(y|x)`. A candidate whose energy is not finite counts as improbable and gets no gradient; a problem whose
-        target has such an energy is left out of the mean, which is NaN where none is left.
+        target has such an energy is left out of the mean, which is NaN where none is left. Of at least single
+        precision.
 
     Raises:
         ValueError: `y` has another shape or lies outside the model's bounds; a count or `temperature` is not
-        positive; `correction` with a model or options that cannot have it.
+        positive, the latter has another shape; `correction` with a model or options that cannot have it.
 
     Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018; the correction:
     Ma & Collins, "Noise Contrastive Estimation and Negative Sampling for Conditional Models", EMNLP 2018; negatives
@@ -117,11 +120,18 @@ def contrastive_loss(
             chosen = scores.topk(num_negatives, dim=-1).indices
             chosen = chosen.reshape(*chosen.shape, *(1,) * len(model.latent_shape))
             candidates = candidates.take_along_dim(chosen, batch_dims)
-        negatives = model.decode(candidates)
-    everything = torch.cat([y.unsqueeze(batch_dims), negatives], batch_dims)
+        # A solve has at least single precision; decoder and energy are given candidates of the dtype that they know.
+        start = model.start(x)
+        dtype = (start if isinstance(start, Tensor) else start.mean).dtype
+        negatives = candidates
+        if model.decoder is not None:
+            negatives = model.decode(candidates.to(dtype))
+            dtype = torch.promote_types(dtype, negatives.dtype)
+    everything = torch.cat([at_least_single(of) for of in (y.unsqueeze(batch_dims), negatives)], batch_dims)
     energy = WithData.of(model.objective(x))
-    energies = Evaluation(energy, y.shape[:batch_dims], event_dims, everything.dtype, generator)(everything)
-    energies = at_least_single(energies)
+    energies = Evaluation(energy, y.shape[:batch_dims], event_dims, dtype, generator)(everything)
+    if isinstance(temperature, Tensor):
+        temperature = of_rows("temperature", temperature, energies, batch_dims)
     finite = energies.isfinite()
     logits = torch.where(finite, -torch.where(finite, energies, 0.0) / temperature, -math.inf)
     weights, offset = logits, 0.0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dcem._given import brief
+from dcem._setup import Setup
 from dcem.distributions import WhiteNoise
 from dcem.energy.model import EnergyModel
 from dcem.gradients import Detach
@@ -57,10 +58,10 @@ def check_correction(model: EnergyModel, options: dict[str, Any]) -> None:
 @torch.no_grad()
 def log_density(model: EnergyModel, x: Tensor, solution: Solution, y: Tensor, num_starts: int) -> Tensor:
     """The log-density, `(*batch, M)`, of the mixture of the distributions that the candidates were drawn from."""
-    start, solver = model.start(x), model.solver
-    if isinstance(start, Tensor):
-        start = solver.distribution(start, len(model.latent_shape))
-    first = solver.init(start).distribution
+    first = Setup.of(
+        model.start(x), model.solver, num_iterations=None, event_dims=len(model.latent_shape), bounds=None,
+        generator=None, noise=None, proposals=None,
+    ).start.distribution  # fmt: skip
     drawn_from = [first, *(iteration.distribution for iteration in solution.history[:-1])]
     counts = [iteration.values.shape[-1] for iteration in solution.history]
     terms = []
