@@ -156,6 +156,28 @@ def test_effective_is_reached_by_every_row_in_batches_and_transforms(n, k, wante
 
 
 @soft
+def test_effective_near_all_scores_is_as_exact_in_single_precision(projection, module):
+    """Where all weigh nearly the same, `sum w^2` has lost the digits in which they differ; also of those not masked."""
+    scale = torch.tensor([[1.0], [1e-20], [1e25]])
+    x = (scores(3, 10, seed=1).float() - 5.0) * scale
+    x = torch.cat([x, x.new_full((3, 2), -math.inf)], -1)
+    for short in (1e-1, 1e-3, 1e-4, 1e-5, 0.0):
+        wanted = torch.tensor([10.0 - short])
+        gradients, weights = [], []
+        for dtype in (torch.float32, torch.float64):
+            leaf = x.to(dtype).requires_grad_()
+            w = module(effective=wanted)(leaf, 4)
+            weights.append(w.detach().double())
+            (gradient,) = torch.autograd.grad((w * torch.arange(12)).sum(), leaf)
+            gradients.append(gradient.double() * scale)
+        away = (weights[1] - 0.4)[:, :10].abs().max()
+        torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-3 * away.item() + 1e-6)
+        slopes = gradients[1][:, :10].abs().max().item()
+        torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=2e-3 * slopes)
+    assert away < 1e-5
+
+
+@soft
 def test_effective_is_differentiable(projection, module):
     x = scores(1, 4, seed=5).requires_grad_()
     wanted = torch.tensor([3.1], dtype=x.dtype, requires_grad=True)
