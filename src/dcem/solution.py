@@ -15,6 +15,7 @@ from dcem._data import Result, shown
 from dcem._eager import is_eager
 from dcem._tree import leaves
 from dcem.distributions import Distribution
+from dcem.distributions.gaussian import root_of_squares
 from dcem.solvers.base import Step
 
 
@@ -81,7 +82,8 @@ class Iteration(NamedTuple):
         std: Tensor | None = getattr(distribution, "std", None)
         spread = torch.full_like(effective, torch.nan)
         if std is not None:
-            spread = std.detach().square().reshape(*distribution.batch_shape, -1).mean(-1).sqrt()
+            each = std.detach().reshape(*distribution.batch_shape, -1)
+            spread = root_of_squares(lambda squares: squares.mean(-1, keepdim=True), each, -1).squeeze(-1)
         norm, drift = _norm_of_gradient(distribution), _drift(start, distribution)
         return cls(step.samples, step.values, step.weights, distribution, effective, spread, norm, drift)
 

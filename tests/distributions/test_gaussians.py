@@ -126,6 +126,34 @@ def test_fit_is_right_to_the_rounding_of_the_spread_not_of_the_mean(full, dtype,
     assert (off - off.mean()).abs().max() < tolerance * expected.max()
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize("selection", [dcem.HardTopK(), dcem.LML(0.1), dcem.ConstrainedSoftmax(0.1)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda of: dcem.Gaussian(torch.zeros(2), of),
+        lambda of: dcem.FullGaussian(torch.zeros(2), of * torch.eye(2)),
+        lambda of: dcem.Mixture(torch.tensor([[-0.1, 0.0], [0.1, 0.0]]) * of, of),
+    ],
+)
+def test_a_search_in_any_unit_is_the_same(make, selection, generator):
+    """Also where squares of the samples are beyond single precision, and a weight of 0 makes NaN of them."""
+    noise = torch.randn(5, 100, 2, generator=generator)
+    found = {}
+    for unit in (1.0, 1e-30, 1e19, 1e30):
+        theta = torch.ones((), requires_grad=True)
+        solution = dcem.minimize(
+            lambda x, unit=unit, theta=theta: (x / unit - theta).square().sum(-1), make(unit),
+            dcem.CEM(100, 10, selection, min_std=0.0), num_iterations=5, noise=noise, record=True,
+        )  # fmt: skip
+        stds = torch.stack([iteration.std for iteration in solution.history])
+        found[unit] = [solution.x.detach() / unit, solution.distribution.std.detach() / unit, stds / unit]
+        assert solution.status == dcem.Status.OK
+        if solution.x.requires_grad and not isinstance(selection, dcem.HardTopK):
+            found[unit] += torch.autograd.grad((solution.x / unit).sum(), theta)
+        torch.testing.assert_close(found[unit], found[1.0], rtol=1e-2, atol=1e-3)
+
+
 def test_a_weighted_mean_is_right_to_its_own_rounding(generator):
     """Of squared deviations, say: it must not be taken as a difference from the distribution's mean."""
     g = dcem.Gaussian(torch.ones(3), 1.0)

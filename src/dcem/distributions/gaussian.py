@@ -25,8 +25,23 @@ if TYPE_CHECKING:
 
 def safe_sqrt(variance: Tensor) -> Tensor:
     """`sqrt` whose gradient at zero is zero instead of infinite."""
-    positive = variance > 0
-    return torch.where(positive, torch.where(positive, variance, 1.0).sqrt(), 0.0)
+    zero = variance <= 0  # NaN stays NaN
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, variance).sqrt())
+
+
+def root_of_squares(squares_of: Callable[[Tensor], Tensor], x: Tensor, dim: int) -> Tensor:
+    """`√f(x²)` of a function `f` that is linear in the squares along `dim`, which it keeps as an axis of one.
+
+    Where squares overflow, of which a weight of 0 makes NaN, or vanish, they are taken in units of the largest number.
+    """
+    info = torch.finfo(x.dtype)
+    plain = squares_of(x.square())
+    ordinary = (plain >= info.tiny / info.eps) & (plain <= info.max)
+    if all_true(ordinary):
+        return safe_sqrt(plain)
+    largest = x.detach().abs().amax(dim, keepdim=True)
+    unit = torch.where(ordinary | ~(largest > 0) | largest.isinf(), 1.0, largest)
+    return safe_sqrt(squares_of((x / unit).square())) * unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +105,8 @@ class Gaussian(Distribution):
 
     def fit(self, samples: Tensor, weights: Tensor) -> Self:
         mean, deviations = self.weighted_deviations(samples, weights)
-        variance = torch.matmul(weights.unsqueeze(-2), deviations.square()).reshape(mean.shape)
-        return dataclasses.replace(self, mean=mean, std=safe_sqrt(variance))
+        std = root_of_squares(lambda squares: torch.matmul(weights.unsqueeze(-2), squares), deviations, -2)
+        return dataclasses.replace(self, mean=mean, std=std.reshape(mean.shape))
 
     def clamp_std(self, low: float, high: float | None) -> Self:
         return dataclasses.replace(self, std=clip(self.std, low, high))
@@ -175,7 +190,12 @@ class FullGaussian(Distribution):
     @property
     def std(self) -> Tensor:
         """Marginal standard deviations, `(*batch, *event)`."""
-        return self.scale_tril.norm(dim=-1).reshape(self.mean.shape)
+        return self._marginal.reshape(self.mean.shape)
+
+    @property
+    def _marginal(self) -> Tensor:
+        """Norms of the rows of `L`, `(*batch, D, 1)`."""
+        return root_of_squares(lambda squares: squares.sum(-1, keepdim=True), self.scale_tril, -1)
 
     def log_prob(self, x: Tensor) -> Tensor:
         deviations = self.flat(x - self.mean.unsqueeze(self.sample_dim))
@@ -216,7 +236,7 @@ class FullGaussian(Distribution):
 
     def _rescale(self, to: Callable[[Tensor], Tensor]) -> Self:
         """Scale the rows of `L`, which changes each dimension's std and leaves correlations alone."""
-        std = self.scale_tril.norm(dim=-1, keepdim=True)
+        std = self._marginal
         positive, new = std > 0, to(std)
         scaled = self.scale_tril * (new / std.where(positive, 1.0))
         identity = torch.eye(std.shape[-2], dtype=std.dtype, device=std.device)
@@ -224,7 +244,7 @@ class FullGaussian(Distribution):
 
     def is_collapsed(self, min_std: float) -> Tensor:
         # A rescaled row has its std only up to rounding.
-        return (self.scale_tril.norm(dim=-1) <= min_std * (1 + 1e-5)).all(-1)
+        return (self._marginal <= min_std * (1 + 1e-5)).flatten(-2).all(-1)
 
     def clip(self, bounds: Bounds) -> Self:
         clipped = dataclasses.replace(self, mean=bounds.clip(self.mean))

@@ -13,7 +13,7 @@ from torch import Tensor
 from dcem._check import check_fraction, check_std
 from dcem.bounds import clip
 from dcem.distributions.base import Distribution, Weigh, check_parameter
-from dcem.distributions.gaussian import safe_sqrt
+from dcem.distributions.gaussian import root_of_squares
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -153,8 +153,9 @@ class Mixture(Distribution):
         Not the likeliest: where one component is narrow already, the others would get what lies about it.
         """
         means, stds = (of.detach() for of in self._flat_components())
-        common = stds.square().mean(-3, keepdim=True).clamp(min=torch.finfo(stds.dtype).tiny)
-        squares = ((self.flat(samples.detach()).unsqueeze(-3) - means).square() / common).sum(-1)
+        common = root_of_squares(lambda squares: squares.mean(-3, keepdim=True), stds, -3)
+        common = common.clamp(min=torch.finfo(stds.dtype).tiny ** 0.5)
+        squares = ((self.flat(samples.detach()).unsqueeze(-3) - means) / common).square().sum(-1)
         return torch.arange(means.shape[-3], device=means.device).unsqueeze(-1) == squares.argmin(-2, keepdim=True)
 
     def select(self, samples: Tensor, values: Tensor, weigh: Weigh) -> tuple[Self, Tensor, Tensor | None]:
@@ -185,9 +186,9 @@ class Mixture(Distribution):
         center = means.detach()
         deviations = self.flat(samples).unsqueeze(-3) - center
         shift = shares @ deviations
-        variance = shares @ (deviations - shift).square()
+        spread = root_of_squares(lambda squares: shares @ squares, deviations - shift, -2)
         new_means = torch.where(has_any.unsqueeze(-1), center + shift, means).reshape(self.means.shape)
-        new_stds = torch.where(has_any.unsqueeze(-1), safe_sqrt(variance), stds).reshape(self.stds.shape)
+        new_stds = torch.where(has_any.unsqueeze(-1), spread, stds).reshape(self.stds.shape)
         has_any, mass, old = has_any.squeeze(-1), mass.squeeze(-1), self.weights
         kept = torch.where(has_any, 0.0, old).sum(-1, keepdim=True)
         new_weights = torch.where(has_any, (1 - kept) * mass, old)

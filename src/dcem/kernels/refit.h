@@ -68,7 +68,7 @@ FAST int NAME(refit_rows)(const void *task, int64_t first, int64_t end) {
         for (int64_t i = 0; i < n; i++)
             for (int64_t c = 0; c < d; c++) {
                 REAL r = (X[i * d + c] - X[c]) - shift[c];
-                variance[c] += w[i] * share * r * r;
+                variance[c] += (double)(w[i] * share * r) * r; /* of a square, single precision has half the range */
             }
         for (int64_t c = 0; c < d; c++) {
             REAL std = (REAL)sqrt(variance[c]);
@@ -90,17 +90,19 @@ int NAME(dcem_refit)(
 FAST int NAME(refit_backward_rows)(const void *task, int64_t first, int64_t end) {
     const NAME(refit_task) *t = task;
     int64_t n = t->n, d = t->d;
-    REAL *g = malloc((2 * n + d) * sizeof(REAL));
+    REAL *g = malloc((2 * n + 2 * d) * sizeof(REAL));
     if (!g) return 1;
-    REAL *q = g + n, *g_variance = q + n;
+    REAL *q = g + n, *g_std = q + n, *inverse = g_std + d;
     for (int64_t row = first; row < end; row++) {
         const REAL *X = t->X + row * n * d, *w = t->w + row * n, *sigma = t->sigma + row * d;
         const REAL *x = t->kept + row * KEPT(n, d), *shift = x + n, *rest = shift + d;
         const REAL *g_mu = t->g_mu ? t->g_mu + row * d : NULL;
         REAL *g_v = t->g_v + row * n, *g_X = t->g_X + row * n * d, unit = rest[2], ignored;
-        for (int64_t c = 0; c < d; c++) /* d sigma^2 = 2 sigma d sigma, and nothing where sigma is clamped */
-            g_variance[c] = t->g_sigma && sigma[c] > t->low && sigma[c] < t->high
-                ? t->g_sigma[row * d + c] / (2 * sigma[c]) : 0;
+        for (int64_t c = 0; c < d; c++) { /* d sigma = d sigma^2 / 2 sigma, and nothing where sigma is clamped */
+            int moves = t->g_sigma && sigma[c] > t->low && sigma[c] < t->high;
+            g_std[c] = moves ? t->g_sigma[row * d + c] : 0;
+            inverse[c] = moves ? 1 / sigma[c] : 0;
+        }
         double total = 0;
         for (int64_t i = 0; i < n; i++) total += w[i];
         REAL share = (REAL)(1 / total);
@@ -108,8 +110,9 @@ FAST int NAME(refit_backward_rows)(const void *task, int64_t first, int64_t end)
             REAL sum = 0;
             for (int64_t c = 0; c < d; c++) {
                 REAL r = (X[i * d + c] - X[c]) - shift[c], g_m = g_mu ? g_mu[c] : 0;
-                sum += g_m * r + g_variance[c] * r * r;
-                g_X[i * d + c] = w[i] * share * (g_m + 2 * g_variance[c] * r);
+                REAL slope = g_std[c] * (r * inverse[c]); /* in this order, since squares may overflow */
+                sum += (g_m + slope / 2) * r;
+                g_X[i * d + c] = w[i] * share * (g_m + slope);
             }
             g[i] = sum * share + (t->g_w ? t->g_w[row * n + i] : 0);
         }
