@@ -78,6 +78,28 @@ def test_a_relaxation_is_one_of_each_problem(generator):
         dcem.Categorical(torch.zeros(2, 3), relaxation=torch.ones(3))
 
 
+@pytest.mark.parametrize("num_choices", [2, 3, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_choice_at_its_floor_is_collapsed_among_any_number(num_choices, dtype, generator):
+    """The likeliest one's std is that of all others together."""
+    cost = torch.arange(num_choices, dtype=dtype)
+    for min_std in (1e-6, 1e-3):
+        solution = dcem.minimize(
+            lambda x: (x * cost).sum(-1), dcem.Categorical(torch.zeros_like(cost)),
+            dcem.CEM(400, 10, dcem.HardTopK(), min_std=min_std), generator=generator,
+        )  # fmt: skip
+        assert solution.status == dcem.Status.COLLAPSED
+        nearly = solution.distribution.clamp_std(1.1 * min_std, None)
+        assert not nearly.is_collapsed(min_std)
+
+
+def test_the_std_of_a_certain_choice_has_no_gradient():
+    for logits in ([0.0, -200.0], [0.0, -math.inf, 1.0]):
+        leaf = torch.tensor(logits, requires_grad=True)
+        (gradient,) = torch.autograd.grad(dcem.Categorical(leaf).std.sum(), leaf)
+        assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("samples", ["straight-through", "relaxed"])
 def test_a_gradient_reaches_the_logits_through_the_candidates(samples):
     """Of an objective that is differentiable between the choices; of hard samples it comes from the selection alone."""

@@ -379,6 +379,21 @@ def test_the_density_of_a_gaussian_without_a_std_is_at_its_mean_alone():
     assert both.log_prob(torch.tensor([[1.0, 2.0], [1.0, 2.5]])).tolist() == [float("inf"), float("-inf")]
 
 
+def test_so_is_that_of_a_mixture_and_of_a_full_covariance():
+    inf = float("inf")
+    mixture = dcem.Mixture(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]]))
+    at_mean, off = mixture.log_prob(torch.tensor([[0.0], [0.5]])).tolist()
+    wide = torch.distributions.Normal(1.0, 1.0).log_prob(torch.tensor(0.5)) + torch.tensor(0.5).log()
+    assert at_mean == inf
+    assert off == pytest.approx(wide.item())
+    assert dcem.Mixture(torch.zeros(2, 1), 0.0).log_prob(torch.tensor([[0.5]])).tolist() == [-inf]
+    root = torch.tensor([[0.3, 0.0, 0.0], [0.7, 0.0, 0.0], [0.1, 0.0, 2.0]])  # the second follows from the first
+    full = dcem.FullGaussian(torch.tensor([0.1, 0.2, 0.3]), root)
+    along = full.rsample(torch.tensor([[1.0, 0.0, 0.5], [-2.0, 0.0, 1.0]]))
+    assert full.log_prob(along).tolist() == [inf, inf]
+    assert full.log_prob(along + torch.tensor([0.0, 0.01, 0.0])).tolist() == [-inf, -inf]
+
+
 @pytest.mark.parametrize("event_dims", [0, 1, 2])
 def test_log_densities_are_those_of_torch(event_dims, generator):
     mean, x = torch.randn(4, 2, 3, generator=generator), torch.randn(4, 2, 3, generator=generator)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcem._check import check_positive
 from dcem.distributions.base import Distribution, check_parameter
+from dcem.distributions.gaussian import safe_sqrt
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -83,7 +84,7 @@ class Categorical(Distribution):
     def std(self) -> Tensor:
         """Of each choice, `√(p (1 - p))`, `(*batch, *event)`."""
         probability = self.mean
-        return (probability * (1 - probability)).sqrt()
+        return safe_sqrt(probability * (1 - probability))
 
     def check(self) -> None:
         if self.logits.isnan().any() or (self.logits == math.inf).any() or (self.logits == -math.inf).all(-1).any():
@@ -134,7 +135,9 @@ class Categorical(Distribution):
         return dataclasses.replace(self, logits=torch.where(self.logits == -math.inf, self.logits, floored))
 
     def is_collapsed(self, min_std: float) -> Tensor:
-        certain = self.std <= min_std * (1 + 1e-3)  # of a probability it is known only up to rounding
+        # Of the likeliest choice it is that of all others together, which is more than each of them has.
+        others = self.std.scatter(-1, self.logits.argmax(-1, keepdim=True), 0.0)
+        certain = others <= min_std * (1 + 1e-3)  # of a probability it is known only up to rounding
         return certain.flatten(certain.dim() - self.event_dims).all(-1)
 
     def _of_problems(self, relaxation: Tensor) -> Tensor:

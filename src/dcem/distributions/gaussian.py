@@ -44,6 +44,18 @@ def root_of_squares(squares_of: Callable[[Tensor], Tensor], x: Tensor, dim: int)
     return safe_sqrt(squares_of((x / unit).square())) * unit
 
 
+def log_normal(away: Tensor, std: Tensor) -> Tensor:
+    """The log-density, summed over the last axis, of what lies `away` from the mean.
+
+    Where a std is 0 all of the mass is at the mean: `inf` there, and `-inf` elsewhere.
+    """
+    collapsed = std == 0
+    std = torch.where(collapsed, 1.0, std)
+    density = -0.5 * ((away / std).square() + math.log(2 * math.pi)) - std.log()
+    outside = (collapsed & (away != 0)).any(-1)
+    return torch.where(outside, -math.inf, torch.where(collapsed, math.inf, density).sum(-1))
+
+
 @dataclass(frozen=True, eq=False)
 class Gaussian(Distribution):
     """Sample from a diagonal Gaussian: `X = μ + σ ε`, refitted by weighted moments.
@@ -89,11 +101,7 @@ class Gaussian(Distribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         mean, std = (self.flat(of.unsqueeze(self.sample_dim)) for of in (self.mean, self.std))
-        away, collapsed = self.flat(x) - mean, std == 0  # all of the mass is then at the mean
-        std = torch.where(collapsed, 1.0, std)
-        density = -0.5 * ((away / std).square() + math.log(2 * math.pi)) - std.log()
-        outside = (collapsed & (away != 0)).any(-1)
-        return torch.where(outside, -math.inf, torch.where(collapsed, math.inf, density).sum(-1))
+        return log_normal(self.flat(x) - mean, std)
 
     def check(self) -> None:
         super().check()
@@ -199,10 +207,16 @@ class FullGaussian(Distribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         deviations = self.flat(x - self.mean.unsqueeze(self.sample_dim))
-        scaled = torch.linalg.solve_triangular(self.scale_tril, deviations.mT, upper=False)
         scales = self.scale_tril.diagonal(dim1=-2, dim2=-1).abs()
-        normal = scales.log().sum(-1, keepdim=True) + 0.5 * math.log(2 * math.pi) * scales.shape[-1]
-        return -0.5 * scaled.square().sum(-2) - normal
+        # The solve gives the deviation, of each coordinate from what those before it say, in units of its scale. Where
+        # that is 0 so has the deviation to be, up to rounding.
+        collapsed = (scales == 0).unsqueeze(-2)
+        factor = self.scale_tril + torch.diag_embed(collapsed.squeeze(-2).to(scales))
+        scaled = torch.linalg.solve_triangular(factor, deviations.mT, upper=False).mT
+        rounding = 32 * torch.finfo(scaled.dtype).eps * deviations.abs().amax(-1, keepdim=True)
+        scaled = torch.where(collapsed & (scaled.abs() <= rounding), 0.0, scaled)
+        scales = scales.unsqueeze(-2)
+        return log_normal(torch.where(collapsed, scaled, scaled * scales), scales)
 
     def check(self) -> None:
         super().check()

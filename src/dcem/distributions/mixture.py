@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from dcem._check import check_fraction, check_std
 from dcem.bounds import clip
 from dcem.distributions.base import Distribution, Weigh, check_parameter
-from dcem.distributions.gaussian import root_of_squares
+from dcem.distributions.gaussian import log_normal, root_of_squares
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -139,9 +138,8 @@ class Mixture(Distribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         means, stds = self._flat_components()
-        scaled = (self.flat(x).unsqueeze(-3) - means) / stds
-        of_component = -0.5 * scaled.square() - stds.log() - 0.5 * math.log(2 * math.pi)
-        return (self.logits.log_softmax(-1).unsqueeze(-1) + of_component.sum(-1)).logsumexp(-2)
+        of_component = log_normal(self.flat(x).unsqueeze(-3) - means, stds)
+        return (self.logits.log_softmax(-1).unsqueeze(-1) + of_component).logsumexp(-2)
 
     def _flat_components(self) -> tuple[Tensor, Tensor]:
         """Means and stds with the event as one axis, `(*batch, M, 1, D)`."""
