@@ -44,3 +44,11 @@ def test_small_numbers_that_vary_keep_their_scale() -> None:
     assert net.input_scale[0] < 1e-19
     assert net.change_scale[0] < 1e-19
     assert net(data.state, data.action).isfinite().all()
+
+
+def test_a_single_transition_is_enough() -> None:
+    data = Transitions(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5]]), torch.tensor([[1.5, 2.0]]))
+    net = DynamicsNet(4, data)
+    net.squared_errors(data).sum().backward()
+    assert net.inner.weight.grad.isfinite().all()
+    assert (net.change_scale == 1).all()

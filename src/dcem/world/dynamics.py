@@ -113,5 +113,5 @@ class DynamicsNet(nn.Module):
 
 def _scale(data: Tensor, *sizes: Tensor) -> Tensor:
     """The standard deviation of each column of `(n, m)`: 1 where it is no more than rounding of numbers as `sizes`."""
-    spread, largest = data.std(0), torch.cat(sizes).abs().amax(0)
+    spread, largest = data.std(0, correction=min(1, len(data) - 1)), torch.cat(sizes).abs().amax(0)
     return spread.masked_fill(spread <= 4 * torch.finfo(data.dtype).eps * largest, 1.0)
