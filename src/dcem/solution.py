@@ -102,12 +102,17 @@ def _norm_of_gradient(distribution: Distribution) -> Tensor:
     batch_shape, like = distribution.batch_shape, distribution.mean
     norm = torch.full(batch_shape, torch.nan, dtype=like.dtype, device=like.device)
     asked = [leaf for leaf in leaves(distribution) if leaf.requires_grad] if is_eager() else []
-    squares = norm.new_zeros((len(asked), *batch_shape))
+    squares, latest = norm.new_zeros((len(asked), *batch_shape)), -1
 
     def hook(i: int) -> Callable[[Tensor | None], None]:
         @unserializable_hook  # type: ignore[untyped-decorator]
         def note(slope: Tensor | None) -> None:
+            nonlocal latest
             if slope is not None and not torch._C._functorch.is_legacy_batchedtensor(slope):
+                backward_pass = torch._C._current_graph_task_id()
+                if backward_pass != latest:  # which need not reach all that the one before did
+                    squares.zero_()
+                latest = backward_pass
                 squares[i] = slope.detach().square().reshape(*batch_shape, -1).sum(-1)
                 norm.copy_(squares.sum(0).sqrt())
 
