@@ -460,3 +460,17 @@ class TestStep:
             step_of(SplineDecoder(2, 3), lambda x: x.sum(-1), other)
         with pytest.raises(ValueError, match="max_grad_norm: expected a finite number > 0, got 0"):
             step_of(MLPDecoder(2, 3), lambda x: x.sum(-1), max_grad_norm=0)
+
+
+def test_bounds_of_double_precision_are_exact_in_a_module_of_single() -> None:
+    double = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    linear = dcem.embedding.LinearDecoder(
+        torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), bounds=(-0.3, 0.3)
+    )
+    spline = dcem.embedding.SplineDecoder(2, 2, bounds=(-0.3, torch.tensor([0.3, 7.0], dtype=torch.float64)))
+    for decoder in (linear, spline):
+        assert decoder.low.dtype == torch.float32
+        assert decoder(double).tolist() == [0.3, -0.3]
+        decoder.load_state_dict(decoder.state_dict())
+        assert decoder(double).tolist() == [0.3, -0.3]
+    assert (spline(double.float()).double().abs() <= 0.3).all()

@@ -88,7 +88,11 @@ class Decoder(nn.Module, ABC):
 
     def clip(self, x: Tensor) -> Tensor:
         """The nearest point of the box, `(..., *event)`."""
-        return Bounds(self.low, self.high, self.low.dtype).clip(x)
+        low, high, dtype = self.low, self.high, self.low.dtype
+        if torch.promote_types(x.dtype, dtype) != dtype:  # it can come nearer to a bound than the buffers say
+            sides, dtype = self._rounded(x), x.dtype
+            low, high = sides["low"], sides["high"]
+        return Bounds(low, high, dtype).clip(x)
 
     def register_exact(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
         """Register a buffer of which the digits are kept that the module's dtype has not: `double()` finds them."""
