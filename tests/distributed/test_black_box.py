@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
@@ -222,7 +223,7 @@ class Slow(Engine):
     """A worker that is there after ten seconds, and answers a second later, by a clock of its own."""
 
     def __init__(self) -> None:
-        self.now, self.there = 0.0, None
+        self.now, self.is_there = 0.0, False
 
     def start(self, seed: int) -> str:
         return "worker"
@@ -231,12 +232,9 @@ class Slow(Engine):
         pass
 
     def wait(self, workers: list[str], seconds: float | None) -> list[str]:
-        self.now += 10.0 if self.there is None else 1.0
-        is_there, self.there = self.there is not None, self.now
-        return workers if is_there else []
-
-    def since(self, worker: str) -> float | None:
-        return self.there
+        self.now += 1.0 if self.is_there else 10.0
+        self.is_there = True
+        return workers
 
     def take(self, worker: str) -> float:
         return 1.0
@@ -287,10 +285,23 @@ def test_workers_that_are_gone_before_they_are_given_anything_cost_no_try(timeou
     assert workers.call([(), (), ()]) == [1.0] * 3
     assert workers.num_lost == workers.num_retried == 0
     engine.ends = lambda worker: True
-    with pytest.raises(RuntimeError, match="function: expected workers that start, got 4 .* the last: out of memory"):
+    with pytest.raises(RuntimeError, match="function: expected workers that start, got 5 .* the last: out of memory"):
         workers.call([(), ()])
     engine.ends = lambda worker: False
     assert workers.call([(), ()]) == [1.0] * 2  # and goes on
+
+
+def test_time_between_calls_is_no_part_of_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a worker that nobody waited for, as others were faster."""
+    engine, waits = Slow(), iter([[], ["worker"], ["worker"]])
+    monkeypatch.setattr(black_box.time, "monotonic", lambda: engine.now)
+    monkeypatch.setattr(engine, "wait", lambda workers, seconds: next(waits))
+    monkeypatch.setattr(engine, "stop", lambda worker: pytest.fail("was ended"))
+    workers = black_box.Workers(engine, 1, timeout=2.0, retries=0, progress=False)
+    workers._start()
+    engine.now += 1e6
+    assert workers.call([()]) == [1.0]
+    workers._all.clear()
 
 
 def test_a_worker_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,11 +340,15 @@ class Licensed:
         return 0.0
 
 
+def answering(engine: Engine, worker: Any) -> bool:
+    """Whether it answers; it may have asked for its function before."""
+    return engine.wait([worker], 60.0) == [worker] or engine.wait([worker], 60.0) == [worker]
+
+
 def test_a_function_that_cannot_be_read_in_another_process_says_why() -> None:
     engine = pool.Processes(Licensed(), "spawn")
     worker = engine.start(0)
-    assert engine.wait([worker], None) == [worker]
-    assert engine.since(worker) is None
+    assert answering(engine, worker)
     with pytest.raises(Lost, match="^ImportError: no licence here$"):
         engine.take(worker)
     engine.stop(worker)
@@ -342,11 +357,10 @@ def test_a_function_that_cannot_be_read_in_another_process_says_why() -> None:
 def test_a_process_says_when_it_is_there() -> None:
     engine = pool.Processes(bowl, None)
     worker = engine.start(0)
-    assert engine.since(worker) is None
-    assert engine.wait([worker], None) == []
-    assert engine.since(worker) is not None
+    assert answering(engine, worker)
+    assert engine.take(worker) is None
     engine.give(worker, (torch.ones(2),))
-    assert engine.wait([worker], None) == [worker]
+    assert answering(engine, worker)
     assert engine.take(worker) == 0.0
     engine.stop(worker)
 
@@ -452,9 +466,20 @@ def test_no_worker_inherits_the_pipe_of_another(monkeypatch: pytest.MonkeyPatch)
     engine.stop(others[0])
 
 
+class Large:
+    """A function of more bytes than a pipe holds, some of which a process can only inherit."""
+
+    def __init__(self) -> None:
+        self.data, self.lock = bytes(1_000_000), multiprocessing.get_context("spawn").Lock()
+
+    def __call__(self, x: Tensor) -> int:
+        with self.lock:
+            return len(self.data)
+
+
 def test_processes_that_are_spawned_answer() -> None:
-    with PoolObjective(bowl, num_workers=1, start_method="spawn") as objective:
-        assert objective(torch.ones(2, 2)).tolist() == [0.0, 0.0]
+    with PoolObjective(Large(), num_workers=1, start_method="spawn") as objective:
+        assert objective(torch.ones(2, 2)).tolist() == [1e6, 1e6]
     with (
         PoolObjective(lambda x: 0.0, num_workers=1, start_method="spawn") as objective,
         pytest.raises(TypeError, match="function: expected what 'spawn' can send to a process"),
@@ -480,6 +505,64 @@ def test_a_copy_has_workers_of_its_own() -> None:
         with copy.deepcopy(objective) as other, pickle.loads(pickle.dumps(objective)) as third:
             assert other(torch.zeros(1, 2)).tolist() == third(torch.zeros(1, 2)).tolist() == [2.0]
         assert objective(torch.zeros(1, 2)).tolist() == [2.0]
+
+
+def test_spawned_processes_that_cannot_start_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("raise ImportError('nothing here')")
+    main = types.ModuleType("__main__")
+    main.__file__, main.__spec__ = str(script), None
+    monkeypatch.setitem(sys.modules, "__main__", main)  # which a spawned process imports first
+    ends = threading.Timer(60.0, os._exit, [1])  # it would wait for ever
+    ends.start()
+    try:
+        with (
+            PoolObjective(Large(), 1, start_method="spawn") as objective,
+            pytest.raises(RuntimeError, match=r"expected workers that start, got 3 .* exit code 1 \(what it wrote"),
+        ):
+            objective(torch.zeros(2, 2))
+    finally:
+        ends.cancel()
+    assert "ImportError: nothing here" in capfd.readouterr().err
+
+
+def in_a_fork(work: Callable[[], Any], *, daemon: bool = False) -> Any:
+    """What it returns in a forked process."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=lambda: theirs.send(work()), daemon=daemon)
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        process.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_after_the_first_use_has_workers_of_its_own() -> None:
+    objective = PoolObjective(lambda x: os.getpid(), 1)
+
+    def pids(*, close: bool) -> list[int]:
+        found = [int(pid) for pid in objective(torch.zeros(2, 2).double())]
+        if close:
+            objective.close()
+        return found
+
+    def refused() -> str:
+        with pytest.raises(RuntimeError, match="num_workers: expected .*, got a daemonic process") as error:
+            objective(torch.zeros(2, 2))
+        return str(error.value)
+
+    with objective:
+        before = pids(close=False)
+        assert {*before}.isdisjoint(in_a_fork(lambda: pids(close=True)))
+        in_a_fork(objective.close)
+        in_a_fork(lambda: objective.workers._finalizer())
+        assert in_a_fork(refused, daemon=True)
+        assert pids(close=False) == before  # nobody ended them
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

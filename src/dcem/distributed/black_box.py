@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -36,7 +37,7 @@ class Engine(ABC):
 
     @abstractmethod
     def start(self, seed: int) -> Worker:
-        """A new worker, whose generators have this seed. It is there at once, or later (`since`)."""
+        """A new worker, whose generators have this seed. Its first answer says that it is there."""
 
     @abstractmethod
     def give(self, worker: Worker, arguments: tuple[Any, ...]) -> None:
@@ -44,15 +45,11 @@ class Engine(ABC):
 
     @abstractmethod
     def wait(self, workers: list[Worker], seconds: float | None) -> list[Worker]:
-        """Those that have answered or ended, after at most so long. Those that are there now know it (`since`)."""
-
-    def since(self, worker: Worker) -> float | None:
-        """When it was there; None before, when it is given nothing."""
-        return 0.0
+        """Those that have answered or ended, after at most so long."""
 
     @abstractmethod
     def take(self, worker: Worker) -> Any:
-        """What the function returned; raises `Lost` or `Failed`."""
+        """Its answer: what the function returned; raises `Lost` or `Failed`."""
 
     @abstractmethod
     def stop(self, worker: Worker) -> None:
@@ -101,11 +98,16 @@ class Workers:
         self.progress = check_flag("progress", progress)
         self.engine, self.num_retried, self.num_lost = engine, 0, 0
         self._num_started = 0
-        self._all: list[Worker] = []
-        self._starting: dict[Worker, float] = {}  # since when
-        self._idle: list[Worker] = []
         self._gone: list[str] = []  # why: of workers that were given nothing, since the last answer
-        self._finalizer = weakref.finalize(self, _stop_all, engine, self._all)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Without workers, in this process."""
+        self._process = os.getpid()
+        self._all: list[Worker] = []
+        self._starting: dict[Worker, float] = {}  # and since when somebody waits for it
+        self._idle: list[Worker] = []
+        self._finalizer = weakref.finalize(self, _stop_all, self.engine, self._all, self._process)
 
     def __reduce__(self) -> Any:
         """A copy, of a controller that holds a simulator say, starts workers of its own."""
@@ -113,7 +115,7 @@ class Workers:
 
     def close(self) -> None:
         """End the workers. They are started again when they are needed."""
-        _stop_all(self.engine, self._all)
+        _stop_all(self.engine, self._all, self._process)
         self._starting.clear()
         self._idle.clear()
 
@@ -128,6 +130,9 @@ class Workers:
         running: dict[Worker, tuple[int, int, float]] = {}
         errors: list[Failed] = []
         self._gone.clear()
+        if self._process != os.getpid():  # forked since: the workers are those of another process
+            self._begin()
+        self._starting = dict.fromkeys(self._starting, time.monotonic())
         try:
             while waiting or running:
                 self._assign(tasks, waiting, running)
@@ -140,12 +145,10 @@ class Workers:
                         continue
                     except Failed as error:
                         errors.append(error)
-                    results[running.pop(worker)[0]] = answer
                     self._idle.append(worker)
-                    self._gone.clear()
-                for worker in [worker for worker in self._starting if self.engine.since(worker) is not None]:
-                    del self._starting[worker]
-                    self._idle.append(worker)
+                    if self._starting.pop(worker, None) is None:
+                        results[running.pop(worker)[0]] = answer
+                        self._gone.clear()
                 for worker in [worker for worker, end in self._ends(running).items() if end < time.monotonic()]:
                     self._lose(worker, running, waiting, "it was not there in time")
                 self._show(len(tasks) - len(waiting) - len(running), len(tasks))
@@ -185,10 +188,7 @@ class Workers:
         self._num_started += 1
         worker = self.engine.start((torch.initial_seed() + 0x9E3779B97F4A7C15 * self._num_started) % 2**63)
         self._all.append(worker)
-        if self.engine.since(worker) is None:
-            self._starting[worker] = time.monotonic()
-        else:
-            self._idle.append(worker)
+        self._starting[worker] = time.monotonic()
 
     def _drop(self, worker: Worker) -> None:
         self._all.remove(worker)
@@ -227,8 +227,8 @@ class Workers:
             sys.stderr.flush()
 
 
-def _stop_all(engine: Engine, workers: list[Worker]) -> None:
-    while workers:
+def _stop_all(engine: Engine, workers: list[Worker], process: int) -> None:
+    while workers and os.getpid() == process:
         engine.stop(workers.pop())
 
 

@@ -8,7 +8,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from multiprocessing import connection
@@ -52,28 +51,41 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
-def _serve(function: Any, pipe: Any, seed: int, is_forked: bool) -> None:
+def _serve(function: Any, pipe: Any, seed: int) -> None:
     torch.set_num_threads(1)
-    if is_forked:
-        _seed_forked(seed)
-    else:
-        seed_all(seed)
     parent = os.getppid()
-    pipe.send(function if isinstance(function, Failed) else None)
-    while not isinstance(function, Failed):
-        try:
-            while not pipe.poll(2.0):  # forked workers hold each other's pipes: none ends with the parent's death
-                if os.getppid() != parent:
-                    return
-            arguments = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            # As plain numbers: a tensor would be sent as a handle to memory that ends with this process.
-            answer = ForkingPickler.dumps((True, plain(function(*(torch.from_numpy(array) for array in arguments)))))
-        except Exception as error:  # also of what cannot be sent
-            answer = ForkingPickler.dumps((False, _last_line(error)))
-        pipe.send_bytes(answer)
+    try:
+        if isinstance(function, _Sent):
+            pipe.send(None)  # asks for it
+            data = _received(pipe, parent)
+            try:
+                function = pickle.loads(data)
+            except Exception as error:
+                pipe.send((None, _last_line(error)))
+                return
+            seed_all(seed)
+        else:
+            _seed_forked(seed)
+        pipe.send((True, None))
+        while True:
+            pipe.send_bytes(_answer(function, pickle.loads(_received(pipe, parent))))
+    except (EOFError, KeyboardInterrupt):
+        return
+
+
+def _received(pipe: Any, parent: int) -> bytes:
+    while not pipe.poll(2.0):  # forked workers hold each other's pipes: none ends with the parent's death
+        if os.getppid() != parent:
+            raise EOFError
+    return cast("bytes", pipe.recv_bytes())
+
+
+def _answer(function: Any, arguments: tuple[Any, ...]) -> Any:
+    try:
+        # As plain numbers: a tensor would be sent as a handle to memory that ends with this process.
+        return ForkingPickler.dumps((True, plain(function(*(torch.from_numpy(array) for array in arguments)))))
+    except Exception as error:  # also of what cannot be sent
+        return ForkingPickler.dumps((False, _last_line(error)))
 
 
 def _last_line(error: Exception) -> str:
@@ -90,21 +102,17 @@ def _seed_forked(seed: int) -> None:
 
 
 class _Sent:
-    """A function on its way to a process, where it may be that it cannot be read."""
+    """In the place of a function that a process asks for once it has started: to one that cannot start, more than a
+    pipe holds could be written for ever.
+    """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any] | None) -> None:
+        self.function, self.data = function, b""
 
     def __reduce__(self) -> Any:
-        return _read, (bytes(ForkingPickler.dumps(self.function)),)
-
-
-def _read(data: bytes) -> Any:
-    """The function, or why it cannot be read."""
-    try:
-        return pickle.loads(data)
-    except Exception as error:
-        return Failed(_last_line(error))
+        # Written while the process starts: only then can it inherit the locks and pipes that a function may hold.
+        self.data = bytes(ForkingPickler.dumps(self.function))
+        return _Sent, (None,)
 
 
 class Processes(Engine):
@@ -120,14 +128,18 @@ class Processes(Engine):
         self.function, self.method = function, method
 
     def start(self, seed: int) -> Any:
+        if multiprocessing.current_process().daemon:
+            raise RuntimeError(
+                "num_workers: expected workers of a process that may start others, got a daemonic process, such as a "
+                "worker of a DataLoader or of a pool: call the function itself there"
+            )
         context: Any = multiprocessing.get_context(self.method)
-        is_forked = self.method == "fork"
-        function = self.function if is_forked else _Sent(self.function)
+        function: Any = self.function if self.method == "fork" else _Sent(self.function)
         getattr(sys.modules.get("numpy"), "random", None)  # is loaded here once, and not by each forked process
         with _forking, warnings.catch_warnings():  # of Python 3.12 about threads: a worker only calls the function
             warnings.simplefilter("ignore", DeprecationWarning)
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(function, theirs, seed, is_forked), daemon=True)
+            process = context.Process(target=_serve, args=(function, theirs, seed), daemon=True)
             try:
                 process.start()
             except (AttributeError, TypeError, pickle.PicklingError) as error:
@@ -140,7 +152,7 @@ class Processes(Engine):
                     process.kill()
                 raise
             theirs.close()
-        return _Worker(process, ours)
+        return _Worker(process, ours, function.data if isinstance(function, _Sent) else None)
 
     def give(self, worker: Any, arguments: tuple[Any, ...]) -> None:
         try:
@@ -150,30 +162,27 @@ class Processes(Engine):
 
     def wait(self, workers: list[Any], seconds: float | None) -> list[Any]:
         ready = connection.wait([worker.pipe for worker in workers], seconds)
-        return [worker for worker in workers if worker.pipe in ready and not self._has_come(worker)]
+        return [worker for worker in workers if worker.pipe in ready and not self._has_asked(worker)]
 
-    def _has_come(self, worker: Any) -> bool:
-        """Whether what it says is only that it is there."""
-        if worker.since is not None:
+    def _has_asked(self, worker: Any) -> bool:
+        """Whether it only asked for its function, which it then has."""
+        if worker.data is None:
             return False
         try:
-            worker.failed = worker.pipe.recv()
-        except (EOFError, OSError):
-            worker.failed = Failed(worker.end())
-        if worker.failed is None:
-            worker.since = time.monotonic()
-        return worker.failed is None
-
-    def since(self, worker: Any) -> float | None:
-        return cast("float | None", worker.since)
+            worker.pipe.recv()
+            worker.pipe.send_bytes(worker.data)
+        except (EOFError, OSError):  # which `take` meets again
+            return False
+        worker.data = None
+        return True
 
     def take(self, worker: Any) -> Any:
-        if worker.failed is not None:
-            raise Lost(worker.failed)
         try:
             worked, answer = worker.pipe.recv()
         except (EOFError, OSError):
             raise Lost(worker.end()) from None
+        if worked is None:
+            raise Lost(answer)
         if not worked:
             raise Failed(answer)
         return answer
@@ -186,10 +195,9 @@ class Processes(Engine):
 
 
 class _Worker:
-    def __init__(self, process: Any, pipe: Any) -> None:
+    def __init__(self, process: Any, pipe: Any, data: bytes | None) -> None:
         self.process, self.pipe = process, pipe
-        self.since: float | None = None
-        self.failed: Failed | None = None
+        self.data = data  # the function, until the process has asked for it
 
     def end(self) -> str:
         """How it ended, which it has or is about to."""
