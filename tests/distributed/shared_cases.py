@@ -288,7 +288,31 @@ def clipped_by_module(x: Tensor) -> Tensor:
     return module(x)
 
 
-for clip in (Clipped.apply, clipped_by_hook, clipped_by_module):
+def clipped_before_module(x: Tensor) -> Tensor:
+    module = nn.Identity()
+    module.register_full_backward_pre_hook(lambda module, grads: tuple(grad.clamp(-0.01, 0.01) for grad in grads))
+    return module(x)
+
+
+def clipped_before_node(x: Tensor) -> Tensor:
+    x = x.view_as(x)
+    if x.requires_grad:
+        x.grad_fn.register_prehook(lambda grads: tuple(grad.clamp(-0.01, 0.01) for grad in grads))
+    return x
+
+
+def clipped_after_node(x: Tensor) -> Tensor:
+    x = 2 * x
+    if x.requires_grad:
+        x.grad_fn.register_hook(
+            lambda grads, _: tuple(grad if grad is None else grad.clamp(-0.01, 0.01) for grad in grads)
+        )
+    return x
+
+
+CLIPS = (Clipped.apply, clipped_by_hook, clipped_by_module)
+CLIPS += (clipped_before_module, clipped_before_node, clipped_after_node)
+for clip in CLIPS:
     name = f"slopes clipped by {getattr(clip, '__qualname__', clip)}"
     SAMPLES[name] = lambda shard, clip=clip: solved(shard, cem(), wrap=lambda of: lambda x: of(clip(x)))
     for solver in (cem(), dcem.GradientDescent(0.1)):

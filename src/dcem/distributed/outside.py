@@ -16,6 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dcem._eager import is_transformed, next_node
 from dcem.distributed.ranks import Ranks, Scatter, Share
 
+_GRAD_FN: Any = Tensor.grad_fn.__get__  # type: ignore[union-attr]
+
 
 class Outside:
     """The differentiable tensors from outside that own work has met, each with its `Share`, made once.
@@ -63,7 +65,8 @@ class OwnWork(TorchFunctionMode):
     of torch's functions here: it runs as it was written.
 
     Gradients within count as many times as there are processes (`dcem.distributed.ranks`). What a user wrote to act on
-    them, which may clip them, sees them as they are in one process.
+    them, which may clip them, sees them as they are in one process: hooks of tensors and of their `grad_fn`, and the
+    backward pass of an `autograd.Function`.
     """
 
     def __init__(self, outside: Outside) -> None:
@@ -71,6 +74,7 @@ class OwnWork(TorchFunctionMode):
         self.outside = outside
         self._start, self._is_going_on = next_node(), False
         self._made: Any = WeakIdKeyDictionary()  # leaves that were made since, and the shares
+        self._asked: list[Any] = []  # nodes that were asked for, to which hooks may have been added
         self._as_written: AbstractContextManager[Any] = nullcontext()
 
     def __enter__(self) -> OwnWork:
@@ -93,6 +97,8 @@ class OwnWork(TorchFunctionMode):
         if fn is Tensor.register_hook:
             return fn(args[0], self._uncounted(*args[1:], **kwargs))  # type: ignore[no-untyped-call]
         result = fn(*args, **kwargs)
+        if fn == _GRAD_FN and result is not None and result not in self._asked:
+            self._before_hooks(result)
 
         def note(x: Tensor) -> Tensor:
             # A leaf may come back as it was given, as from `theta.to(x)` where no gradient is kept: it was not made.
@@ -109,7 +115,6 @@ class OwnWork(TorchFunctionMode):
         An `autograd.Function`, `torch.func` transforms and TorchScript take their arguments past torch's functions. A
         reentrant checkpoint meets them in the backward pass only.
         """
-        size = self.outside.ranks.size
         waiting, seen = [x.grad_fn for x in _tensors(results) if x.grad_fn is not None], set()
         while waiting:
             node = waiting.pop()
@@ -128,22 +133,30 @@ class OwnWork(TorchFunctionMode):
                     "shard: expected torch.utils.checkpoint with use_reentrant=False in an objective, got a reentrant "
                     "one, whose gradients would be those of this process alone"
                 )
-            if hasattr(node, "_forward_cls"):
-                node.register_prehook(lambda grads: tuple(_times(grad, 1 / size) for grad in grads))
-                node.register_hook(lambda grads, _: tuple(_times(grad, size) for grad in grads))
+            if hasattr(node, "_forward_cls") and node not in self._asked:
+                self._before_hooks(node)
             waiting += [edge for edge, _ in node.next_functions if edge is not None]
+        for node in self._asked:  # after the hooks that were added to it
+            node.register_hook(lambda grads, _: _times(grads, self._count))
+        self._asked.clear()
 
     def made(self, x: Tensor) -> Tensor:
         """Count `x` among what was made since."""
         self._made[x] = True
         return x
 
-    def _uncounted(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
-        def uncounted(grad: Tensor) -> Tensor | None:
-            size = 1 if self._is_going_on else self.outside.ranks.size  # slopes that a solver follows are as they are
-            return _times(hook(grad / size), size)
+    @property
+    def _count(self) -> int:
+        """How many times a gradient counts: slopes that a solver follows are as they are."""
+        return 1 if self._is_going_on else self.outside.ranks.size
 
-        return uncounted
+    def _uncounted(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+        return lambda grad: _times((hook(grad / self._count),), self._count)[0]
+
+    def _before_hooks(self, node: Any) -> None:
+        """Have the node, and hooks that are added to it from now on, see gradients as they are in one process."""
+        node.register_prehook(lambda grads: _times(grads, 1 / self._count))
+        self._asked.append(node)
 
     def _inside(self, x: Tensor) -> Tensor:
         if not x.requires_grad or x in self._made:
@@ -160,8 +173,8 @@ class OwnWork(TorchFunctionMode):
         return self.made(self.outside.of(x))
 
 
-def _times(grad: Tensor | None, factor: float) -> Tensor | None:
-    return None if grad is None else grad * factor
+def _times(grads: tuple[Tensor | None, ...], factor: float) -> tuple[Tensor | None, ...]:
+    return tuple(None if grad is None else grad * factor for grad in grads)
 
 
 def _tensors(*trees: Any) -> list[Tensor]:

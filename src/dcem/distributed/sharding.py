@@ -114,8 +114,9 @@ class Samples(_Shard):
     The objective has to be deterministic: a process draws random numbers for its own candidates. A callback has to say
     the same in each process. Every process has to use the same parameters in the same order whatever its candidates
     are, with a factor of 0 those that these have nothing to do with (an expert that is asked about others). Parameters
-    are told apart by their shapes and numbers. With fewer candidates than processes (the answer of a plan,
-    [`dcem.Implicit`][]) each evaluates all of them.
+    are told apart by their shapes and numbers. Hooks within the objective see the gradient of the own candidates: one
+    that clips the gradient of a parameter clips each process's part of it. With fewer candidates than processes (the
+    answer of a plan, [`dcem.Implicit`][]) each evaluates all of them.
 
     Example (`torchrun --nproc-per-node 4 script.py`)::
 
