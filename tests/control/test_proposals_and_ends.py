@@ -1,6 +1,7 @@
 """Proposals, discount, termination, time, and decoders that know the state, against sums written out by hand."""
 
 import functools
+import random
 
 import pytest
 import torch
@@ -252,6 +253,59 @@ def test_random_dynamics_are_followed_again_as_they_were():
     assert plan.states.isfinite().all()
     assert torch.equal(known.cost, plan.cost)
     assert torch.autograd.grad(plan.cost.sum(), scale)[0].isfinite()
+
+
+class Simulator:
+    """Rolls out by itself, with draws that nobody replays: states of one step do not depend on those before."""
+
+    def __init__(self):
+        self.draw = random.Random(0).gauss
+
+    def __call__(self, x, u):
+        return self.rollout(x, u.unsqueeze(-2))[..., 1, :]
+
+    def rollout(self, x, u):
+        drawn = torch.tensor([self.draw(0.5, 1.0) for _ in range(u.numel())]).reshape(u.shape)
+        return torch.cat([x.unsqueeze(-2), drawn], -2)
+
+
+def test_a_simulator_is_charged_for_the_path_that_it_told_first():
+    weight = torch.tensor(2.0, requires_grad=True)
+
+    def planned():
+        mpc = MPC(
+            Simulator(), lambda x, u: weight * (2 + x.sum(-1)), 6, 1, num_iterations=1,
+            continues=lambda x: (x[..., 0] > 0).float(),
+        )  # fmt: skip
+        return mpc(torch.ones(50, 1), generator=torch.Generator().manual_seed(0))
+
+    plan = planned()
+    with torch.no_grad():
+        known = planned()
+    assert (plan.states[:, 1:] < 0).any()
+    assert torch.equal(plan.states, known.states)
+    assert torch.equal(plan.cost, known.cost)
+    torch.testing.assert_close(torch.autograd.grad(plan.cost.sum(), weight)[0], known.cost.sum() / 2)
+
+
+@pytest.mark.parametrize("graded", [True, False])
+def test_a_sequence_that_was_lost_is_no_episode_that_ends(graded):
+    strength = torch.tensor(1.0, requires_grad=graded)
+
+    def simulate(x, u):
+        if u[0] > 0:
+            raise ArithmeticError
+        return torch.cat([x[None], x - u.abs().cumsum(0)])
+
+    with dcem.distributed.PoolRollout(simulate, 1) as simulator:
+        mpc = MPC(
+            simulator, lambda x, u: strength + 0 * x.sum(-1), 4, 1, (-1.0, 1.0), dcem.CEM(20, 5), num_iterations=1,
+            continues=lambda x: (x[..., 0] > 0).float(), init_mean=-0.3, init_std=0.3, answer="best",
+        )  # fmt: skip
+        plan = mpc(torch.full((2, 1), 9.0), generator=torch.Generator().manual_seed(0))
+    assert (plan.actions[:, 0] <= 0).all()
+    assert (plan.cost == 4.0).all()
+    assert (plan.states[:, 0] == 9.0).all()
 
 
 def test_a_weight_that_underflows_is_no_end():

@@ -16,7 +16,7 @@ from dcem._guard import beside
 from dcem._replay import forgotten, randomness
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
-from dcem.control.rollout import Dynamics, Path, follow, follow_until, knows_time
+from dcem.control.rollout import Dynamics, Path, any_beyond, follow, follow_until, knows_time
 
 _ROUNDING = 1e-4  # by which a probability may be outside of [0, 1]
 
@@ -38,7 +38,8 @@ class Problem:
     the fields are `MPC`'s arguments.
 
     What cannot be followed to its end costs NaN: a sequence with an action, a cost or a state `x_1 ... x_H` that is
-    not finite, as long as the episode goes on, whether or not the cost looks at it.
+    not finite, as long as the episode goes on, whether or not the cost looks at it; and one that a simulator has lost,
+    whatever `continues` says of its states: a comparison with NaN is false.
     """
 
     dynamics: Dynamics
@@ -119,10 +120,11 @@ class Problem:
             return outcome
         if put_back is not None:
             put_back()
-        alive, until = follow_until(self.dynamics, start, given, ended)
+        alive, until = follow_until(self.dynamics, start, given, ended, path)
         again, _ = self._judged(alive, controls, until, previous, ended)
+        cost = torch.where(outcome.cost.isnan(), torch.nan, again.cost)  # of what was lost, too
         whole = path.until(ended, alive)
-        return again._replace(path=whole, visited=whole.states(0, horizon))
+        return Outcome(cost, again.violation, whole, whole.states(0, horizon))
 
     def _judged(
         self, path: Path, controls: Tensor, followed: Tensor, previous: Tensor | None, ended: Tensor | None
@@ -145,7 +147,7 @@ class Problem:
             excess = _charged(excess, None, ended, slice(1, None))  # as it is, until the end
             total = total + self.constraint_weight * charged.sum((0, -1))
             violation = excess.amax((0, 1, -1) if particles else (0, -1))
-        if not (_all_finite(states) and _all_finite(last) and _all_finite(controls)):
+        if path.lost is not None or not (_all_finite(states) and _all_finite(last) and _all_finite(controls)):
             total = torch.where(self._failed(path, controls, ended, len(shape)), torch.nan, total)
         if particles:
             total = _floating("risk", self.risk(total), shape[1:])
@@ -159,11 +161,11 @@ class Problem:
 
         A number of the state that was not finite to begin with, such as a deadline at infinity, may stay so.
         """
-        lost: Any = _any_beyond(~controls.isfinite(), dims - (self.num_particles > 1) + 1).any(0)
+        lost: Any = any_beyond(~controls.isfinite(), dims - (self.num_particles > 1) + 1).any(0)
         for before, after in zip(leaves(path.states(0, 1)), leaves(path.states(1, None)), strict=True):
-            new = _any_beyond(~after.isfinite() & before.isfinite(), dims + 1)
+            new = any_beyond(~after.isfinite() & before.isfinite(), dims + 1)
             lost = lost | (new if ended is None else new & ~ended[1:]).any(0)
-        return lost
+        return lost if path.lost is None else lost | path.lost
 
     def _weights(
         self, path: Path, horizon: int, shape: tuple[int, ...], like: Tensor, ended: Tensor | None
@@ -208,11 +210,6 @@ class Problem:
             change = torch.cat([first, change])
         squares = self.action_rate_cost.to(change) * change.square()
         return (squares.flatten(squares.dim() - self.action_dims).sum(-1) if self.action_dims else squares).sum(0)
-
-
-def _any_beyond(mask: Tensor, dims: int) -> Tensor:
-    """Whether any is true, over the axes after the first `dims`."""
-    return mask.flatten(dims).any(-1) if mask.dim() > dims else mask
 
 
 def _charged(costs: Tensor, weights: Tensor | None, ended: Tensor | None, steps: int | slice) -> Tensor:

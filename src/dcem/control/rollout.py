@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from dcem._eager import may_look
 from dcem._given import brief, from_numpy
 from dcem._guard import beside
-from dcem._tree import copied, difference, map_tensors
+from dcem._tree import copied, difference, leaves, map_tensors
 from dcem._unchanged import Versions
 
 Dynamics = Callable[..., Any]
@@ -63,11 +64,12 @@ class Path:
     """The states `x_0 ... x_H` that actions led through.
 
     Followed one by one they stay apart, so that a state that nothing depends on takes no part in the backward pass; of
-    a model that rolls out by itself they come stacked, with time as the first axis.
+    a model that rolls out by itself they come stacked, with time as the first axis, and some may be lost, `(*batch,)`.
     """
 
     steps: list[Any] | None = None
     stacked: Any = None
+    lost: Tensor | None = None
 
     def states(self, start: int, stop: int | None, dim: int = 0) -> Any:
         """These of them, with time as the axis `dim`."""
@@ -89,7 +91,7 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
     whole = getattr(dynamics, "rollout", None)
     noted = Versions(state, actions)
     if whole is not None and len(actions):
-        path = Path(stacked=_asked(whole, state, actions, batch_dims))
+        path = _asked(whole, state, actions, batch_dims)
     else:
         timed = knows_time(dynamics)
         shape = state.shape if isinstance(state, Tensor) else None  # the common case, which costs nothing
@@ -112,14 +114,15 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
     return path
 
 
-def follow_until(dynamics: Dynamics, state: Any, actions: Tensor, ended: Tensor) -> tuple[Path, Tensor]:
-    """Follow actions to the end of each episode, `ended` `(H + 1, *batch)`: states and actions from there on are those
-    of the last step before, as constants. Nothing is computed, and no slope, from what comes after the end.
+def follow_until(dynamics: Dynamics, state: Any, actions: Tensor, ended: Tensor, path: Path) -> tuple[Path, Tensor]:
+    """Follow actions, which led through `path`, to the end of each episode, `ended` `(H + 1, *batch)`: states and
+    actions from there on are those of the last step before, as constants. Nothing is computed, and no slope, from what
+    comes after the end.
 
-    A model that rolls out by itself follows all actions; it has to keep its own slopes finite.
+    A model that rolls out by itself has followed all actions; it has to keep its own slopes finite.
     """
     horizon, batch_dims = len(actions), ended.dim() - 1
-    timed, model = knows_time(dynamics), dynamics
+    timed = knows_time(dynamics)
     one = (~ended[1]).reshape(-1).to(torch.uint8).argmax().reshape(1)  # an episode that the first step does not end
 
     def of_one(leaf: Tensor) -> Tensor:
@@ -135,9 +138,9 @@ def follow_until(dynamics: Dynamics, state: Any, actions: Tensor, ended: Tensor)
         kept = _unless(ended[t + 1], (state, action), kept)
         return dynamics(*kept, t=t) if timed else dynamics(*kept)
 
-    if not hasattr(dynamics, "rollout"):
-        model = step
-    path = follow(model, state, actions, batch_dims)
+    if path.steps is not None:
+        path = follow(step, state, actions, batch_dims)
+    # A simulator is not asked again: it may draw random numbers of its own, or lose another sequence.
     steps = path.steps or [map_tensors(lambda leaf, t=t: leaf[t], path.stacked) for t in range(horizon + 1)]
     until = [(steps[0], actions[0])]
     for t in range(1, horizon + 1):
@@ -165,8 +168,11 @@ def _of_numpy(state: Any) -> str:
     )
 
 
-def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: int) -> Any:
-    """The states of a model that rolls out by itself, with time as the first axis."""
+def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: int) -> Path:
+    """The path of a model that rolls out by itself.
+
+    A simulator that has lost a sequence says so by an `x_0` that is not finite: what comes after it may be an end.
+    """
     states = whole(copied(state), actions.movedim(0, batch_dims))
 
     def repeated(leaf: Tensor) -> Tensor:
@@ -176,7 +182,20 @@ def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: i
     found = difference(map_tensors(repeated, state), states)
     if found is not None:
         raise ValueError(f"dynamics: expected its rollout to return x_0 ... x_H, states of {found}")
-    return map_tensors(lambda leaf: leaf.movedim(batch_dims, 0), states)
+    stacked = map_tensors(lambda leaf: leaf.movedim(batch_dims, 0), states)
+    starts = zip(leaves(stacked), leaves(state), strict=True)
+    wrong = [any_beyond(~leaf[0].isfinite() & start.isfinite(), batch_dims) for leaf, start in starts]
+    lost = functools.reduce(torch.logical_or, wrong)
+    if not may_look(lost):
+        return Path(stacked=stacked, lost=lost)
+    if not lost.any():
+        return Path(stacked=stacked)
+    return Path(stacked=map_tensors(lambda leaf, start: torch.cat([start[None], leaf[1:]]), stacked, state), lost=lost)
+
+
+def any_beyond(mask: Tensor, dims: int) -> Tensor:
+    """Whether any is true, over the axes after the first `dims`."""
+    return mask.flatten(dims).any(-1) if mask.dim() > dims else mask
 
 
 def knows_time(fn: Callable[..., Any]) -> bool:

@@ -324,7 +324,7 @@ class BlackBoxRollout(BlackBox):
     """A simulator for [`dcem.control.MPC`][], of a function `(state, actions) -> states` of one sequence."""
 
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
-        """The states `(*batch, H + 1, *s)` of sequences `(*batch, H, *a)`; NaN of those that were lost."""
+        """The states `(*batch, H + 1, *s)` of sequences `(*batch, H, *a)`; NaN, `x_0` too, of those that were lost."""
         if not isinstance(state, Tensor):
             raise TypeError(f"state: expected a tensor (*batch, s), got {kind(state)}")
         batch = state.shape[:-1]
@@ -333,13 +333,11 @@ class BlackBoxRollout(BlackBox):
         found = self.workers.call(list(zip(starts, sequences, strict=True)))
         lost = torch.full((sequences.shape[1] + 1, starts.shape[-1]), torch.nan)
         paths = []
-        for start, result in zip(starts, found, strict=True):
+        for result in found:
             expected = f"states (H + 1, s) = {tuple(lost.shape)}"
             path = lost.clone() if result is LOST else _tensor(result, expected)
             if tuple(path.shape) != tuple(lost.shape):
                 raise ValueError(f"function: expected {expected}, got {tuple(path.shape)}")
-            if result is LOST:
-                path[0] = start
             paths.append(path.to(state))
         return torch.stack(paths).reshape(*batch, *lost.shape)
 
