@@ -185,6 +185,37 @@ def test_an_environment_that_is_over_and_shows_no_numbers_does_not_stop_the_othe
     assert episodes.returns.isfinite().all()
 
 
+class _Blinking(gymnasium.Wrapper):
+    """Shows no numbers after its second step, and goes on."""
+
+    def step(self, action):
+        self.taken = [*getattr(self, "taken", []), float(action[0])]
+        observation, *rest = self.env.step(action)
+        return np.full_like(observation, np.nan) if len(self.taken) == 2 else observation, *rest
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_an_observation_without_numbers_costs_one_decision(with_model):
+    def make(model):
+        mpc = pendulum_mpc() if model is None else dcem.control.MPC(
+            model.imagine, model.cost, 3, 1, (-2.0, 2.0), dcem.CEM(12, 3), num_iterations=1
+        )  # fmt: skip
+        return policy(mpc, model, seed=0)
+
+    act = make(RSSM(3, 1, deterministic_size=8, stochastic_size=4, hidden_sizes=(8,)) if with_model else None)
+    resets = []
+    forget = act.reset
+    act.reset = lambda where: (resets.append(where.tolist()), forget(where))
+    envs = [_Blinking(gymnasium.make("Pendulum-v1", max_episode_steps=5)),
+            gymnasium.make("Pendulum-v1", max_episode_steps=5)]  # fmt: skip
+    episodes = run(act, envs, seed=0)
+    assert episodes.error is None
+    assert episodes.lengths.tolist() == [5, 5]
+    assert episodes.num_replaced == 1
+    assert envs[0].taken[2] == 0.0 != envs[0].taken[3]
+    assert resets == [[True, True], [True, False]]  # the next decision starts afresh, in that environment alone
+
+
 def test_a_solve_that_failed_is_not_remembered():
     mpc = dcem.control.MPC(
         lambda x, u: x + u, lambda x, u: torch.where(x[..., 0] > 5, torch.nan, 1.0) + u[..., 0], 3, 1

@@ -188,6 +188,17 @@ def test_one_episode_as_long_as_the_buffer_is_drawn_as_if_it_had_not_been_saved(
             target.extend(episode(0, now + 7, num_envs)[..., now:])
 
 
+def test_episodes_that_were_there_before_are_forgotten(tmp_path: Path) -> None:
+    """As many steps, of one episode instead of two."""
+    buffer, used = replay(2 * LENGTH, 64, LENGTH), replay(2 * LENGTH, 64, LENGTH)
+    buffer.extend(torch.cat([episode(0, LENGTH), episode(1, LENGTH)]))
+    used.extend(episode(2, 2 * LENGTH))
+    used.sample()
+    save_replay(buffer, tmp_path)
+    load_replay(used, tmp_path)
+    assert is_of_one_episode(used.sample())
+
+
 def test_a_save_that_is_cut_short_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = replay(50, 8, LENGTH)
     buffer.extend(episode(0, 9))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dcem._check import check_count, check_flag, check_int
 from dcem._given import brief, kind
+from dcem._guard import beside
 from dcem._tree import difference, leaves, map_tensors
 from dcem.control.mpc import MPC
 from dcem.control.plan import Plan
@@ -91,8 +92,8 @@ def run(
     Args:
         policy: an `MPC`, or any callable from the states `(E, *s)` of all environments to actions
             `(E, *a)`. One with a method `reset(where)` is told where episodes begin, `(E,)` boolean, one with a method
-            `applied(action)` what was applied, and one with a `status` `(E,)` is asked how its solve ended: such as
-            `dcem.rl.policy`.
+            `applied(action)` what was applied, and one with a `status` `(E,)` is asked how its solve ended, and shown
+            finite states only: such as `dcem.rl.policy`.
         envs: a Gymnasium environment or vector environment, a dm_control `Environment`, or a sequence of
             environments of one kind. Their action space must be a box; actions are brought to its dtype (whole numbers
             are rounded to) and clipped to it.
@@ -124,9 +125,9 @@ def run(
 
     An action that is not finite, or that of a solve with the status `NONFINITE`, is replaced by the next action of
     the last good plan of the episode (zero beyond its end), and counted. A policy that is no `MPC` shows no plan: only
-    zero can take the place of its action. What was applied, after this and after the clipping, is what the next plan
-    starts from and what changes of the action are charged against; after actions of an `MPC` that were not finite the
-    search starts afresh.
+    zero can take the place of its action. One with a `status` fails where a state is not finite, and sees zeros. What
+    was applied, after this and after the clipping, is what the next plan starts from and what changes of the action are
+    charged against; after actions of an `MPC` that were not finite the search starts afresh.
 
     Example:
         >>> import gymnasium, torch
@@ -284,6 +285,12 @@ class _Controller:
             forget = getattr(self.policy, "reset", None)
             if forget is not None and reset.any():
                 forget(reset)
+            known = torch.ones(self.shape[0], dtype=torch.bool, device="cpu")
+            if hasattr(self.policy, "status"):  # may refuse what is not finite, and the other environments with it
+                known = torch.stack([leaf.cpu().isfinite().flatten(1).all(1) for leaf in leaves(state)]).all(0)
+                state = map_tensors(
+                    lambda leaf: torch.where(beside(known.to(leaf.device), leaf), leaf, leaf.new_zeros(())), state
+                )
             action: Any = self.policy(state)
             if not isinstance(action, Tensor):
                 raise TypeError(f"policy: expected it to return a Tensor of actions, got {kind(action)}")
@@ -291,7 +298,10 @@ class _Controller:
             good = torch.ones(self.shape[0], dtype=torch.bool, device="cpu")
             if isinstance(status, Tensor) and status.shape == good.shape:
                 good &= status.cpu() != Status.NONFINITE
-            return _plain(action).unsqueeze(1), good
+            action = _plain(action)
+            if not known.all():
+                action = torch.where(beside(known, action), action, torch.nan)
+            return action.unsqueeze(1), good
         device = leaves(state)[0].device
         if self.generator is None and self.seed is not None:
             self.generator = torch.Generator(device).manual_seed(self.seed)

@@ -38,10 +38,9 @@ class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]
         return super().extend(data, *args, **kwargs)
 
     def loads(self, path: Any) -> None:
-        """TorchRL's, which does not restore where the last step was written, nor forget the episodes found before."""
+        """TorchRL's, which does not restore where the last step was written."""
         super().loads(path)
         self.storage._set_last_cursor((self.writer.state_dict()["_cursor"] - 1) % self.storage.shape[0])
-        self.sampler._cache.clear()
 
     def sample(self, *args: Any, **kwargs: Any) -> Any:
         """TorchRL's, whose `batch_size` is the number of steps in all."""
