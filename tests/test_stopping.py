@@ -137,6 +137,16 @@ def test_a_gradient_norm_is_of_the_last_backward_pass_alone(generator):
     torch.testing.assert_close(solution.history[-1].gradient_norm, torch.full((2,), 3.0).sqrt())
 
 
+def test_a_gradient_norm_is_right_where_its_square_overflows(generator):
+    theta = torch.zeros(2, 3, requires_grad=True)
+    solution = dcem.minimize(
+        lambda x: (x - theta.unsqueeze(1)).square().sum(-1), torch.ones(2, 3), num_iterations=2, record=True,
+        generator=generator,
+    )  # fmt: skip
+    (1e25 * solution.x.sum()).backward()
+    torch.testing.assert_close(solution.history[-1].gradient_norm, torch.full((2,), 3.0).sqrt() * 1e25)
+
+
 @pytest.mark.parametrize("gradient", [dcem.Unroll(), dcem.Checkpoint(), dcem.Detach()])
 def test_the_history_says_std_and_gradient_norm_of_each_problem(gradient, generator):
     theta = TARGETS.clone().requires_grad_()

@@ -57,8 +57,8 @@ class Iteration(NamedTuple):
         effective_elites: `(Σw)² / Σw²`, `(*batch,)`: how many candidates share the weight. `k` for a hard
             selection, up to `N` for a soft one; choose the temperature by it.
         std: the root mean square of the std of `distribution`, `(*batch,)`; NaN for a family without one.
-        gradient_norm: of what the last backward pass sent to the parameters of `distribution`, `(*batch,)`; NaN
-            before there was one, and where nothing is differentiated.
+        gradient_norm: of what the last backward pass that reached them sent to the parameters of `distribution`,
+            `(*batch,)`; NaN before there was one, and where nothing is differentiated.
         drift: how far the mean has moved since the start of the solve, in stds of the start, the farthest coordinate,
             `(*batch,)`; NaN for a family without a std. Beyond 2.5 the start was too narrow for the distance, and
             the search may have stopped on the way.
@@ -97,12 +97,16 @@ def _drift(start: Distribution, now: Distribution) -> Tensor:
     return moved.reshape(*now.batch_shape, -1).amax(-1)
 
 
+def _norm(x: Tensor) -> Tensor:
+    return root_of_squares(lambda squares: squares.sum(-1, keepdim=True), x, -1).squeeze(-1)
+
+
 def _norm_of_gradient(distribution: Distribution) -> Tensor:
     """`(*batch,)`, NaN until a backward pass writes into it."""
     batch_shape, like = distribution.batch_shape, distribution.mean
     norm = torch.full(batch_shape, torch.nan, dtype=like.dtype, device=like.device)
     asked = [leaf for leaf in leaves(distribution) if leaf.requires_grad] if is_eager() else []
-    squares, latest = norm.new_zeros((len(asked), *batch_shape)), -1
+    norms, latest = norm.new_zeros((len(asked), *batch_shape)), -1
 
     def hook(i: int) -> Callable[[Tensor | None], None]:
         @unserializable_hook  # type: ignore[untyped-decorator]
@@ -111,10 +115,10 @@ def _norm_of_gradient(distribution: Distribution) -> Tensor:
             if slope is not None and not torch._C._functorch.is_legacy_batchedtensor(slope):
                 backward_pass = torch._C._current_graph_task_id()
                 if backward_pass != latest:  # which need not reach all that the one before did
-                    squares.zero_()
+                    norms.zero_()
                 latest = backward_pass
-                squares[i] = slope.detach().square().reshape(*batch_shape, -1).sum(-1)
-                norm.copy_(squares.sum(0).sqrt())
+                norms[i] = _norm(slope.detach().reshape(*batch_shape, -1))
+                norm.copy_(_norm(norms.movedim(0, -1)))
 
         return note
 

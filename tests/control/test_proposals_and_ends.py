@@ -184,9 +184,34 @@ def test_after_the_end_even_nan_has_no_weight():
     assert plan.status == dcem.Status.FLAT
 
 
+@pytest.mark.parametrize("rollout", [False, True])
+def test_a_state_that_is_nan_is_no_end_of_which_a_comparison_says_so(rollout, generator):
+    """`nan < 5` is false: the cheapest plans would be those that break the model."""
+    options = {"solver": dcem.CEM(64, 8), "bounds": (-1.0, 1.0), "generator": generator}
+
+    def dynamics(x, u):
+        return torch.where(u > 0.9, torch.nan, x + 0.1 * u)
+
+    class Model:
+        def __call__(self, x, u):
+            return dynamics(x, u)
+
+        def rollout(self, x, u):
+            return dcem.control.rollout(dynamics, x, u)
+
+    mpc = MPC(
+        Model() if rollout else dynamics, lambda x, u: 1 + x.square().sum(-1), 5, 1, bounds=(-1.0, 1.0),
+        solver=options["solver"], continues=lambda x: (x.abs() < 5).all(-1).float(),
+    )  # fmt: skip
+    plan = mpc(torch.ones(1), generator=generator)
+    assert plan.status == dcem.Status.OK
+    assert plan.states.isfinite().all()
+    assert plan.cost > 5
+
+
 def falling(x, u, drop):
-    """Below 0 it is NaN, like what is computed of it."""
-    return (x - drop + 0.1 * u).sqrt()
+    """From below 0 on it is NaN, like what is computed of it."""
+    return x - drop + 0.1 * u + 0 * x.sqrt()
 
 
 def landing(x, u, drop):

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +210,24 @@ def test_a_failing_policy_does_nothing_in_its_environment_alone() -> None:
     assert run(policy, envs).num_replaced == 3
     assert envs[0].applied == [0.0] * 3
     assert envs[1].applied == [0.5] * 3
+
+
+def test_a_policy_with_a_status_may_have_numbers_without_axes_in_its_state() -> None:
+    class Told:
+        status = torch.tensor([dcem.Status.OK] * 2)
+
+        def __call__(self, state: dict[str, Tensor]) -> Tensor:
+            assert state["time"].shape == (2,)
+            return 0.5 + 0 * state["all"][:, :1]
+
+    envs = [Slide(3), Slide(3)]
+
+    def state_of(seen: Any, env: Any) -> dict[str, Tensor]:
+        seen = torch.as_tensor(seen, dtype=torch.float32)
+        return {"all": seen, "time": seen.sum()}
+
+    assert run(Told(), envs, state_of=state_of).num_replaced == 0
+    assert envs[0].applied == envs[1].applied == [0.5] * 3
 
 
 def test_a_run_in_which_every_decision_failed_says_so() -> None:

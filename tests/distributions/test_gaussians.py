@@ -154,6 +154,19 @@ def test_a_search_in_any_unit_is_the_same(make, selection, generator):
         torch.testing.assert_close(found[unit], found[1.0], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "family", [lambda: dcem.Gaussian(torch.zeros(2), 1.0), lambda: dcem.Mixture(torch.zeros(1, 2), 1.0)]
+)
+def test_what_has_no_weight_may_be_anywhere(family, generator):
+    """Its square is beyond single precision; the unit that squares are then taken in is of those that count."""
+    x, weights = torch.randn(8, 2, generator=generator), torch.full((8,), 1 / 7)
+    weights[0] = 0.0
+    expected = family().fit(x, weights)
+    for size in (1e18, 1e21, 1e25):
+        x[0] = size
+        torch.testing.assert_close(family().fit(x, weights).std, expected.std)
+
+
 def test_a_weighted_mean_is_right_to_its_own_rounding(generator):
     """Of squared deviations, say: it must not be taken as a difference from the distribution's mean."""
     g = dcem.Gaussian(torch.ones(3), 1.0)

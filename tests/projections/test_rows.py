@@ -145,6 +145,14 @@ def test_effective_is_the_temperature_that_a_bisection_finds(projection, module)
         torch.testing.assert_close(alone, w, rtol=1e-10, atol=1e-14)
 
 
+@soft
+def test_effective_that_is_no_number_has_no_answer_and_one_without_bound_is_uniform(projection, module):
+    x = scores(3, 9)
+    w = module(effective=torch.tensor([math.nan, -1.0, math.inf]))(x, 2)
+    assert w[:2].isnan().all()
+    torch.testing.assert_close(w[2], torch.full_like(x[2], 2 / 9), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize(("n", "k", "wanted"), [(11, 2.5, 4.5), (13, 3.0, 4.0), (20, 3.0, 5.0), (8, 3.0, 3.05)])
 def test_effective_is_reached_by_every_row_in_batches_and_transforms(n, k, wanted):
     """Of a few rows in a thousand Newton's steps creep along one side of the bracket."""

@@ -159,12 +159,16 @@ class Problem:
     def _failed(self, path: Path, controls: Tensor, ended: Tensor | None, dims: int) -> Tensor:
         """Which sequences meet, before their episode ends, what is not finite: `([P,] *batch, n)`.
 
-        A number of the state that was not finite to begin with, such as a deadline at infinity, may stay so.
+        A number of the state that was not finite to begin with, such as a deadline at infinity, may stay so. A state
+        that ends the episode may be infinite, but not NaN: of that comparisons are false, and say nothing.
         """
         lost: Any = any_beyond(~controls.isfinite(), dims - (self.num_particles > 1) + 1).any(0)
         for before, after in zip(leaves(path.states(0, 1)), leaves(path.states(1, None)), strict=True):
             new = any_beyond(~after.isfinite() & before.isfinite(), dims + 1)
-            lost = lost | (new if ended is None else new & ~ended[1:]).any(0)
+            if ended is not None:
+                unknown = any_beyond(after.isnan() & before.isfinite(), dims + 1)
+                new = torch.where(ended[1:], unknown & ~ended[:-1], new)
+            lost = lost | new.any(0)
         return lost if path.lost is None else lost | path.lost
 
     def _weights(

@@ -18,6 +18,7 @@ from dcem._tree import difference, leaves, map_tensors
 from dcem.control.mpc import MPC
 from dcem.control.plan import Plan
 from dcem.control.plants import Plant, PlantStep, plant_of
+from dcem.control.rollout import any_beyond
 from dcem.solution import Status
 
 
@@ -287,7 +288,7 @@ class _Controller:
                 forget(reset)
             known = torch.ones(self.shape[0], dtype=torch.bool, device="cpu")
             if hasattr(self.policy, "status"):  # may refuse what is not finite, and the other environments with it
-                known = torch.stack([leaf.cpu().isfinite().flatten(1).all(1) for leaf in leaves(state)]).all(0)
+                known = ~torch.stack([any_beyond(~leaf.cpu().isfinite(), 1) for leaf in leaves(state)]).any(0)
                 state = map_tensors(
                     lambda leaf: torch.where(beside(known.to(leaf.device), leaf), leaf, leaf.new_zeros(())), state
                 )

@@ -29,16 +29,21 @@ def safe_sqrt(variance: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.where(zero, 1.0, variance).sqrt())
 
 
-def root_of_squares(squares_of: Callable[[Tensor], Tensor], x: Tensor, dim: int) -> Tensor:
+def root_of_squares(
+    squares_of: Callable[[Tensor], Tensor], x: Tensor, dim: int, counts: Tensor | None = None
+) -> Tensor:
     """`√f(x²)` of a function `f` that is linear in the squares along `dim`, which it keeps as an axis of one.
 
-    Where squares overflow, of which a weight of 0 makes NaN, or vanish, they are taken in units of the largest number.
+    Where squares overflow, of which a weight of 0 makes NaN, or vanish, they are taken in units of the largest number
+    that `counts`, and those that do not count are left out.
     """
     info = torch.finfo(x.dtype)
     plain = squares_of(x.square())
     ordinary = (plain >= info.tiny / info.eps) & (plain <= info.max)
     if all_true(ordinary):
         return safe_sqrt(plain)
+    if counts is not None:
+        x = torch.where(counts | ordinary, x, 0.0)
     largest = x.detach().abs().amax(dim, keepdim=True)
     unit = torch.where(ordinary | ~(largest > 0) | largest.isinf(), 1.0, largest)
     return safe_sqrt(squares_of((x / unit).square())) * unit
@@ -113,7 +118,8 @@ class Gaussian(Distribution):
 
     def fit(self, samples: Tensor, weights: Tensor) -> Self:
         mean, deviations = self.weighted_deviations(samples, weights)
-        std = root_of_squares(lambda squares: torch.matmul(weights.unsqueeze(-2), squares), deviations, -2)
+        weigh = weights.unsqueeze(-2)
+        std = root_of_squares(lambda squares: torch.matmul(weigh, squares), deviations, -2, weigh.mT > 0)
         return dataclasses.replace(self, mean=mean, std=std.reshape(mean.shape))
 
     def clamp_std(self, low: float, high: float | None) -> Self:

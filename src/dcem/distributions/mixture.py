@@ -184,7 +184,7 @@ class Mixture(Distribution):
         center = means.detach()
         deviations = self.flat(samples).unsqueeze(-3) - center
         shift = shares @ deviations
-        spread = root_of_squares(lambda squares: shares @ squares, deviations - shift, -2)
+        spread = root_of_squares(lambda squares: shares @ squares, deviations - shift, -2, shares.mT > 0)
         new_means = torch.where(has_any.unsqueeze(-1), center + shift, means).reshape(self.means.shape)
         new_stds = torch.where(has_any.unsqueeze(-1), spread, stds).reshape(self.stds.shape)
         has_any, mass, old = has_any.squeeze(-1), mass.squeeze(-1), self.weights

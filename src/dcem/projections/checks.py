@@ -80,7 +80,8 @@ def check_number(temperature: object) -> float:
 def check_effective(effective: float | Tensor, k: float | Tensor, scores: Tensor, dim: int) -> float | Tensor:
     """`k < effective <= n`: a number, or one a row."""
     if isinstance(effective, Tensor):
-        return of_rows("effective", effective, scores, dim)
+        rows = of_rows("effective", effective, scores, dim)
+        return torch.where(rows > 0, rows.clamp(max=scores.shape[dim]), math.nan)
     number = _plain(effective)
     if number is None:
         raise TypeError(

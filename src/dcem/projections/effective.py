@@ -72,7 +72,7 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
         reachable, target = (target > 0) & (target < limit), limit.clamp(max=target)
         tolerance = torch.minimum(4 * eps**0.5 * target, 0.5 * (hardest - target))  # Newton's steps lead on from there
         softest = target <= 0  # no temperature is too large
-        log_tau, arrived = torch.where(softest, high, unit - 1.0), tied | softest
+        log_tau, arrived = torch.where(softest, high, unit - 1.0), tied | softest | target.isnan()
         before = torch.full_like(top, torch.inf)
         passes = _PASSES if is_eager() and x.device.type == "cpu" else _DEVICE_PASSES
         for _ in range(1 if x.is_meta else passes):
@@ -95,4 +95,4 @@ def temperature_for(x: Tensor, k: Tensor | float, effective: Tensor | float, lin
         above, rate = excess(log_tau, x, k, wanted)
         moves = reached & (rate > 0)
         log_tau = log_tau + torch.where(moves, above, 0.0) / torch.where(moves, rate, 1.0)
-    return log_tau.exp()
+    return torch.where(wanted.isnan(), torch.nan, log_tau.exp())
