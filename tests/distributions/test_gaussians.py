@@ -167,6 +167,16 @@ def test_what_has_no_weight_may_be_anywhere(family, generator):
         torch.testing.assert_close(family().fit(x, weights).std, expected.std)
 
 
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1e3])
+@pytest.mark.parametrize("factor", [[[1.0, 0.0], [2.0, 0.0]], [[1e-3, 0.0], [2e-3, 0.0]], [[1.0, 0.0], [0.0, 0.0]]])
+def test_samples_of_a_singular_gaussian_lie_on_its_support(mean, factor, generator):
+    g = dcem.FullGaussian(torch.full((2,), mean), torch.tensor(factor))
+    x = g.rsample(torch.randn(200, 2, generator=generator))
+    assert (g.log_prob(x) == torch.inf).all()
+    off = x + torch.tensor([0.0, 1e-2 * (1 + mean)])
+    assert (g.log_prob(off) == -torch.inf).all()
+
+
 def test_a_weighted_mean_is_right_to_its_own_rounding(generator):
     """Of squared deviations, say: it must not be taken as a difference from the distribution's mean."""
     g = dcem.Gaussian(torch.ones(3), 1.0)

@@ -219,7 +219,9 @@ class FullGaussian(Distribution):
         collapsed = (scales == 0).unsqueeze(-2)
         factor = self.scale_tril + torch.diag_embed(collapsed.squeeze(-2).to(scales))
         scaled = torch.linalg.solve_triangular(factor, deviations.mT, upper=False).mT
-        rounding = 32 * torch.finfo(scaled.dtype).eps * deviations.abs().amax(-1, keepdim=True)
+        numbers = (self.flat(x), self.flat(self.mean.unsqueeze(self.sample_dim)))
+        largest = sum(of.detach().abs().amax(-1, keepdim=True) for of in numbers)
+        rounding = 32 * torch.finfo(scaled.dtype).eps * largest
         scaled = torch.where(collapsed & (scaled.abs() <= rounding), 0.0, scaled)
         scales = scales.unsqueeze(-2)
         return log_normal(torch.where(collapsed, scaled, scaled * scales), scales)
