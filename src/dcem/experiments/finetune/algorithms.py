@@ -101,13 +101,16 @@ def sac(learner: Learner, settings: SAC, run: Run) -> None:
     replay = ReplayBuffer(storage=LazyTensorStorage(settings.num_steps), batch_size=settings.batch_size)
     run.track(loss=loss, policy=policy, optimizer=optimizer, sampler=sampler, replay=replay)
     _log(learner, run, 0)
+    begins = settings.warm_up + settings.critic_first * settings.num_steps
     for step in run.steps(math.ceil(settings.num_steps / settings.num_envs), 100, "sac"):
         frames, before = step * settings.num_envs, (step - 1) * settings.num_envs
+        for group in optimizer.param_groups[:-1] if settings.decay else ():
+            group["lr"] = settings.lr * min(1.0, (settings.num_steps - before) / max(settings.num_steps - begins, 1.0))
         replay.extend(sampler(1).reshape(-1))
         due, done = (max(0, at - settings.warm_up) // settings.steps_per_update for at in (frames, before))
         for _ in range(due - done):
             losses = loss(replay.sample())
-            if frames <= settings.warm_up + settings.critic_first * settings.num_steps:
+            if frames <= begins:
                 losses = losses.select("loss_qvalue")
             optimizer.zero_grad()
             total_loss({"sac": 1.0}, {"sac": losses}).backward()  # type: ignore[no-untyped-call]

@@ -65,6 +65,7 @@ class SAC:
         steps_per_update: environment steps for each update.
         batch_size: of an update.
         lr: of what is learned in the policy.
+        decay: whether that rate falls along a line, from where the policy begins to learn to 0 at the last step.
         critic_lr: of the value networks and the temperature.
         discount: per step.
         tau: by how much the target networks follow.
@@ -78,6 +79,7 @@ class SAC:
     steps_per_update: int = count(4)
     batch_size: int = count(64)
     lr: float = positive(0.02)
+    decay: bool = False
     critic_lr: float = positive(3e-3)
     discount: float = setting(0.97, above=0, at_most=1)
     tau: float = setting(0.01, above=0, at_most=1)
