@@ -2,18 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensordict import TensorDict
 
 pytest.importorskip("dm_control")
 
 from dcem.experiments import ConfigError
 from dcem.experiments.harness.run import Run
 from dcem.experiments.planet import Config, evaluation, main, study
-from dcem.experiments.planet.controllers import Controller, load, make_decoder, make_model
+from dcem.experiments.planet.controllers import Controller, last_beliefs, load, make_decoder, make_model
 from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Embedding, Planner, Rates, Tuning
 from dcem.experiments.planet.suite import Suite
@@ -60,9 +62,64 @@ def test_each_phase_goes_on_where_the_one_before_has_ended(phases):
     assert not any(key.startswith(("model.encoder", "model.policy", "model.target")) for key in changed)
 
 
-def test_the_recurrent_model_remembers_while_it_plays(tmp_path):
-    run(tmp_path, num_rounds=2, model="rssm", window=5)
-    controller, suite = load(tmp_path / "controller.pt")
+RECURRENT = {"model": "rssm", "window": 5, "planner": replace(TINY["planner"], num_proposals=1),
+             "tuning": replace(TINY["tuning"], parts=["reward", "dynamics", "decoder"])}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recurrent_phases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planet-rssm")
+    run(folder / "model", num_rounds=2, **RECURRENT)
+    run(folder / "embed", num_rounds=1, phase="embed", start=str(folder / "model"), **RECURRENT)
+    run(folder / "tune", num_rounds=1, phase="tune", start=str(folder / "embed" / "controller.pt"), **RECURRENT)
+    return folder
+
+
+def test_the_recurrent_model_goes_through_all_phases(recurrent_phases):
+    embedded, tuned = (load(recurrent_phases / name / "controller.pt")[0] for name in ("embed", "tune"))
+    assert (embedded.env_steps, tuned.env_steps) == (144, 192)
+    changed = {key for key, tensor in weights(tuned).items() if not torch.equal(tensor, weights(embedded)[key])}
+    of = {".".join(key.split(".")[:2]) for key in changed}
+    dynamics = {"model.embed", "model.cell", "model.prior_net"}
+    assert of == dynamics | {"model.reward_net", "decoder.layers"}
+
+
+def test_a_decoder_learns_from_what_the_model_remembers(recurrent_phases):
+    """Of beliefs at the end of windows, each as if it were played through."""
+    controller, _ = load(recurrent_phases / "embed" / "controller.pt")
+    model = controller.model
+    observation, action = torch.randn(3, 4, model.observation_size), torch.rand(3, 4, model.action_size)
+    beliefs = last_beliefs(model, TensorDict(observation=observation, action=action, batch_size=(3, 4)))
+    belief = model.initial((3,))
+    for t in range(4):
+        before = action[:, t - 1] if t > 0 else torch.zeros_like(action[:, 0])
+        belief = model.observe(belief, before, observation[:, t])
+    torch.testing.assert_close(beliefs, belief)
+    assert not beliefs.deterministic.requires_grad
+
+
+@pytest.mark.parametrize("space", ["embedded", "full space"])
+@pytest.mark.parametrize("kind", ["latent", "rssm"])
+def test_what_was_played_is_decided_again(kind, space, phases, recurrent_phases):
+    """Before any update every stored action is as probable as when it was drawn, in any order of the steps."""
+    folder = recurrent_phases if kind == "rssm" else phases
+    controller, suite = load(folder / ("embed" if space == "embedded" else "model") / "controller.pt")
+    tuning = Tuning(parts=["reward"], critic_updates=2)
+    tuner = Tuner(Config(**(TINY | (RECURRENT if kind == "rssm" else {}) | {"tuning": tuning})), controller)
+    data = tuner.collect(suite, 0)
+    beliefs = data["belief", "0"]
+    assert not beliefs[:, 0].any()
+    assert beliefs[:, 1:].any(-1).all()
+    torch.testing.assert_close(beliefs[:, 1:], data["next", "belief", "0"][:, :-1])
+    assert ("plan" in data) == (space == "full space")
+    flat = data.reshape(-1)[torch.randperm(data.numel())]
+    ratio = tuner.actor.get_dist(flat).log_prob(flat["action"]) - flat["action_log_prob"]
+    assert ratio.abs().max() < 1e-5
+    assert data["action_log_prob"].unique().numel() > 1
+
+
+def test_the_recurrent_model_remembers_while_it_plays(recurrent_phases):
+    controller, suite = load(recurrent_phases / "model" / "controller.pt")
     assert controller.mpc.proposals is None
     assert controller.mpc.terminal_cost is None
     observed = []
@@ -80,8 +137,6 @@ def test_the_recurrent_model_remembers_while_it_plays(tmp_path):
     assert later.deterministic.any()
     torch.testing.assert_close(second, episodes.actions[:, 0])
     torch.testing.assert_close(seen, episodes.observations[:, 1])
-    with pytest.raises(ConfigError, match="model: expected latent, to embed; got rssm"):
-        Config(**(TINY | {"model": "rssm", "phase": "embed", "start": str(tmp_path)})).check()
 
 
 def test_only_the_parts_that_are_named_are_tuned(phases, tmp_path):

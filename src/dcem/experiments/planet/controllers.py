@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 import dcem
+from dcem._tree import leaves
 from dcem.control import MPC
 from dcem.experiments import ConfigError
 from dcem.experiments.harness.processes import shard
@@ -53,45 +55,65 @@ def make_model(config: Config, suite: Suite) -> Model:
     ).to(suite.device)  # fmt: skip
 
 
+def values_of(model: Model) -> dict[str, Any]:
+    """What a plan is charged beyond its horizon, where the model has values."""
+    if isinstance(model, RecurrentModel):
+        return {}
+    return {"terminal_cost": model.terminal_cost, "discount": model.discount}
+
+
 def full_space(model: Model, settings: Planner) -> MPC:
     """Plan over actions with the vanilla selection; with values and proposals where the model has them."""
-    learned: dict[str, Any] = {}
+    proposals: dict[str, Any] = {}
     if isinstance(model, LatentModel):
-        learned = {
-            "terminal_cost": model.terminal_cost, "discount": model.discount,
-            "proposals": model.propose, "num_proposals": settings.num_proposals,
-        }  # fmt: skip
+        proposals = {"proposals": model.propose, "num_proposals": settings.num_proposals}
     solver = dcem.CEM(
         settings.num_samples, settings.num_elites, dcem.HardTopK(), init_std=settings.init_std,
         min_std=settings.min_std, max_std=settings.max_std,
     )  # fmt: skip
     return MPC(
         model.imagine, model.cost, settings.horizon, model.action_size, (model.low, model.high), solver,
-        num_iterations=settings.num_iterations, gradient=dcem.Detach(), shard=shard(), **learned,
+        num_iterations=settings.num_iterations, gradient=dcem.Detach(), shard=shard(), **values_of(model), **proposals,
     )  # fmt: skip
+
+
+def belief_size(model: Model) -> int:
+    """How many numbers a belief has."""
+    return sum(leaf.shape[-1] for leaf in leaves(model.initial()))
+
+
+@torch.no_grad()
+def last_beliefs(model: Model, sequences: TensorDictBase) -> Any:
+    """What the model believes at the end of sequences `(B, T)`, which it knows nothing about before they begin."""
+    observation, action = sequences["observation"], sequences["action"]
+    belief: Any = model.initial((len(action),))
+    before = torch.zeros_like(action[:, 0])
+    for t in range(action.shape[1]):
+        belief, before = model.observe(belief, before, observation[:, t]), action[:, t]
+    return belief
 
 
 class BeliefDecoder(nn.Module):
     """Plans worth considering in a belief: `(*batch, N, latent) -> (*batch, N, horizon, action)`."""
 
-    def __init__(self, model: LatentModel, latent_size: int, horizon: int, hidden: int) -> None:
+    def __init__(self, model: Model, latent_size: int, horizon: int, hidden: int) -> None:
         super().__init__()
         self.latent_shape, self.event_shape = (latent_size,), (horizon, model.action_size)
         self.register_buffer("low", model.low.clone())
         self.register_buffer("high", model.high.clone())
         self.layers = nn.Sequential(
-            nn.Linear(latent_size + model.latent_size, hidden), nn.LayerNorm(hidden), nn.SiLU(),
+            nn.Linear(latent_size + belief_size(model), hidden), nn.LayerNorm(hidden), nn.SiLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.SiLU(),
             nn.Linear(hidden, horizon * model.action_size),
         )  # fmt: skip
 
-    def forward(self, z: Tensor, *, state: Tensor) -> Tensor:
-        share: Tensor = torch.sigmoid(self.layers(torch.cat([z, state], -1)))
+    def forward(self, z: Tensor, *, state: Tensor | RSSMBelief) -> Tensor:
+        share: Tensor = torch.sigmoid(self.layers(torch.cat([z, *leaves(state)], -1)))
         low, high = self.get_buffer("low"), self.get_buffer("high")
         return low + (high - low) * share.reshape(*z.shape[:-1], *self.event_shape)
 
 
-def embedded(model: LatentModel, decoder: BeliefDecoder, settings: Embedding) -> MPC:
+def embedded(model: Model, decoder: BeliefDecoder, settings: Embedding) -> MPC:
     """Plan by DCEM over the latent of a decoder; every search starts from 0, which the belief gives its meaning."""
     solver = dcem.CEM(
         settings.num_samples, settings.num_elites, dcem.LML(settings.temperature), init_std=settings.init_std
@@ -99,7 +121,7 @@ def embedded(model: LatentModel, decoder: BeliefDecoder, settings: Embedding) ->
     return MPC(
         model.imagine, model.cost, decoder.event_shape[0], model.action_size, (model.low, model.high), solver,
         num_iterations=settings.num_iterations, decoder=decoder, latent_bounds=(-2.0, 2.0),
-        terminal_cost=model.terminal_cost, discount=model.discount, shard=shard(),
+        shard=shard(), **values_of(model),
     )  # fmt: skip
 
 
@@ -107,7 +129,7 @@ class Controller(NamedTuple):
     """A model and what plans through it."""
 
     config: Config
-    model: Any  # LatentModel, or RecurrentModel without a decoder
+    model: Any  # of the types of Model
     decoder: BeliefDecoder | None
     env_steps: int
 
@@ -180,7 +202,7 @@ def load(path: Path, goes_on: Config | None = None, device: torch.device | str =
     return Controller(config, model, decoder, env_steps), suite
 
 
-def make_decoder(config: Config, model: Any) -> BeliefDecoder:
+def make_decoder(config: Config, model: Model) -> BeliefDecoder:
     """The decoder at its start, where the model is."""
     decoder = BeliefDecoder(model, config.embedding.latent_size, config.planner.horizon, config.hidden)
     return decoder.to(model.low.device)

@@ -122,7 +122,7 @@ class Config(Settings):
     """
     model: str = setting("latent", among=("latent", "rssm"))
     """`latent` (`LatentModel`, with values and proposals), or `rssm` (the recurrent model of the paper, by likelihood
-    alone, for full-space planning).
+    alone).
     """
     start: str = ""
     """To embed: the folder of a run of the same task, whose model and replay go on. To tune: a controller.pt."""
@@ -155,7 +155,6 @@ class Config(Settings):
 
     def check(self) -> None:
         super().check()
-        require(self.model == "latent" or self.phase == "model", "model", f"latent, to {self.phase}", self.model)
         repeat = ACTION_REPEAT[self.task]
         whole = 2 * repeat <= self.episode_steps <= 1000 and self.episode_steps % repeat == 0
         require(whole, "episode_steps", f"a multiple of the action repeat {repeat}, at most 1000", self.episode_steps)
@@ -189,6 +188,10 @@ GROUPS: dict[str, dict[str, Any]] = {
             "model": "rssm", "num_envs": 1, "seed_rounds": 5, "explore": 0.3, "updates_per_decision": 0.2,
             "batch_size": 50, "window": 50, "grad_clip": 1000.0,
             "planner": {"horizon": 12, "num_samples": 1000, "num_elites": 100, "num_iterations": 10},
+            "embedding": {"num_samples": 100, "num_elites": 10, "num_iterations": 10},
+            "tuning": {
+                "parts": ["reward", "dynamics", "decoder"], "std": 0.1, "rounds_per_step": 10, "minibatch_size": 100,
+            },
         },
         "gpu": {"num_envs": 16, "updates_per_decision": 1.0, "batch_size": 256, "hidden": 512, "latent_size": 512},
     }

@@ -19,6 +19,7 @@ from dcem.experiments.planet.controllers import (
     Controller,
     Model,
     embedded,
+    last_beliefs,
     load,
     make_decoder,
     make_model,
@@ -112,7 +113,6 @@ class Learner:
         self.optimizer = torch.optim.Adam(groups, lr=config.lr, eps=eps, foreach=True)
         self.decoder = decoder
         if decoder is not None:
-            assert isinstance(model, LatentModel)
             self.mpc = embedded(model, decoder, config.embedding)
             self.decoder_optimizer = torch.optim.Adam(decoder.parameters(), lr=config.embedding.lr, foreach=True)
 
@@ -135,17 +135,12 @@ class Learner:
             self.model.update_target()
         said = {name: value.detach() for name, value in losses.items()}
         if self.decoder is not None:
-            said["plan_cost"] = self._embed(
-                sequences["observation"][: self.config.embedding.batch_size, 0], self.decoder
-            )
+            said["plan_cost"] = self._embed(sequences[: self.config.embedding.batch_size], self.decoder)
         return said
 
-    def _embed(self, observations: Tensor, decoder: BeliefDecoder) -> Tensor:
+    def _embed(self, sequences: Any, decoder: BeliefDecoder) -> Tensor:
         """A step of the decoder down the cost of what DCEM finds with it, differentiated through the search."""
-        assert isinstance(self.model, LatentModel)
-        with torch.no_grad():
-            beliefs = self.model.encode(observations)
-        cost = self.mpc(beliefs).cost.mean()
+        cost = self.mpc(last_beliefs(self.model, sequences)).cost.mean()
         parameters = list(decoder.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(cost, parameters), strict=True):
             parameter.grad = gradient

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -19,11 +19,12 @@ from torchrl.objectives.value import GAE
 import dcem
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import require
-from dcem.experiments.planet.controllers import Controller, load, save
+from dcem.experiments.planet.controllers import Controller, belief_size, load, save
 from dcem.experiments.planet.settings import CONTROLLER, Config
 from dcem.experiments.planet.suite import Suite
 from dcem.experiments.planet.training import EVALUATION_SEED, play
 from dcem.rl import Actor
+from dcem.world import LatentModel
 
 
 def parts(controller: Controller) -> dict[str, nn.Module]:
@@ -33,16 +34,19 @@ def parts(controller: Controller) -> dict[str, nn.Module]:
 
 
 class Tuner:
-    """Actor, critic and their losses; beliefs are the encoder's, which stays as it is, so that they never go stale."""
+    """Actor, critic and their losses; what turns observations into beliefs stays as it is."""
 
     def __init__(self, config: Config, controller: Controller) -> None:
         self.config, self.settings = config, config.tuning
         model, mpc = controller.model, controller.mpc
         mpc.gradient = dcem.Truncate(self.settings.last)
         std = torch.tensor(self.settings.std, device=model.low.device)
-        self.actor = Actor(mpc, std=nn.Parameter(std) if self.settings.learn_std else std, state_of=model.encode)
+        self.actor = Actor(mpc, model, nn.Parameter(std) if self.settings.learn_std else std)
+        self.primer = self.actor.make_tensordict_primer()
+        afresh = () if controller.decoder is None else ("plan", "latent")  # every embedded search starts from 0
+        self.remembered = [key for key in self.primer.primers if key not in afresh]
         net = nn.Sequential(
-            nn.Linear(model.latent_size, 256), nn.LayerNorm(256), nn.SiLU(),
+            nn.Linear(belief_size(model), 256), nn.LayerNorm(256), nn.SiLU(),
             nn.Linear(256, 256), nn.LayerNorm(256), nn.SiLU(), nn.Linear(256, 1),
         ).to(model.low.device)  # fmt: skip
         self.critic = TensorDictSequential(self.actor.observer(), ValueOperator(net, in_keys=["state"]))
@@ -80,23 +84,24 @@ class Tuner:
     @torch.no_grad()
     def collect(self, suite: Suite, seed: int) -> TensorDictBase:
         """An episode in each environment by the actor, `(E, T)`."""
-        observation, done, steps = suite.reset(seed), False, []
+        carried = self.primer.primers.zero((suite.num_envs,)).select(*self.remembered)
+        carried["observation"] = suite.reset(seed)
+        done, steps = False, []
         while not done:
-            step = TensorDict({"observation": observation}, batch_size=[suite.num_envs])
             with set_exploration_type(ExplorationType.RANDOM):
-                step = self.actor(step).select("observation", "action", "action_log_prob", "loc")
+                step = self.actor(carried)
             observation, reward, done = suite.step(step["action"])
             ended = torch.zeros_like(reward, dtype=torch.bool).unsqueeze(-1)
-            step["next"] = TensorDict(
+            step["next"].update(
                 {
                     "observation": observation,
                     "reward": reward.unsqueeze(-1) * (1 - self.settings.discount),  # values are then means of rewards
                     "terminated": ended,
                     "done": torch.full_like(ended, done),
-                },
-                batch_size=[suite.num_envs],
+                }
             )
             steps.append(step)
+            carried = step["next"].select("observation", *self.remembered)
         episodes: TensorDictBase = torch.stack(steps, 1)
         return episodes
 
@@ -143,7 +148,7 @@ class Tuner:
                     parameter.grad = gradient
                 nn.utils.clip_grad_norm_(self.tuned, settings.grad_clip)
                 self.optimizer.step()
-                if settings.likelihood > 0:
+                if settings.likelihood > 0 and isinstance(self.model, LatentModel):
                     self.model.update_target()
                 made += 1
         return {"critic_error": critic_error, "divergence": divergence, "updates": float(made)}
