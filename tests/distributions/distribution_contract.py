@@ -102,6 +102,19 @@ class DistributionContract:
         ratio = (h.log_prob(x) - g.log_prob(x)).exp()
         assert ((ratio.mean(-1) - 1).abs() < 5 * ratio.std(-1) / 10_000**0.5 + 1e-3).all()
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_the_density_is_that_of_double_precision(self, dtype):
+        """Of the same numbers, which are coarse."""
+        if not self.has_density:
+            return
+        coarse = map_tensors(lambda leaf: leaf.to(dtype), self.make((2,)))
+        exact = map_tensors(Tensor.double, coarse)
+        x = self.draw(exact, 20).to(dtype)
+        log_prob, expected = coarse.log_prob(x), exact.log_prob(x.double())
+        assert log_prob.dtype == dtype
+        error = (log_prob.double() - expected).abs()
+        assert (error <= 40 * torch.finfo(dtype).eps * (1 + expected.abs())).all()
+
     def with_leaves(self, g: dcem.Distribution, values) -> dcem.Distribution:
         values = iter(values)
         return map_tensors(lambda leaf: next(values), g)

@@ -417,6 +417,21 @@ def test_so_is_that_of_a_mixture_and_of_a_full_covariance():
     assert full.log_prob(along + torch.tensor([0.0, 0.01, 0.0])).tolist() == [-inf, -inf]
 
 
+def test_samples_of_any_singular_covariance_lie_on_its_support(generator):
+    """Whatever the scales of the rows, which enlarge the rounding of those before them."""
+    for _ in range(40):
+        scales = 10 ** (4 * torch.rand(5, 1, generator=generator) - 2)
+        missing = torch.rand(5, generator=generator) < 0.4
+        missing[torch.randint(5, (), generator=generator)] = True
+        root = torch.randn(5, 5, generator=generator).tril() * scales * ~missing
+        mean = torch.randn(5, generator=generator)
+        full = dcem.FullGaussian(mean, root)
+        x = full.rsample(torch.randn(20, 5, generator=generator))
+        assert (full.log_prob(x) == float("inf")).all()
+        within = 0.01 * (mean.abs() + full.std)  # moved by as much as it is large: some coordinate of it is determined
+        assert (full.log_prob(x + within * missing) == float("-inf")).any()
+
+
 @pytest.mark.parametrize("event_dims", [0, 1, 2])
 def test_log_densities_are_those_of_torch(event_dims, generator):
     mean, x = torch.randn(4, 2, 3, generator=generator), torch.randn(4, 2, 3, generator=generator)

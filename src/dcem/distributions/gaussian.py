@@ -212,19 +212,20 @@ class FullGaussian(Distribution):
         return root_of_squares(lambda squares: squares.sum(-1, keepdim=True), self.scale_tril, -1)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        deviations = self.flat(x - self.mean.unsqueeze(self.sample_dim))
-        scales = self.scale_tril.diagonal(dim1=-2, dim2=-1).abs()
+        deviations = _wide(self.flat(x - self.mean.unsqueeze(self.sample_dim)))
+        scales = _wide(self.scale_tril).diagonal(dim1=-2, dim2=-1).abs()
         # The solve gives the deviation, of each coordinate from what those before it say, in units of its scale. Where
-        # that is 0 so has the deviation to be, up to rounding.
+        # that is 0 so has the deviation to be, up to what the solve makes of the rounding of the samples.
         collapsed = (scales == 0).unsqueeze(-2)
-        factor = self.scale_tril + torch.diag_embed(collapsed.squeeze(-2).to(scales))
+        factor = _wide(self.scale_tril) + torch.diag_embed(collapsed.squeeze(-2).to(scales))
+        identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         scaled = torch.linalg.solve_triangular(factor, deviations.mT, upper=False).mT
-        numbers = (self.flat(x), self.flat(self.mean.unsqueeze(self.sample_dim)))
-        largest = sum(of.detach().abs().amax(-1, keepdim=True) for of in numbers)
-        rounding = 32 * torch.finfo(scaled.dtype).eps * largest
+        inverse = torch.linalg.solve_triangular(factor.detach(), identity, upper=False)
+        sizes = _wide(self.flat(x.detach().abs() + self.mean.detach().abs().unsqueeze(self.sample_dim)))
+        rounding = 32 * torch.finfo(self.mean.dtype).eps * (sizes @ inverse.abs().mT)
         scaled = torch.where(collapsed & (scaled.abs() <= rounding), 0.0, scaled)
         scales = scales.unsqueeze(-2)
-        return log_normal(torch.where(collapsed, scaled, scaled * scales), scales)
+        return log_normal(torch.where(collapsed, scaled, scaled * scales), scales).to(self.mean.dtype)
 
     def check(self) -> None:
         super().check()
