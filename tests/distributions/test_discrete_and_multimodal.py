@@ -79,16 +79,18 @@ def test_a_relaxation_is_one_of_each_problem(generator):
 
 
 @pytest.mark.parametrize("num_choices", [2, 3, 40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_choice_at_its_floor_is_collapsed_among_any_number(num_choices, dtype, generator):
     """The likeliest one's std is that of all others together."""
     cost = torch.arange(num_choices, dtype=dtype)
-    for min_std in (1e-6, 1e-3):
+    for min_std in (1e-3, 1e-2) if dtype.itemsize == 2 else (1e-6, 1e-3):
         solution = dcem.minimize(
             lambda x: (x * cost).sum(-1), dcem.Categorical(torch.zeros_like(cost)),
             dcem.CEM(400, 10, dcem.HardTopK(), min_std=min_std), generator=generator,
         )  # fmt: skip
         assert solution.status == dcem.Status.COLLAPSED
+        certain = dcem.Categorical(torch.zeros_like(cost).index_fill(-1, torch.tensor(1), 1e4))
+        assert certain.clamp_std(min_std, None).is_collapsed(min_std)
         nearly = solution.distribution.clamp_std(1.1 * min_std, None)
         assert not nearly.is_collapsed(min_std)
 

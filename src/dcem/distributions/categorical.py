@@ -137,7 +137,9 @@ class Categorical(Distribution):
     def is_collapsed(self, min_std: float) -> Tensor:
         # Of the likeliest choice it is that of all others together, which is more than each of them has.
         others = self.std.scatter(-1, self.logits.argmax(-1, keepdim=True), 0.0)
-        certain = others <= min_std * (1 + 1e-3)  # of a probability it is known only up to rounding
+        # The logit of the floor, 2 log(min_std), is rounded, and of a probability a std is known only up to rounding.
+        rounding = 1e-3 - torch.finfo(others.dtype).eps * min(math.log(min_std), -1.0) if min_std > 0 else 0.0
+        certain = others <= min_std * (1 + rounding)
         return certain.flatten(certain.dim() - self.event_dims).all(-1)
 
     def _of_problems(self, relaxation: Tensor) -> Tensor:
