@@ -302,3 +302,15 @@ def test_out_of_memory_says_what_to_turn() -> None:
 
     with pytest.raises(torch.OutOfMemoryError, match=r"\(100, 3\) candidates: gradient=dcem.Checkpoint\(\).* 80 GiB"):
         dcem.minimize(objective, torch.zeros(3))
+
+
+@pytest.mark.parametrize("keep_elites", [0.2, 1.0])
+def test_elites_are_no_failed_candidates_for_good(keep_elites):
+    """Where they fill places, the finite values of one iteration are never enough: those of several have to gather."""
+    solution = dcem.minimize(
+        lambda x: torch.where(x[..., 0] > 0.3, (x - 1).square().sum(-1), torch.nan), torch.zeros(64, 1),
+        dcem.CEM(10, 6, dcem.LML(0.3), keep_elites=keep_elites), num_iterations=50,
+        generator=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    assert (solution.distribution.std < 1).all()
+    torch.testing.assert_close(solution.x, torch.ones(64, 1), atol=0.2, rtol=0)

@@ -96,6 +96,73 @@ def test_an_energy_model_learns_from_its_informed_iterations(offset, dtype):
     torch.testing.assert_close(gradient, torch.full((1,), 2.0, dtype=dtype), atol=0.1, rtol=0)
 
 
+COARSE = [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.float64)]
+
+
+def in_coarse(returned: torch.dtype, dtype: torch.dtype, mode: dcem.GradientMode, offset: float = 1.0):
+    """What a solve in `dtype` makes of values in a coarser one."""
+    theta = torch.tensor([0.5, 0.4], dtype=dtype, requires_grad=True)
+    solution = dcem.minimize(
+        lambda x: ((x - theta).square().sum(-1) + offset).to(returned), torch.zeros(2, dtype=dtype),
+        dcem.CEM(selection=dcem.LML(0.1)), num_iterations=T, gradient=mode, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    return solution, *torch.autograd.grad(solution.x.sum(), theta)
+
+
+@pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Checkpoint(), dcem.Prune(1.0)], ids=repr)
+@pytest.mark.parametrize(("returned", "dtype"), COARSE)
+def test_rounding_is_that_of_the_values_as_they_were_returned(returned, dtype, mode):
+    """With selections by it these gradients are of 1e4 and more."""
+    solution, gradient = in_coarse(returned, dtype, mode)
+    assert solution.status == dcem.Status.OK
+    torch.testing.assert_close(gradient, torch.ones(2, dtype=dtype), atol=0.05, rtol=0)
+    torch.testing.assert_close(solution.x, torch.tensor([0.5, 0.4], dtype=dtype), atol=0.02, rtol=0)
+    flat, gradient = in_coarse(returned, dtype, mode, offset=30 / torch.finfo(returned).eps)
+    assert flat.status == dcem.Status.FLAT
+    assert not flat.x.any()
+    assert not gradient.any()
+
+
+def test_an_ordinary_network_under_autocast_is_such_an_objective():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        solution = dcem.minimize(
+            lambda x: net(x).squeeze(-1), torch.zeros(4), dcem.CEM(selection=dcem.LML(0.1)), bounds=(-1, 1),
+            num_iterations=T, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+    (gradient,) = torch.autograd.grad(solution.x.sum(), net[0].weight)
+    assert gradient.norm() < 100  # in single precision 6, and 7e5 with selections by rounding
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_so_does_a_search_that_is_told_them_and_one_that_is_compiled(standardize):
+    x0, solver = torch.zeros(2), dcem.MPPI(50, 0.1, standardize=standardize)
+    search = dcem.Search(x0, solver, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        search.tell((1e3 + search.ask().square().sum(-1)).to(torch.bfloat16))
+    assert search.solution.status == dcem.Status.FLAT
+
+    noise = torch.randn(5, 50, 2, generator=torch.Generator().manual_seed(0))
+
+    def solve(center: Tensor) -> Tensor:
+        objective = lambda x: ((x - center).square().sum(-1) + 1).to(torch.bfloat16)  # noqa: E731
+        return dcem.minimize(objective, x0, solver, num_iterations=5, noise=noise, gradient=dcem.Checkpoint()).x
+
+    center = torch.tensor([0.3, -0.2], requires_grad=True)
+    torch.testing.assert_close(torch.compile(solve, backend="aot_eager", fullgraph=True)(center), solve(center))
+    each = torch.func.vmap(solve)(torch.stack([center, -center]))
+    torch.testing.assert_close(each, torch.stack([solve(center), solve(-center)]))
+
+
+def test_gradient_descent_selects_nothing_by_coarse_values():
+    x = dcem.minimize(
+        lambda x: (x - 1).square().sum(-1).to(torch.bfloat16), torch.zeros(2), dcem.GradientDescent(0.1),
+        num_iterations=50,
+    ).x  # fmt: skip
+    torch.testing.assert_close(x, torch.ones(2), atol=1e-3, rtol=0)
+
+
 def equal(x: Tensor) -> Tensor:
     return torch.full(x.shape[:-1], 3.0)
 

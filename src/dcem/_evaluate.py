@@ -28,6 +28,7 @@ class Evaluation:
         generator: that the solve was given.
         reports: where slopes that are not finite are noted in the backward pass; None to leave them as they are.
         returned: the last values with a gradient, and their version: autograd would not let them be copied for nothing.
+        coarse: the dtype of what the objective returned last, where that is coarser than the candidates'.
     """
 
     objective: WithData
@@ -37,6 +38,7 @@ class Evaluation:
     generator: torch.Generator | None = None
     reports: Reports | None = None
     returned: list[tuple[Tensor, int]] = field(default_factory=list)
+    coarse: list[torch.dtype] = field(default_factory=list)
 
     def __call__(self, samples: Tensor) -> Tensor:
         """The values of candidates."""
@@ -99,6 +101,8 @@ class Evaluation:
             raise ValueError("objective: expected to leave its candidates as they are, got them changed in place")
         expected = (*self.batch_shape, samples.shape[samples.dim() - self.event_dims - 1])
         values = as_values("objective", values, expected, samples)
+        if torch.finfo(values.dtype).eps > torch.finfo(samples.dtype).eps:
+            self.coarse[:] = [values.dtype]
         # A simulator may fill one tensor again and again: what is kept of it is a copy.
         if not values.requires_grad:
             return values.to(samples.dtype, copy=True)

@@ -17,6 +17,8 @@ from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution, WhiteNoise
 from dcem.distributions.noise import check_noise_source
 from dcem.solvers import SamplingSolver, Solver, Step
+from dcem.solvers.base import SamplingState
+from dcem.solvers.scores import coarse
 
 NoiseSource = Callable[..., Tensor]
 
@@ -71,13 +73,21 @@ class Setup:
         """Candidates brought inside the bounds."""
         return x if self.bounds is None else self.bounds.clip(x)
 
-    def settle(self, step: Step, before: Any) -> Step:
-        """A solver's step as it counts: its mean inside the bounds, and its state the one before where it failed."""
+    def settle(self, step: Step, before: Any, returned: torch.dtype | None = None) -> Step:
+        """A solver's step as it counts: its mean inside the bounds, and its state the one before where it failed.
+
+        `returned` is the dtype of the values as they came, where that is not the solve's.
+        """
+        if returned is not None and isinstance(self.solver, SamplingSolver):
+            step = step.without(coarse(step.values, returned))
         state = step.state
         if self.bounds is not None:
             state = state._replace(distribution=state.distribution.clip(self.bounds))
         if step.valid is not None and not all_true(step.valid):
+            found = state
             state = where(step.valid, state, before)
+            if isinstance(found, SamplingState):  # the best that failed iterations find gather, until there are enough
+                state = state._replace(elites=found.elites)
         return step._replace(state=state)
 
 
@@ -85,7 +95,7 @@ def where(mask: Tensor, new: Any, old: Any) -> Any:
     """The new state for the problems of `mask` `(*batch,)`, the old one for the others."""
 
     def choose(after: Tensor, before: Tensor | None) -> Tensor:
-        if before is None or before.shape != after.shape:  # elites of a first iteration: any will do
+        if before is None or before.shape != after.shape:  # elites, which there were none of
             return after
         return torch.where(mask.reshape(mask.shape + (1,) * (after.dim() - mask.dim())), after, before)
 

@@ -144,10 +144,12 @@ def minimize(
     evaluate = Evaluation(WithData.of(objective), start.batch_shape, event_dims, setup.dtype, generator)
     reports = Reports(int(Status.NONFINITE))
     weigh = solver.weigh if isinstance(solver, SamplingSolver) else None
-    evaluate_for_solver = gradient.evaluation(dataclasses.replace(evaluate, reports=reports), weigh, generator)
 
     def iterate(state: Any, noise: Tensor) -> Step:
-        return setup.settle(solver.step(evaluate_for_solver, state, noise, setup.clip), state)
+        # Its notes are its own: a compiled checkpoint lets nothing else be written to.
+        noted = dataclasses.replace(evaluate, reports=reports, coarse=[])
+        step = solver.step(gradient.evaluation(noted, weigh, generator), state, noise, setup.clip)
+        return setup.settle(step, state, *noted.coarse)
 
     progress = Progress.start(setup)
     history: list[Iteration] = []

@@ -104,9 +104,10 @@ class Search:
             raise RuntimeError("tell: expected ask() to be called before, got values of no candidates")
         state, samples = self._progress.state, self._asked.samples
         expected = (*self._progress.failed.shape, samples.shape[state.distribution.sample_dim])
-        given = as_values("values", values, expected, samples).detach().to(samples.dtype, copy=True)
+        values = as_values("values", values, expected, samples)
+        given = values.detach().to(samples.dtype, copy=True)
         step = self._quietly(self._solver.tell, state, self._asked, given, self._setup.clip)
-        self._progress = self._progress.after(self._setup.settle(step, state))
+        self._progress = self._progress.after(self._setup.settle(step, state, values.dtype))
         self._asked = None
 
     def __repr__(self) -> str:

@@ -37,6 +37,14 @@ class Step(NamedTuple):
     valid: Tensor | None
     flat: Tensor | None = None
 
+    def without(self, flat: Tensor | None) -> Step:
+        """The same where these problems `(*batch,)` are flat, too, unless they have failed."""
+        if flat is None:
+            return self
+        if self.valid is not None:
+            flat = flat & self.valid if self.flat is None else flat & self.valid | self.flat
+        return self._replace(valid=~flat if self.valid is None else self.valid & ~flat, flat=flat)
+
 
 class Solver(ABC):
     """An iterated solver. A subclass is a frozen dataclass of hyperparameters that defines `init` and

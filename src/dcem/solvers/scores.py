@@ -10,6 +10,22 @@ from dcem._eager import all_true, is_eager
 
 ROUNDING = 32
 """Values whose spread is at most so many times `eps * max|v|` differ by the rounding of their computation."""
+ROUNDING_OF_HALF = 4
+"""The same of values that were returned in half precision: what is rounded so often is summed in single."""
+
+
+def coarse(values: Tensor, returned: torch.dtype) -> Tensor | None:
+    """Which problems say nothing in the dtype that the objective `returned`, where that is coarser than that of
+    `values` `(*batch, N)`; None where it is not.
+    """
+    eps = torch.finfo(returned).eps
+    if eps <= torch.finfo(values.dtype).eps:
+        return None
+    values = values.detach()
+    finite = values.isfinite()
+    low = torch.where(finite, values, torch.inf).amin(-1)
+    high = torch.where(finite, values, -torch.inf).amax(-1)
+    return ~_tells_apart(low, high, _half_of_spread(low, high), returned)
 
 
 def scores_of(values: Tensor, num_required: float, *, standardize: bool) -> tuple[Tensor, Tensor | None]:
@@ -54,8 +70,9 @@ def _half_of_spread(low: Tensor, high: Tensor) -> Tensor:
     return torch.add(0.5 * high, low, alpha=-0.5)
 
 
-def _tells_apart(low: Tensor, high: Tensor, half: Tensor) -> Tensor:
-    floor = 0.5 * ROUNDING * torch.finfo(low.dtype).eps
+def _tells_apart(low: Tensor, high: Tensor, half: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    dtype = low.dtype if dtype is None else dtype
+    floor = 0.5 * (ROUNDING if dtype.itemsize > 2 else ROUNDING_OF_HALF) * torch.finfo(dtype).eps
     return half > floor * torch.maximum(high, -low)
 
 
