@@ -57,6 +57,7 @@ def test_a_gradient_that_is_wrong_is_called_wrong():
     ("solver", "iterations", "says"),
     [
         (dcem.CEM(200, 20, dcem.LML(0.1), init_std=0.05), 8, "init_std: the answer lies"),
+        (dcem.CEM(200, 20, dcem.LML(0.1), init_std=0.0), 8, "init_std: the search starts with the least std"),
         (dcem.CEM(200, 5, dcem.LML(3.0), init_std=2.0), 8, "temperature: "),
         (GOOD, 2, "num_iterations: the std is still"),
         (GOOD, 60, "num_iterations: nothing moves after"),

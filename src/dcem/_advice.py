@@ -114,6 +114,11 @@ def _of_objective(rows: list[Row], solution: Solution, start: Start, solver: Sol
             f"objective: all values were equal up to rounding; raise {start.width}, or take a constant out of "
             "the objective"
         )
+    if bool((start.std <= getattr(solver, "min_std", 0.0)).all()):
+        advice.append(
+            f"init_std: the search starts with the least std that it may have, min_std={solver.min_std:g}, and so "  # type: ignore[attr-defined]
+            f"where it ends; raise {start.width}"
+        )
     if isinstance(solver, GradientDescent) and (start.rests(solution.x) & ~lost).any():
         advice.append(
             "objective: its slope is zero where the search starts, from which gradient descent does not move: if that "

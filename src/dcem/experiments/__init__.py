@@ -23,7 +23,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS = {
     "demo": Experiment(
         "dcem.experiments.regression.demo",
-        "the talk's point in about a minute: short regressions by DCEM and by gradient descent",
+        "the paper's point in about a minute: short regressions by DCEM and by gradient descent",
         is_divided=True,
     ),
     "regression": Experiment(

@@ -22,6 +22,7 @@ class Search(settings.Search):
 
     init_std: float = 0.5
     temperature: float = 0.0
+    """Of the soft selection; 0 for the hard one."""
     answer: str = "mean"
 
     def but(self, **changes: Any) -> Search:

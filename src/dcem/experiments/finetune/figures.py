@@ -88,6 +88,14 @@ def draw(records: Records, labels: Mapping[str, str]) -> dict[str, Figure]:
             errors = [_standard_error(values) for values in returns.values()]
             low, high = ([m + sign * 2 * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        goal = _goal(records, name)
+        if goal is not None:
+            axes.axhline(goal, color="black", linestyle=":", linewidth=1.2, label=f"goal, within {WITHIN:.0%}")
+        # From scratch a network starts far below what is compared.
+        of_controllers = [v for m, c in curves.items() if not m.endswith("network") for of in c.values() for v in of]
+        if of_controllers:
+            least_shown, most = min(of_controllers), max(of_controllers)
+            axes.set_ylim(bottom=least_shown - 0.3 * (most - least_shown or 1.0))
         axes.set(xscale="log", xlabel="environment steps (the first point is before learning)", ylabel="return")
         axes.set_title(name.replace("-", ": wrong "), fontsize="medium")
         axes.grid(alpha=0.25)

@@ -36,6 +36,7 @@ class Embedding:
     latent_size: int = count(6)
     num_samples: int = count(14)
     num_elites: float = setting(4.0, above=0, at_most="num_samples")
+    """Candidates that the next search is fitted to, or a fraction."""
     num_iterations: int = count(4)
     temperature: float = positive(1.0)
     init_std: float = positive(1.0)
@@ -177,6 +178,8 @@ class Config(Settings):
 
 def require_controller(path: Path, key: str) -> None:
     """Refuse what is no file of a controller before anything is built."""
+    within = path / CONTROLLER
+    require(not within.is_file(), key, f"a file, {within}", path)
     is_one = path.is_file() and saved(path).keys() >= {"config", "env_steps", "weights"}
     require(is_one, key, "a file that dcem planet has written", path)
 

@@ -72,7 +72,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
 
 
 def verdict(dcem: list[dict[int, float]], gd: list[dict[int, float]]) -> dict[str, bool]:
-    """What the talk claims, and whether it holds in every one of these runs."""
+    """What the paper claims, and whether it holds in every one of these runs."""
     return {
         "both fit: error at 10 iterations at most 1e-2": all(e[10] <= 1e-2 for e in [*dcem, *gd]),
         "DCEM at 20 iterations is within twice its error at 10": all(e[20] <= 2 * e[10] for e in dcem),
