@@ -4,6 +4,7 @@ A batch of five problems shares `theta`. One of them, the second, has what the t
 answers must be what it is without that problem, and each says how it went.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -314,3 +315,47 @@ def test_elites_are_no_failed_candidates_for_good(keep_elites):
     )  # fmt: skip
     assert (solution.distribution.std < 1).all()
     torch.testing.assert_close(solution.x, torch.ones(64, 1), atol=0.2, rtol=0)
+
+
+def outside(x: torch.Tensor) -> torch.Tensor:
+    """What autograd does not see, as of a simulator."""
+    return torch.from_numpy(np.square(x.detach().numpy() - 0.3).sum(-1))
+
+
+FULL = [dcem.Unroll(), dcem.Checkpoint(), dcem.Prune(0.5)]
+
+
+@pytest.mark.parametrize(
+    ("asks", "mode"),
+    [*((asks, mode) for asks in ("init", "noise", "proposals", "temperature") for mode in FULL),
+     ("temperature", dcem.Truncate(2))],
+    ids=repr,
+)  # fmt: skip
+def test_no_gradient_of_candidates_is_made_up_where_values_have_none(asks, mode):
+    """The samples that are selected have one, which is not that of the answer: 1 for 0.01."""
+    given = {
+        "init": torch.zeros(2), "noise": torch.randn(5, 20, 2, generator=torch.Generator().manual_seed(0)),
+        "proposals": torch.zeros(1, 2), "temperature": torch.tensor(1.0),
+    }  # fmt: skip
+    given[asks].requires_grad_()
+    solver = dcem.CEM(20, 5, dcem.LML(given.pop("temperature")))
+
+    def solve(objective, mode):
+        init, options = given["init"], {name: of for name, of in given.items() if name != "init"}
+        return dcem.minimize(objective, init, solver, num_iterations=5, gradient=mode, **options)
+
+    solution = solve(outside, mode)
+    assert solution.x.isfinite().all()
+    with pytest.raises(RuntimeError, match="^objective: expected values with a gradient, which the solution was asked"):
+        solution.x.sum().backward()
+    assert not solve(outside, dcem.Detach()).x.requires_grad
+    steps = solve(lambda x: outside(x).round() + 0.0 * x.sum(-1), mode)  # who says so has values that do not change
+    steps.x.sum().backward()
+
+
+def test_nor_in_forward_mode():
+    with pytest.raises(RuntimeError, match="^objective: expected values with a gradient"):
+        torch.func.jvp(
+            lambda init: dcem.minimize(lambda x: (x - 0.3).square().sum(-1).detach(), init, dcem.CEM(20, 5)).x,
+            (torch.zeros(2),), (torch.ones(2),),
+        )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 from dcem._eager import is_eager, may_have_gradient
 from dcem._given import came, kind
 from dcem._guard import Cut, Reports, WithData, find_failed, guarded, stand_ins, uncut
+from dcem._no_gradient import refuse_outside
 from dcem._replay import randomness
 
 
@@ -47,7 +48,7 @@ class Evaluation:
         values: Tensor = guarded(
             self._watched, samples, self.objective.data, len(self.batch_shape), generator=self.generator
         )
-        return values
+        return refuse_outside(values, samples)
 
     def _watched(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
         if self.reports is None or self.reports.has_watched:

@@ -14,10 +14,10 @@ from dcem._best import best_of
 from dcem._check import check_count, check_flag, check_fraction, check_number, check_positive, check_scalar, check_std
 from dcem._eager import is_eager
 from dcem._given import brief, came
+from dcem._no_gradient import refuse_gradient
 from dcem.distributions import Distribution, Gaussian
 from dcem.projections import LML, ConstrainedSoftmax, ConstrainedSparsemax, HardTopK
 from dcem.solvers.base import Candidates, SamplingSolver, SamplingState, Step
-from dcem.solvers.no_gradient import refuse_gradient
 from dcem.solvers.refit import is_plain_lml, refit
 from dcem.solvers.scores import scores_of
 

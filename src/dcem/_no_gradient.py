@@ -1,0 +1,74 @@
+"""No silent detach: a selection, or an objective, without a gradient says so when one is asked for."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from dcem._eager import has_tangent, in_forward_mode, is_transformed
+from dcem.kernels import differentiate, operators
+
+
+def refuse_gradient(weights: Tensor, scores: Tensor, selection: object) -> Tensor:
+    """Make a backward pass through `weights` an error where `scores` carry a gradient that the selection lost."""
+    return _refuse(
+        weights,
+        scores,
+        f"{type(selection).__name__} has no gradient, and the solution was asked for one through the objective's "
+        "values: use a soft selection (dcem.LML, dcem.ConstrainedSoftmax, dcem.ConstrainedSparsemax) or "
+        "gradient=dcem.Implicit(), or say gradient=dcem.Detach() to train around the solve",
+    )
+
+
+def refuse_outside(values: Tensor, samples: Tensor) -> Tensor:
+    """Make a backward pass through `values` an error where `samples` carry a gradient that the objective lost: what is
+    left of it, through the samples that are selected, is not that of the answer.
+    """
+    return _refuse(
+        values,
+        samples,
+        "objective: expected values with a gradient, which the solution was asked for one through the candidates (of "
+        "init, noise, proposals or the solver's settings), got values without (no_grad, detach, NumPy, a simulator): "
+        "detach what the candidates depend on, or say gradient=dcem.Detach() to train around the solve",
+    )
+
+
+def _refuse(kept: Tensor, asked: Tensor, message: str) -> Tensor:
+    """In forward mode the error comes at once: a tangent is there because it is asked for."""
+    lost = torch.is_grad_enabled() and asked.requires_grad and not kept.requires_grad
+    # Inside torch.func transforms tensors do not say whether they are differentiated; an operator is told.
+    return _without_gradient(kept, asked, message) if lost or in_forward_mode() or is_transformed() else kept
+
+
+def _raise(message: str) -> NoReturn:
+    raise RuntimeError(message)
+
+
+def _composite(kept: Tensor, asked: Tensor, message: str) -> Tensor:
+    if has_tangent(asked) and not has_tangent(kept):
+        _raise(message)
+    return kept.clone()
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    kept, asked, ctx.message = inputs
+    ctx.lost = asked.requires_grad and not kept.requires_grad
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (None, _refused(grad, ctx.message), None) if ctx.lost else (grad, None, None)
+
+
+# The backward pass of a compiled graph is traced when it is compiled, and asked for later or never: the error has to be
+# an operator, which is called when it runs.
+_without_gradient = operators.define(
+    "without_gradient(Tensor kept, Tensor asked, str message) -> Tensor",
+    lambda kept, asked, message: torch.empty_like(kept),
+)
+_refused = operators.define("refused(Tensor grad, str message) -> Tensor", lambda grad, message: torch.empty_like(grad))
+operators.refer(_without_gradient, lambda kept, asked, message: kept.clone())
+operators.refer(_refused, lambda grad, message: _raise(message), opaque=True)
+differentiate(_without_gradient, _composite, _setup_context, _backward)
+differentiate(_refused, lambda grad, message: _raise(message))
