@@ -37,6 +37,36 @@ def test_draws_are_of_that_density(case):
     assert stats.kstest(drawn.numpy(), theirs.cdf).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_median_is_that_of_scipy(case):
+    ours, theirs = both(*case)
+    assert ours.median.item() == pytest.approx(theirs.median(), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_that_of_single_rounded_once(dtype):
+    loc, scale = torch.tensor([[0.5, -0.75, 1.0]], dtype=dtype), torch.tensor(0.3, dtype=dtype)
+    low, high, x = torch.tensor(-1.0), torch.tensor(1.0), torch.tensor([[0.4, 0.3, 0.7]], dtype=dtype)
+    half, single = TruncatedNormal(loc, scale, low, high), TruncatedNormal(loc.float(), scale.float(), low, high)
+    for ours, theirs in (
+        (half.log_prob(x), single.log_prob(x.float())), (half.entropy(), single.entropy()), (half.mean, single.mean),
+        (half.variance, single.variance), (half.median, single.median), (half.mode, single.mode),
+    ):  # fmt: skip
+        assert torch.equal(ours, theirs.to(dtype))
+    drawn = half.rsample((2000,))
+    assert drawn.dtype == dtype
+    assert bool((drawn.abs() <= 1).all())
+    assert len(drawn[..., 0].unique()) > 300  # of shares in half precision there are 256
+
+
+def test_each_result_has_a_graph_of_its_own():
+    loc, scale = torch.tensor([0.9], requires_grad=True), torch.tensor([0.3], requires_grad=True)
+    of = TruncatedNormal(loc, scale, torch.tensor(-1.0), torch.tensor(1.0))
+    for result in (of.log_prob(torch.tensor([0.5])), of.entropy(), of.mean, of.variance, of.rsample(), of.median):
+        result.sum().backward()
+    assert loc.grad.isfinite().all()
+
+
 def test_no_mass_is_left_outside():
     ours, _ = both(1.9, 0.3, -2.0, 2.0)
     assert ours.log_prob(torch.tensor([2.1], dtype=torch.float64)) == -torch.inf
