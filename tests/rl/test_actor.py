@@ -110,6 +110,26 @@ def test_the_first_ratio_is_one_in_any_shuffled_minibatch(name):
         torch.testing.assert_close(ratio(actor, batch), torch.ones(batch.batch_size).double(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("size", "std", "dtype"),
+    [(1.0, 0.3, torch.bfloat16), (1.0, 0.3, torch.float16), (1000.0, 0.1, torch.float32), (1.0, 0.3, torch.float64)],
+)
+def test_a_plan_that_moves_is_seen_to_move_in_any_precision_and_unit(size, std, dtype):
+    goal = torch.tensor(0.8 * size, dtype=dtype)
+    solver = dcem.CEM(64, 8, dcem.LML(0.1))
+    mpc = MPC(
+        lambda x, u: x, lambda x, u: ((u - goal) / size).square().sum(-1), 2, 1, (-size, size), solver,
+        num_iterations=8, init_std=size / 2,
+    )  # fmt: skip
+    actor = Actor(mpc, std=std).to(dtype)
+    data = actor(TensorDict(observation=torch.zeros(3, 1, dtype=dtype), batch_size=[3]))
+    assert torch.equal(ratio(actor, data), torch.ones(3, dtype=dtype))
+    goal -= 0.5 * std
+    moved = actor.get_dist(data.exclude("loc")).loc
+    assert bool((moved - data["loc"]).abs().min() > 0.2 * std)
+    assert torch.equal(actor.get_dist(data).loc, moved)
+
+
 def test_shifting_the_plan_is_what_a_closed_loop_does():
     actor = Actor(pendulum_mpc(), std=0.3)
     data, plan = rollout(actor, 4), None
@@ -146,6 +166,8 @@ def test_exploration_types():
     assert bool((data["action"].abs() <= 2).all())
     mean = rollout(actor, 3, explore=ExplorationType.MEAN)
     torch.testing.assert_close(mean["action"], actor.get_dist(mean.copy()).mean)
+    median = rollout(actor, 3, explore=ExplorationType.MEDIAN)
+    torch.testing.assert_close(median["action"], actor.get_dist(median.copy()).median)
 
 
 def test_a_rollout_without_exploration_type_is_that_of_the_plan():

@@ -58,7 +58,7 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
             the observation is.
         std: of the action around the plan, in units of the action, above 0: a number or a tensor that broadcasts to
             `a`. An `nn.Parameter` is learned (of which the magnitude counts).
-        state_of: `observation -> state`, without a model.
+        state_of: `observation -> state`, without a model; one that is a module is trained, too.
         residual: a module `state -> (*batch, *a)` that is added to the planned action: what a small network
             corrects.
         seed: of the search's draws.
@@ -253,9 +253,11 @@ def as_stored(loc: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
     """A planned action, as it was stored where the two differ by rounding only; the gradient is that of `loc`.
 
     A search enlarges rounding, which depends on the size of a batch, some hundred times, and a small `std` enlarges
-    it again in the probability of an action: the probabilities of equal weights would not be equal.
+    it again in the probability of an action: the probabilities of equal weights would not be equal. A hundredth of
+    `scale` is more than rounding, however coarse the precision and large the action: the plan has moved.
     """
-    tolerance = 1000 * torch.finfo(loc.dtype).eps * (stored.abs() + scale)
+    rounding = 1000 * torch.finfo(loc.dtype).eps * (stored.abs() + scale)
+    tolerance = torch.minimum(rounding, 0.01 * scale)
     same = (loc.detach() - stored).abs() <= tolerance
     return torch.where(same, stored + (loc - loc.detach()), loc)
 
