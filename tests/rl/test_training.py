@@ -1,5 +1,7 @@
 """Which parts train, at which rate, by which sum of losses."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,8 @@ pytest.importorskip("torchrl")
 from rl_cases import Filter, filter_mpc, pendulum_mpc
 from torchrl.modules import MLP, ValueOperator
 
+from dcem.control import MPC
+from dcem.control.systems import Pendulum
 from dcem.rl import Actor, parameter_groups, parts, total_loss
 from dcem.world import RSSM, LatentModel
 
@@ -45,8 +49,98 @@ def test_every_parameter_is_in_one_part():
     assert [p.shape for p in found["dynamics"]] == [()]
 
 
+class Value(nn.Module):
+    """Of a state that is one tensor or two."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x, *_):
+        return self.weight * (x if isinstance(x, torch.Tensor) else torch.cat(x, -1)).sum(-1)
+
+
+class Enlarged(RSSM):
+    """With a parameter and heads that the class does not know."""
+
+    def __init__(self):
+        super().__init__(3, 1, deterministic_size=8, stochastic_size=4, hidden_sizes=(8,))
+        self.start = nn.Parameter(torch.zeros(8))
+        self.decoder, self.frozen = nn.Linear(12, 5), nn.Linear(12, 5).requires_grad_(False)
+
+
+def latent_model(**options):
+    return LatentModel(3, 1, bounds=(-2.0, 2.0), latent_size=16, group_size=8, hidden=8, **options)
+
+
+def planned(model, **options):
+    return MPC(model.imagine, model.cost, 3, 1, (-2.0, 2.0), dcem.CEM(12, 3), num_iterations=1, **options)
+
+
+def encoded():
+    return Actor(pendulum_mpc(nn.Parameter(torch.tensor(1.3))), state_of=nn.Linear(4, 3))
+
+
+def with_modules_beside(model):
+    mpc = planned(model, terminal_cost=Value(), constraint=Value(), continues=Value(), proposals=nn.Linear(3, 1))
+    mpc.cost = Value()
+    return Actor(mpc, model)
+
+
+def by_methods_alone():
+    model = latent_model(terminates=True)
+    return Actor(
+        planned(model, terminal_cost=model.terminal_cost, continues=model.continues, proposals=model.propose),
+        state_of=partial(model.encode),
+    )
+
+
+def partials():
+    model, cost = Pendulum(mass=nn.Parameter(torch.tensor(1.3))), partial(lambda value, x, u: value(x), Value())
+    return Actor(MPC(partial(model), cost, 5, 1, model.bounds))
+
+
+OF_RSSM = {"dynamics", "encoder", "reward", "observation", "continuation"}
+OF_LATENT = {"dynamics", "encoder", "reward", "value", "policy"}
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (encoded, {"encoder", "dynamics"}),
+        (lambda: with_modules_beside(latent_model()), OF_LATENT | {"continuation"}),
+        (lambda: with_modules_beside(Enlarged()), OF_RSSM | {"decoder", "value", "policy"}),
+        (lambda: (lambda model: Actor(planned(model), model))(Enlarged()), OF_RSSM | {"decoder"}),
+        (by_methods_alone, OF_LATENT | {"continuation"}),
+        (partials, {"dynamics", "reward"}),
+    ],
+)
+def test_whatever_an_actor_is_made_of_each_of_its_parameters_is_in_one_part(make, names):
+    actor = make()
+    found = parts(actor)
+    assert set(found) == names
+    listed = [id(p) for of in found.values() for p in of]
+    assert len(set(listed)) == len(listed)
+    assert {id(p) for p in actor.parameters() if p.requires_grad} <= set(listed)
+    assert all(p.requires_grad for of in found.values() for p in of)  # neither targets nor what is frozen
+    parameter_groups(actor, dict.fromkeys(names, 1e-3))
+
+
+def test_modules_beside_a_model_and_what_a_subclass_adds_are_with_what_they_do():
+    model = Enlarged()
+    actor, alone = with_modules_beside(model), Actor(planned(latent_model()))
+    found, mpc = parts(actor), actor.controller.mpc
+    assert any(p is model.start for p in found["dynamics"])
+    assert found["decoder"] == [*model.decoder.parameters()]
+    assert {id(p) for p in found["reward"]} - {id(p) for p in model.reward_net.parameters()} == {
+        id(mpc.cost.weight), id(mpc.constraint.weight)
+    }  # fmt: skip
+    assert found["value"] == [mpc.terminal_cost.weight]
+    assert set(parts(alone)) == OF_LATENT
+
+
 @pytest.mark.parametrize("make", [
-    lambda: LatentModel(3, 1, bounds=(-2.0, 2.0), latent_size=16, group_size=8, hidden=8),
+    latent_model,
     lambda: RSSM(3, 1, deterministic_size=8, stochastic_size=4, hidden_sizes=(8,)),
     Filter,
 ])  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ def parts(actor: Actor, critic: nn.Module | None = None) -> dict[str, list[nn.Pa
         critic: a value network beside it.
 
     Returns:
-        From a name to parameters. Of a world model the names are those of its `parts()`, such as `"reward"`,
-        `"dynamics"`, `"encoder"`, `"value"`; without a model `"dynamics"`, `"reward"` (the cost),
-        `"value"` (the terminal cost). Then `"decoder"` (of the latent that is planned over), `"residual"`,
-        `"search"` (tensors of the solver, initial mean and std), `"std"` and `"critic"`. Those without
+        From a name to parameters. Of a world model, also of one whose methods alone are given, the names are those
+        of its `parts()`, such as `"reward"`, `"dynamics"`, `"encoder"`, `"value"`. What these leave out and trains is
+        there by the name of its child; parameters of the model itself are `"dynamics"`. Of modules beside it, or
+        without it, `"encoder"` is `state_of`, `"reward"` cost and constraint, `"value"` the terminal cost,
+        `"continuation"` `continues`, `"policy"` the proposals. Then `"decoder"` (of the latent that is planned over),
+        `"residual"`, `"search"` (tensors of the solver, initial mean and std), `"std"` and `"critic"`. Those without
         parameters are left out.
 
     Example:
@@ -35,25 +38,26 @@ def parts(actor: Actor, critic: nn.Module | None = None) -> dict[str, list[nn.Pa
         ['dynamics', 'std']
     """
     controller, mpc = actor.controller, actor.controller.mpc
-    named: dict[str, Any] = {}
-    if controller.model is not None:
-        of_model = getattr(controller.model, "parts", None)
-        named |= {"model": controller.model} if of_model is None else of_model()
-    named |= {
+    roles: dict[str, Any] = {
+        "model": controller.model,
+        "encoder": controller.state_of,
         "decoder": mpc.decoder,
         "residual": controller.residual,
-        **{name: of for name, of in _without_model(actor).items() if name not in named},
-        "search": [mpc],
-        "std": actor.std,
-        "critic": critic,
+        "dynamics": mpc.dynamics,
+        "reward": (mpc.cost, mpc.constraint),
+        "value": mpc.terminal_cost,
+        "continuation": mpc.continues,
+        "policy": mpc.proposals,
     }
+    named = [pair for role, of in roles.items() for owner in _owners(of) for pair in _by_name(role, owner)]
+    named += [("search", _parameters(mpc)), ("std", _parameters(actor.std)), ("critic", _parameters(critic))]
     seen: set[int] = set()
     found: dict[str, list[nn.Parameter]] = {}
-    for name, thing in named.items():
-        fresh = [p for p in _parameters(thing) if id(p) not in seen]
+    for name, parameters in named:
+        fresh = [p for p in parameters if id(p) not in seen]
         seen |= {id(p) for p in fresh}
         if fresh:
-            found[name] = fresh
+            found.setdefault(name, []).extend(fresh)
     return found
 
 
@@ -122,10 +126,22 @@ def total_loss(weights: Mapping[str, float], losses: Mapping[str, Any]) -> Tenso
     return torch.stack([term.reshape(()) for term in terms]).sum()
 
 
-def _without_model(actor: Actor) -> dict[str, Any]:
-    mpc = actor.controller.mpc
-    owners = {"dynamics": mpc.dynamics, "reward": mpc.cost, "value": mpc.terminal_cost}
-    return {name: getattr(fn, "__self__", fn) for name, fn in owners.items()}
+def _owners(fn: Any) -> list[Any]:
+    """The modules and parameters that a function works with: of a method its object, of a `partial` all it holds."""
+    if isinstance(fn, tuple):
+        return [owner for of in fn for owner in _owners(of)]
+    if isinstance(fn, partial):
+        return _owners((fn.func, *fn.args, *fn.keywords.values()))
+    return [getattr(fn, "__self__", fn)]
+
+
+def _by_name(role: str, owner: Any) -> list[tuple[str, list[nn.Parameter]]]:
+    """The parameters of what has a role; those of a world model by the names of its parts."""
+    if not (hasattr(owner, "observe") and hasattr(owner, "parts")):
+        return [(role, _parameters(owner))]
+    named = [(name, _parameters(of)) for name, of in owner.parts().items()]
+    left_out = [*owner.named_children(), ("dynamics", list(owner.parameters(recurse=False)))]
+    return named + [(name, [p for p in _parameters(of) if p.requires_grad]) for name, of in left_out]
 
 
 def _parameters(thing: Any) -> list[nn.Parameter]:

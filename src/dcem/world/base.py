@@ -142,7 +142,10 @@ class WorldModel(nn.Module, ABC):
         return self.loss(sequences)
 
     def parts(self) -> dict[str, nn.Module]:
-        """What the model is made of, by name, for who trains some of it: its children, if it does not say otherwise."""
+        """What the model is made of, by name, for who trains some of it: its children, if it does not say otherwise.
+
+        What is left out [`dcem.rl.parts`][] finds.
+        """
         return dict(self.named_children())
 
     def check(self, belief: Belief, action: Tensor, observation: Tensor | None = None) -> None:
