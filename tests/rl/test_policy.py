@@ -107,6 +107,18 @@ def test_input_that_makes_no_sense_loses_nothing():
         run(act, gymnasium.make("CartPole-v1"))
 
 
+def test_an_observation_that_was_refused_at_first_decides_nothing():
+    """Neither how many environments there are nor what is drawn."""
+    model = LatentModel(3, 1, latent_size=16, hidden=16)
+    mpc = dcem.control.MPC(model.imagine, lambda z, u: u.sum(-1), 2, 1, (-1.0, 1.0), dcem.CEM(8, 2), num_iterations=1)
+    act, fresh = policy(mpc, model, seed=0), policy(mpc, model, seed=0)
+    for refused in (np.zeros((2, 4)), np.full((4, 3), np.nan)):
+        with pytest.raises(ValueError, match="observation: expected"):
+            act(refused)
+    assert act.memory is act.generator is None
+    np.testing.assert_array_equal(act(np.zeros(3)), fresh(np.zeros(3)))
+
+
 def test_episodes_that_begin_are_told_as_environments_tell_them():
     act = policy(pendulum_mpc(), seed=0)
     observations = np.tile(np.array([1.0, 0.0, 0.0]), (4, 1))

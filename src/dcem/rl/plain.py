@@ -80,18 +80,20 @@ class Policy:
         """
         seen = observation if isinstance(observation, Tensor) else _as_tensor(observation).to(self.controller.device)
         batch = tuple(seen.shape[:-1])
-        if self.memory is None:
-            self.memory = self.controller.blank(batch, seen)
-        if tuple(self.memory.started.shape) != batch:
+        memory = self.controller.blank(batch, seen) if self.memory is None else self.memory
+        if tuple(memory.started.shape) != batch:
             raise ValueError(
-                f"observation: expected a batch {tuple(self.memory.started.shape)} as before, got {batch}; reset() "
-                "starts anew with another"
+                f"observation: expected a batch {tuple(memory.started.shape)} as before, got {batch}; reset() starts "
+                "anew with another"
             )
-        if self.generator is None and self.seed is not None:
-            self.generator = torch.Generator(seen.device).manual_seed(self.seed)
-        decision = self.controller(seen, self.memory, generator=self.generator)
+        generator = self.generator
+        if generator is None and self.seed is not None:
+            generator = torch.Generator(seen.device).manual_seed(self.seed)
+        decision = self.controller(seen, memory, generator=generator)
+        # Kept from here on: an observation that was refused decides neither the batch nor the device.
         failed = decision.status == Status.NONFINITE
         self.memory, self.status = decision.memory._replace(started=~failed), decision.status
+        self.generator = generator
         if isinstance(observation, Tensor):
             return decision.action.clone()
         action = decision.action.to("cpu", copy=True)  # what is remembered is not the caller's
