@@ -3,8 +3,10 @@ import torch
 from torch import nn
 from world_contract import ACTION, HIGH, LOW, OBSERVATION, WorldModelContract, make_sequences
 
+import dcem
+from dcem.control import MPC
 from dcem.world import LatentModel
-from dcem.world.two_hot import TwoHot
+from dcem.world.two_hot import TwoHot, symexp, symlog
 
 
 def small(**options) -> LatentModel:
@@ -33,6 +35,11 @@ class TestWithEnds(WorldModelContract):
 
 def test_only_a_model_of_episodes_that_end_says_whether_they_go_on():
     assert not hasattr(small(), "continues")
+    assert getattr(small(), "continues", None) is None
+    with pytest.raises(AttributeError, match="continues: expected a model built with terminates=True"):
+        _ = small().continues
+    with pytest.raises(AttributeError, match="'LatentModel' object has no attribute 'continuing'"):
+        _ = small().continuing
     assert ((small(terminates=True).continues(torch.rand(3, 16)) - 0.5).abs() < 0.5).all()
 
 
@@ -120,6 +127,37 @@ def test_no_number_has_no_place_between_the_bins() -> None:
     assert encoded.isnan().any(-1).tolist() == [False, True, False, False, False]
     assert encoded[2, 0] == encoded[3, -1] == 1
     assert numbers.loss(torch.zeros(5, 101), target).isnan().tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("num_bins", [2, 3, 100, 101])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_even_logits_stand_for_nothing_and_have_a_gradient(num_bins: int, dtype: torch.dtype) -> None:
+    logits = torch.full((3, num_bins), 0.7, dtype=dtype, requires_grad=True)
+    decoded = TwoHot(num_bins).decode(logits)
+    assert torch.equal(decoded, torch.zeros(3, dtype=dtype))
+    (slope,) = torch.autograd.grad(decoded.sum(), logits)
+    torch.testing.assert_close(slope[0], torch.linspace(-10, 10, num_bins).to(dtype) / num_bins)
+
+
+def test_the_logarithmic_scale_has_the_slope_of_one_at_0() -> None:
+    for fn in (symlog, symexp):
+        x = torch.tensor([0.0, -0.0, 1.5, -1.5], dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(fn(x).sum(), x)
+        assert slope[:2].tolist() == [1.0, 1.0]
+        assert torch.autograd.gradcheck(fn, x[2:])
+
+
+def test_a_model_that_has_learned_nothing_does_not_plan_by_rounding() -> None:
+    torch.manual_seed(0)
+    model = LatentModel(OBSERVATION, ACTION, (LOW, HIGH), latent_size=16, group_size=4, hidden=16, terminates=True)
+    mpc = MPC(
+        model.imagine, model.cost, 3, ACTION, (LOW, HIGH), dcem.CEM(16, 4, dcem.LML(1.0)), num_iterations=2,
+        terminal_cost=model.terminal_cost, continues=model.continues,
+    )  # fmt: skip
+    plan = mpc(model.encode(torch.randn(4, OBSERVATION)))
+    assert torch.equal(plan.cost, torch.zeros(4))
+    plan.action.sum().backward()
+    assert all(p.grad is None or bool((p.grad.abs() < 1e3).all()) for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -149,8 +149,13 @@ class LatentModel(WorldModel):
     def continues(self) -> Callable[[Tensor], Tensor]:
         """`continues(belief) -> (*batch,)`, the probability that the episode goes on: if the model `terminates`."""
         if self.continuation is None:
-            raise AttributeError("continues: expected a model built with terminates=True")
+            raise AttributeError  # upon which Python asks __getattr__
         return self._continues
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "continues":  # `nn.Module` would say that there is no such attribute
+            raise AttributeError("continues: expected a model built with terminates=True, got terminates=False")
+        return super().__getattr__(name)
 
     def _continues(self, belief: Tensor) -> Tensor:
         assert self.continuation is not None

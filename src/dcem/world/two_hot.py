@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 def symlog(x: Tensor) -> Tensor:
     """`sign(x) log(1 + |x|)`: near the identity around 0, logarithmic far from it."""
-    return x.sign() * x.abs().log1p()
+    sign = _sign(x)
+    return sign * (sign * x).log1p()
 
 
 def symexp(x: Tensor) -> Tensor:
     """The inverse of `symlog`."""
-    return x.sign() * x.abs().expm1()
+    sign = _sign(x)
+    return sign * (sign * x).expm1()
 
 
 class TwoHot(nn.Module):
@@ -64,11 +66,19 @@ class TwoHot(nn.Module):
         """The numbers `(...)` that logits `(..., num_bins)` stand for."""
         exact = _single(logits)
         bins = torch.linspace(-self.limit, self.limit, self.num_bins, dtype=exact.dtype, device=exact.device)
-        return symexp((exact.softmax(-1) * bins).sum(-1)).to(logits.dtype)
+        half, shares = self.num_bins // 2, exact.softmax(-1)
+        # A bin with its mirror image: what is even is 0, where a sum over all bins leaves rounding to plan by.
+        surplus = shares[..., -half:] - shares[..., :half].flip(-1)
+        return symexp((surplus * bins[-half:]).sum(-1)).to(logits.dtype)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The cross-entropy `(...)` of logits `(..., num_bins)` and numbers `(...)`."""
         return -(self.encode(target) * _single(logits).log_softmax(-1)).sum(-1)
+
+
+def _sign(x: Tensor) -> Tensor:
+    """1 or -1, at 0 too, where `x.sign() * f(x.abs())` would have no gradient."""
+    return torch.ones_like(x).copysign(x.detach())
 
 
 def _single(x: Tensor) -> Tensor:
