@@ -170,6 +170,12 @@ def test_only_what_is_named_moves_and_at_its_rate():
 
 def test_unknown_parts_and_rates_are_refused():
     actor = Actor(pendulum_mpc(nn.Parameter(torch.tensor(1.3))))
+    theta = nn.Parameter(torch.ones(()))
+    plain = Actor(dcem.control.MPC(lambda x, u: x + theta * u, lambda x, u: x.sum(-1), 3, 1))
+    with pytest.raises(
+        ValueError, match=r"rates: expected an actor with parameters to train, got .* a function does not"
+    ):
+        parameter_groups(plain, {"dynamics": 0.1})
     with pytest.raises(ValueError, match=r"rates: expected names among dynamics, got 'encoder'"):
         parameter_groups(actor, {"encoder": 1e-3})
     with pytest.raises(ValueError, match=r"rates\['dynamics'\]: expected a finite number > 0, got 0"):

@@ -132,7 +132,7 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform by which an environment carries what the actor has to remember."""
         planner = self.planner
-        return Primer(planner.storage.specs(planner.controller, planner.noise))
+        return Primer(planner.storage.specs(planner.controller, planner.noise), planner.action_spec())
 
     def observer(self) -> Observer:
         """The state that the controller plans from, for a critic to read: a module that writes it as `"state"`.

@@ -87,7 +87,10 @@ def parameter_groups(actor: Actor, rates: Mapping[str, float], critic: nn.Module
     unknown = [name for name in rates if name not in found]
     if unknown:
         remedy = "; give the critic as third argument" if unknown[0] == "critic" and critic is None else ""
-        raise ValueError(f"rates: expected names among {', '.join(found)}, got {unknown[0]!r}{remedy}")
+        if not found:
+            remedy = ": a function does not say which parameters it uses, give the controller modules"
+        expected = f"names among {', '.join(found)}" if found else "an actor with parameters to train"
+        raise ValueError(f"rates: expected {expected}, got {unknown[0]!r}{remedy}")
     for name, rate in rates.items():
         check_positive(f"rates[{name!r}]", rate)
     return [{"params": found[name], "lr": rate, "name": name} for name, rate in rates.items()]
