@@ -226,7 +226,7 @@ def _pull_back(
     x_ptr += row * x_stride
     g_x_ptr += row * n
     nu, c = tl.load(nu_ptr + row * stride), tl.load(c_ptr + row * stride)
-    zero = nu * 0
+    zero = tl.zeros_like(nu)
     tau = _real(tau_bits, DOUBLE) if tau_ptr is None else tl.load(tau_ptr + row)
     TINY: tl.constexpr = 4.930380657631324e-32 if DOUBLE else 1.4210854715202004e-14
     inverse = tl.minimum(1 / tau, 1e300 if DOUBLE else 1e37)
@@ -252,10 +252,11 @@ def _pull_back(
         if not WHOLE and g_w_ptr is not None:
             g = tl.load(g_w_ptr + row * n + start + at, mask=start + at < n, other=0)
         s = _of_row(_piece(start, held, x_ptr, n, BLOCK, WHOLE), c, inverse)
-        _, q = _weight(s + nu, LINK)
-        # a row without an answer, of which nu is NaN, has no gradient
-        g_x = tl.where((s > float("-inf")) & (nu == nu), q * (g - mean) * inverse, 0)
-        pull += tl.sum(tl.where((s > float("-inf")) & (nu == nu), g_x * s, 0), 0)
+        z = s + nu
+        _, q = _weight(z, LINK)
+        there = (s > float("-inf")) & (z == z)  # a row without an answer, of which nu is NaN, has no gradient
+        g_x = tl.where(there, q * (g - mean) * inverse, 0)
+        pull += tl.sum(tl.where(there, g_x * s, 0), 0)
         tl.store(g_x_ptr + start + at, g_x, mask=start + at < n)
     tl.store(g_tau_ptr + row, -pull)
 
