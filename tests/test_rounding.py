@@ -167,17 +167,21 @@ def equal(x: Tensor) -> Tensor:
     return torch.full(x.shape[:-1], 3.0)
 
 
+def subnormal(x: Tensor) -> Tensor:
+    return 1e-40 * (x - 1).square().sum(-1)
+
+
 @pytest.mark.parametrize(
     "solver",
     [*(dcem.CEM(selection=s) for s in (*SOFT, dcem.HardTopK())), dcem.CEM(standardize=False), dcem.CEM(smoothing=0.5),
      dcem.CEM(keep_elites=0.3), dcem.MPPI(), dcem.MPPI(standardize=True)],
     ids=repr,
 )  # fmt: skip
-@pytest.mark.parametrize("full", [False, True])
-def test_equal_values_leave_the_distribution_as_it_is(solver, full):
+@pytest.mark.parametrize(("full", "objective"), [(False, equal), (True, equal), (False, subnormal)])
+def test_equal_values_leave_the_distribution_as_it_is(solver, full, objective):
     """Also where there is room on one side only, into which clipped samples would pull."""
     init = dcem.FullGaussian(torch.zeros(2), 0.5 * torch.eye(2)) if full else dcem.Gaussian(torch.zeros(2), 0.5)
-    solution = dcem.minimize(equal, init, solver, bounds=(-0.1, 1.0))
+    solution = dcem.minimize(objective, init, solver, bounds=(-0.1, 1.0))
     assert solution.status == dcem.Status.FLAT
     assert torch.equal(solution.x, torch.zeros(2))
     assert torch.equal(solution.distribution.std, torch.full((2,), 0.5))

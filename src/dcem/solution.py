@@ -25,8 +25,8 @@ class Status(IntEnum):
     Attributes:
         OK: the solve went as it should. That includes one that has converged so far that its values differ by no more
             than their rounding (their spread is at most `32 eps max|v|` in the dtype that the objective returned, or
-            `4 eps max|v|` in half precision): from then on there is nothing to select by, and the distribution stays
-            as it is.
+            `4 eps max|v|` in half precision, or subnormal): from then on there is nothing to select by, and the
+            distribution stays as it is.
         COLLAPSED: the std reached its floor in every dimension: further iterations change nothing. Raise `min_std`,
             `init_std` or the temperature if that came too early.
         NONFINITE: in at least one iteration fewer than `num_elites` values were finite; the distribution was kept as

@@ -67,13 +67,14 @@ def test_rows_longer_than_a_block_and_rows_without_an_answer(monkeypatch: pytest
     ("standardize", "event", "limits"), [(True, (3,), (1e-6, math.inf)), (False, (2, 2), (0.2, 0.9))]
 )
 def test_the_refit(monkeypatch, dtype, standardize: bool, event: tuple[int, ...], limits: tuple[float, float]) -> None:
-    """Failed samples, a row without enough of them, equal values, huge ones; samples of more than one tile."""
+    """Failed samples, a row without enough of them, equal values, huge ones, subnormal ones; samples of more than one tile."""
     monkeypatch.setattr(gpu_refit, "TILE", 16)
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(6, 13, generator=generator, dtype=dtype)
+    values = torch.randn(7, 13, generator=generator, dtype=dtype)
     values[1, ::4], values[2, 2:] = math.nan, math.inf
     values[3], values[4] = 2.0, 1e30 * values[4] if standardize else values[4] + 1e3
-    samples = 3 + 0.1 * torch.randn(6, 13, *event, generator=generator, dtype=dtype)
+    values[6] *= torch.finfo(dtype).tiny / 8
+    samples = 3 + 0.1 * torch.randn(7, 13, *event, generator=generator, dtype=dtype)
     options = (4.5, 0.3, standardize, *limits)
     weights, mean, std, valid, kept = gpu_refit.refit(values, samples, *options)
     expected = refit._composite(values, samples, *options)

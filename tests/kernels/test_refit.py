@@ -139,6 +139,7 @@ def hard_values(dtype: torch.dtype) -> Tensor:
     rows = [
         x, x.round(), 0 * x + 0.3, 0 * x, x * 1e20, x * 1e-20, x + 1e4 * (x > 0.5), x + 1e3, failed, few, few * math.nan, outlier,
         1e3 * (1 + 20 * eps * torch.linspace(0, 1, 37)), 1e3 * (1 + 200 * eps * torch.linspace(0, 1, 37)), -1e3 + x * eps,
+        x * torch.finfo(dtype).tiny / 8,
     ]  # fmt: skip
     return torch.stack(rows).to(dtype)
 

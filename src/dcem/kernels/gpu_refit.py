@@ -51,8 +51,8 @@ def _scores(
         m, low, high = _range(m, low, high, part[0], part[1], part[2])
     count = m.to(k.dtype)
     half = 0.5 * high - 0.5 * low
-    valid = (count >= k) & (half > 16 * EPS * tl.maximum(high, -low))
-    scale = tl.where(half >= SMALLEST, 1 / half, zero)
+    valid = (count >= k) & (half > tl.maximum(16 * EPS * tl.maximum(high, -low), SMALLEST))
+    scale = tl.where(valid, 1 / half, zero)
     total, squares = zero, zero
     if STANDARDIZE:
         for start in range(0, end, BLOCK):

@@ -23,11 +23,12 @@ INLINE uint8_t NAME(scores_row)(const REAL *v, int64_t n, double k, int64_t stan
     for (int64_t i = 0; i < n; i++)
         if (v[i] - v[i] == 0) m++, bottom = v[i] < bottom ? v[i] : bottom, top = v[i] > top ? v[i] : top;
     REAL half = (REAL)0.5 * top - (REAL)0.5 * bottom; /* of the spread, which might overflow */
-    uint8_t valid = m >= k && half > 16 * EPSILON * (top > -bottom ? top : -bottom);
+    REAL rounding = 16 * EPSILON * (top > -bottom ? top : -bottom);
+    uint8_t valid = m >= k && half > (rounding > SMALLEST ? rounding : SMALLEST);
     double sum = 0, squares = 0, factor = 1;
     *unit = valid;
     if (standardize && valid) { /* in units of half the spread, so that nothing overflows */
-        double scale = half >= SMALLEST ? 1.0 / half : 0;
+        double scale = 1.0 / half;
         for (int64_t i = 0; i < n; i++)
             if (v[i] - v[i] == 0) sum += ((double)v[i] - bottom) * scale;
         sum /= m;

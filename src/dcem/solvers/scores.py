@@ -32,8 +32,8 @@ def scores_of(values: Tensor, num_required: float, *, standardize: bool) -> tupl
     """Turn values into scores, `-v` or its standardised form `-(v - mean) / std` (over the finite values).
 
     A problem says something about its candidates where enough of its values are finite, and where these differ by more
-    than their rounding, `max v - min v > ROUNDING * eps * max|v|`. Otherwise its scores are all 0, without a
-    gradient, and the caller keeps its distribution as it is.
+    than their rounding, `max v - min v > ROUNDING * eps * max|v|`, half of that being a normal number. Otherwise its
+    scores are all 0, without a gradient, and the caller keeps its distribution as it is.
 
     Args:
         values: `(*batch, N)`; what is not finite is a failed sample.
@@ -71,9 +71,10 @@ def _half_of_spread(low: Tensor, high: Tensor) -> Tensor:
 
 
 def _tells_apart(low: Tensor, high: Tensor, half: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    dtype = low.dtype if dtype is None else dtype
-    floor = 0.5 * (ROUNDING if dtype.itemsize > 2 else ROUNDING_OF_HALF) * torch.finfo(dtype).eps
-    return half > floor * torch.maximum(high, -low)
+    """Whether values differ by more than their rounding, which among subnormal numbers is not relative to them."""
+    of, info = torch.finfo(low.dtype), torch.finfo(low.dtype if dtype is None else dtype)
+    floor = 0.5 * (ROUNDING if info.bits > 16 else ROUNDING_OF_HALF) * info.eps
+    return half > (floor * torch.maximum(high, -low)).clamp(min=max(of.tiny, floor * info.tiny))
 
 
 def _standardized(
