@@ -97,10 +97,22 @@ def test_actions_of_a_controller_are_inside_in_every_dtype(dtype):
         assert (plan.action.double() > 0.15).all()
 
 
-def test_a_fixed_coordinate_that_the_dtype_does_not_have():
-    for dtype in NARROW:
-        x = dcem.minimize(lambda x: x.square().sum(-1), torch.zeros(2, dtype=dtype), bounds=(0.3, 0.3)).x
-        assert (x.double() - 0.3).abs().max() <= 0.3 * torch.finfo(dtype).eps
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("value", [0.1, 0.3, -0.7, 1e-9])
+def test_a_fixed_coordinate_that_the_dtype_does_not_have_is_the_nearest(value, dtype):
+    fixed, wide = torch.tensor(value).to(dtype), torch.tensor([value, value], dtype=torch.float64)
+    for bounds in ((value, value), (wide, wide), (wide, value)):
+        x = dcem.minimize(lambda x: x.square().sum(-1), torch.zeros(2, dtype=dtype), bounds=bounds).x
+        assert torch.equal(x, fixed.expand(2))
+        mpc = dcem.control.MPC(lambda x, u: x + u, lambda x, u: x.square().sum(-1), 2, 2, bounds, num_iterations=1)
+        assert torch.equal(mpc(torch.ones(2, dtype=dtype)).action, fixed.expand(2))
+
+
+def test_one_dimension_that_holds_no_number_leaves_the_others_as_they_are():
+    low, high = torch.tensor([0.1, 0.1], dtype=torch.float64), torch.tensor([0.1, 0.3], dtype=torch.float64)
+    box = Bounds.check((low, high), torch.Size([2]), torch.zeros(2))
+    assert box.low.tolist() == [torch.tensor(0.1).item(), -below(-0.1, torch.float32)]
+    assert box.high.tolist() == [torch.tensor(0.1).item(), below(0.3, torch.float32)]
 
 
 def test_targets_on_a_bound_are_inside_it_as_their_dtype_rounds_it():
@@ -291,6 +303,14 @@ def test_sides_may_be_numbers_of_numpy(low):
         (([0.0, "x"], None), TypeError, r"bounds\[0\]: expected numbers, got"),
         ((None, [math.nan, 1.0]), ValueError, r"bounds\[1\]: expected numbers, got NaN"),
         ((np.array([1.0, 0.0]), [0.0, 0.0]), ValueError, "bounds: expected low <= high"),
+        ((math.inf, math.inf), ValueError, r"bounds\[0\]: expected a finite number or -inf, got inf"),
+        ((None, -np.inf), ValueError, r"bounds\[1\]: expected a finite number or inf, got -inf"),
+        (
+            (torch.tensor([0.0, math.inf]), None),
+            ValueError,
+            r"bounds\[0\]: expected finite numbers or -inf, got inf among",
+        ),
+        ((-math.inf, [-math.inf, 1.0]), ValueError, r"bounds\[1\]: expected finite numbers or inf, got -inf among 2"),
         (np.zeros((2, 2)), TypeError, r"bounds: expected a pair \(low, high\)"),
         ((True, None), TypeError, r"bounds\[0\]: expected None, a number or a Tensor, got bool"),
     ],

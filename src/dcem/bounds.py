@@ -75,7 +75,10 @@ class Bounds:
             bounds = _sides(bounds, event_shape)
         if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
             raise TypeError(f"bounds: expected a pair (low, high) or None, got {brief(bounds)}{_remedy(bounds)}")
-        low, high = (_side(f"bounds[{i}]", side, event_shape) for i, side in enumerate(bounds))
+        low, high = (
+            _side(f"bounds[{i}]", side, event_shape, beyond=beyond)
+            for i, (side, beyond) in enumerate(zip(bounds, (math.inf, -math.inf), strict=True))
+        )
         if low is None and high is None:
             return None
         if low is not None and high is not None and is_eager():
@@ -134,12 +137,14 @@ class Bounds:
         """The box with sides that are numbers of `dtype`."""
         low = None if self.low is None else _round(self.low, dtype, _UP)
         high = None if self.high is None else _round(self.high, dtype, _DOWN)
-        # Where the dtype has no number inside, as for low = high = 0.3, the one below has to do.
-        if isinstance(low, Tensor) and isinstance(high, Tensor):
-            low = torch.minimum(low, high)
-        elif low is not None and high is not None:
-            low = min(low, high)
-        return Bounds(low, high, dtype)
+        if self.low is None or self.high is None or low is None or high is None:
+            return Bounds(low, high, dtype)
+        # Where the dtype has no number inside, as for low = high = 0.3, the nearest ones have to do.
+        lows, highs = _round(self.low, dtype, _NEAREST), _round(self.high, dtype, _NEAREST)
+        if isinstance(low, Tensor):
+            empty = low > high
+            return Bounds(torch.where(empty, lows, low), torch.where(empty, highs, high), dtype)
+        return Bounds(lows, highs, dtype) if low > high else Bounds(low, high, dtype)
 
 
 def _are_pairs(bounds: Any) -> bool:
@@ -196,11 +201,11 @@ def _crossed(low: float | Tensor, high: float | Tensor) -> str:
     return f"low={lows[wrong][0].item()}, high={highs[wrong][0].item()}{among}"
 
 
-_UP, _DOWN = (math.ceil, torch.ceil), (math.floor, torch.floor)
+_UP, _DOWN, _NEAREST = (math.ceil, torch.ceil), (math.floor, torch.floor), (round, torch.round)
 
 
 def _round(side: float | Tensor, dtype: torch.dtype, towards: Any) -> float | Tensor:
-    """The number of `dtype` next to `side`, above or below: a multiple of the unit in its last place."""
+    """The number of `dtype` next to `side`, above, below or nearest: a multiple of the unit in its last place."""
     info, (of_number, of_tensor) = torch.finfo(dtype), towards
     smallest = info.smallest_normal * info.eps
     if not isinstance(side, Tensor):
@@ -219,12 +224,15 @@ def _round(side: float | Tensor, dtype: torch.dtype, towards: Any) -> float | Te
     return rounded.to(dtype)
 
 
-def _side(name: str, side: Any, event_shape: torch.Size) -> float | Tensor | None:
+def _side(name: str, side: Any, event_shape: torch.Size, beyond: float) -> float | Tensor | None:
+    """`beyond`, infinity, is where a side has no number inside."""
     if side is None:
         return None
     if isinstance(side, Real) and not isinstance(side, bool):  # also those of NumPy
         if side != side:
             raise ValueError(f"{name}: expected a number, got NaN")
+        if side == beyond:
+            raise ValueError(f"{name}: expected a finite number or {-beyond}, got {beyond}")
         return float(side)
     if not isinstance(side, Tensor) and (hasattr(side, "__array__") or isinstance(side, (list, tuple))):
         try:
@@ -248,6 +256,9 @@ def _side(name: str, side: Any, event_shape: torch.Size) -> float | Tensor | Non
             f"{name}: expected a shape that broadcasts to the event {tuple(event_shape)}, got {tuple(side.shape)}"
             + remedy
         )
-    if is_eager() and side.device.type == "cpu" and side.isnan().any():
-        raise ValueError(f"{name}: expected numbers, got NaN among {side.numel()}")
+    if is_eager() and side.device.type == "cpu":
+        if side.isnan().any():
+            raise ValueError(f"{name}: expected numbers, got NaN among {side.numel()}")
+        if (side == beyond).any():
+            raise ValueError(f"{name}: expected finite numbers or {-beyond}, got {beyond} among {side.numel()}")
     return side
