@@ -130,6 +130,19 @@ def test_implicit_gives_no_gradient_where_the_curvature_is_not_finite_and_leaves
     torch.testing.assert_close(gradient, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).expand(dim, 3).T)
 
 
+@pytest.mark.parametrize("curvature", [1.0, torch.nan])
+@pytest.mark.parametrize("bounds", [None, (-1.0, 0.2)])
+@pytest.mark.parametrize("dim", [2, 80])
+def test_implicit_requires_a_gradient_where_something_else_does(dim, bounds, curvature):
+    for learned in (False, True):
+        center = torch.full((dim,), 0.3, requires_grad=learned)
+        x = dcem.minimize(
+            lambda x, center=center: curvature * (x - center).square().sum(-1), torch.zeros(dim),
+            dcem.GradientDescent(0.3), bounds=bounds, gradient=dcem.Implicit(),
+        ).x  # fmt: skip
+        assert x.requires_grad == learned
+
+
 def test_implicit_holds_the_coordinates_on_a_bound():
     center = torch.tensor([2.0, 0.5], dtype=torch.float64, requires_grad=True)
     coupling = lambda x: (x - center).square().sum(-1) + x[..., 0] * x[..., 1]  # noqa: E731

@@ -1,6 +1,7 @@
-"""What has a first derivative and no second: a `torch.autograd.Function` with a `once_differentiable` backward pass.
+"""What autograd's graph says of a value: what it depends on, and whether it has a second derivative.
 
-Autograd takes such a slope for a constant, in silence, where it is differentiated with respect to `x`.
+A `torch.autograd.Function` with a `once_differentiable` backward pass has none. Autograd takes such a slope for a
+constant, in silence, where it is differentiated with respect to `x`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ def first_only(value: Tensor, x: Tensor, *, is_constant: bool = False) -> str | 
         if end in _before(once) and not (is_constant and all(leaf is end for leaf in leaves)):
             return str(once._forward_cls.__name__)
     return None
+
+
+def depends_on_more(value: Tensor, x: Tensor) -> bool:
+    """Whether anything else than `x` that requires a gradient went into `value`."""
+    if not value.requires_grad:
+        return False
+    end = get_gradient_edge(x).node
+    return any(not node.next_functions and node is not end for node in _before(get_gradient_edge(value).node))
 
 
 def _before(node: Any) -> list[Any]:

@@ -176,9 +176,9 @@ class Implicit(GradientMode):
             return x + 0 * values.reshape(values.shape + (1,) * event_dims), None
         found = x
         objective, x, failed = objective.sound(x)
-        if failed.all():
-            return x.requires_grad_(), failed
         batch_dims = x.dim() - event_dims
+        if failed.all():
+            return x.requires_grad_(objective(x.unsqueeze(batch_dims)).requires_grad), failed
         size = (x.flatten(batch_dims).norm(dim=-1) if event_dims else x.abs()) + 1
 
         def at(y: Tensor) -> Tensor:

@@ -531,6 +531,11 @@ def test_nothing_to_differentiate() -> None:
         assert not implicit.root(lambda x: x, solution).requires_grad
     x = implicit.root(lambda x: x - 1, solution)
     assert torch.autograd.grad(x.sum(), solution, allow_unused=True)[0] is None
+    plain, theta = solution.detach(), torch.ones(2, requires_grad=True)
+    assert not implicit.root(lambda x: x - 1, plain).requires_grad
+    assert not implicit.argmin(lambda x, t: (x - t).square().sum(), plain, theta.detach()).requires_grad
+    assert implicit.root(lambda x: x - theta, plain).requires_grad
+    assert implicit.argmin(lambda x, t: (x - t).square().sum(), plain, theta).requires_grad
 
 
 def test_half_precision_and_empty_batches() -> None:

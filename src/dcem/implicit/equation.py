@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._eager import has_tangent, in_forward_mode
+from dcem._eager import has_tangent, in_forward_mode, is_eager
 from dcem._given import came, kind
+from dcem._second import depends_on_more
 from dcem.implicit.system import Method, Options, System
 from dcem.implicit.transforms import by_newton
 
@@ -91,7 +92,9 @@ def attach(residual: Callable[..., Tensor], solution: Tensor, params: tuple[Any,
     differentiated = [param.view_as(param) for param in params if _is_differentiated(param)]
     leaves = [param.detach().requires_grad_() for param in differentiated]
     system = System(x, checked(x, *_merge(params, leaves)), options)
-    return Theorem(checked, system, params, leaves).attach(*differentiated)
+    theorem = Theorem(checked, system, params, leaves)
+    # As of any function: what comes out requires a gradient where something that goes in does.
+    return theorem.attach(*differentiated) if solution.requires_grad or theorem.is_needed() else x.detach().clone()
 
 
 class Theorem:
@@ -108,6 +111,10 @@ class Theorem:
         leaves: Sequence[Tensor] = (),
     ) -> None:
         self.residual, self.system, self.params, self.leaves = residual, system, params, list(leaves)
+
+    def is_needed(self) -> bool:
+        """Whether there is anything that receives a gradient."""
+        return not is_eager() or bool(self.leaves) or depends_on_more(self.system.value, self.system.x)
 
     def attach(self, *differentiated: Tensor) -> Tensor:
         """The solution, with this derivative."""

@@ -185,7 +185,8 @@ def attach_minimum(
     if in_forward_mode() and has_tangent(system.value):
         answer = by_newton(residual, solution, system.options)
     else:
-        answer = Theorem(residual, system).attach()
+        theorem = Theorem(residual, system)
+        answer = theorem.attach() if theorem.is_needed() else solution.detach()
     return answer, is_minimum.view(solution.shape[:batch_dims])
 
 
