@@ -238,6 +238,9 @@ class SoftProjectionContract:
         w = self.projection(self.scores(2, 5), 2, temperature=torch.tensor([0.0, 1.0]))
         assert w[0].isnan().all()
         assert w[1].isfinite().all()
+        one = self.scores(5)  # there, nobody looks
+        each = torch.func.vmap(lambda tau: self.projection(one, 2, temperature=tau))(torch.tensor([0.0, 1.0]))
+        assert each.isnan().any(-1).tolist() == [True, False]
 
     # derivatives
 
@@ -355,9 +358,14 @@ class SoftProjectionContract:
                 f(x, 2, dim=dim)
         with pytest.raises(TypeError, match="dim: expected an int"):
             f(x, 2, dim=0.0)
-        for temperature in (0, -1.0, math.nan, math.inf):
+        for temperature in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match="temperature: expected a positive finite number"):
                 f(x, 2, temperature=temperature)
+            with pytest.raises(ValueError, match="temperature: expected numbers > 0 and finite, got"):
+                f(x, 2, temperature=torch.tensor(temperature))
+            for given in (torch.tensor(temperature), torch.nn.Parameter(torch.tensor([1.0, temperature]))):
+                with pytest.raises(ValueError, match="temperature: expected numbers > 0 and finite, got"):
+                    self.module(given)
         for temperature in ("1", True, None, torch.tensor(1)):
             with pytest.raises(TypeError, match="temperature: expected"):
                 f(x, 2, temperature=temperature)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._check import as_int, check_int
+from dcem._check import as_int, check_int, check_positive
 from dcem._eager import is_eager
 from dcem._given import brief, kind
 
@@ -106,6 +106,8 @@ def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> 
 def _row_temperature(temperature: Tensor, scores: Tensor, dim: int) -> Tensor:
     if not temperature.is_floating_point():
         raise TypeError(f"temperature: expected a floating-point Tensor, got dtype {temperature.dtype}")
+    if temperature.ndim == 0:  # of all rows: there are no others to go on with
+        check_positive("temperature", temperature)
     temperature = of_rows("temperature", temperature, scores, dim)
     return torch.where(temperature > 0, temperature, math.nan)
 

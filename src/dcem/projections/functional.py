@@ -35,8 +35,8 @@ def lml(scores: Tensor, k: float | Tensor, *, temperature: float | Tensor = 1.0,
 
     Returns:
         The weights `y`, shaped as `scores` and of its dtype; half precision is computed in float32. A row
-        that holds NaN or +inf, or fewer than `k` finite scores, or whose temperature (in a tensor) is not
-        positive, is NaN and has no gradient; the others are what they would be without it.
+        that holds NaN or +inf, or fewer than `k` finite scores, or whose temperature (in a tensor of one a row)
+        is not positive, is NaN and has no gradient; the others are what they would be without it.
 
     Raises:
         ValueError: If `k`, `temperature` or `dim` is out of range, or a shape does not fit.
@@ -83,8 +83,8 @@ def constrained_softmax(
 
     Returns:
         The weights `y`, shaped as `scores` and of its dtype; half precision is computed in float32. A row
-        that holds NaN or +inf, or fewer than `k` finite scores, or whose temperature (in a tensor) is not
-        positive, is NaN and has no gradient; the others are what they would be without it.
+        that holds NaN or +inf, or fewer than `k` finite scores, or whose temperature (in a tensor of one a row)
+        is not positive, is NaN and has no gradient; the others are what they would be without it.
 
     Raises:
         ValueError: If `k`, `temperature` or `dim` is out of range, or a shape does not fit.
@@ -132,8 +132,8 @@ def constrained_sparsemax(
 
     Returns:
         The weights `y`, shaped as `scores` and of its dtype; half precision is computed in float32. A row
-        that holds NaN or +inf, or fewer than `k` finite scores, or whose temperature (in a tensor) is not
-        positive, is NaN and has no gradient; the others are what they would be without it.
+        that holds NaN or +inf, or fewer than `k` finite scores, or whose temperature (in a tensor of one a row)
+        is not positive, is NaN and has no gradient; the others are what they would be without it.
 
     Raises:
         ValueError: If `k`, `temperature` or `dim` is out of range, or a shape does not fit.

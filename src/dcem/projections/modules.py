@@ -31,10 +31,14 @@ class _Soft(nn.Module):
             self.effective = effective
         if effective is not None:
             return
-        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
-            self.register_buffer("temperature", temperature)
+        if not isinstance(temperature, Tensor):
+            self.temperature = check_number(temperature)
+            return
+        check_positive("temperature", temperature)
+        if isinstance(temperature, nn.Parameter):
+            self.temperature = temperature
         else:
-            self.temperature = temperature if isinstance(temperature, Tensor) else check_number(temperature)
+            self.register_buffer("temperature", temperature)
 
     def extra_repr(self) -> str:
         name = "temperature" if self.effective is None else "effective"
@@ -55,7 +59,7 @@ class LML(_Soft):
     """[`lml`][dcem.lml] as a module.
 
     Args:
-        temperature: A positive number, or a tensor; an `nn.Parameter` is registered, and learned with the model.
+        temperature: A positive number, or a tensor of such; an `nn.Parameter` is registered, and learned.
         effective: Instead of a temperature: how many scores shall share the weight, `(sum w)^2 / sum w^2`, above
             `k` (which is a hard selection) and at most `n` (where all weigh the same). Every row gets the
             temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
@@ -83,7 +87,7 @@ class ConstrainedSoftmax(_Soft):
     """[`constrained_softmax`][dcem.constrained_softmax] as a module.
 
     Args:
-        temperature: A positive number, or a tensor; an `nn.Parameter` is registered, and learned with the model.
+        temperature: A positive number, or a tensor of such; an `nn.Parameter` is registered, and learned.
         effective: Instead of a temperature: how many scores shall share the weight, `(sum w)^2 / sum w^2`, above
             `k` (which is a hard selection) and at most `n` (where all weigh the same). Every row gets the
             temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
@@ -104,7 +108,7 @@ class ConstrainedSparsemax(_Soft):
     """[`constrained_sparsemax`][dcem.constrained_sparsemax] as a module.
 
     Args:
-        temperature: A positive number, or a tensor; an `nn.Parameter` is registered, and learned with the model.
+        temperature: A positive number, or a tensor of such; an `nn.Parameter` is registered, and learned.
         effective: Instead of a temperature: how many scores shall share the weight, `(sum w)^2 / sum w^2`, above
             `k` (which is a hard selection) and at most `n` (where all weigh the same). Every row gets the
             temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
