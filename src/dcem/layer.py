@@ -279,8 +279,9 @@ class Argmin(nn.Module):
             return
         if isinstance(init, (tuple, list)) and len(init) != 2:
             raise ValueError(f"init: expected a pair (mean, std), got {len(init)} of them")
-        mean, std = init if isinstance(init, (tuple, list)) else (init, None)
-        self._hold("init_mean", broadcastable("init_mean", mean, self.latent_shape, what))
+        paired = isinstance(init, (tuple, list))
+        mean, std = init if paired else (init, None)
+        self._hold("init_mean", broadcastable("init_mean" if paired else "init", mean, self.latent_shape, what))
         if std is not None:
             std = broadcastable("init_std", std, self.latent_shape, what)
             if not std.requires_grad:
@@ -308,7 +309,7 @@ def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> T
 
     A number keeps its digits, for a solve in double precision; but a mean says in which precision a layer solves.
     """
-    dtype = torch.get_default_dtype() if name == "init_mean" else torch.float64
+    dtype = torch.get_default_dtype() if name in ("init", "init_mean") else torch.float64
     try:
         tensor = value if isinstance(value, Tensor) else torch.tensor(float(check_number(name, value)), dtype=dtype)
     except TypeError:

@@ -128,6 +128,12 @@ def test_an_input_without_the_axis_of_candidates_is_refused_where_as_many_proble
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize("energy", [None, 3, "e"])
+def test_an_energy_that_is_no_function_is_named(energy) -> None:
+    with pytest.raises(TypeError, match=r"^energy: expected a callable \(x, y\) -> \(\*batch, N\), got"):
+        EnergyModel(energy, 1, SOLVERS[0])
+
+
 def test_an_input_that_is_no_tensor_is_named() -> None:
     with pytest.raises(TypeError, match=r"x: expected a Tensor \(\*batch, \*feature\), got ndarray"):
         EnergyModel(MLPEnergy(1, 2), 2, SOLVERS[0])(torch.zeros(5, 1).numpy())

@@ -553,6 +553,9 @@ def test_half_precision_and_empty_batches() -> None:
     [
         (lambda x: implicit.root(lambda x: x, torch.tensor([1])), TypeError, "solution: expected a floating point tensor, got torch.int64"),
         (lambda x: implicit.root(lambda x: x, 1.0), TypeError, "solution: expected a floating point tensor, got float"),
+        (lambda x: implicit.root(None, x), TypeError, "^residual: expected a callable, got None"),  # type: ignore[arg-type]
+        (lambda x: implicit.argmin(x, x), TypeError, "^objective: expected a callable, got a Tensor"),  # type: ignore[arg-type]
+        (lambda x: implicit.stationarity(3, x), TypeError, "^objective: expected a callable, got 3"),  # type: ignore[arg-type]
         (lambda x: implicit.root(lambda x: x.sum(), x), ValueError, r"residual: expected to return \(3,\).* got \(\)"),
         (lambda x: implicit.root(lambda x: 0.0, x), TypeError, "residual: expected to return a tensor, got float"),
         (lambda x: implicit.argmin(lambda x: x**2, x), ValueError, r"objective: expected to return \(\).* got \(3,\)"),

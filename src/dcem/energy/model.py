@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dcem._evaluate import check_axis, hides_axis
-from dcem._given import came, kind
+from dcem._given import brief, came, kind
 from dcem._guard import Cut, WithData
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
@@ -46,7 +46,7 @@ class EnergyModel(Argmin):
         shard: Divide each solve among processes: `dcem.distributed.Samples()` or `Problems()`.
 
     Raises:
-        TypeError: `decoder` is not callable.
+        TypeError: `energy` or `decoder` is not callable.
         ValueError: `init_mean` or `init_std` does not broadcast to `event` (or `latent`), `latent_shape` without a
         decoder; in `forward`, the energy or the decoder returns another shape, or what `dcem.minimize` raises.
 
@@ -80,6 +80,8 @@ class EnergyModel(Argmin):
         latent_shape: int | Sequence[int] | None = None,
         shard: Shard | None = None,
     ) -> None:
+        if not callable(energy):
+            raise TypeError(f"energy: expected a callable (x, y) -> (*batch, N), got {brief(energy)}")
         super().__init__(
             event_shape,
             solver,

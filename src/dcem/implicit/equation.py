@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import has_tangent, in_forward_mode, is_eager
-from dcem._given import came, kind
+from dcem._given import brief, came, kind
 from dcem._second import depends_on_more
 from dcem.implicit.system import Method, Options, System
 from dcem.implicit.transforms import by_newton
@@ -57,7 +57,7 @@ def root(
         scale, and sees only what the gradient that arrives leads it to.
 
     Raises:
-        TypeError: `solution` is not a floating point tensor, or `residual` does not return a tensor.
+        TypeError: `solution` is not a floating point tensor, `residual` is not callable or does not return a tensor.
         ValueError: `residual` returns another shape, does not depend on `x`, or an option is out of its
             range.
 
@@ -69,7 +69,7 @@ def root(
     tensor(0.2100)
     """
     options = Options(batch_dims, method, symmetric, tolerance, max_iterations)
-    check_arguments(solution, options)
+    check_arguments("residual", residual, solution, options)
     return attach(residual, solution, params, options)
 
 
@@ -203,7 +203,9 @@ def _merge(params: tuple[Any, ...], differentiated: list[Tensor]) -> list[Any]:
     return [next(new) if _is_differentiated(param) else param for param in params]
 
 
-def check_arguments(solution: object, options: Options) -> None:
+def check_arguments(name: str, function: object, solution: object, options: Options) -> None:
+    if not callable(function):
+        raise TypeError(f"{name}: expected a callable, got {brief(function)}")
     if not isinstance(solution, Tensor) or not solution.is_floating_point():
         came = solution.dtype if isinstance(solution, Tensor) else kind(solution)
         raise TypeError(f"solution: expected a floating point tensor, got {came}")

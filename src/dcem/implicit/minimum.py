@@ -63,7 +63,7 @@ def argmin(
         max_iterations: As in `root`.
 
     Raises:
-        TypeError: `solution` is not a floating point tensor, or `objective` does not return a tensor.
+        TypeError: `solution` is not a floating point tensor, `objective` is not callable or does not return a tensor.
         ValueError: `objective` returns another shape, does not depend on `x`, or has no second derivative
             (`once_differentiable`), or an option is out of its range.
 
@@ -75,7 +75,7 @@ def argmin(
     tensor([2., 2.])
     """
     options = Options(batch_dims, method, True, tolerance, max_iterations)
-    check_arguments(solution, options)
+    check_arguments("objective", objective, solution, options)
     return attach(_gradient_of(objective, batch_dims), solution, params, options)
 
 
@@ -108,7 +108,7 @@ def stationarity(
     tensor([ True, False, False])
     """
     options = Options(batch_dims, method, True)
-    check_arguments(solution, options)
+    check_arguments("objective", objective, solution, options)
     x = solution.detach().requires_grad_()
     system = System(x, _gradient_of(objective, batch_dims)(x, *params), options)
     gradient = system.flat(system.value.detach())
