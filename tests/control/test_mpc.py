@@ -556,12 +556,10 @@ def test_warm_starts_that_do_not_fit_are_refused():
     elsewhere = dataclasses.replace(plan, actions=plan.actions.to("meta"))
     with pytest.raises(ValueError, match="warm_start: expected a plan on cpu like the state, got meta"):
         mpc(states(2), warm_start=elsewhere)
-    with pytest.raises(
-        ValueError, match=r"reset: expected a boolean tensor of the batch \(2,\), got torch.float32 \(2,\)"
-    ):
-        mpc(states(2), warm_start=plan, reset=torch.zeros(2))
-    with pytest.raises(ValueError, match="reset: expected None without a warm_start"):
-        mpc(states(2), reset=torch.zeros(2, dtype=torch.bool))
+    for before in (plan, None):
+        for reset, came in ((torch.zeros(2), "torch.float32"), (torch.zeros(3) > 0, "torch.bool"), ("all", "str")):
+            with pytest.raises(ValueError, match=rf"reset: expected .* batch \(2,\), or one for all, got {came}"):
+                mpc(states(2), warm_start=before, reset=reset)
     assert isinstance(plan, Plan)
 
 
@@ -581,6 +579,16 @@ def test_what_is_reset_may_be_an_array_as_environments_give_it():
     assert all(torch.equal(answer, answers[0]) for answer in answers)
     with pytest.raises(ValueError, match="reset: expected a boolean tensor of the batch"):
         mpc(states(2), warm_start=plan, reset=done.cpu().numpy().astype(float))
+
+
+def test_a_reset_may_be_one_for_all_and_the_first_step_may_have_one():
+    mpc = controller()
+    first = mpc(states(2), generator=seeded())
+    for reset in (True, False, torch.tensor(True), torch.tensor([False, True])):
+        assert torch.equal(mpc(states(2), warm_start=None, reset=reset, generator=seeded()).actions, first.actions)
+    on = mpc(states(2), warm_start=first, generator=seeded())
+    for reset, expected in ((True, first), (torch.tensor(True), first), (False, on), (torch.tensor(False), on)):
+        assert torch.equal(mpc(states(2), warm_start=first, reset=reset, generator=seeded()).actions, expected.actions)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5, math.nan])

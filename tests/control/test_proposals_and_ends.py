@@ -430,6 +430,16 @@ def test_a_reference_is_tracked_without_a_clock_in_the_state():
     torch.testing.assert_close(plan.states[:, :5, 0], reference.expand(2, 5), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("particles", [1, 2])
+def test_steps_are_weighed_as_the_docstring_says(batch, particles):
+    w = torch.tensor([1.0, 10.0, 100.0])
+    cost = lambda x, u, t: torch.einsum("t,t...->t...", w[t], x.square().sum(-1))  # noqa: E731
+    plan = MPC(lambda x, u: x + u, cost, 3, 2, num_particles=particles, num_iterations=1)(torch.ones(*batch, 2))
+    states = plan.states[0] if particles > 1 else plan.states  # which are alike
+    torch.testing.assert_close(plan.cost, (states[..., :3, :].square().sum(-1) * w).sum(-1))
+
+
 def test_a_plan_with_random_proposals_is_replayed_from_its_generator():
     def propose(state, horizon, num, generator=None):
         return torch.randn(*state.shape[:-1], num, horizon, 1, generator=generator)

@@ -23,11 +23,15 @@ def warm(
     batch: tuple[int, ...],
     actions_shape: tuple[int, ...],
     decoder: Callable[[Tensor], Tensor] | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """The first mean `(*batch, *latent)` from the plan before, shifted in time, and the action that was applied.
 
-    Where `reset` says so, or the plan holds what is not finite, the mean is `fresh` and the action NaN.
+    Where `reset` says so, or the plan holds what is not finite, the mean is `fresh` and the action NaN. Without a plan
+    it is `fresh` in all problems, and there was no action.
     """
+    reset = None if reset is None else _mask(reset, batch, fresh.device)
+    if plan is None:
+        return fresh, None
     if not isinstance(plan, (Plan, WarmStart)):
         raise TypeError(f"warm_start: expected a dcem.control.Plan or None, got {type(plan).__name__}")
     plan = plan.warm_start if isinstance(plan, Plan) else plan
@@ -52,11 +56,6 @@ def warm(
         raise ValueError(f"warm_start: expected a plan over {tuple(fresh.shape)}, got {tuple(mean.shape)}")
     afresh = _not_finite(mean, len(batch)) | _not_finite(applied, len(batch))
     if reset is not None:
-        if isinstance(reset, bool) or hasattr(reset, "__array__"):  # as environments say what is done
-            reset = torch.as_tensor(reset, device=fresh.device)
-        if not isinstance(reset, Tensor) or reset.dtype != torch.bool or tuple(reset.shape) != batch:
-            came = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else kind(reset)
-            raise ValueError(f"reset: expected a boolean tensor of the batch {batch}, got {came}")
         afresh = afresh | reset
     if all_true(~afresh):
         return mean, applied
@@ -65,6 +64,16 @@ def warm(
         return torch.where(afresh.reshape((*batch, *(1,) * (new.dim() - len(batch)))), old, new)
 
     return choose(mean, fresh), choose(applied, torch.nan)
+
+
+def _mask(reset: Any, batch: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which problems start afresh, as a tensor of the batch, or one for all."""
+    if isinstance(reset, bool) or hasattr(reset, "__array__"):  # as environments say what is done
+        reset = torch.as_tensor(reset, device=device)
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool or tuple(reset.shape) not in (batch, ()):
+        came = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else kind(reset)
+        raise ValueError(f"reset: expected a boolean tensor of the batch {batch}, or one for all, got {came}")
+    return reset
 
 
 def _not_finite(x: Tensor, batch_dims: int) -> Tensor:

@@ -49,7 +49,8 @@ class MPC(Argmin):
             with a keyword `t` is told the step of the plan, `0 ... H - 1`.
         cost: `C(state, action) -> (...,)` on any leading axes; called for all times at once, with time as the first
             axis: `(H, *batch, N, *s)`. One with a keyword `t` is given the steps of the plan, `(H,)`: a
-            reference can be tracked without a clock in the state.
+            reference can be tracked without a clock in the state. What it looks up has the axis of time alone: weigh
+            steps by `lambda x, u, t: torch.einsum("t,t...->t...", w[t], x.square().sum(-1))`.
         horizon: `H`, at least 1.
         action_shape: `a`; an int is `(int,)`.
         bounds: `(low, high)` of the actions, each None, a number, or a tensor, array or list that broadcasts to
@@ -236,7 +237,8 @@ class MPC(Argmin):
             warm_start: the plan of the step before, or its `warm_start` (the tensors alone), whose actions, shifted
                 in time, are the first mean. With a decoder that has no `encode` its latent is the first mean as it
                 is.
-            reset: `(*batch,)`, booleans as a tensor or an array: problems that start afresh in spite of `warm_start`.
+            reset: `(*batch,)`, booleans as a tensor or an array, or one for all: problems that start afresh in spite
+                of `warm_start`. Where there is none, all do.
             sent: actions that have been sent and have not arrived yet, `(*batch, d, *a)`, the oldest first. The plan
                 starts from the state that they lead to, by the model: it is one for a plant that acts `d` steps late.
                 To dynamics with a keyword `t` they are steps `-d ... -1`.
@@ -257,12 +259,9 @@ class MPC(Argmin):
         if self.answer != "mean" and isinstance(gradient, Implicit) and torch.is_grad_enabled():
             raise ValueError(f"answer: Implicit differentiates the mean, not a sample; got answer={self.answer!r}")
         like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), torch.empty(()))
-        fresh, previous = self._fresh(batch, like), None
+        fresh = self._fresh(batch, like)
         mean = fresh.mean if isinstance(fresh, Distribution) else fresh
-        if warm_start is not None:
-            mean, previous = warm(warm_start, reset, mean, batch, self.actions_shape, self.decoder)
-        elif reset is not None:
-            raise ValueError("reset: expected None without a warm_start")
+        mean, previous = warm(warm_start, reset, mean, batch, self.actions_shape, self.decoder)
         problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self.actions_shape), like)
         seen = Seen(len(batch)) if self._sees(like) else None
 
