@@ -75,7 +75,7 @@ def _attached(
 
     def weights(nu: Tensor) -> tuple[Tensor, Tensor]:
         dphi, total = _slopes(s + nu, link)
-        w = link.value(s + nu)
+        w = link.differentiable(s + nu)
         return torch.where(dphi > 0, w, w.detach()), total
 
     for _ in range(2):

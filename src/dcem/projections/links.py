@@ -23,6 +23,10 @@ class Link(ABC):
     def value(self, z: Tensor) -> Tensor:
         """`phi(z)`."""
 
+    def differentiable(self, z: Tensor) -> Tensor:
+        """The same, with all digits of `phi'` where autograd differentiates it."""
+        return self.value(z)
+
     @abstractmethod
     def derivative(self, z: Tensor) -> Tensor:
         """`phi'(z)`, differentiable itself; 0 at a kink."""
@@ -58,6 +62,10 @@ class Sigmoid(Link):
 
     def value(self, z: Tensor) -> Tensor:
         return torch.sigmoid(z)
+
+    def differentiable(self, z: Tensor) -> Tensor:
+        # autograd's y (1 - y) has the rounding of 1 - y in it
+        return torch.where(z > 0, 1 - torch.sigmoid(-z), torch.sigmoid(z))
 
     def derivative(self, z: Tensor) -> Tensor:
         # y (1 - y), without the rounding of 1 - y when y is close to 1
