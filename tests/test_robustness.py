@@ -46,10 +46,11 @@ def test_inference_mode(solver):
 
 
 @pytest.mark.parametrize("scale", [1e-45, 1e-40, 1e-38])
-def test_values_of_denormal_spread_count_as_equal_or_are_told_apart_but_are_never_nan(scale):
+def test_values_of_denormal_spread_count_as_equal(scale):
+    """By such a spread the gradient of a score is no number of single precision."""
     solution = dcem.minimize(lambda x: sphere(x) * scale, torch.ones(2))
     assert solution.x.isfinite().all()
-    assert solution.status == dcem.Status.OK
+    assert solution.status == (dcem.Status.OK if scale == 1e-38 else dcem.Status.FLAT)
 
 
 @pytest.mark.parametrize("mutate", [lambda x: sphere(x.mul_(2)), lambda x: x[..., 0].add_(1)])

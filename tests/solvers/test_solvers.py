@@ -581,3 +581,8 @@ def test_solvers_of_other_settings_are_others(solver, other):
     """As keys of a cache they were one and the same."""
     assert solver != other
     assert len({solver: 0, other: 1}) == 2
+
+
+def test_a_std_of_the_wrong_shape_is_named_as_it_was_given():
+    with pytest.raises(ValueError, match=r"^init_std: expected a shape that broadcasts to mean's \(2,\), got \(5,\)"):
+        dcem.minimize(lambda x: x.square().sum(-1), torch.zeros(2), dcem.CEM(init_std=torch.ones(5)))

@@ -58,7 +58,11 @@ class Solver(ABC):
 
     def distribution(self, mean: Tensor, event_dims: int) -> Distribution:
         """The sampling distribution to start from when the user gives only means."""
-        return Gaussian(mean, self.init_std, event_dims)
+        try:
+            return Gaussian(mean, self.init_std, event_dims)
+        except ValueError as error:
+            said = str(error)
+            raise ValueError(f"init_{said}" if said.startswith("std:") else said) from None
 
     @abstractmethod
     def init(self, distribution: Distribution) -> Any:
