@@ -353,6 +353,32 @@ def test_no_gradient_of_candidates_is_made_up_where_values_have_none(asks, mode)
     steps.x.sum().backward()
 
 
+def test_nothing_is_missing_where_nothing_comes_back():
+    """Of iterations whose values are all infinite, or equal; and a graph is compiled without being asked for one."""
+    calls = []
+
+    def at_times(x):
+        calls.append(x)
+        missing = {1: torch.inf, 2: 0.0}.get(len(calls))
+        return (x - 0.3).square().sum(-1) if missing is None else torch.full(x.shape[:-1], missing)
+
+    init = torch.zeros(2, requires_grad=True)
+    solution = dcem.minimize(at_times, init, dcem.CEM(20, 5), num_iterations=4)
+    assert torch.autograd.grad(solution.x.sum(), init)[0].isfinite().all()
+    noise = torch.randn(3, 100, 2, generator=torch.Generator().manual_seed(0))
+
+    def solve():
+        return dcem.minimize(lambda x: x.detach().square().sum(-1), init, noise=noise, num_iterations=3).x
+
+    solve_compiled = torch.compile(solve, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(solve_compiled(), solve())
+
+
+def test_implicit_says_of_an_objective_without_a_gradient_what_it_did():
+    with pytest.raises(ValueError, match="^objective: expected a function of x, got one that does not depend on x"):
+        dcem.minimize(lambda x: x.detach().square().sum(-1), torch.zeros(2), gradient=dcem.Implicit())
+
+
 def test_nor_in_forward_mode():
     with pytest.raises(RuntimeError, match="^objective: expected values with a gradient"):
         torch.func.jvp(

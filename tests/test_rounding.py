@@ -123,6 +123,17 @@ def test_rounding_is_that_of_the_values_as_they_were_returned(returned, dtype, m
     assert not gradient.any()
 
 
+def test_of_values_that_say_nothing_no_weights_are_made():
+    theta = torch.tensor([0.5, 0.4], requires_grad=True)
+    solution = dcem.minimize(
+        lambda x: (1e3 + (x - theta).square().sum(-1)).to(torch.bfloat16), torch.zeros(2), record=True,
+        num_iterations=2,
+    )  # fmt: skip
+    for step in solution.history:
+        torch.testing.assert_close(step.weights, torch.full((100,), 0.1))
+        assert not torch.autograd.grad(step.weights.square().sum(), theta, retain_graph=True)[0].any()
+
+
 def test_an_ordinary_network_under_autocast_is_such_an_objective():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))

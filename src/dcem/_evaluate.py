@@ -48,7 +48,7 @@ class Evaluation:
         values: Tensor = guarded(
             self._watched, samples, self.objective.data, len(self.batch_shape), generator=self.generator
         )
-        return refuse_outside(values, samples)
+        return values if self.reports is None else refuse_outside(values, samples)
 
     def _watched(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
         if self.reports is None or self.reports.has_watched:

@@ -31,7 +31,8 @@ def refuse_outside(values: Tensor, samples: Tensor) -> Tensor:
         samples,
         "objective: expected values with a gradient, which the solution was asked for one through the candidates (of "
         "init, noise, proposals or the solver's settings), got values without (no_grad, detach, NumPy, a simulator): "
-        "detach what the candidates depend on, or say gradient=dcem.Detach() to train around the solve",
+        "detach what the candidates depend on, or say gradient=dcem.Detach() to train around the solve; to values that "
+        "are constant in steps add 0 * x.sum(-1)",
     )
 
 
@@ -54,11 +55,20 @@ def _composite(kept: Tensor, asked: Tensor, message: str) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
     kept, asked, ctx.message = inputs
+    ctx.save_for_backward(asked)
     ctx.lost = asked.requires_grad and not kept.requires_grad
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (None, _refused(grad, ctx.message), None) if ctx.lost else (grad, None, None)
+    (asked,) = ctx.saved_tensors
+    return (None, _refused(grad, asked, ctx.message), None) if ctx.lost else (grad, None, None)
+
+
+def _refuse_unless_zero(grad: Tensor, asked: Tensor, message: str) -> Tensor:
+    """Where nothing comes back, as of an iteration that says nothing, nothing is missing."""
+    if bool(grad.any()):
+        _raise(message)
+    return torch.zeros_like(asked)
 
 
 # The backward pass of a compiled graph is traced when it is compiled, and asked for later or never: the error has to be
@@ -67,8 +77,10 @@ _without_gradient = operators.define(
     "without_gradient(Tensor kept, Tensor asked, str message) -> Tensor",
     lambda kept, asked, message: torch.empty_like(kept),
 )
-_refused = operators.define("refused(Tensor grad, str message) -> Tensor", lambda grad, message: torch.empty_like(grad))
+_refused = operators.define(
+    "refused(Tensor grad, Tensor asked, str message) -> Tensor", lambda grad, asked, message: torch.empty_like(asked)
+)
 operators.refer(_without_gradient, lambda kept, asked, message: kept.clone())
-operators.refer(_refused, lambda grad, message: _raise(message), opaque=True)
+operators.refer(_refused, _refuse_unless_zero, opaque=True)
 differentiate(_without_gradient, _composite, _setup_context, _backward)
-differentiate(_refused, lambda grad, message: _raise(message))
+differentiate(_refused, lambda grad, asked, message: _raise(message))

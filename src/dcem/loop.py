@@ -98,6 +98,8 @@ def minimize(
     Raises:
         TypeError: an argument is of the wrong type, or the objective returns something other than floating-point
             values.
+        RuntimeError: in the backward pass, a gradient is asked for through a selection, or the values of an objective,
+            that have none.
         ValueError: an argument has the wrong shape or range, the objective returns the wrong shape or device, or a
             gradient is asked for that the mode cannot give.
 

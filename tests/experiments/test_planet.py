@@ -356,6 +356,18 @@ def test_an_episode_is_a_function_of_its_seed_and_actions():
     assert [one.step(actions).done for _ in range(9)] == [False] * 8 + [True]
 
 
+def test_a_replay_is_loaded_in_the_place_of_what_there_is():
+    """A phase begins with that of the one before, and resumes with its own."""
+    buffer = Replay(20, 2, 2)
+    buffer.extend(torch.zeros(2, 4, 3), torch.zeros(2, 3, 1), torch.arange(6.0).reshape(2, 3))
+    state = buffer.state_dict()
+    buffer.load_state_dict(state)
+    again = buffer.state_dict()
+    assert again["num_episodes"] == 2
+    assert torch.equal(again["data"]["next.reward"], state["data"]["next.reward"])
+    assert buffer.sample().shape == (2, 2)
+
+
 def test_replayed_windows_are_steps_of_one_episode_in_order():
     replay = Replay(100, 64, 3)
     times = torch.arange(11.0).expand(2, 11) + torch.tensor([[0.0], [100.0]])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dcem._eager import has_tangent, in_forward_mode
-from dcem._second import first_only, refusal
+from dcem._second import depends_on_more, first_only, refusal
 from dcem.implicit.dense import Spectrum, apply, rounding, smallest_eigenvalue
 from dcem.implicit.equation import Theorem, attach, check_arguments, check_returned
 from dcem.implicit.krylov import conjugate_gradient, generic, minimum_residual
@@ -186,7 +186,9 @@ def attach_minimum(
         answer = by_newton(residual, solution, system.options)
     else:
         theorem = Theorem(residual, system)
-        answer = theorem.attach() if theorem.is_needed() else solution.detach()
+        # What the value has and the slope has not, a constant of an energy, has a gradient of 0, not none.
+        needed = theorem.is_needed() or depends_on_more(objective(x), x)
+        answer = theorem.attach() if needed else solution.detach()
     return answer, is_minimum.view(solution.shape[:batch_dims])
 
 

@@ -132,7 +132,7 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform by which an environment carries what the actor has to remember."""
         planner = self.planner
-        return Primer(planner.storage.specs(planner.controller, planner.noise), planner.action_spec())
+        return Primer(planner.storage.specs(planner.controller, planner.noise))
 
     def observer(self) -> Observer:
         """The state that the controller plans from, for a critic to read: a module that writes it as `"state"`.
@@ -253,8 +253,8 @@ def as_stored(loc: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
     """A planned action, as it was stored where the two differ by rounding only; the gradient is that of `loc`.
 
     A search enlarges rounding, which depends on the size of a batch, some hundred times, and a small `std` enlarges
-    it again in the probability of an action: the probabilities of equal weights would not be equal. A hundredth of
-    `scale` is more than rounding, however coarse the precision and large the action: the plan has moved.
+    it again in the probability of an action: the probabilities of equal weights would not be equal. By a hundredth of
+    `scale` and more the plan counts as moved, however coarse the precision and large the action.
     """
     rounding = 1000 * torch.finfo(loc.dtype).eps * (stored.abs() + scale)
     tolerance = torch.minimum(rounding, 0.01 * scale)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
+from torchrl.data import Binary, Composite, TensorSpec, Unbounded
 from torchrl.envs import TensorDictPrimer
 
 from dcem._check import for_choices
@@ -91,15 +91,11 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
 
     What was applied counts as the previous action, whoever chose it. After a step that the actor did not decide it
     starts afresh.
-
-    Args:
-        specs: what is carried.
-        action: what actions the actor draws.
     """
 
-    def __init__(self, specs: dict[NestedKey, TensorSpec], action: TensorSpec) -> None:
+    def __init__(self, specs: dict[NestedKey, TensorSpec]) -> None:
         super().__init__(Composite(specs), expand_specs=True)
-        self.action = action
+        self.action_shape = specs[ACTION].shape
 
     def set_container(self, container: Any) -> None:
         """Also checks that the environment takes the actor's actions; it carries all where it is itself."""
@@ -110,7 +106,7 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
         if env.device is not None:
             own: Any = self
             own.device, own.primers = env.device, own.primers.to(env.device)
-        expected = tuple(self.action.shape)
+        expected = tuple(self.action_shape)
         for key, spec in env.full_action_spec.items(True, True):
             if not spec.dtype.is_floating_point:
                 raise TypeError(
@@ -119,19 +115,6 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
             if tuple(spec.shape[len(env.batch_size) :]) != expected:
                 came = tuple(spec.shape[len(env.batch_size) :])
                 raise ValueError(f"{key}: expected an environment of actions of shape {expected}, got {came}")
-            self._check_bounds(key, spec)
-
-    def _check_bounds(self, key: NestedKey, spec: TensorSpec) -> None:
-        """What an environment cuts off has another probability than what the actor drew."""
-        if not (isinstance(spec, Bounded) and isinstance(self.action, Bounded)):
-            return
-        low, high, least, most = (of.cpu().double() for of in (self.action.low, self.action.high, spec.low, spec.high))
-        slack = 1e-5 * (most - least)
-        if bool(((low < least - slack) | (high > most + slack)).any()):
-            raise ValueError(
-                f"{key}: expected an environment that takes what the actor draws, from {low.tolist()} to "
-                f"{high.tolist()}, got {spec}: give the controller the environment's bounds"
-            )
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         decided = next_tensordict.get(STARTED, None) is not None

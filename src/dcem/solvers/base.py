@@ -43,7 +43,9 @@ class Step(NamedTuple):
             return self
         if self.valid is not None:
             flat = flat & self.valid if self.flat is None else flat & self.valid | self.flat
-        return self._replace(valid=~flat if self.valid is None else self.valid & ~flat, flat=flat)
+        even = self.weights.detach().mean(-1, keepdim=True)  # as equal values have it: nothing is selected
+        weights = torch.where(flat.unsqueeze(-1), even, self.weights)
+        return self._replace(weights=weights, valid=~flat if self.valid is None else self.valid & ~flat, flat=flat)
 
 
 class Solver(ABC):

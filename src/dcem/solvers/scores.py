@@ -25,7 +25,7 @@ def coarse(values: Tensor, returned: torch.dtype) -> Tensor | None:
     finite = values.isfinite()
     low = torch.where(finite, values, torch.inf).amin(-1)
     high = torch.where(finite, values, -torch.inf).amax(-1)
-    return ~_tells_apart(low, high, _half_of_spread(low, high), returned)
+    return (high >= low) & ~_tells_apart(low, high, _half_of_spread(low, high), returned)
 
 
 def scores_of(values: Tensor, num_required: float, *, standardize: bool) -> tuple[Tensor, Tensor | None]:

@@ -53,8 +53,9 @@ class Replay:
         return {"data": plain, "num_episodes": self.num_episodes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """From a checkpoint, in the place of what there is."""
         data = state["data"]
+        self.buffer.empty()
         if data:
             rows = TensorDict(data, batch_size=next(iter(data.values())).shape[:1]).unflatten_keys(".")
             self.buffer.extend(rows.cpu())
