@@ -143,6 +143,13 @@ def test_implicit_requires_a_gradient_where_something_else_does(dim, bounds, cur
         assert x.requires_grad == learned
 
 
+def test_a_constant_of_the_objective_has_an_implicit_gradient_of_zero():
+    constant = torch.tensor(1.0, requires_grad=True)
+    x = dcem.minimize(lambda x: x.square().sum(-1) + constant, torch.ones(2), gradient=dcem.Implicit()).x
+    x.sum().backward()
+    assert not constant.grad
+
+
 def test_implicit_holds_the_coordinates_on_a_bound():
     center = torch.tensor([2.0, 0.5], dtype=torch.float64, requires_grad=True)
     coupling = lambda x: (x - center).square().sum(-1) + x[..., 0] * x[..., 1]  # noqa: E731

@@ -110,6 +110,8 @@ def test_what_was_played_is_decided_again(kind, space, phases, recurrent_phases)
     beliefs = data["belief", "0"]
     assert not beliefs[:, 0].any()
     assert beliefs[:, 1:].any(-1).all()
+    assert not data["started"][:, 0].any()
+    assert data["started"][:, 1:].all()
     torch.testing.assert_close(beliefs[:, 1:], data["next", "belief", "0"][:, :-1])
     assert ("plan" in data) == (space == "full space")
     flat = data.reshape(-1)[torch.randperm(data.numel())]
