@@ -258,6 +258,11 @@ def test_a_decoder_that_is_not_there_is_not_tuned(phases, tmp_path):
         ConfigError, match=r"tuning.parts: expected some of encoder, .*policy, which .* has; got \['deco"
     ):
         run(tmp_path, num_rounds=1, phase="tune", start=str(phases / "model" / "controller.pt"), tuning=Tuning())
+    with pytest.raises(ConfigError, match=r"start: expected a controller of phase=embed: .*; got .*controller.pt"):
+        run(
+            tmp_path, num_rounds=1, phase="tune", start=str(phases / "model" / "controller.pt"),
+            tuning=Tuning(parts=["reward"]),
+        )  # fmt: skip
 
 
 def test_a_controller_is_evaluated_from_its_file(phases, tmp_path):

@@ -170,6 +170,8 @@ def tune(config: Config, run: Run) -> Controller:
     before, _ = load(Path(config.start), config, run.device)
     missing = [name for name in config.tuning.parts if name not in parts(before)]
     require(not missing, "tuning.parts", f"some of {', '.join(parts(before))}, which {config.start} has", missing)
+    soft = "a controller of phase=embed: over actions the selection is hard, and has no gradient"
+    require(before.decoder is not None, "start", soft, config.start)
     settings = config.tuning
     tuned = [*settings.parts, *(["std"] if settings.learn_std else [])]
     frozen = [name for name, rate in asdict(settings.rates).items() if rate > 0 and name not in tuned]
