@@ -319,7 +319,7 @@ def test_elites_are_no_failed_candidates_for_good(keep_elites):
 
 def outside(x: torch.Tensor) -> torch.Tensor:
     """What autograd does not see, as of a simulator."""
-    return torch.from_numpy(np.square(x.detach().numpy() - 0.3).sum(-1))
+    return torch.from_numpy(np.square(x.detach().cpu().numpy() - 0.3).sum(-1)).to(x.device)
 
 
 FULL = [dcem.Unroll(), dcem.Checkpoint(), dcem.Prune(0.5)]

@@ -325,7 +325,7 @@ class Pair(NamedTuple):
     [
         ([[MANY]], "a list of a list of a Tensor of shape (900,)"),
         ([[[[[[[[MANY]]]]]]]], "a list of a list of a list of a list of a list"),
-        ({"low": [MANY.numpy()]}, "a dict of a list of an ndarray of shape (900,)"),
+        ({"low": [MANY.cpu().numpy()]}, "a dict of a list of an ndarray of shape (900,)"),
         (Pair(MANY, [MANY]), "a list of a Tensor of shape (900,)"),
         ([Pair(MANY, MANY)], "a list of a Pair of a Tensor of shape (900,), a Tensor of shape (900,)"),
         (dcem.CEM(init_std=MANY), "a CEM of 100, 10, LML(temperature=1), a Tensor of shape (900,), True"),

@@ -59,6 +59,31 @@ def test_randomness_that_cannot_be_replayed_is_an_error(mode, source):
     assert gradient(dcem.Unroll(), draw).isfinite().all()
 
 
+@pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(1), dcem.Prune(0.5)], ids=repr)
+@pytest.mark.parametrize("in_iteration", [0, 1])
+def test_an_error_of_the_objective_that_is_kept_touches_no_later_gradient(mode, in_iteration):
+    """A notebook keeps the last error. Torch before 2.13 would let it compute the failed solve again in what follows."""
+    center, calls = torch.ones(2, requires_grad=True), []
+
+    def fails(x):
+        calls.append(None)
+        if len(calls) > in_iteration:
+            raise KeyError("a simulator's own")
+        return (x - center).square().sum(-1)
+
+    with pytest.raises(KeyError, match="a simulator's own") as kept:
+        dcem.minimize(fails, torch.zeros(2), dcem.CEM(10, 3), num_iterations=3, gradient=mode)
+    count = len(calls)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x) or x, lambda x: x):
+        x = torch.ones(3, requires_grad=True)
+        y = x.exp()
+    assert [p.data_ptr() for p in packed] == [y.data_ptr()]
+    assert torch.equal(torch.autograd.grad(x.exp().sum(), x)[0], y)
+    assert len(calls) == count
+    assert kept.value.args == ("a simulator's own",)
+
+
 def test_prune_cannot_replay_the_global_generator_either():
     with pytest.raises(RuntimeError, match="objective: expected the values that it had before where Prune"):
         gradient(dcem.Prune(1.0), lambda shape: torch.rand(shape, dtype=torch.float64))

@@ -48,10 +48,15 @@ def forgotten(
         return checkpoint(fn, *inputs, use_reentrant=False)
     before, promised = None if generator is None else generator.get_state(), is_unchecked()
     first: list[Tensor] = []
+    failed: list[BaseException] = []
 
     def again_alike(*inputs: Any) -> Any:
         if not first:
-            result = fn(*inputs)
+            try:
+                result = fn(*inputs)
+            except BaseException as error:  # torch before 2.13 would leave its hooks to all that comes while one is kept
+                failed.append(error)
+                return None
             first.append(values_of(result).detach().clone())
             return result
         now = None if generator is None else generator.get_state()
@@ -67,7 +72,10 @@ def forgotten(
         return result
 
     with set_checkpoint_early_stop(False):  # or it would stop before the values can be compared
-        return checkpoint(again_alike, *inputs, use_reentrant=False)
+        result = checkpoint(again_alike, *inputs, use_reentrant=False)
+    if failed:
+        raise failed.pop()
+    return result
 
 
 def check_alike(first: Tensor, again: Tensor, where: str, spread_of: Tensor | None = None) -> None:

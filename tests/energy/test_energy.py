@@ -136,7 +136,7 @@ def test_an_energy_that_is_no_function_is_named(energy) -> None:
 
 def test_an_input_that_is_no_tensor_is_named() -> None:
     with pytest.raises(TypeError, match=r"x: expected a Tensor \(\*batch, \*feature\), got ndarray"):
-        EnergyModel(MLPEnergy(1, 2), 2, SOLVERS[0])(torch.zeros(5, 1).numpy())
+        EnergyModel(MLPEnergy(1, 2), 2, SOLVERS[0])(torch.zeros(5, 1).cpu().numpy())
 
 
 @pytest.mark.parametrize("trained", [True, False])
