@@ -146,8 +146,13 @@ def test_an_ordinary_network_under_autocast_is_such_an_objective():
     assert gradient.norm() < 100  # in single precision 6, and 7e5 with selections by rounding
 
 
+CHECKPOINTS_COMPILE = (2, 13) <= tuple(map(int, torch.__version__.split(".")[:2]))
+MODES = [pytest.param(dcem.Checkpoint(), marks=pytest.mark.skipif(not CHECKPOINTS_COMPILE, reason="before torch 2.13"))]
+
+
 @pytest.mark.parametrize("standardize", [False, True])
-def test_so_does_a_search_that_is_told_them_and_one_that_is_compiled(standardize):
+@pytest.mark.parametrize("mode", [dcem.Unroll(), *MODES], ids=repr)
+def test_so_does_a_search_that_is_told_them_and_one_that_is_compiled(standardize, mode):
     x0, solver = torch.zeros(2), dcem.MPPI(50, 0.1, standardize=standardize)
     search = dcem.Search(x0, solver, generator=torch.Generator().manual_seed(0))
     for _ in range(3):
@@ -158,7 +163,7 @@ def test_so_does_a_search_that_is_told_them_and_one_that_is_compiled(standardize
 
     def solve(center: Tensor) -> Tensor:
         objective = lambda x: ((x - center).square().sum(-1) + 1).to(torch.bfloat16)  # noqa: E731
-        return dcem.minimize(objective, x0, solver, num_iterations=5, noise=noise, gradient=dcem.Checkpoint()).x
+        return dcem.minimize(objective, x0, solver, num_iterations=5, noise=noise, gradient=mode).x
 
     center = torch.tensor([0.3, -0.2], requires_grad=True)
     torch.testing.assert_close(torch.compile(solve, backend="aot_eager", fullgraph=True)(center), solve(center))

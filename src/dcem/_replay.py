@@ -54,7 +54,9 @@ def forgotten(
         if not first:
             try:
                 result = fn(*inputs)
-            except BaseException as error:  # torch before 2.13 would leave its hooks to all that comes while one is kept
+            except (
+                BaseException
+            ) as error:  # torch before 2.13 would leave its hooks to all that comes while one is kept
                 failed.append(error)
                 return None
             first.append(values_of(result).detach().clone())

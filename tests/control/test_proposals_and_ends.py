@@ -232,7 +232,9 @@ def sinking(x, u, drop):
 def test_the_gradient_is_that_of_the_part_before_the_end(dynamics, options):
     """One problem ends at once, one on the way, one never: each as if it were alone, and by finite differences."""
     starts = torch.tensor([[0.1], [0.9], [30.0]], dtype=torch.float64)
-    cpu = torch.Generator("cpu").manual_seed(0)  # with other numbers a path may come so near its end that steps are coarse
+    cpu = torch.Generator("cpu").manual_seed(
+        0
+    )  # with other numbers a path may come so near its end that steps are coarse
     noise = torch.randn(2, 1, 12, 4, 1, generator=cpu, dtype=torch.float64, device="cpu").to(starts.device)
 
     def planned(drop, starts):
