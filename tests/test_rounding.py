@@ -146,7 +146,7 @@ def test_an_ordinary_network_under_autocast_is_such_an_objective():
     assert gradient.norm() < 100  # in single precision 6, and 7e5 with selections by rounding
 
 
-CHECKPOINTS_COMPILE = (2, 13) <= tuple(map(int, torch.__version__.split(".")[:2]))
+CHECKPOINTS_COMPILE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 MODES = [pytest.param(dcem.Checkpoint(), marks=pytest.mark.skipif(not CHECKPOINTS_COMPILE, reason="before torch 2.13"))]
 
 
