@@ -341,6 +341,7 @@ def test_nor_are_those_of_what_holds_tensors(bounds, came):
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.cpu
 def test_of_a_start_that_is_not_finite_one_number_is_shown():
     with pytest.raises(ValueError, match="^init: expected finite parameters, got nan among 900 numbers$"):
         dcem.minimize(lambda x: x.sum(-1), MANY * torch.nan)
