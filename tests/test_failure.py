@@ -374,6 +374,35 @@ def test_nothing_is_missing_where_nothing_comes_back():
     torch.testing.assert_close(solve_compiled(), solve())
 
 
+@pytest.mark.parametrize("selection", [dcem.LML(1.0), dcem.HardTopK()], ids=repr)
+@pytest.mark.parametrize("mode", FULL, ids=repr)
+def test_nothing_is_missing_either_where_what_comes_back_has_a_gradient_itself(mode, selection):
+    """As all has in a transform, and with `create_graph`: zero is what it was. What would be missing still is."""
+    noise = torch.randn(2, 20, 2, generator=torch.Generator().manual_seed(0))
+
+    def loss(init, value, scale=1.0):
+        solver, objective = dcem.CEM(20, 5, selection), lambda x: value(x.detach())
+        x = dcem.minimize(objective, init, solver, noise=noise, num_iterations=2, gradient=mode).x
+        return scale * (x - 1).square().sum()
+
+    flat, init = lambda x: (x.norm(dim=-1) > 99).float(), torch.zeros(2, requires_grad=True)
+    expected = torch.full((2,), -2.0)
+    assert torch.equal(torch.autograd.grad(loss(init, flat), init, create_graph=True)[0], expected)
+    assert torch.equal(torch.func.grad(loss)(init.detach(), flat), expected)
+    many = torch.func.vmap(torch.func.grad(loss), (0, None))(torch.zeros(3, 2), flat)
+    assert torch.equal(many, expected.expand(3, 2))
+    scaled = torch.func.jvp(
+        lambda scale: torch.func.grad(loss)(init.detach(), flat, scale), (torch.ones(()),), (torch.ones(()),)
+    )
+    assert torch.equal(scaled[1], expected)
+    for differentiate in (
+        lambda loss: torch.autograd.grad(loss(init), init, create_graph=True),
+        lambda loss: torch.func.grad(loss)(init.detach()),
+    ):
+        with pytest.raises(RuntimeError, match="^objective: expected values with a gradient|^HardTopK has no gradient"):
+            differentiate(lambda init: loss(init, lambda x: (x - 0.3).square().sum(-1)))
+
+
 def test_implicit_says_of_an_objective_without_a_gradient_what_it_did():
     with pytest.raises(ValueError, match="^objective: expected a function of x, got one that does not depend on x"):
         dcem.minimize(lambda x: x.detach().square().sum(-1), torch.zeros(2), gradient=dcem.Implicit())

@@ -143,11 +143,17 @@ def test_implicit_requires_a_gradient_where_something_else_does(dim, bounds, cur
         assert x.requires_grad == learned
 
 
-def test_a_constant_of_the_objective_has_an_implicit_gradient_of_zero():
+@pytest.mark.parametrize(("batch", "slope"), [((), 0.0), ((3,), 0.0), ((), 1.0)])
+def test_a_constant_of_the_objective_has_an_implicit_gradient_of_zero(batch, slope):
+    """With a slope that is a number, too: then the answer lies on a bound, and nothing else requires a gradient."""
     constant = torch.tensor(1.0, requires_grad=True)
-    x = dcem.minimize(lambda x: x.square().sum(-1) + constant, torch.ones(2), gradient=dcem.Implicit()).x
+    x = dcem.minimize(
+        lambda x: (1 - slope) * x.square().sum(-1) + slope * x.sum(-1) + constant, torch.ones(*batch, 2),
+        dcem.GradientDescent(0.4), event_dims=1, bounds=(-1.0, 1.0), gradient=dcem.Implicit(), num_iterations=20,
+    ).x  # fmt: skip
+    torch.testing.assert_close(x, torch.full((*batch, 2), -slope))
     x.sum().backward()
-    assert not constant.grad
+    assert constant.grad == 0
 
 
 def test_implicit_holds_the_coordinates_on_a_bound():

@@ -84,6 +84,20 @@ def test_an_error_of_the_objective_that_is_kept_touches_no_later_gradient(mode, 
     assert kept.value.args == ("a simulator's own",)
 
 
+def test_a_checkpoint_leaves_the_settings_of_torch_alone():
+    """Which are of the process: of two threads one would put back what the other had set."""
+    found = []
+
+    def objective(x):
+        found.append(torch.utils.checkpoint._enable_checkpoint_early_stop)
+        return x.square().sum(-1)
+
+    with torch.utils.checkpoint.set_checkpoint_early_stop(True):
+        x = dcem.minimize(objective, torch.ones(2, requires_grad=True), gradient=dcem.Checkpoint(), num_iterations=2).x
+    x.sum().backward()
+    assert found == [True, True, None, None]
+
+
 def test_prune_cannot_replay_the_global_generator_either():
     with pytest.raises(RuntimeError, match="objective: expected the values that it had before where Prune"):
         gradient(dcem.Prune(1.0), lambda shape: torch.rand(shape, dtype=torch.float64))

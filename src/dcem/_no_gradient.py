@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dcem._eager import has_tangent, in_forward_mode, is_transformed
 from dcem.kernels import differentiate, operators
@@ -71,6 +72,24 @@ def _refuse_unless_zero(grad: Tensor, asked: Tensor, message: str) -> Tensor:
     return torch.zeros_like(asked)
 
 
+def _each_part(grad: Tensor, asked: Tensor, message: str) -> Tensor:
+    """Forward mode over the backward pass: neither what comes back nor its tangent may be missing."""
+    primal, tangent = forward_ad.unpack_dual(grad)
+    if tangent is not None:
+        _refused(tangent, asked, message)
+    return _refused(primal, forward_ad.unpack_dual(asked).primal, message)
+
+
+def _setup_second(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    grad, _, ctx.message = inputs
+    ctx.save_for_backward(grad)
+
+
+def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """What is missing is linear in what came back: its derivative is missing, too."""
+    return _refused(grad, *ctx.saved_tensors, ctx.message), None, None
+
+
 # The backward pass of a compiled graph is traced when it is compiled, and asked for later or never: the error has to be
 # an operator, which is called when it runs.
 _without_gradient = operators.define(
@@ -83,4 +102,4 @@ _refused = operators.define(
 operators.refer(_without_gradient, lambda kept, asked, message: kept.clone())
 operators.refer(_refused, _refuse_unless_zero, opaque=True)
 differentiate(_without_gradient, _composite, _setup_context, _backward)
-differentiate(_refused, lambda grad, asked, message: _raise(message))
+differentiate(_refused, _each_part, _setup_second, _second_backward)

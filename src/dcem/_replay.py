@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import checkpoint
 
 from dcem._eager import as_promised, in_forward_mode, is_eager, is_transformed, is_unchecked, may_look
 
@@ -54,9 +54,8 @@ def forgotten(
         if not first:
             try:
                 result = fn(*inputs)
-            except (
-                BaseException
-            ) as error:  # torch before 2.13 would leave its hooks to all that comes while one is kept
+            # Raised here, torch before 2.13 would leave its hooks to all that comes while someone keeps the error.
+            except BaseException as error:
                 failed.append(error)
                 return None
             first.append(values_of(result).detach().clone())
@@ -73,8 +72,8 @@ def forgotten(
             check_alike(first[0], values_of(result), "the backward pass")
         return result
 
-    with set_checkpoint_early_stop(False):  # or it would stop before the values can be compared
-        result = checkpoint(again_alike, *inputs, use_reentrant=False)
+    # It would stop before the values can be compared; as a setting of torch it would be one of all threads.
+    result = checkpoint(again_alike, *inputs, use_reentrant=False, early_stop=False)
     if failed:
         raise failed.pop()
     return result

@@ -160,6 +160,11 @@ def test_a_model_that_has_learned_nothing_does_not_plan_by_rounding() -> None:
     assert all(p.grad is None or bool((p.grad.abs() < 1e3).all()) for p in model.parameters())
 
 
+def test_whole_numbers_are_numbers() -> None:
+    x = torch.tensor([-3, 0, 5])
+    assert torch.equal(TwoHot().encode(x), TwoHot().encode(x.float()))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_encoded_and_decoded_in_single(dtype: torch.dtype) -> None:
     numbers, x = TwoHot().to(dtype), torch.tensor([-3.0, 0.0, 5.5, 37.0], dtype=dtype)

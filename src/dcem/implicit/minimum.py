@@ -186,9 +186,12 @@ def attach_minimum(
         answer = by_newton(residual, solution, system.options)
     else:
         theorem = Theorem(residual, system)
-        # What the value has and the slope has not, a constant of an energy, has a gradient of 0, not none.
-        needed = theorem.is_needed() or depends_on_more(objective(x), x)
-        answer = theorem.attach() if needed else solution.detach()
+        if theorem.is_needed():
+            answer = theorem.attach()
+        else:  # what the value has and the slope has not, a constant of an energy, has a gradient of 0, not none
+            value = objective(x)
+            held = x.detach() + 0 * value.reshape(value.shape + (1,) * (x.dim() - batch_dims))
+            answer = held if depends_on_more(value, x) else solution.detach()
     return answer, is_minimum.view(solution.shape[:batch_dims])
 
 

@@ -82,4 +82,4 @@ def _sign(x: Tensor) -> Tensor:
 
 
 def _single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
