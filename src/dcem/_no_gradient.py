@@ -74,10 +74,10 @@ def _refuse_unless_zero(grad: Tensor, asked: Tensor, message: str) -> Tensor:
 
 def _each_part(grad: Tensor, asked: Tensor, message: str) -> Tensor:
     """Forward mode over the backward pass: neither what comes back nor its tangent may be missing."""
-    primal, tangent = forward_ad.unpack_dual(grad)
+    primal, tangent = forward_ad.unpack_dual(grad)  # type: ignore[no-untyped-call]
     if tangent is not None:
         _refused(tangent, asked, message)
-    return _refused(primal, forward_ad.unpack_dual(asked).primal, message)
+    return _refused(primal, asked, message)
 
 
 def _setup_second(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:

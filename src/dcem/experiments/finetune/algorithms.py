@@ -104,8 +104,10 @@ def sac(learner: Learner, settings: SAC, run: Run) -> None:
     begins = settings.warm_up + settings.critic_first * settings.num_steps
     for step in run.steps(math.ceil(settings.num_steps / settings.num_envs), 100, "sac"):
         frames, before = step * settings.num_envs, (step - 1) * settings.num_envs
+        left = min(1.0, (settings.num_steps - before) / max(settings.num_steps - begins, 1.0))
         for group in optimizer.param_groups[:-1] if settings.decay else ():
-            group["lr"] = settings.lr * min(1.0, (settings.num_steps - before) / max(settings.num_steps - begins, 1.0))
+            group["lr"] = settings.lr * left
+        learner.explore(settings.final_std + (1 - settings.final_std) * left)
         replay.extend(sampler(1).reshape(-1))
         due, done = (max(0, at - settings.warm_up) // settings.steps_per_update for at in (frames, before))
         for _ in range(due - done):

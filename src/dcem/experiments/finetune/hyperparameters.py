@@ -66,6 +66,8 @@ class SAC:
         batch_size: of an update.
         lr: of what is learned in the policy.
         decay: whether that rate falls along a line, from where the policy begins to learn to 0 at the last step.
+        final_std: that of a controller's exploration at the last step, as a share of the task's, to which it falls
+            along a line from where the policy begins to learn.
         critic_lr: of the value networks and the temperature.
         discount: per step.
         tau: by how much the target networks follow.
@@ -80,6 +82,7 @@ class SAC:
     batch_size: int = count(64)
     lr: float = positive(0.02)
     decay: bool = False
+    final_std: float = setting(1.0, above=0, at_most=1)
     critic_lr: float = positive(3e-3)
     discount: float = setting(0.97, above=0, at_most=1)
     tau: float = setting(0.01, above=0, at_most=1)
