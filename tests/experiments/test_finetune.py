@@ -120,19 +120,24 @@ def test_values_learn_before_the_policy_follows_them(tmp_path: Path, critic_firs
     assert [after != before for before, after in itertools.pairwise(beliefs)] == moves
 
 
-def test_the_rate_of_sac_falls_from_where_the_policy_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_and_exploration_of_sac_fall_from_where_the_policy_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = replace(TASKS["pendulum"], num_steps=6, horizon=2)
     policy = Actor(controller(task, "model", dcem.Unroll(), 4, 2), std=task.std)
-    rates = []
+    rates, stds = [], []
 
     def watched(optimizer: torch.optim.Optimizer, norm: float) -> None:
         rates.append([group["lr"] for group in optimizer.param_groups])
+        stds.append(policy.planner.std.item() / task.std)
 
     monkeypatch.setattr(algorithms, "_clip", watched)
     tuning = SAC(num_steps=24, warm_up=4, critic_first=1 / 3, lr=0.1, critic_lr=0.01, decay=True, batch_size=8)
+    tuning.final_std = 0.25
     with Run(tmp_path / "run", {}, seed=0, quiet=True) as run:
         algorithms.sac(Learner(task, policy, 0, 2), tuning, run)
     assert rates == [pytest.approx([share * 0.1, 0.01]) for share in (1, 1, 1, 2 / 3, 1 / 3)]
+    assert stds == pytest.approx([1, 1, 1, 0.75, 0.5])
 
 
 def test_steps_to_the_goal() -> None:
