@@ -9,7 +9,7 @@ from typing import Any, Generic, SupportsIndex, TypeVar, cast
 from torch import Tensor
 
 from dcem._eager import is_eager
-from dcem._given import brief
+from dcem._given import brief, kind
 
 T = TypeVar("T")
 _OR_TENSOR = "a number or a Tensor"
@@ -40,6 +40,12 @@ def check_number(name: str, value: object, expected: str = "a number") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {expected}, got {brief(value)}")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def check_tensor(name: str, value: object, what: str) -> None:
+    """A Tensor, and nothing that could be made one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor {what}, got {kind(value)}")
 
 
 def check_int(name: str, value: SupportsIndex) -> int:

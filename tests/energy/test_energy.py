@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 import dcem
-from dcem.energy import EnergyModel, MLPEnergy
+from dcem.energy import (
+    EnergyModel,
+    FeedForwardEnergy,
+    MLPEnergy,
+    contrastive_loss,
+    end_to_end_loss,
+    log_likelihood,
+)
 
 SOLVERS = [dcem.CEM(num_samples=20, num_elites=5), dcem.GradientDescent(lr=0.1)]
 
@@ -128,15 +135,53 @@ def test_an_input_without_the_axis_of_candidates_is_refused_where_as_many_proble
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("energy", [None, 3, "e"])
-def test_an_energy_that_is_no_function_is_named(energy) -> None:
+@pytest.mark.parametrize("energy", [None, 3, "e", MLPEnergy, EnergyModel(MLPEnergy(1, 1), 1, SOLVERS[0])])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda energy, x: EnergyModel(energy, 1, SOLVERS[0]),
+        lambda energy, x: log_likelihood(energy, x, x, low=-1, high=1),
+    ],
+)
+def test_an_energy_that_is_no_function_is_named(energy, call) -> None:
     with pytest.raises(TypeError, match=r"^energy: expected a callable \(x, y\) -> \(\*batch, N\), got"):
-        EnergyModel(energy, 1, SOLVERS[0])
+        call(energy, torch.zeros(5, 1))
 
 
-def test_an_input_that_is_no_tensor_is_named() -> None:
-    with pytest.raises(TypeError, match=r"x: expected a Tensor \(\*batch, \*feature\), got ndarray"):
-        EnergyModel(MLPEnergy(1, 2), 2, SOLVERS[0])(torch.zeros(5, 1).cpu().numpy())
+MODEL = EnergyModel(MLPEnergy(1, 2), 2, SOLVERS[0])
+
+
+@pytest.mark.parametrize("loss", [end_to_end_loss, contrastive_loss])
+@pytest.mark.parametrize("given", [MODEL.energy, EnergyModel, None])
+def test_a_loss_wants_a_model(loss, given) -> None:
+    with pytest.raises(TypeError, match=r"^model: expected a dcem.energy.EnergyModel, got (MLPEnergy|<class|None)"):
+        loss(given, torch.zeros(5, 1), torch.zeros(5, 2))
+
+
+def test_a_loss_takes_a_compiled_model() -> None:
+    assert contrastive_loss(torch.compile(MODEL, backend="eager"), torch.zeros(5, 1), torch.zeros(5, 2)).isfinite()
+
+
+@pytest.mark.cpu  # arrays are of the CPU
+@pytest.mark.parametrize("made", [torch.Tensor.numpy, torch.Tensor.tolist])
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [
+        (lambda x, y: MODEL(x), "x"),
+        (lambda x, y: MODEL.energy(x, torch.zeros(5, 1, 2)), "x"),
+        (lambda x, y: MODEL.energy(torch.zeros(5, 1), y), "y"),
+        (lambda x, y: FeedForwardEnergy(nn.Linear(1, 2))(torch.zeros(5, 1), y), "y"),
+        *((lambda x, y, loss=loss: loss(MODEL, x, y), "xy") for loss in (end_to_end_loss, contrastive_loss)),
+        (lambda x, y: log_likelihood(lambda x, y: y.sum(-1), x, y, low=-1, high=1), "xy"),
+    ],
+)
+def test_what_is_no_tensor_is_named(call, wrong: str, made) -> None:
+    for name in wrong:
+        given = {"x": torch.zeros(5, 1), "y": torch.zeros(5, 2)}
+        given[name] = made(given[name])
+        match = rf"^{name}: expected a Tensor .*, got (ndarray; make a Tensor .* torch.from_numpy\(...\)|list)$"
+        with pytest.raises(TypeError, match=match):
+            call(**given)
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from dcem._check import as_shape
+from dcem._check import as_shape, check_tensor
 
 
 class ConditionedEnergy(nn.Module, ABC):
@@ -44,6 +44,7 @@ class Energy(ConditionedEnergy):
     Shapes: `x` `(*batch, *feature)`, `y` `(*batch, N, *event)` -> `(*batch, N)`.
 
     Raises:
+        TypeError: when called, `x` or `y` is no Tensor.
         ValueError: a shape has an axis that is not positive; when called, `x` or `y` does not end in its shape,
         or their batches differ.
 
@@ -79,12 +80,14 @@ class Energy(ConditionedEnergy):
 
 def check_input(x: Tensor, feature_shape: tuple[int, ...]) -> None:
     """Check that `x` is `(*batch, *feature)`."""
+    check_tensor("x", x, "(*batch, *feature)")
     if x.ndim < len(feature_shape) or tuple(x.shape[x.ndim - len(feature_shape) :]) != feature_shape:
         raise ValueError(f"x: expected (*batch, *feature) with feature {feature_shape}, got {tuple(x.shape)}")
 
 
 def check_candidates(y: Tensor, batch: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
     """Check that `y` is `(*batch, N, *event)`."""
+    check_tensor("y", y, "(*batch, N, *event)")
     samples = tuple(y.shape[len(batch) : len(batch) + 1])
     if not samples or tuple(y.shape) != (*batch, *samples, *event_shape):
         raise ValueError(

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dcem._check import check_positive
+from dcem._check import check_positive, check_tensor
 from dcem._given import brief
 from dcem.energy.base import condition
+from dcem.energy.model import check_energy
 from dcem.projections.checks import of_rows
 
 POINTS = {1: 512, 2: 64}
@@ -47,6 +48,7 @@ def log_likelihood(
         `(*batch,)`, of at least single precision.
 
     Raises:
+        TypeError: `energy` is not callable, a class or a model; `x` or `y` is no Tensor.
         ValueError: `d` is neither 1 nor 2, `y` is outside the box, `low < high` does not hold, `num_points` or
         `inverse_temperature` is not positive, the latter has another shape, or the energy returns another shape.
 
@@ -56,6 +58,9 @@ def log_likelihood(
     >>> log_likelihood(gaussian, torch.zeros(1), torch.zeros(1), low=-9, high=9).round(decimals=2)  # -log(2π) / 2
     tensor(-0.9200)
     """
+    check_energy(energy)
+    check_tensor("x", x, "(*batch, *feature)")
+    check_tensor("y", y, "(*batch, d)")
     size = y.shape[-1] if y.ndim else 0
     if size not in POINTS:
         raise ValueError(f"y: expected (*batch, d) with d of 1 or 2, got {tuple(y.shape)}")

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcem._check import check_count, check_positive
+from dcem._check import check_count, check_positive, check_tensor
 from dcem._evaluate import Evaluation
 from dcem._guard import WithData
 from dcem.bounds import Bounds
-from dcem.energy.model import EnergyModel
+from dcem.energy.model import EnergyModel, check_model
 from dcem.energy.negatives import check_correction, log_density, mine
 from dcem.projections.checks import of_rows
 
@@ -39,6 +39,7 @@ def end_to_end_loss(
         **options: For `model`: `generator`, `num_iterations`, ...
 
     Raises:
+        TypeError: `model` is none, or `x` or `y` is no Tensor.
         ValueError: `y` has another shape or lies outside the model's bounds.
 
     Source: Belanger, Yang & McCallum, ICML 2017; Amos & Yarats, ICML 2020, section 4.1.
@@ -94,6 +95,7 @@ def contrastive_loss(
         precision.
 
     Raises:
+        TypeError: `model` is none, or `x` or `y` is no Tensor.
         ValueError: `y` has another shape or lies outside the model's bounds; a count or `temperature` is not
         positive, the latter has another shape; `correction` with a model or options that cannot have it.
 
@@ -146,7 +148,9 @@ def contrastive_loss(
 
 def check_targets(model: EnergyModel, x: Tensor, y: Tensor) -> None:
     """Check that `y` is something that the model could predict for `x`: its shape, and the bounds."""
+    check_model(model)
     expected = (*model.batch_shape(x), *model.event_shape)
+    check_tensor("y", y, "of targets (*batch, *event)")
     if tuple(y.shape) != expected:
         raise ValueError(f"y: expected targets (*batch, *event) = {expected}, got {tuple(y.shape)}")
     if model.bounds is None or model.decoder is not None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from dcem._check import check_tensor
 from dcem._evaluate import check_axis, hides_axis
-from dcem._given import brief, came, kind
+from dcem._given import brief, came
 from dcem._guard import Cut, WithData
 from dcem.bounds import BoundsLike
 from dcem.distributions import Distribution
@@ -46,7 +47,8 @@ class EnergyModel(Argmin):
         shard: Divide each solve among processes: `dcem.distributed.Samples()` or `Problems()`.
 
     Raises:
-        TypeError: `energy` or `decoder` is not callable.
+        TypeError: `energy` or `decoder` is not callable, or `energy` is a class or a model; in `forward`, `x` is no
+        Tensor.
         ValueError: `init_mean` or `init_std` does not broadcast to `event` (or `latent`), `latent_shape` without a
         decoder; in `forward`, the energy or the decoder returns another shape, or what `dcem.minimize` raises.
 
@@ -80,8 +82,7 @@ class EnergyModel(Argmin):
         latent_shape: int | Sequence[int] | None = None,
         shard: Shard | None = None,
     ) -> None:
-        if not callable(energy):
-            raise TypeError(f"energy: expected a callable (x, y) -> (*batch, N), got {brief(energy)}")
+        check_energy(energy)
         super().__init__(
             event_shape,
             solver,
@@ -148,10 +149,23 @@ class EnergyModel(Argmin):
 
     def batch_shape(self, x: Tensor) -> tuple[int, ...]:
         """The leading axes of `x`, one problem each."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a Tensor (*batch, *feature), got {kind(x)}")
+        check_tensor("x", x, "(*batch, *feature)")
         if x.ndim < self.feature_dims:
             raise ValueError(
                 f"x: expected (*batch, *feature) of at least {self.feature_dims} axes, got {tuple(x.shape)}"
             )
         return tuple(x.shape[: x.ndim - self.feature_dims])
+
+
+def check_energy(energy: Any) -> None:
+    """Check that `energy` can be called as an energy: no class of energies, nor a model, which is called with `x`."""
+    if not callable(energy) or isinstance(energy, (type, EnergyModel)):
+        is_model = isinstance(energy, EnergyModel)
+        got = f"{type(energy).__name__}; its energy is model.energy" if is_model else brief(energy)
+        raise TypeError(f"energy: expected a callable (x, y) -> (*batch, N), got {got}")
+
+
+def check_model(model: Any) -> None:
+    """Check that `model` is an `EnergyModel`, or what `torch.compile` makes of one, which is of another class."""
+    if isinstance(model, type) or not callable(getattr(model, "batch_shape", None)):
+        raise TypeError(f"model: expected a dcem.energy.EnergyModel, got {brief(model)}")
