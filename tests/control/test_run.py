@@ -139,7 +139,7 @@ def test_a_controller_plans_for_all_at_once_and_warm_starts() -> None:
 
 
 def test_a_seed_replays_a_run() -> None:
-    first, again, other = (run(Watched(), [Slide(), Slide()], seed=seed, record=True) for seed in (3, 3, 4))
+    first, again, other = (run(Watched(), [Slide(), Slide()], seed=seed, record=True) for seed in (3, np.int64(3), 4))
     assert torch.equal(first.actions, again.actions)
     assert torch.equal(first.returns, again.returns)
     assert not torch.equal(first.actions, other.actions)
@@ -520,6 +520,13 @@ def test_a_video_shows_the_first_environment(tmp_path) -> None:
         assert gif.info["duration"] == 50
         gif.seek(3)
         assert abs(gif.convert("RGB").getpixel((0, 0))[0] - 60) <= 1
+
+
+@pytest.mark.parametrize(("seed", "says"), [([0], r"\[0\]"), (1.5, "1.5"), ("3", "'3'"), (2.0, "2.0; 2 would do")])
+@pytest.mark.parametrize("policy", [back, Watched()])
+def test_a_seed_that_is_no_int_is_named(policy, seed, says: str) -> None:
+    with pytest.raises(TypeError, match=f"^seed: expected an int, got {says}$"):
+        run(policy, Slide(), seed=seed)
 
 
 def test_wrong_arguments_are_named() -> None:

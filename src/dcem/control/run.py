@@ -120,7 +120,7 @@ def run(
 
     Raises:
         TypeError: `envs` is not an environment, its actions are not a box, or they are of different kinds; a state has
-            no tensor in it.
+            no tensor in it; `seed` is no int.
         ValueError: environments of different action shapes, states of different structure or shape, a policy with
             actions of the wrong shape, or a video of what cannot be rendered.
 
@@ -139,6 +139,7 @@ def run(
     """
     if num_steps is not None:
         check_count("num_steps", num_steps)
+    seed = None if seed is None else check_int("seed", seed)
     once = num_steps is None
     plant = plant_of(envs, _flattened if state_of is None else state_of, once=once)
     if video and not plant.can_render():
