@@ -232,6 +232,18 @@ def test_a_std_that_is_none(std):
         Actor(pendulum_mpc(), std=std)
 
 
+@pytest.mark.cpu  # on a GPU the host would wait for it
+@pytest.mark.parametrize(("became", "got"), [(float("nan"), "nan"), (float("inf"), "inf"), (0.0, "0")])
+def test_a_learned_std_that_became_none_decides_nothing(became, got):
+    actor = Actor(pendulum_mpc(), std=nn.Parameter(torch.tensor(-0.2)))
+    seen = TensorDict(observation=torch.zeros(1, 3), batch_size=[1])
+    assert actor(seen.copy())["scale"].item() == pytest.approx(0.2)
+    actor.std.data.fill_(became)
+    for call in (actor, actor.get_dist):
+        with pytest.raises(Exception, match=f"std: expected numbers > 0 and finite, got {got}"):
+            call(seen.copy())
+
+
 def test_arguments_of_the_wrong_kind():
     with pytest.raises(TypeError, match="mpc: expected a dcem.control.MPC, got function"):
         Actor(lambda x: x)

@@ -13,7 +13,7 @@ from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules import ProbabilisticActor
 
-from dcem._check import check_int, check_number
+from dcem._check import check_int, check_number, check_positive
 from dcem._tree import leaves
 from dcem.control import MPC
 from dcem.distributions import Categorical, WhiteNoise
@@ -66,7 +66,8 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: `std` is 0, or of the wrong shape; the controller's actions are choices; in a call, the observation
-            has the wrong shape or is not finite, or what the actor has to remember is missing.
+            has the wrong shape or is not finite, a learned `std` has become 0 or NaN (both as far as they are on the
+            CPU), or what the actor has to remember is missing.
 
     Example:
         >>> import torch, dcem
@@ -194,11 +195,13 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
         observation, memory = self.storage.read(tensordict, self.controller, self.noise)
         batch = memory.started.shape
         self._check_draws()
+        std = self.std.abs()
+        check_positive("std", std)  # one that is learned may have become NaN
         noise = self.noise.reshape(len(self.noise), *(1,) * len(batch), *self.noise.shape[1:])
         noise = noise.expand(len(noise), *batch, *self.noise.shape[1:])
         decision = self.controller(observation, memory, noise=noise, proposals=tensordict.get(PROPOSALS, None))
         tensordict.set("loc", decision.action)
-        tensordict.set("scale", self.std.abs().to(decision.action).expand(decision.action.shape))
+        tensordict.set("scale", std.to(decision.action).expand(decision.action.shape))
         self.storage.write(tensordict, decision.memory)
         if decision.proposals is not None:
             tensordict.set(PROPOSALS, decision.proposals.detach())
