@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +147,12 @@ def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setitem(sys.modules, "hydra", None)
     assert main(["regression"]) == 2
     assert "pip install 'dcem[experiments]'" in capsys.readouterr().err
+
+
+def test_python_m_dcem_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "dcem", "nope"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dcem: no experiment 'nope'; there are: demo, ")
 
 
 @pytest.mark.parametrize("small", [SMALL_DCEM, [*SMALL, "solver=gd", "setting=paper"]])
