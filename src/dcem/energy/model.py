@@ -168,4 +168,5 @@ def check_energy(energy: Any) -> None:
 def check_model(model: Any) -> None:
     """Check that `model` is an `EnergyModel`, or what `torch.compile` makes of one, which is of another class."""
     if isinstance(model, type) or not callable(getattr(model, "batch_shape", None)):
-        raise TypeError(f"model: expected a dcem.energy.EnergyModel, got {brief(model)}")
+        got = brief(model) if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model: expected a dcem.energy.EnergyModel, got {got}")
