@@ -419,11 +419,11 @@ def one_of(rank: int, size: int, folder: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
 
 
-def several(size: int, folder: Path) -> list[int | None]:
+def several(size: int, folder: Path, work: Callable[[int, int, Path], None] = one_of) -> list[int | None]:
     """What `size` processes end with: forked, so that torch is imported once."""
     folder.mkdir()
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=one_of, args=(rank, size, folder)) for rank in range(size)]
+    processes = [fork.Process(target=work, args=(rank, size, folder)) for rank in range(size)]
     for process in processes:
         process.start()
     for process in processes:

@@ -33,7 +33,8 @@ class Outside:
     def of(self, x: Tensor) -> Tensor:
         """The share of `x`."""
         if id(x) not in self._shares:
-            self._shares[id(x)] = (x, Share.apply(x, self.ranks))  # type: ignore[no-untyped-call]
+            tag = self.ranks.first_tag + len(self._shares)
+            self._shares[id(x)] = (x, Share.apply(x, self.ranks, tag))  # type: ignore[no-untyped-call]
         return self._shares[id(x)][1]
 
     def shares(self) -> list[Tensor]:

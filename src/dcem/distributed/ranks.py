@@ -5,17 +5,24 @@ alone. What a process computes of its share of the work is *its own*, and the gr
 is shared has the mean of the gradients that come from the work of all. So a number that every process computes alike
 within its own work (features that an objective keeps) has the right gradient wherever it is used, also elsewhere. The
 functions here lead from one to the other; the backward pass of each is made of them.
+
+A process may fail, catch its error, and go on to something else, while the others wait for it in an exchange. So each
+exchange says in a tag which it is, and one that begins a solve is of another kind: nobody takes what was meant for
+another exchange.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_FAILED = -1  # the tag of a process that has nothing to send
 
 
 class Ranks:
@@ -43,20 +50,55 @@ class Ranks:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise ValueError("shard: expected a group that this process belongs to")
+        self.first_tag = self.last_tag = 0  # of the exchanges of the solve that was begun last
 
-    def gathered(self, x: Tensor) -> Tensor:
+    def next_tag(self) -> int:
+        """Of an exchange, or of one that is to come in the backward pass."""
+        self.last_tag += 1
+        return self.last_tag
+
+    def begin(self, what: str, *facts: Any) -> None:
+        """`agree` before a solve, from which on all processes number their exchanges alike."""
+        sent = torch.tensor([[_digest(facts), self.last_tag]] * self.size, device=self._device)
+        result = torch.empty_like(sent)
+        # Not a gather: that would be taken for one that others may still be waiting for.
+        self._exchange(dist.all_to_all_single, result, sent)
+        self.first_tag = self.last_tag = int(result[:, 1].max())
+        self._same(what, result[:, 0])
+
+    def gathered(self, x: Tensor, tag: int | None = None) -> Tensor:
         """What each process has, `(n, ...)`, one after the other, `(size * n, ...)`."""
-        sent = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        result = sent.new_empty((self.size * len(x), *x.shape[1:]))
-        gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name to torch 2.12
-        self._exchange(gather, result, sent.contiguous())
-        return result.to(x.dtype)
+        tag = self.next_tag() if tag is None else tag
+        sent = _tagged(x, tag)
+        result = sent.new_empty(self.size * len(sent))
+        self._exchange(_all_gather(), result, sent)
+        result = result.reshape(self.size, -1)
+        self._check(tag, result[:, :8].contiguous().view(torch.int64).flatten().tolist())
+        return result[:, 8:].contiguous().view(x.dtype).reshape(self.size * len(x), *x.shape[1:])
 
-    def mean(self, x: Tensor) -> Tensor:
+    def fail(self, x: Tensor) -> None:
+        """Instead of `gathered(x)`, of which only the size matters: tell the others, without waiting for them."""
+        sent = _tagged(x, _FAILED)
+        self.next_tag()
+        with suppress(RuntimeError):  # the others have ended: there is nobody to tell
+            _all_gather()(sent.new_empty(self.size * len(sent)), sent, group=self.group, async_op=True)
+
+    def mean(self, x: Tensor, tag: int) -> Tensor:
         """The mean of what the processes have."""
-        result = x.to(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype, copy=True).contiguous()
+        wide = x.to(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype)
+        tag %= 2**16  # the sum of the tags is exact in single precision, too
+        result = torch.cat([wide.flatten(), wide.new_full((1,), tag)])
         self._exchange(dist.all_reduce, result)
-        return result.div_(self.size).to(x.dtype)
+        if result[-1] != self.size * tag:
+            self._check(tag, [])
+        return result[:-1].div_(self.size).to(x.dtype).reshape(x.shape)
+
+    def _check(self, tag: int, tags: list[int]) -> None:
+        if tags == [tag] * self.size:
+            return
+        which = [rank for rank, of in enumerate(tags) if of == _FAILED]
+        why = f"an error was raised on rank {which}" if which else "one of them is elsewhere, as after an error"
+        raise RuntimeError(f"shard: rank {self.rank} of {self.size} got no answer from the others: {why}")
 
     def own(self, x: Tensor) -> Tensor:
         """The part of `x`, `(size * n, ...)`, that this process works on, `(n, ...)`."""
@@ -65,12 +107,7 @@ class Ranks:
 
     def agree(self, what: str, *facts: Any) -> None:
         """Raise in all processes where one of them has other facts (texts, numbers, tensors of bytes)."""
-        digest = hashlib.blake2b(digest_size=8)
-        for fact in facts:
-            digest.update(_bytes(fact) if isinstance(fact, Tensor) else repr(fact).encode())
-        number = int.from_bytes(digest.digest(), "little", signed=True)
-        all_of = self.gathered(torch.tensor([number], device=self._device)).tolist()
-        self._refuse(what, [rank for rank, of in enumerate(all_of) if of != all_of[0]])
+        self._same(what, self.gathered(torch.tensor([_digest(facts)], device=self._device)))
 
     def agree_up_to_rounding(self, what: str, numbers: list[Tensor]) -> None:
         """Raise in all processes where one of them has other numbers, of which each has as many."""
@@ -82,6 +119,9 @@ class Ranks:
         all_of = self.gathered(torch.stack([sums(x) for x in numbers]).unsqueeze(0))  # (size, numbers, 2)
         differs = (all_of - all_of[0]).abs() > 1e-3 * all_of[..., 1:].amax(0)
         self._refuse(what, differs.flatten(1).any(-1).nonzero().flatten().tolist())
+
+    def _same(self, what: str, digests: Tensor) -> None:
+        self._refuse(what, (digests != digests[0]).nonzero().flatten().tolist())
 
     def _refuse(self, what: str, others: list[int]) -> None:
         if others:
@@ -108,6 +148,22 @@ class Ranks:
             ) from error
 
 
+def _digest(facts: tuple[Any, ...]) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for fact in facts:
+        digest.update(_bytes(fact) if isinstance(fact, Tensor) else repr(fact).encode())
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def _all_gather() -> Any:
+    return getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name to torch 2.12
+
+
+def _tagged(x: Tensor, tag: int) -> Tensor:
+    head = torch.tensor([tag], device=x.device)
+    return torch.cat([head.view(torch.uint8), x.detach().contiguous().reshape(-1).view(torch.uint8)])
+
+
 def _bytes(x: Tensor) -> bytes:
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
@@ -120,13 +176,13 @@ class Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, ranks: Ranks, *attached: Tensor) -> Tensor:
+    def forward(ctx: Any, part: Tensor, ranks: Ranks, tag: int | None, *attached: Tensor) -> Tensor:
         ctx.ranks, ctx.num_attached = ranks, len(attached)
-        return ranks.gathered(part)
+        return ranks.gathered(part, tag)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Scatter.apply(grad, ctx.ranks) * ctx.ranks.size, None, *(None,) * ctx.num_attached  # type: ignore[no-untyped-call]
+        return Scatter.apply(grad, ctx.ranks) * ctx.ranks.size, None, None, *(None,) * ctx.num_attached  # type: ignore[no-untyped-call]
 
 
 class Scatter(torch.autograd.Function):
@@ -134,35 +190,35 @@ class Scatter(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
+        ctx.ranks, ctx.tag = ranks, ranks.next_tag()
         return ranks.own(whole).clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Gather.apply(grad, ctx.ranks) / ctx.ranks.size, None  # type: ignore[no-untyped-call]
+        return Gather.apply(grad, ctx.ranks, ctx.tag) / ctx.ranks.size, None  # type: ignore[no-untyped-call]
 
 
 class Share(torch.autograd.Function):
     """What is shared, to be used in own work."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
+    def forward(ctx: Any, x: Tensor, ranks: Ranks, tag: int) -> Tensor:
+        ctx.ranks, ctx.tag = ranks, tag
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Mean.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]
+        return Mean.apply(grad, ctx.ranks, ctx.tag), None, None  # type: ignore[no-untyped-call]
 
 
 class Mean(torch.autograd.Function):
     """The shared mean of what the processes have of their own."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        return ranks.mean(x)
+    def forward(ctx: Any, x: Tensor, ranks: Ranks, tag: int) -> Tensor:
+        ctx.ranks, ctx.tag = ranks, tag
+        return ranks.mean(x, tag)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Share.apply(grad, ctx.ranks), None  # type: ignore[no-untyped-call]
+        return Share.apply(grad, ctx.ranks, ctx.tag), None, None  # type: ignore[no-untyped-call]

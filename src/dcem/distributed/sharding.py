@@ -51,7 +51,7 @@ class _Shard:
         kind = (_kinds([solver, gradient]), solver.num_samples, options["num_iterations"], options["tolerance"])
         shapes = [(x.shape, x.dtype, x.requires_grad) for x in numbers]
         what = "the same solver, gradient mode, number of iterations and shapes"
-        self.ranks.agree(what, kind, torch.is_grad_enabled(), shapes)
+        self.ranks.begin(what, kind, torch.is_grad_enabled(), shapes)
         self.ranks.agree_up_to_rounding("the same start, bounds and settings of the solver", numbers)
         noise, generator = options["noise"], options["generator"]
         if isinstance(noise, Tensor):
@@ -108,8 +108,8 @@ class Samples(_Shard):
             number of samples is not a multiple of that of processes, the solver has no samples to share, or a process
             has another seed, noise, shape, objective (which each evaluates once more, at the initial mean, for this)
             or set of parameters.
-        RuntimeError: in a solve, another process has ended or does not come in time; or inside `torch.compile`,
-            `torch.func` transforms and forward mode.
+        RuntimeError: in a solve, another process has ended, does not come in time, or has raised an error; or
+            inside `torch.compile`, `torch.func` transforms and forward mode.
 
     The objective has to be deterministic: a process draws random numbers for its own candidates. A callback has to say
     the same in each process. Every process has to use the same parameters in the same order whatever its candidates
@@ -163,19 +163,25 @@ class Samples(_Shard):
 
             own = part(samples)
             failed = None if cut.failed is None else part(cut.failed)
-            with work:
-                values: Any = whole.function(own, data, Cut(failed))
-            work.check(values)
-            if not isinstance(values, Tensor) or tuple(values.shape) != tuple(own.shape[: dim + 1]):
-                expected = tuple(own.shape[: dim + 1])
-                raise ValueError(
-                    f"objective: expected values of shape (*batch, N) = {expected} for candidates "
-                    f"of shape (*batch, N, *event) = {tuple(own.shape)}, got {came(values, expected)}"
-                )
+            expected = tuple(own.shape[: dim + 1])
+            try:
+                with work:
+                    values: Any = whole.function(own, data, Cut(failed))
+                work.check(values)
+                if not isinstance(values, Tensor) or tuple(values.shape) != expected:
+                    raise ValueError(
+                        f"objective: expected values of shape (*batch, N) = {expected} for candidates "
+                        f"of shape (*batch, N, *event) = {tuple(own.shape)}, got {came(values, expected)}"
+                    )
+            except Exception:
+                self.ranks.fail(own.new_empty(expected, dtype=torch.float64))
+                raise
             outside.attached.append(values.requires_grad)
             attached = [own, *outside.shares()] if values.requires_grad else []
-            gathered: Tensor = Gather.apply(values.movedim(dim, 0), self.ranks, *attached)  # type: ignore[no-untyped-call]
-            return gathered[:num].movedim(0, dim)
+            # Of whatever dtype, it has the size that a process that fails knows.
+            sent = values.to(torch.promote_types(values.dtype, torch.float64)).movedim(dim, 0)
+            gathered: Tensor = Gather.apply(sent, self.ranks, None, *attached)  # type: ignore[no-untyped-call]
+            return gathered[:num].movedim(0, dim).to(values.dtype)
 
         solution = minimize(WithData(shared, whole.data), init, solver, **options)
         outside.agree()
@@ -184,7 +190,11 @@ class Samples(_Shard):
     def _same_objective(self, whole: WithData, mean: Tensor, dim: int, bounds: Any) -> None:
         box = Bounds.check(bounds, mean.shape[dim:], mean)
         mean = (mean if box is None else box.clip(mean)).detach()
-        value: Any = whole(mean.unsqueeze(dim))  # as a solve would call it first: it may keep features, with a gradient
+        try:
+            value: Any = whole(mean.unsqueeze(dim))  # as a solve calls it first: it may keep features, with a gradient
+        except Exception:
+            self.ranks.fail(mean.new_empty((1, mean.shape[:dim].numel()), dtype=torch.float64))
+            raise
         if not isinstance(value, Tensor) or tuple(value.shape) != (*mean.shape[:dim], 1):
             return  # which the solve says better
         values = self.ranks.gathered(value.detach().double().reshape(1, -1))
@@ -261,16 +271,21 @@ class Problems(_Shard):
             options["proposals"] = part(proposals)
         own = WithData(whole.function, map_tensors(part, whole.data))
         options["event_dims"] = start.event_dims
-        with work:
-            solution = minimize(own, map_tensors(part, start), solver, **options)
-        results = [solution.x, solution.best_x, solution.best_value, *leaves(solution.distribution)]
-        work.check(results)
+        try:
+            with work:
+                solution = minimize(own, map_tensors(part, start), solver, **options)
+            results = [solution.x, solution.best_x, solution.best_value, *leaves(solution.distribution)]
+            work.check(results)
+        except Exception:
+            next_sent = start.mean.new_empty(1, dtype=torch.int64) if torch.is_grad_enabled() else self.own(start.mean)
+            self.ranks.fail(next_sent)
+            raise
         outside.attached += [x.requires_grad for x in results]
         outside.agree()
         attached = [*parts, *outside.shares()]
 
         def joined(x: Tensor) -> Tensor:
-            result: Tensor = Gather.apply(x, self.ranks, *(attached if x.requires_grad else ()))  # type: ignore[no-untyped-call]
+            result: Tensor = Gather.apply(x, self.ranks, None, *(attached if x.requires_grad else ()))  # type: ignore[no-untyped-call]
             return result
 
         return Solution(
