@@ -577,3 +577,59 @@ def test_a_residual_that_ignores_x_is_an_error_in_backward() -> None:
     a = torch.ones(3, requires_grad=True)
     with pytest.raises(ValueError, match="residual: expected a function of x"):
         implicit.root(lambda x: a.clone(), torch.zeros(3)).sum().backward()
+
+
+class Guarded(torch.autograd.Function):
+    """Its backward pass does what it is told to."""
+
+    act = staticmethod(lambda grad: grad)
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Guarded.act(grad)
+
+
+def _slope(theta):
+    objective = lambda x: Guarded.apply(x - theta).square().sum(-1)  # noqa: E731
+    solution = dcem.minimize(
+        objective, torch.zeros(2), dcem.GradientDescent(0.3), num_iterations=2, gradient=dcem.Implicit(tolerance=10.0)
+    )
+    return torch.autograd.grad(solution.x.sum(), theta)[0]
+
+
+def test_an_error_that_a_backward_pass_raises_once_comes_out(monkeypatch):
+    theta, calls = torch.tensor([0.5, 1.0], requires_grad=True), []
+
+    def act(grad, at):
+        calls.append(grad)
+        if len(calls) == at:
+            raise RuntimeError("mine")
+        return grad.clone()
+
+    monkeypatch.setattr(Guarded, "act", lambda grad: act(grad, 0))
+    _slope(theta)
+    for at in range(1, len(calls) + 1):
+        calls.clear()
+        monkeypatch.setattr(Guarded, "act", lambda grad, at=at: act(grad, at))
+        with pytest.raises(RuntimeError, match="mine"):
+            _slope(theta)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda grad: grad * grad.detach().isfinite().all().item(),
+        lambda grad: torch.zeros(grad.shape).copy_(grad),
+        lambda grad: grad.to_sparse().to_dense(),
+    ],
+    ids=["item", "in place", "sparse"],
+)
+def test_an_operation_without_a_batching_rule_has_its_gradient_row_by_row(monkeypatch, act):
+    theta = torch.tensor([0.5, 1.0], requires_grad=True)
+    expected = _slope(theta)
+    monkeypatch.setattr(Guarded, "act", act)
+    torch.testing.assert_close(_slope(theta), expected)
