@@ -1,6 +1,7 @@
 """Objectives evaluated by workers that die, dawdle and raise."""
 
 import copy
+import gc
 import multiprocessing
 import os
 import pickle
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
@@ -113,6 +115,21 @@ def test_candidates_for_which_the_function_raises_have_failed(pooled: Any) -> No
         with pytest.raises(RuntimeError, match="function: raised for every candidate.*ArithmeticError: unstable"):
             objective(torch.full((3, 2), 0.5))
         assert objective(torch.zeros(1, 2)).tolist() == [2.0]  # and goes on
+
+
+def test_workers_end_with_an_objective_whose_function_raised() -> None:
+    def raises(x: Tensor) -> float:
+        return 1.0 / float(x[0])
+
+    objective = PoolObjective(raises, num_workers=1)
+    gc.disable()
+    try:
+        assert objective(torch.tensor([[0.0], [1.0]])).isnan().tolist() == [True, False]
+        workers = weakref.ref(objective.workers)
+        del objective
+        assert workers() is None
+    finally:
+        gc.enable()
 
 
 def test_batches_events_and_progress(capsys: pytest.CaptureFixture[str]) -> None:

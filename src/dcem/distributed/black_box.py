@@ -128,7 +128,7 @@ class Workers:
         results = [LOST] * len(tasks)
         waiting = deque((i, 0) for i in range(len(tasks)))
         running: dict[Worker, tuple[int, int, float]] = {}
-        errors: list[Failed] = []
+        errors: list[str] = []  # not as they were raised: they hold this frame, and with it workers and tasks
         self._gone.clear()
         if self._process != os.getpid():  # forked since: the workers are those of another process
             self._begin()
@@ -144,7 +144,7 @@ class Workers:
                         self._lose(worker, running, waiting, str(error))
                         continue
                     except Failed as error:
-                        errors.append(error)
+                        errors.append(str(error))
                     self._idle.append(worker)
                     if self._starting.pop(worker, None) is None:
                         results[running.pop(worker)[0]] = answer
