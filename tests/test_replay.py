@@ -1,5 +1,7 @@
 """What is computed a second time for its gradient is computed alike, or it is an error; what is returned is not reused."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -267,3 +269,40 @@ def test_one_that_does_so_with_a_gradient_is_refused(mode):
         return
     with pytest.raises(ValueError, match="objective: expected to leave values that it has returned as they are"):
         dcem.minimize(objective, torch.zeros(2), SOLVER, gradient=mode)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(1)], ids=repr)
+def test_looking_for_a_slope_that_is_not_finite_draws_nothing(mode):
+    theta, generator = torch.tensor(0.0, requires_grad=True), torch.Generator().manual_seed(0)
+
+    def objective(x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape[:-1]) + torch.randn(x.shape[:-1], generator=generator)
+        return (x - theta).square().sum(-1) + noise + 0 * (theta * torch.ones(x.shape[:-1])).sqrt()
+
+    x = dcem.minimize(objective, torch.zeros(2), SOLVER, num_iterations=2, gradient=mode, generator=generator).x
+    before = torch.get_rng_state(), generator.get_state()
+    assert torch.autograd.grad(x.sum(), theta)[0].isnan()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert torch.equal(before[1], generator.get_state())
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("forward", [True, False])
+def test_a_promise_within_an_objective_does_not_change_that_of_its_replay(forward):
+    drawn = np.random.default_rng(0)
+
+    def draw(shape: torch.Size) -> Tensor:
+        with dcem.unchecked():
+            return torch.from_numpy(drawn.random(tuple(shape)))
+
+    theta = torch.tensor([0.7, -0.3], dtype=torch.float64, requires_grad=True)
+    inside = {True: dcem.unchecked(), False: contextlib.nullcontext()}
+    with inside[forward]:
+        x = dcem.minimize(
+            lambda x: (x - theta).square().sum(-1) * draw(x.shape[:-1]), torch.zeros(2, dtype=torch.float64), SOLVER,
+            num_iterations=T, noise=NOISE, gradient=dcem.Checkpoint(),
+        ).x  # fmt: skip
+    refuses = pytest.raises(RuntimeError, match="objective: expected the values that it had before")
+    with inside[not forward], contextlib.nullcontext() if forward else refuses:
+        assert torch.autograd.grad(x.sum(), theta)[0].isfinite().all()

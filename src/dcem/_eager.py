@@ -15,7 +15,8 @@ def is_eager() -> bool:
 
 _depth = 0  # how many `unchecked` are open
 _replays = 0  # how many `as_promised` are open
-_unchecked = False  # whether any is: `torch.compile` compiles anew for each value that is read
+_promised, _floor = False, 0  # what the latest of them says, and how many `unchecked` were open before it
+_unchecked = False  # what comes of that: `torch.compile` compiles anew for each value that is read
 
 
 class unchecked(contextlib.ContextDecorator):  # as `torch.no_grad` is written
@@ -50,9 +51,14 @@ class unchecked(contextlib.ContextDecorator):  # as `torch.no_grad` is written
 
 
 def _count(change: int) -> None:
-    global _depth, _unchecked
+    global _depth
     _depth += change
-    _unchecked = _depth > 0
+    _update()
+
+
+def _update() -> None:
+    global _unchecked
+    _unchecked = _promised or _depth > _floor
 
 
 def is_unchecked() -> bool:
@@ -63,14 +69,17 @@ def is_unchecked() -> bool:
 @contextlib.contextmanager
 def as_promised(promised: bool) -> Iterator[None]:
     """In the backward pass: as it was in the forward pass."""
-    global _unchecked, _replays
-    before, _unchecked = _unchecked, promised
+    global _replays, _promised, _floor
+    before = _promised, _floor
+    _promised, _floor = promised, _depth
     _replays += 1
+    _update()
     try:
         yield
     finally:
         _replays -= 1
-        _unchecked = before if _replays else _depth > 0  # a block may have been closed meanwhile by another thread
+        _promised, _floor = before if _replays else (False, 0)
+        _update()
 
 
 def does_only_its_own(module: torch.nn.Module) -> bool:

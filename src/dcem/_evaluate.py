@@ -54,7 +54,7 @@ class Evaluation:
         if self.reports is None or self.reports.has_watched:
             return self._values(samples, data, cut)
         values: Tensor = self.reports.watched(
-            lambda samples: self._values(samples, data, cut), samples, len(self.batch_shape)
+            lambda samples: self._values(samples, data, cut), samples, len(self.batch_shape), self.generator
         )
         return values
 

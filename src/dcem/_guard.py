@@ -166,7 +166,13 @@ class Reports:
             if leaf.requires_grad:
                 leaf.register_hook(look)  # type: ignore[no-untyped-call]
 
-    def watched(self, evaluate: Callable[[Tensor], Any], samples: Tensor, batch_dims: int) -> Any:
+    def watched(
+        self,
+        evaluate: Callable[[Tensor], Any],
+        samples: Tensor,
+        batch_dims: int,
+        generator: torch.Generator | None = None,
+    ) -> Any:
         """`evaluate(samples)`, a tree of tensors, with an eye on its own slopes, if it is the first that has any."""
         if self.has_watched or not torch.is_grad_enabled() or not is_eager() or is_unchecked():
             return evaluate(samples)
@@ -176,10 +182,14 @@ class Reports:
 
         def find_out() -> None:
             """No slope comes back to candidates that depend on nothing, such as the first of a search."""
-            with torch.enable_grad():
-                point = samples.detach().clone().requires_grad_()
-                again = [leaf.sum() for leaf in leaves(evaluate(point)) if leaf.requires_grad]
-                (slope,) = torch.autograd.grad(again, point, allow_unused=True)
+            put_back = randomness(samples.device, generator)
+            try:
+                with torch.enable_grad():
+                    point = samples.detach().clone().requires_grad_()
+                    again = [leaf.sum() for leaf in leaves(evaluate(point)) if leaf.requires_grad]
+                    (slope,) = torch.autograd.grad(again, point, allow_unused=True)
+            finally:
+                put_back()
             if slope is not None:
                 self._note(slope.isfinite(), batch_dims)
 
