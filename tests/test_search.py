@@ -231,14 +231,48 @@ def _without(saved, name):
         (lambda saved: {}, ValueError, "state_dict: expected"),
         (lambda saved: {**saved, "asked": _without(saved["asked"], "drawn")}, ValueError, r"state_dict\.asked"),
         (lambda saved: {**saved, "asked": {"drawn": torch.zeros(3), "samples": torch.zeros(3)}}, ValueError, r"asked"),
+        *(
+            (
+                lambda saved, state=state: {**saved, "generator": state},
+                ValueError,
+                "state_dict: expected the state of a g",
+            )
+            for state in ("x", torch.zeros(3, dtype=torch.uint8), torch.zeros(5056))
+        ),
+        *(
+            (lambda saved, sides=sides: {**saved, "bounds": sides}, ValueError, r"state_dict\.bounds: expected")
+            for sides in (3, [None, None], [torch.zeros(3), torch.zeros(3)])
+        ),
     ],
 )
 def test_a_damaged_state_is_refused(damage, error, message):
-    search = dcem.Search(torch.zeros(3, 2))
-    before = search.ask()
+    search = dcem.Search(torch.zeros(3, 2), generator=torch.Generator().manual_seed(0))
+    before, stood = search.ask(), search.state_dict()["generator"]
     with pytest.raises(error, match=message):
         search.load_state_dict(damage(search.state_dict()))
     assert torch.equal(search.ask(), before)
+    assert torch.equal(search.state_dict()["generator"], stood)
+
+
+def test_a_noise_source_that_raises_once_changes_nothing():
+    fails = [True, False, True]
+
+    def noise(shape, *, dtype, device, generator):
+        drawn = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+        if fails and fails.pop():
+            raise ArithmeticError
+        return drawn
+
+    def search():
+        return dcem.Search(MEANS, dcem.CEM(30, 4), generator=torch.Generator().manual_seed(0), noise=noise)
+
+    failing = search()
+    with pytest.raises(ArithmeticError):
+        failing.ask()
+    failing.tell(objective(failing.ask()))
+    with pytest.raises(ArithmeticError):
+        failing.ask()
+    assert_same(finish(failing), finish(search(), T + 1))
 
 
 def test_the_state_of_a_search_by_another_solver_is_refused():

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dcem._eager import is_under_autocast
 from dcem._evaluate import as_values
-from dcem._given import brief
+from dcem._given import brief, kind
 from dcem._progress import Progress
 from dcem._setup import NoiseSource, Setup
-from dcem._tree import map_tensors, plain, restored
+from dcem._tree import difference, map_tensors, plain, restored
 from dcem.bounds import Bounds, BoundsLike
 from dcem.distributions import Distribution
 from dcem.solution import Solution
@@ -88,8 +88,14 @@ class Search:
     def ask(self) -> Tensor:
         """The candidates `(*batch, N, *event)` to evaluate next; until they are told of, the same again."""
         if self._asked is None:
-            noise = self._setup.draw(self._progress.iteration)
-            self._asked = self._quietly(self._solver.ask, self._progress.state, noise, self._setup.clip)
+            before = None if self._generator is None else self._generator.get_state()
+            try:
+                noise = self._setup.draw(self._progress.iteration)
+                self._asked = self._quietly(self._solver.ask, self._progress.state, noise, self._setup.clip)
+            except BaseException:  # of a noise source, say: it is as if nobody had asked
+                if self._generator is not None and before is not None:
+                    self._generator.set_state(before)
+                raise
         return self._asked.samples.to(self._setup.dtype, copy=True)
 
     def tell(self, values: Tensor) -> None:
@@ -153,7 +159,11 @@ class Search:
         asked = self._restored(state_dict.get("asked"), progress.state)
         self._check_bounds(state_dict.get("bounds"))
         if self._generator is not None:
-            self._generator.set_state(generator.cpu())  # type: ignore[union-attr]
+            try:
+                self._generator.set_state(generator.cpu())  # type: ignore[union-attr]
+            except (AttributeError, TypeError, RuntimeError) as error:
+                expected = "the state of a generator on the same kind of device"
+                raise ValueError(f"state_dict: expected {expected}, got {kind(generator)}: {error}") from error
         self._progress, self._asked = progress, asked
 
     def _restored(self, asked: Any, state: Any) -> Candidates | None:
@@ -181,6 +191,8 @@ class Search:
         """A search that goes on inside narrower bounds would answer with what lies outside them."""
         if saved is None:  # by an earlier version
             return
+        if (found := difference([*self._sides()], saved)) is not None:
+            raise ValueError(f"state_dict.bounds: expected {found}")
         (low, high), (lowest, highest) = self._sides(), (side.cpu() for side in saved)
         rounding = 2 * max(torch.finfo(self._setup.dtype).eps, torch.finfo(torch.float32).eps)
         if (lowest < low - rounding * low.abs()).any() or (highest > high + rounding * high.abs()).any():

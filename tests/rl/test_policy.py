@@ -119,6 +119,22 @@ def test_an_observation_that_was_refused_at_first_decides_nothing():
     np.testing.assert_array_equal(act(np.zeros(3)), fresh(np.zeros(3)))
 
 
+def test_a_decision_that_raised_leaves_the_next_one_as_it_would_have_been():
+    def residual(state):
+        if raises:
+            raise ArithmeticError
+        return torch.zeros(1)
+
+    failing, other = (policy(pendulum_mpc(), residual=residual, seed=0) for _ in range(2))
+    observation, raises = np.array([1.0, 0.0, 0.5]), False
+    assert failing(observation) == other(observation)
+    raises = True
+    with pytest.raises(ArithmeticError):
+        failing(observation)
+    raises = False
+    assert failing(observation) == other(observation)
+
+
 def test_episodes_that_begin_are_told_as_environments_tell_them():
     act = policy(pendulum_mpc(), seed=0)
     observations = np.tile(np.array([1.0, 0.0, 0.0]), (4, 1))

@@ -86,11 +86,11 @@ class Policy:
                 f"observation: expected a batch {tuple(memory.started.shape)} as before, got {batch}; reset() starts "
                 "anew with another"
             )
-        generator = self.generator
+        generator = None if self.generator is None else self.generator.clone_state()
         if generator is None and self.seed is not None:
             generator = torch.Generator(seen.device).manual_seed(self.seed)
         decision = self.controller(seen, memory, generator=generator)
-        # Kept from here on: an observation that was refused decides neither the batch nor the device.
+        # Kept from here on: a decision that raised has drawn nothing, and decides neither the batch nor the device.
         failed = decision.status == Status.NONFINITE
         self.memory, self.status = decision.memory._replace(started=~failed), decision.status
         self.generator = generator
