@@ -499,3 +499,34 @@ def test_a_slow_descent_is_told_what_it_can_change():
 def test_the_std_of_a_start_of_its_own_is_named():
     far = dcem.diagnose(away_from(100.0), dcem.Gaussian(torch.zeros(2), torch.ones(2)), dcem.CEM())
     assert any("raise the std of init" in says for says in far.advice)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_error_of_the_objective_comes_out_as_it_was_raised(at):
+    calls = []
+
+    def objective(x):
+        calls.append(x)
+        if len(calls) == at:
+            raise ValueError("a bad sensor") from KeyError("k")
+        return x.square().sum(-1)
+
+    with pytest.raises(ValueError, match="a bad sensor") as caught:
+        dcem.diagnose(objective, torch.zeros(2))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_an_error_of_a_backward_pass_is_no_missing_gradient():
+    theta = torch.tensor([0.5, 1.0], requires_grad=True)
+
+    def refuse(slope):
+        raise RuntimeError("no gradient of mine")
+
+    def objective(x):
+        away = x - theta
+        if away.requires_grad:
+            away.register_hook(refuse)
+        return away.square().sum(-1)
+
+    with pytest.raises(RuntimeError, match="no gradient of mine"):
+        dcem.diagnose(objective, torch.zeros(2), num_iterations=2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -188,10 +190,10 @@ def diagnosed(
         with torch.enable_grad(), inside:
             searched = solve(gradient, seed, True)
     except ValueError as error:
-        try:  # is it a gradient that cannot be given? everything else can then still be looked at
-            searched = solve(Detach(), seed, True)
-        except ValueError:
-            raise error from None
+        if not _is_raised_here(error):
+            raise
+        # Where it is a gradient that cannot be given, everything else can still be looked at.
+        searched = solve(Detach(), seed, True)
         refused = f"there is no gradient: {error}"
     solution = searched.solution
 
@@ -224,12 +226,18 @@ def diagnosed(
             elif has_earlier:
                 refused = "gradient: not checked, as all that it is of was computed before; compute it in the objective"
     except RuntimeError as error:  # of a hard selection, when it is asked
-        if "no gradient" not in str(error):
+        if "has no gradient, and the solution was asked for one" not in str(error):
             raise
         refused = f"there is no gradient: {error}"
     rows = _rows(solution, norms)
     advice = advise(rows, comparison, travelled, spread, harm, solution, start, solver, gradient, refused)
     return Diagnosis(rows, comparison, travelled, spread, at_bounds, solution.status, advice, solution)
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Whether it is raised by this package, and not by what it calls, such as the objective."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code.co_filename.startswith(os.path.dirname(__file__))
 
 
 def _harm(solution: Solution, others: list[Solution]) -> tuple[float, float]:
