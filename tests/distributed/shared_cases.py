@@ -415,7 +415,8 @@ def one_of(rank: int, size: int, folder: Path) -> None:
     found = {"samples": {name: SAMPLES[name](samples) for name in list(SAMPLES)[::every]}}
     found["problems"] = {name: PROBLEMS[name](problems) for name in list(PROBLEMS)[::every]}
     torch.save(found, folder / f"{rank}.pt")
-    found["refusals"] = refusals(rank, size)
+    if size > 1:
+        found["refusals"] = refusals(rank, size)
     torch.save(found, folder / f"{rank}.pt")
 
 

@@ -21,7 +21,7 @@ def alone() -> dict[str, Any]:
     }
 
 
-SIZES = [2, 3]
+SIZES = [1, 2, 3]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,7 @@ def test_answers_and_gradients_are_those_of_one_process(
             )
 
 
+@pytest.mark.parametrize("together", SIZES[1:], indirect=True)
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -623,7 +623,7 @@ def test_an_error_that_a_backward_pass_raises_once_comes_out(monkeypatch):
     "act",
     [
         lambda grad: grad * grad.detach().isfinite().all().item(),
-        lambda grad: torch.zeros(grad.shape).copy_(grad),
+        lambda grad: torch.zeros(grad.shape, device=grad.device).copy_(grad),
         lambda grad: grad.to_sparse().to_dense(),
     ],
     ids=["item", "in place", "sparse"],

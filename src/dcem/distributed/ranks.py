@@ -73,8 +73,9 @@ class Ranks:
         result = sent.new_empty(self.size * len(sent))
         self._exchange(_all_gather(), result, sent)
         result = result.reshape(self.size, -1)
-        self._check(tag, result[:, :8].contiguous().view(torch.int64).flatten().tolist())
-        return result[:, 8:].contiguous().view(x.dtype).reshape(self.size * len(x), *x.shape[1:])
+        # Flat first: of one process alone the rows are contiguous whatever their stride, which no view may have.
+        self._check(tag, result[:, :8].reshape(-1).view(torch.int64).tolist())
+        return result[:, 8:].reshape(-1).view(x.dtype).reshape(self.size * len(x), *x.shape[1:])
 
     def fail(self, x: Tensor) -> None:
         """Instead of `gathered(x)`, of which only the size matters: tell the others, without waiting for them."""
