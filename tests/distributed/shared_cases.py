@@ -414,6 +414,11 @@ def one_of(rank: int, size: int, folder: Path) -> None:
     every = 1 if size == 2 else 4  # of more processes, some of the cases
     found = {"samples": {name: SAMPLES[name](samples) for name in list(SAMPLES)[::every]}}
     found["problems"] = {name: PROBLEMS[name](problems) for name in list(PROBLEMS)[::every]}
+    found["gathered"] = {
+        f"{dtype} {num}": samples.ranks.gathered(torch.arange(num).add(rank).to(dtype).reshape(num, 1))
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
+        for num in (1, 2, 3)
+    }
     torch.save(found, folder / f"{rank}.pt")
     if size > 1:
         found["refusals"] = refusals(rank, size)

@@ -52,6 +52,15 @@ def test_answers_and_gradients_are_those_of_one_process(
             )
 
 
+def test_what_is_gathered_is_what_the_processes_have(together: list[dict[str, Any]]) -> None:
+    """Of every dtype and size: they travel as bytes."""
+    for found in together:
+        for name, gathered in found["gathered"].items():
+            expected = [torch.arange(int(name[-1])).add(rank) for rank in range(len(together))]
+            torch.testing.assert_close(gathered, torch.cat(expected).unsqueeze(-1).to(gathered.dtype), rtol=0, atol=0)
+            assert name.startswith(str(gathered.dtype))
+
+
 @pytest.mark.parametrize("together", SIZES[1:], indirect=True)
 @pytest.mark.parametrize(
     ("name", "message"),
