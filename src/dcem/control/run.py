@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -171,7 +170,6 @@ def run(
         states = [new if active else old for new, old, active in zip(step.states, states, log.active, strict=True)]
         fresh = torch.as_tensor(step.fresh, device="cpu")
     if error is not None:
-        traceback.clear_frames(error.__traceback__)  # which hold it, and environments
         warnings.warn(f"an environment raised {error!r}: the run ends early", RuntimeWarning, stacklevel=2)
         plant.close()
     if seconds and controller.num_replaced == (decisions := len(seconds) * plant.num_envs):
@@ -183,23 +181,20 @@ def run(
         )
     (returns, lengths, environments, finished), finals = log.episodes(states)
     recorded = _Row(*zip(*rows, strict=True)) if rows else None
-    try:
-        return Episodes(
-            *(returns, lengths, environments, finished),
-            solve_times=torch.tensor(seconds, dtype=torch.float64),
-            num_replaced=controller.num_replaced,
-            num_clipped=controller.num_clipped,
-            states=_stacked(list(recorded.state)) if recorded else None,
-            actions=torch.stack(recorded.action) if recorded else None,
-            rewards=torch.stack(recorded.reward) if recorded else None,
-            mask=torch.stack(recorded.mask) if recorded else None,
-            final_states=_stacked(finals) if recorded and finals else None,
-            frames=_film(frames) if video else None,
-            dt=plant.dt,
-            error=error,
-        )
-    finally:
-        del error, step  # the traceback leads back to here: without a cycle all is gone with the episodes
+    return Episodes(
+        *(returns, lengths, environments, finished),
+        solve_times=torch.tensor(seconds, dtype=torch.float64),
+        num_replaced=controller.num_replaced,
+        num_clipped=controller.num_clipped,
+        states=_stacked(list(recorded.state)) if recorded else None,
+        actions=torch.stack(recorded.action) if recorded else None,
+        rewards=torch.stack(recorded.reward) if recorded else None,
+        mask=torch.stack(recorded.mask) if recorded else None,
+        final_states=_stacked(finals) if recorded and finals else None,
+        frames=_film(frames) if video else None,
+        dt=plant.dt,
+        error=error,
+    )
 
 
 class _Row(NamedTuple):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dis
 import math
-import os
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -69,10 +67,7 @@ class System:
         seeds = identity.unsqueeze(1).expand(self.size, problems, self.size)
         try:
             rows = self.vjp(seeds, rows=True)
-        except RuntimeError as error:
-            if _is_raised_by_user(error):
-                raise
-            # Of an operation without a batching rule, for which torch has many words.
+        except RuntimeError:  # an operation without a batching rule
             rows = torch.stack([self.vjp(seed) for seed in seeds])
         return rows.transpose(0, 1)
 
@@ -136,15 +131,3 @@ class System:
                 stacklevel=2,
             )
         return solved.x.to(b.dtype), solved.singular & (not self.options.minimum_norm)
-
-
-def _is_raised_by_user(error: BaseException) -> bool:
-    """Whether it comes from a `raise` outside of torch, and not from one of torch's operations."""
-    at = error.__traceback__
-    while at is not None and at.tb_next is not None:
-        at = at.tb_next
-    if at is None or error.__context__ is not None:  # what was raised in the place of another error
-        return False
-    code = at.tb_frame.f_code
-    is_of_torch = code.co_filename.startswith(os.path.dirname(torch.__file__))
-    return not is_of_torch and code.co_code[at.tb_lasti] == dis.opmap["RAISE_VARARGS"]
