@@ -107,7 +107,7 @@ class _Singles:
                 if not math.isfinite(rewards[i]):
                     raise ValueError(f"expected a finite reward of environment {i}, got {rewards[i]}")
             except Exception as caught:
-                error, done[i] = _from_below(caught), False
+                error, done[i] = caught, False
                 break
             counts[i] = True
             if not done[i] or keep_finals or self.once:
@@ -121,7 +121,7 @@ class _Singles:
                     try:
                         states[i], fresh[i] = self._begin(i, None), True
                     except Exception as caught:
-                        error = _from_below(caught)
+                        error = caught
         self.states = states
         return PlantStep(states, finals, rewards, done, fresh, counts, error)
 
@@ -223,7 +223,7 @@ class _Vector:
             try:
                 states = self._states(self.vector.reset(options={"reset_mask": done})[0])
             except Exception as caught:
-                error = _from_below(caught)
+                error = caught
         self.states = states
         return PlantStep(states, finals, rewards, done, restarted if next_step else done, counts, error)
 
@@ -283,8 +283,3 @@ def _row(observations: Any, i: int) -> Any:
     if isinstance(observations, tuple):
         return tuple(_row(value, i) for value in observations)
     return observations[i]
-
-
-def _from_below(error: Exception) -> Exception:
-    """Without the frame that caught it and holds it: only the garbage collector would free the two."""
-    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
