@@ -9,6 +9,7 @@ from shared_cases import PROBLEMS, SAMPLES, several
 
 import dcem
 from dcem.distributed.outside import Outside, OwnWork
+from dcem.distributed.ranks import Ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -59,6 +60,27 @@ def test_what_is_gathered_is_what_the_processes_have(together: list[dict[str, An
             expected = [torch.arange(int(name[-1])).add(rank) for rank in range(len(together))]
             torch.testing.assert_close(gathered, torch.cat(expected).unsqueeze(-1).to(gathered.dtype), rtol=0, atol=0)
             assert name.startswith(str(gathered.dtype))
+
+
+@pytest.mark.parametrize("size", [2, 3, 1000])
+def test_the_tags_of_many_processes_add_up(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In single precision, in which whole numbers end at 2**24; and another tag on one of them is noticed."""
+    ranks, odd = object.__new__(Ranks), 0
+    ranks.rank, ranks.size = 0, size
+
+    def one_after_the_other(reduce: Any, x: torch.Tensor) -> None:
+        own = x.clone()
+        for rank in range(1, size):
+            x += own
+            x[-1] += odd if rank == size - 1 else 0
+
+    monkeypatch.setattr(ranks, "_exchange", one_after_the_other)
+    for tag in (1, 40_001, 65_535, 65_537, 2**24 - 1, 2**24 + 5):
+        odd = 0
+        assert ranks.mean(torch.ones(2), tag).tolist() == [1, 1]
+        odd = 1
+        with pytest.raises(RuntimeError, match="got no answer from the others: one of them is elsewhere"):
+            ranks.mean(torch.ones(2), tag)
 
 
 @pytest.mark.parametrize("together", SIZES[1:], indirect=True)

@@ -87,7 +87,7 @@ class Ranks:
     def mean(self, x: Tensor, tag: int) -> Tensor:
         """The mean of what the processes have."""
         wide = x.to(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype)
-        tag %= 2**16  # the sum of the tags is exact in single precision, too
+        tag %= 2**24 // self.size  # the sum of the tags is exact in single precision, too
         result = torch.cat([wide.flatten(), wide.new_full((1,), tag)])
         self._exchange(dist.all_reduce, result)
         if result[-1] != self.size * tag:
