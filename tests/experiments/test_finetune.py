@@ -120,6 +120,32 @@ def test_values_learn_before_the_policy_follows_them(tmp_path: Path, critic_firs
     assert [after != before for before, after in itertools.pairwise(beliefs)] == moves
 
 
+def test_values_learn_from_steps_that_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = replace(TASKS["pendulum"], num_steps=6, horizon=2)
+    policy = Actor(controller(task, "model", dcem.Unroll(), 4, 2), std=task.std)
+    batches, returns = [], []
+
+    class Watched(algorithms.SACLoss):  # type: ignore[misc]
+        def forward(self, batch: Any) -> Any:
+            batches.append(batch.clone())
+            worthless = batch.clone().set(("next", "state_value"), torch.zeros(*batch.shape, 1))
+            returns.append(self.value_estimator.value_estimate(worthless).squeeze(-1))
+            return super().forward(batch)
+
+    monkeypatch.setattr(algorithms, "SACLoss", Watched)
+    tuning = SAC(num_steps=40, warm_up=0, batch_size=12, slice_length=3, td_lambda=0.5, discount=0.9)
+    with Run(tmp_path / "run", {}, seed=0, quiet=True) as run:
+        algorithms.sac(Learner(task, policy, 0, 2), tuning, run)
+    assert len(batches) == (40 - 12) // 4
+    for batch, of in zip(batches, returns, strict=True):
+        assert batch.names == [None, "time"]
+        torch.testing.assert_close(batch["observation"][:, 1:], batch["next", "observation"][:, :-1])
+        assert not batch["next", "done"][:, :-1].any()
+        rewards = batch["next", "scaled"].squeeze(-1)
+        assert rewards.shape == (4, 3)
+        torch.testing.assert_close(of, rewards @ torch.tensor([[1, 0, 0], [0.45, 1, 0], [0.45**2, 0.45, 1]]))
+
+
 def test_rate_and_exploration_of_sac_fall_from_where_the_policy_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.data import LazyTensorStorage, ReplayBuffer, SliceSampler
 from torchrl.modules import MLP, ValueOperator
-from torchrl.objectives import ClipPPOLoss, SACLoss, SoftUpdate
+from torchrl.objectives import ClipPPOLoss, SACLoss, SoftUpdate, ValueEstimators
 from torchrl.objectives.value import GAE
 
 from dcem.experiments.finetune.hyperparameters import PPO, SAC
@@ -84,13 +84,13 @@ def _improve(
 
 
 def sac(learner: Learner, settings: SAC, run: Run) -> None:
-    """Soft actor-critic with replayed steps; of a controller the temperature is fixed, since its std is."""
+    """Soft actor-critic by returns over replayed slices; of a controller the temperature is fixed, since its std is."""
     task, policy = learner.task, learner.policy
     sampler = Sampler(learner.envs(settings.num_envs), policy, task.reward_scale)
     value = ValueOperator(ActionValue(task), in_keys=["observation", "action"])
     fixed = {"fixed_alpha": True, "alpha_init": 1e-3} if learner.is_controller else {"alpha_init": 0.1}
     loss = SACLoss(policy, value, delay_qvalue=True, loss_function="l2", **fixed)
-    loss.make_value_estimator(gamma=settings.discount)
+    loss.make_value_estimator(ValueEstimators.TDLambda, gamma=settings.discount, lmbda=settings.td_lambda)
     loss.set_keys(reward="scaled")
     target = SoftUpdate(loss, tau=settings.tau)
     critics = [p for p in loss.qvalue_network_params.parameters() if p.requires_grad]
@@ -98,20 +98,25 @@ def sac(learner: Learner, settings: SAC, run: Run) -> None:
     optimizer = torch.optim.Adam(
         [*learner.groups(settings.lr), {"params": [*critics, *others], "lr": settings.critic_lr}]
     )
-    replay = ReplayBuffer(storage=LazyTensorStorage(settings.num_steps), batch_size=settings.batch_size)
+    num_steps = math.ceil(settings.num_steps / settings.num_envs)
+    slices = SliceSampler(slice_len=settings.slice_length, end_key=("next", "done"), truncated_key=None)
+    storage = LazyTensorStorage(num_steps * settings.num_envs, ndim=2)
+    replay = ReplayBuffer(storage=storage, sampler=slices, batch_size=settings.batch_size)
     run.track(loss=loss, policy=policy, optimizer=optimizer, sampler=sampler, replay=replay)
     _log(learner, run, 0)
-    begins = settings.warm_up + settings.critic_first * settings.num_steps
-    for step in run.steps(math.ceil(settings.num_steps / settings.num_envs), 100, "sac"):
+    warm_up = max(settings.warm_up, settings.num_envs * settings.slice_length)
+    begins = warm_up + settings.critic_first * settings.num_steps
+    for step in run.steps(num_steps, 100, "sac"):
         frames, before = step * settings.num_envs, (step - 1) * settings.num_envs
         left = min(1.0, (settings.num_steps - before) / max(settings.num_steps - begins, 1.0))
         for group in optimizer.param_groups[:-1] if settings.decay else ():
             group["lr"] = settings.lr * left
         learner.explore(settings.final_std + (1 - settings.final_std) * left)
-        replay.extend(sampler(1).reshape(-1))
-        due, done = (max(0, at - settings.warm_up) // settings.steps_per_update for at in (frames, before))
+        replay.extend(sampler(1))
+        due, done = (int(max(0, at - warm_up) / settings.steps_per_update) for at in (frames, before))
         for _ in range(due - done):
-            losses = loss(replay.sample())
+            batch = replay.sample().reshape(-1, settings.slice_length)
+            losses = loss(batch.refine_names(None, "time"))
             if frames <= begins:
                 losses = losses.select("loss_qvalue")
             optimizer.zero_grad()

@@ -59,11 +59,14 @@ class SAC:
     Attributes:
         num_steps: environment steps in all.
         num_envs: side by side.
-        warm_up: steps before learning begins.
+        warm_up: steps before learning begins, at least a slice's of each environment.
         critic_first: share of all steps, after these, in which only the value networks learn. A controller is worth
             something from the start: what values that know nothing would make of it is worse.
-        steps_per_update: environment steps for each update.
-        batch_size: of an update.
+        steps_per_update: environment steps for each update; below 1 there are several updates a step.
+        batch_size: steps of an update, in slices.
+        slice_length: how many steps that follow each other are replayed together.
+        td_lambda: of the returns over a slice, the targets of the values; at 0, or in slices of one step, a target
+            knows one reward.
         lr: of what is learned in the policy.
         decay: whether that rate falls along a line, from where the policy begins to learn to 0 at the last step.
         final_std: that of a controller's exploration at the last step, as a share of the task's, to which it falls
@@ -78,8 +81,10 @@ class SAC:
     num_envs: int = count(4)
     warm_up: int = setting(400, at_least=0)
     critic_first: float = setting(0.0, at_least=0, at_most=1)
-    steps_per_update: int = count(4)
+    steps_per_update: float = positive(4)
     batch_size: int = count(64)
+    slice_length: int = count(1)
+    td_lambda: float = setting(0.9, at_least=0, at_most=1)
     lr: float = positive(0.02)
     decay: bool = False
     final_std: float = setting(1.0, above=0, at_most=1)

@@ -72,12 +72,19 @@ class Config(Settings):
         super().check()
         expected = f"one that runs with wrong=[{','.join(self.wrong)}]"
         require(bool(self.plan()), "methods", expected, self.methods)
+        shortest = min(self.task(task).num_steps for task in self.tasks)
         uses = {"ppo": {"ppo", "ppo-likelihood"}, "ppo_network": {"ppo-network"}}
         for name in (of for of, methods in uses.items() if methods & set(self.methods)):
             settings = getattr(self, name)
-            frames = settings.num_envs * min(self.task(task).num_steps for task in self.tasks)
+            frames = settings.num_envs * shortest
             most = f"at most {frames}, the steps of an iteration"
             require(settings.batch_size <= frames, f"{name}.batch_size", most, settings.batch_size)
+        for name in {method.replace("-", "_") for method in self.methods if method.startswith("sac")}:
+            settings = getattr(self, name)
+            length, size = settings.slice_length, settings.batch_size
+            require(length <= shortest, f"{name}.slice_length", f"at most {shortest}, the steps of an episode", length)
+            whole = f"a multiple of {name}.slice_length={length}"
+            require(size % length == 0, f"{name}.batch_size", whole, size)
 
     def plan(self) -> list[tuple[str, str, str | None, str]]:
         """What is run: where its records belong, the task, what is wrong, the method. Networks are wrong about
