@@ -116,7 +116,7 @@ def network(task: Task, algorithm: str) -> ProbabilisticActor:
         module = nn.Sequential(net, AddStateIndependentNormalScale(1))
     else:
         net = MLP(size, 2, num_cells=[128, 128], activation_class=nn.ReLU)
-        module = nn.Sequential(net, NormalParamExtractor(scale_lb=1e-4))
+        module = nn.Sequential(InUnits(task.units), net, NormalParamExtractor(scale_lb=1e-4))
     return ProbabilisticActor(
         TensorDictModule(module, ["observation"], ["loc", "scale"]),
         in_keys=["loc", "scale"],
@@ -129,14 +129,26 @@ def network(task: Task, algorithm: str) -> ProbabilisticActor:
 
 
 class ActionValue(nn.Module):
-    """`Q(observation, action)`, of actions in units of their bound."""
+    """`Q(observation, action)`."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        plant = task.plant()
-        self.unit = plant.bounds[1]
-        self.net = MLP(plant.state_shape[0] + 1, 1, num_cells=[128, 128], activation_class=nn.ReLU)
+        units = (*task.units, task.plant().bounds[1])
+        self.net = nn.Sequential(InUnits(units), MLP(len(units), 1, num_cells=[128, 128], activation_class=nn.ReLU))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        value: Tensor = self.net(torch.cat([observation, action / self.unit], -1))
+        value: Tensor = self.net(torch.cat([observation, action], -1))
         return value
+
+
+class InUnits(nn.Module):
+    """What varies by much and by little, alike: without it a network is late to learn the slopes in the latter."""
+
+    units: Tensor
+
+    def __init__(self, units: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("units", torch.tensor(units))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.units

@@ -37,6 +37,7 @@ class Task:
         init_std: how wide their search starts.
         std: of the exploration around their plans.
         reward_scale: by which rewards are multiplied before learning; returns are reported as they are.
+        units: of the observation's entries, in which SAC's networks see it.
     """
 
     system: Callable[..., System]
@@ -52,6 +53,7 @@ class Task:
     init_std: float
     std: float
     reward_scale: float
+    units: tuple[float, ...]
 
     def plant(self) -> System:
         """The true one."""
@@ -83,6 +85,7 @@ TASKS = {
         init_std=1.5,
         std=1.0,
         reward_scale=0.1,
+        units=(1.0, 1.0, 4.0),
     ),
     "cartpole": Task(
         system=lambda **physics: Cartpole(max_force=10.0, **physics),
@@ -98,6 +101,7 @@ TASKS = {
         init_std=5.0,
         std=4.0,
         reward_scale=0.2,
+        units=(1.0, 3.0, 1.0, 1.0, 6.0),
     ),
 }
 
