@@ -155,6 +155,28 @@ for mode in (dcem.Unroll(), dcem.Checkpoint(), dcem.Truncate(1), dcem.Prune(0.3)
 PROBLEMS["elites, FullGaussian"] = lambda shard: own_part(shard, start=full(), solver=cem(keep_elites=0.5))
 
 
+def thrice(shard: Any, loss: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Three derivatives, where all problems of the last processes have failed, and candidates of the others."""
+    theta, scale = parameters()
+    own = (lambda x: x) if shard is None or isinstance(shard, dcem.distributed.Samples) else shard.own
+    limit = torch.tensor([1.0, 0.5, -9.0, -9.0, -9.0, -9.0]).unsqueeze(-1)
+    x = dcem.minimize(
+        lambda x: torch.where(x[..., 0] > own(limit), torch.nan, curved(own(theta), scale)(x)),
+        torch.zeros(B, D, dtype=torch.float64), cem(), num_iterations=T, shard=shard,
+        generator=torch.Generator().manual_seed(2),
+    ).x  # fmt: skip
+    found = [x]
+    for _ in range(3):
+        found += torch.autograd.grad(loss(found[-1]), [theta, scale], create_graph=True)
+    return [of.detach() for of in found]
+
+
+for name, loss in (("linear", lambda x: x.sum()), ("square", lambda x: x.square().sum())):
+    SAMPLES[f"derivatives of a {name} loss, failed problems"] = PROBLEMS[
+        f"derivatives of a {name} loss, failed problems"
+    ] = lambda shard, loss=loss: thrice(shard, loss)
+
+
 class Scaled(torch.autograd.Function):
     """Takes its arguments past torch's functions."""
 

@@ -169,21 +169,32 @@ def _bytes(x: Tensor) -> bytes:
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+def tied(first: Tensor, *others: Tensor) -> Tensor:
+    """An empty tensor that depends on all of these, as do its derivatives of every order: that of `exp` is `exp`."""
+    # Not cat, whose backward pass leaves out tensors of shape (0,).
+    return torch.stack([x.real.unsqueeze(-1)[..., :0].reshape(0).to(first.real) for x in (first, *others)]).sum(0).exp()
+
+
 class Gather(torch.autograd.Function):
     """Own parts `(n, ...)` to the shared whole `(size * n, ...)`.
 
-    `attached` is what the parts were computed from by way of `Scatter` and `Share`: their backward
-    passes exchange something, and have to run in every process, also in one whose part does not depend on them.
+    `attached` is an empty tensor of what the parts were computed from by way of `Scatter` and `Share` (`tied`): their
+    backward passes exchange something, and have to run in every process, also in one whose part does not depend on
+    them. So have those of what the backward pass here is made of.
     """
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, ranks: Ranks, tag: int | None, *attached: Tensor) -> Tensor:
-        ctx.ranks, ctx.num_attached = ranks, len(attached)
+    def forward(ctx: Any, part: Tensor, ranks: Ranks, tag: int | None, attached: Tensor | None) -> Tensor:
+        ctx.ranks = ranks
+        if attached is not None:
+            ctx.save_for_backward(attached)
         return ranks.gathered(part, tag)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Scatter.apply(grad, ctx.ranks) * ctx.ranks.size, None, None, *(None,) * ctx.num_attached  # type: ignore[no-untyped-call]
+        own = Scatter.apply(grad, ctx.ranks) * ctx.ranks.size  # type: ignore[no-untyped-call]
+        attached = ctx.saved_tensors if torch.is_grad_enabled() else ()  # where it is to be differentiated again
+        return own, None, None, tied(*attached, own) if attached else None
 
 
 class Scatter(torch.autograd.Function):
@@ -196,7 +207,7 @@ class Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Gather.apply(grad, ctx.ranks, ctx.tag) / ctx.ranks.size, None  # type: ignore[no-untyped-call]
+        return Gather.apply(grad, ctx.ranks, ctx.tag, None) / ctx.ranks.size, None  # type: ignore[no-untyped-call]
 
 
 class Share(torch.autograd.Function):

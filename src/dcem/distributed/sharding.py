@@ -17,7 +17,7 @@ from dcem._setup import Setup
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds
 from dcem.distributed.outside import Outside, OwnWork
-from dcem.distributed.ranks import Gather, Ranks, Scatter
+from dcem.distributed.ranks import Gather, Ranks, Scatter, tied
 from dcem.distributions import Distribution, WhiteNoise
 from dcem.solution import Solution
 from dcem.solvers import SamplingSolver, Solver
@@ -177,10 +177,10 @@ class Samples(_Shard):
                 self.ranks.fail(own.new_empty(expected, dtype=torch.float64))
                 raise
             outside.attached.append(values.requires_grad)
-            attached = [own, *outside.shares()] if values.requires_grad else []
+            attached = tied(own, *outside.shares()) if values.requires_grad else None
             # Of whatever dtype, it has the size that a process that fails knows.
             sent = values.to(torch.promote_types(values.dtype, torch.float64)).movedim(dim, 0)
-            gathered: Tensor = Gather.apply(sent, self.ranks, None, *attached)  # type: ignore[no-untyped-call]
+            gathered: Tensor = Gather.apply(sent, self.ranks, None, attached)  # type: ignore[no-untyped-call]
             return gathered[:num].movedim(0, dim).to(values.dtype)
 
         solution = minimize(WithData(shared, whole.data), init, solver, **options)
@@ -269,11 +269,12 @@ class Problems(_Shard):
             options["noise"] = _OwnNoise(WhiteNoise() if noise is None else noise, self.ranks)
         if isinstance(proposals, Tensor):
             options["proposals"] = part(proposals)
+        own_start = map_tensors(part, start)
         own = WithData(whole.function, map_tensors(part, whole.data))
         options["event_dims"] = start.event_dims
         try:
             with work:
-                solution = minimize(own, map_tensors(part, start), solver, **options)
+                solution = minimize(own, own_start, solver, **options)
             results = [solution.x, solution.best_x, solution.best_value, *leaves(solution.distribution)]
             work.check(results)
         except Exception:
@@ -282,10 +283,10 @@ class Problems(_Shard):
             raise
         outside.attached += [x.requires_grad for x in results]
         outside.agree()
-        attached = [*parts, *outside.shares()]
+        attached = tied(*parts, *outside.shares())
 
         def joined(x: Tensor) -> Tensor:
-            result: Tensor = Gather.apply(x, self.ranks, None, *(attached if x.requires_grad else ()))  # type: ignore[no-untyped-call]
+            result: Tensor = Gather.apply(x, self.ranks, None, attached if x.requires_grad else None)  # type: ignore[no-untyped-call]
             return result
 
         return Solution(
