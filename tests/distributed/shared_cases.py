@@ -177,6 +177,37 @@ for name, loss in (("linear", lambda x: x.sum()), ("square", lambda x: x.square(
     ] = lambda shard, loss=loss: thrice(shard, loss)
 
 
+def steep(shard: Any) -> list[Tensor]:
+    """A slope of one problem is not finite, which the backward pass writes into the status."""
+    theta, scale = parameters()
+    own = shard.own if isinstance(shard, dcem.distributed.Problems) else (lambda x: x)
+    is_steep = torch.arange(B).eq(1).unsqueeze(-1)
+    solution = dcem.minimize(
+        lambda x: curved(own(theta), scale)(x) + torch.where(own(is_steep), (0 * x[..., 0]).abs().sqrt(), 0),
+        torch.zeros(B, D, dtype=torch.float64), cem(), num_iterations=T, shard=shard,
+        generator=torch.Generator().manual_seed(2),
+    )  # fmt: skip
+    gradients = torch.autograd.grad(solution.x.square().sum(), [theta, scale])
+    return [solution.x.detach(), solution.status, *gradients]
+
+
+def sparse(shard: Any) -> list[Tensor]:
+    """A table whose gradient is sparse in one process."""
+    table = nn.Embedding.from_pretrained(parameters()[0].detach(), freeze=False, sparse=True)
+    own = shard.own if isinstance(shard, dcem.distributed.Problems) else (lambda x: x)
+    x = dcem.minimize(
+        lambda x: curved(table(own(torch.arange(B) % 4)), torch.zeros(D).double())(x),
+        torch.zeros(B, D, dtype=torch.float64), cem(), num_iterations=T, shard=shard,
+        generator=torch.Generator().manual_seed(2),
+    ).x  # fmt: skip
+    x.square().sum().backward()
+    return [x.detach(), table.weight.grad.to_dense()]
+
+
+SAMPLES["a slope that is not finite"] = PROBLEMS["a slope that is not finite"] = steep
+SAMPLES["sparse gradients"] = PROBLEMS["sparse gradients"] = sparse
+
+
 class Scaled(torch.autograd.Function):
     """Takes its arguments past torch's functions."""
 
@@ -438,7 +469,15 @@ def one_of(rank: int, size: int, folder: Path) -> None:
     found["problems"] = {name: PROBLEMS[name](problems) for name in list(PROBLEMS)[::every]}
     found["gathered"] = {
         f"{dtype} {num}": samples.ranks.gathered(torch.arange(num).add(rank).to(dtype).reshape(num, 1))
-        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
+        for dtype in (
+            torch.float16,
+            torch.bfloat16,
+            torch.float32,
+            torch.float64,
+            torch.complex128,
+            torch.int64,
+            torch.bool,
+        )
         for num in (1, 2, 3)
     }
     torch.save(found, folder / f"{rank}.pt")

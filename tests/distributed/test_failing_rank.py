@@ -36,53 +36,132 @@ class Hooked(torch.autograd.Function):
         return grad
 
 
+class Gives(dcem.LML):
+    """A selection that is interrupted in one process alone, which nobody is told."""
+
+    up = False
+
+    def forward(self, scores: Tensor, k: Any) -> Tensor:
+        if Gives.up:
+            Gives.up = False
+            raise KeyboardInterrupt
+        return super().forward(scores, k)
+
+
+def said_by(call: Any, times: int = 2) -> list[Any]:
+    said: list[Any] = []
+    for _ in range(times):
+        try:
+            said.append(call().detach())
+        except BaseException as error:
+            said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
 def attempts(rank: int) -> dict[str, list[Any]]:
     """What calls one after the other give, of which rank 0 fails in the first."""
-    theta, found, left = torch.tensor([0.5, 1.0], requires_grad=True), {}, 0
+    theta, found, left, raised = torch.tensor([0.5, 1.0], requires_grad=True), {}, 0, Mine("objective")
 
     def objective(x: Tensor) -> Tensor:
         nonlocal left
         left -= 1
         if left == 0:
-            raise Mine("objective")
+            raise raised
         return Hooked.apply(x - theta).square().sum(-1)  # type: ignore[no-untyped-call]
 
-    def callback(iteration: Any) -> None:
-        if fails and left < 0:
-            raise Mine("callback")
-
-    def solve(shard: Any, **options: Any) -> Tensor:
+    def solve(shard: Any, of: Any = objective, **options: Any) -> Tensor:
         # As many bytes of values in each process as a digest has.
-        return dcem.minimize(
-            objective, torch.zeros(2, 2), dcem.CEM(4, 2), num_iterations=3, shard=shard,
-            generator=torch.Generator().manual_seed(0), **options,
-        ).x  # fmt: skip
-
-    def said_by(call: Any, times: int = 2) -> list[Any]:
-        said: list[Any] = []
-        for _ in range(times):
-            try:
-                said.append(call().detach())
-            except Exception as error:
-                said.append(f"{type(error).__name__}: {error}")
-        return said
+        options = {"generator": torch.Generator().manual_seed(0), "solver": dcem.CEM(4, 2)} | options
+        return dcem.minimize(of, torch.zeros(2, 2), num_iterations=3, shard=shard, **options).x
 
     samples, problems = dcem.distributed.Samples(timeout=20.0), dcem.distributed.Problems(timeout=20.0)
     found["expected"] = [solve(samples).detach()]
     for name, shard, at in (("first call", samples, 1), ("last call", samples, 4), ("problems", problems, 2)):
         for mode in (torch.enable_grad, torch.no_grad):
-            left = at if rank == 0 else 0
-            with mode():
-                found[f"{name}, {mode.__name__}"] = said_by(lambda shard=shard: solve(shard))
+            for raised in (Mine("objective"), KeyboardInterrupt("objective")):
+                left = at if rank == 0 else 0
+                with mode():
+                    found[f"{name}, {mode.__name__}, {type(raised).__name__}"] = said_by(
+                        lambda shard=shard: solve(shard)
+                    )
+    left, raised = (5 if rank == 0 else 0), Mine("objective")
+    found["answer"] = said_by(lambda: solve(samples, gradient=dcem.Implicit(100.0)))
     left, answer = 0, solve(samples)
     Hooked.raises_at = 2 if rank == 0 else 0
     found["backward"] = said_by(
         lambda: torch.autograd.grad(answer.sum(), theta, retain_graph=True)[0], 2 if rank == 0 else 1
     )
     found["after backward"] = [solve(samples).detach()]
-    fails, short = rank == 0, dcem.distributed.Samples(timeout=1.0)  # last: then the group is of no use any more
-    found["callback"] = said_by(lambda: solve(short, callback=callback))
-    return found
+
+    def once(*_: Any) -> Any:
+        nonlocal fails
+        if fails:
+            fails = False
+            raise Mine("between")
+        return torch.ones(len(_[0]), dtype=torch.bool) if isinstance(_[0], Tensor) else None
+
+    for name, options in (("callback", {"callback": once}), ("validate", {"validate": once})):
+        for shard in (samples, problems):
+            fails = rank == 0
+            found[f"{name}, {type(shard).__name__}"] = said_by(
+                lambda shard=shard, options=options: solve(shard, **options)
+            )
+    wrong = [{"proposals": 1} if rank == 0 else {}, {}]
+    found["argument"] = said_by(lambda: solve(samples, **wrong.pop(0)))
+    for name, form in FORMS.items():
+        of = [lambda x, form=form: form(objective(x)) if rank == 0 else objective(x), objective]
+        found[f"form: {name}"] = said_by(lambda of=of: solve(samples, of.pop(0)))
+        later = [objective, objective, lambda x, form=form: form(objective(x)) if rank == 0 else objective(x)]
+        found[f"later form: {name}"] = said_by(
+            lambda later=later: solve(samples, lambda x: (later.pop(0) if later else objective)(x))
+        )
+    found |= generators(rank, problems)
+    return found | out_of_step(rank, solve)
+
+
+FORMS = {
+    "shape": lambda values: values.unsqueeze(-1),
+    "int64": lambda values: values.long(),
+    "complex64": lambda values: values.to(torch.complex64),
+    "float64": lambda values: values.double(),
+}
+
+
+def generators(rank: int, problems: Any) -> dict[str, list[Any]]:
+    """Where one of them ends for a problem that takes longer than others, for an error, and for a callback."""
+    generator, targets = torch.Generator().manual_seed(1), torch.tensor([[0.0, 0.0], [5.0, 5.0]])
+    calls: list[Tensor] = []
+
+    def objective(x: Tensor) -> Tensor:
+        calls.append(x)
+        if fails and len(calls) == 3 and rank == 0:
+            raise Mine("objective")
+        return (x - (targets if problems is None else problems.own(targets))[:, None]).square().sum(-1)
+
+    def solve(**options: Any) -> Tensor:
+        calls.clear()
+        return dcem.minimize(
+            objective, torch.zeros(2, 2), dcem.CEM(40, 8), num_iterations=40, generator=generator, shard=problems,
+            **options,
+        ).x  # fmt: skip
+
+    fails = False
+    found = {"settled": said_by(lambda: solve(tolerance=0.1))}
+    found["state"] = [generator.get_state()]
+    found["stopped"] = said_by(lambda: solve(callback=lambda iteration: bool((iteration.std < 0.15).all())))
+    fails = True
+    found["failed"] = said_by(solve, 1)
+    fails = False
+    return found | {"after failed": said_by(solve, 1)}
+
+
+def out_of_step(rank: int, solve: Any) -> dict[str, list[Any]]:
+    """Rank 0 gives a solve up, which the other is not told: it waits in vain. A new group mends it."""
+    short, found = dcem.distributed.Samples(timeout=1.0), {}
+    Gives.up = rank == 0
+    found["out of step"] = said_by(lambda: solve(short, solver=dcem.CEM(4, 2, Gives())), 4)
+    group = torch.distributed.new_group()
+    return found | {"made anew": [solve(dcem.distributed.Samples(group, timeout=20.0)).detach()]}
 
 
 def work(rank: int, size: int, folder: Path) -> None:
@@ -92,20 +171,61 @@ def work(rank: int, size: int, folder: Path) -> None:
     torch.save(attempts(rank), folder / f"{rank}.pt")
 
 
-def test_nobody_takes_what_a_process_that_failed_does_next(tmp_path: Path) -> None:
-    assert several(2, tmp_path / "ranks", work) == [0, 0]
-    failed, other = (torch.load(tmp_path / "ranks" / f"{rank}.pt", weights_only=True) for rank in range(2))
-    expected = failed["expected"][0]
+RAISED = r"RuntimeError: shard: rank 1 of 2 .* was raised on rank \[0\]"
+TOLD = {
+    "grad": ("(Mine|KeyboardInterrupt): objective", RAISED),
+    "answer": ("Mine: objective", RAISED),
+    "callback": ("Mine: between", RAISED),
+    "validate": ("Mine: between", RAISED),
+    "argument": ("TypeError: proposals", RAISED),
+    "later form: float64": (r"ValueError: shard: expected values of the same dtype .* on \[1\]",) * 2,
+    "later form": ("(ValueError|TypeError): objective: expected", RAISED),
+    "form": (r"ValueError: shard: expected the same objective .* another shape or dtype than on rank 0 on \[1\]",) * 2,
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Any]]]:
+    """What rank 0 and the other say."""
+    folder = tmp_path_factory.mktemp("ranks") / "2"
+    assert several(2, folder, work) == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_nobody_takes_what_a_process_that_failed_does_next(found: list[dict[str, list[Any]]]) -> None:
+    failed, other = found
+    expected, names = failed["expected"][0], set(TOLD)
     for name in failed:
-        if "grad" in name:  # an error of the objective
-            assert failed[name][0] == "Mine: objective", name
-            assert re.match(r"RuntimeError: shard: rank 1 of 2 .* was raised on rank \[0\]", other[name][0]), name
-            for found in (failed, other):
-                torch.testing.assert_close(found[name][1], expected, msg=lambda said, name=name: f"{name}: {said}")
+        kind = next((kind for kind in TOLD if kind in name), None)
+        names -= {kind}
+        for said, message in zip(found, TOLD.get(kind, ()), strict=False):
+            assert re.match(message, said[name][0]), (name, said[name])
+            torch.testing.assert_close(said[name][1], expected, msg=lambda said, name=name: f"{name}: {said}")
+    assert not names
     assert failed["backward"][0] == "Mine: backward"
     for said in (failed["backward"][1], other["backward"][0]):
         assert re.match("RuntimeError: shard: rank . of 2 .* elsewhere", said)
     assert torch.equal(other["after backward"][0], expected)
-    assert failed["callback"][0] == "Mine: callback"
-    for said in (failed["callback"][1], other["callback"][0]):
-        assert "RuntimeError: shard: rank" in said
+
+
+def test_generators_end_in_the_same_place_in_all_processes(found: list[dict[str, list[Any]]]) -> None:
+    """That of one process, where nobody stops a solve and nothing fails."""
+    failed, other = found
+    alone = generators(0, None)
+    for said in found:
+        torch.testing.assert_close(said["settled"], alone["settled"])
+        assert torch.equal(said["state"][0], alone["state"][0])
+    for name in ("stopped", "after failed"):
+        torch.testing.assert_close(failed[name], other[name])
+    assert failed["failed"] == ["Mine: objective"]
+    assert re.match(RAISED, other["failed"][0])
+
+
+def test_ranks_that_are_a_solve_apart_say_so(found: list[dict[str, list[Any]]]) -> None:
+    """After one of them gave one up, which the other waited for; a new group brings them together."""
+    assert found[0]["out of step"][0].startswith("KeyboardInterrupt")
+    assert "did not come within 1 s" in found[1]["out of step"][0]
+    for of in found:
+        assert any(re.search(r"in the same solve, got their solves \[3, 2\]", said) for said in of["out of step"])
+        assert all(isinstance(said, str) for said in of["out of step"])
+        assert torch.equal(of["made anew"][0], of["expected"][0])

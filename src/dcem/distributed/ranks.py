@@ -8,13 +8,14 @@ functions here lead from one to the other; the backward pass of each is made of 
 
 A process may fail, catch its error, and go on to something else, while the others wait for it in an exchange. So each
 exchange says in a tag which it is, and one that begins a solve is of another kind: nobody takes what was meant for
-another exchange.
+another exchange. Which solve it begins is said there, too.
 """
 
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 _FAILED = -1  # the tag of a process that has nothing to send
+_HEAD = 16  # bytes before what is sent, of which the size of every dtype is a divisor
 
 
 class Ranks:
@@ -51,6 +53,7 @@ class Ranks:
         if self.rank < 0:
             raise ValueError("shard: expected a group that this process belongs to")
         self.first_tag = self.last_tag = 0  # of the exchanges of the solve that was begun last
+        self.num_solves = 0  # for which this process has come here, whether or not they went well
 
     def next_tag(self) -> int:
         """Of an exchange, or of one that is to come in the backward pass."""
@@ -59,33 +62,76 @@ class Ranks:
 
     def begin(self, what: str, *facts: Any) -> None:
         """`agree` before a solve, from which on all processes number their exchanges alike."""
-        sent = torch.tensor([[_digest(facts), self.last_tag]] * self.size, device=self._device)
+        sent = self._greeting(digest(*facts), self.last_tag)
         result = torch.empty_like(sent)
         # Not a gather: that would be taken for one that others may still be waiting for.
         self._exchange(dist.all_to_all_single, result, sent)
-        self.first_tag = self.last_tag = int(result[:, 1].max())
-        self._same(what, result[:, 0])
+        digests, tags, solves = result.cpu().unbind(1)
+        self.first_tag = self.last_tag = max(self.last_tag, int(tags.max()))
+        if (solves != self.num_solves).any():
+            raise RuntimeError(
+                f"shard: expected all ranks to be in the same solve, got their solves {solves.tolist()} of this shard: "
+                "some have gone on after an interrupt, or after waiting in vain. Start all of them again, from their "
+                "last checkpoint, or give each, at the same place, a new shard of a torch.distributed.new_group()"
+            )
+        if (tags == _FAILED).any():
+            self._refuse_answer(tags.tolist())
+        self._same(what, digests)
 
-    def gathered(self, x: Tensor, tag: int | None = None) -> Tensor:
-        """What each process has, `(n, ...)`, one after the other, `(size * n, ...)`."""
+    def fail_to_begin(self) -> None:
+        """Instead of `begin`: tell the others, without waiting for them."""
+        sent = self._greeting(0, _FAILED)
+        with suppress(RuntimeError):
+            dist.all_to_all_single(torch.empty_like(sent), sent, group=self.group, async_op=True)
+
+    def _greeting(self, digest: int, tag: int) -> Tensor:
+        return torch.tensor([[digest, tag, self.num_solves]] * self.size, device=self._device)
+
+    def gathered(self, x: Tensor, tag: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """What each process has, `(n, ...)`, one after the other, `(size * n, ...)`.
+
+        All have to have the same `dtype`, which is what `x` had before it was brought to one that all know.
+        """
         tag = self.next_tag() if tag is None else tag
-        sent = _tagged(x, tag)
+        sent = _tagged(x, tag, x.dtype if dtype is None else dtype)
         result = sent.new_empty(self.size * len(sent))
         self._exchange(_all_gather(), result, sent)
         result = result.reshape(self.size, -1)
         # Flat first: of one process alone the rows are contiguous whatever their stride, which no view may have.
-        self._check(tag, result[:, :8].reshape(-1).view(torch.int64).tolist())
-        return result[:, 8:].reshape(-1).view(x.dtype).reshape(self.size * len(x), *x.shape[1:])
+        heads = result[:, :_HEAD].reshape(-1).view(torch.int64).tolist()
+        self._check(tag, heads[::2])
+        self._refuse("values of the same dtype", [rank for rank, of in enumerate(heads[1::2]) if of != heads[1]])
+        return result[:, _HEAD:].reshape(-1).view(x.dtype).reshape(self.size * len(x), *x.shape[1:])
 
-    def fail(self, x: Tensor) -> None:
-        """Instead of `gathered(x)`, of which only the size matters: tell the others, without waiting for them."""
-        sent = _tagged(x, _FAILED)
+    def fail(self, x: Tensor | None = None) -> None:
+        """Instead of `gathered(x)`, of which only the size matters, or of `largest`: tell the others, without waiting
+        for them.
+        """
+        x = self._number(0) if x is None else x
+        sent = _tagged(x, _FAILED, x.dtype)
         self.next_tag()
         with suppress(RuntimeError):  # the others have ended: there is nobody to tell
             _all_gather()(sent.new_empty(self.size * len(sent)), sent, group=self.group, async_op=True)
 
+    @contextmanager
+    def telling(self, x: Tensor | None = None) -> Iterator[None]:
+        """Before `gathered(x)`, or `largest`: where something is raised here, the others are told."""
+        try:
+            yield
+        except BaseException:  # an interrupt, too
+            self.fail(x)
+            raise
+
+    def largest(self, number: int) -> int:
+        """Of the numbers that the processes have."""
+        return int(self.gathered(self._number(number)).max())
+
+    def _number(self, number: int) -> Tensor:
+        return torch.tensor([number], device=self._device)
+
     def mean(self, x: Tensor, tag: int) -> Tensor:
-        """The mean of what the processes have."""
+        """The mean of what the processes have; of sparse gradients a dense one."""
+        x = x.to_dense() if x.is_sparse else x
         wide = x.to(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype)
         tag %= 2**24 // self.size  # the sum of the tags is exact in single precision, too
         result = torch.cat([wide.flatten(), wide.new_full((1,), tag)])
@@ -95,8 +141,10 @@ class Ranks:
         return result[:-1].div_(self.size).to(x.dtype).reshape(x.shape)
 
     def _check(self, tag: int, tags: list[int]) -> None:
-        if tags == [tag] * self.size:
-            return
+        if tags != [tag] * self.size:
+            self._refuse_answer(tags)
+
+    def _refuse_answer(self, tags: list[int]) -> None:
         which = [rank for rank, of in enumerate(tags) if of == _FAILED]
         why = f"an error was raised on rank {which}" if which else "one of them is elsewhere, as after an error"
         raise RuntimeError(f"shard: rank {self.rank} of {self.size} got no answer from the others: {why}")
@@ -108,7 +156,7 @@ class Ranks:
 
     def agree(self, what: str, *facts: Any) -> None:
         """Raise in all processes where one of them has other facts (texts, numbers, tensors of bytes)."""
-        self._same(what, self.gathered(torch.tensor([_digest(facts)], device=self._device)))
+        self._same(what, self.gathered(self._number(digest(*facts))))
 
     def agree_up_to_rounding(self, what: str, numbers: list[Tensor]) -> None:
         """Raise in all processes where one of them has other numbers, of which each has as many."""
@@ -149,19 +197,19 @@ class Ranks:
             ) from error
 
 
-def _digest(facts: tuple[Any, ...]) -> int:
-    digest = hashlib.blake2b(digest_size=8)
+def digest(*facts: Any) -> int:
+    found = hashlib.blake2b(digest_size=8)
     for fact in facts:
-        digest.update(_bytes(fact) if isinstance(fact, Tensor) else repr(fact).encode())
-    return int.from_bytes(digest.digest(), "little", signed=True)
+        found.update(_bytes(fact) if isinstance(fact, Tensor) else repr(fact).encode())
+    return int.from_bytes(found.digest(), "little", signed=True)
 
 
 def _all_gather() -> Any:
     return getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name to torch 2.12
 
 
-def _tagged(x: Tensor, tag: int) -> Tensor:
-    head = torch.tensor([tag], device=x.device)
+def _tagged(x: Tensor, tag: int, dtype: torch.dtype) -> Tensor:
+    head = torch.tensor([tag, digest(dtype)], device=x.device)
     return torch.cat([head.view(torch.uint8), x.detach().contiguous().reshape(-1).view(torch.uint8)])
 
 
@@ -184,17 +232,24 @@ class Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, ranks: Ranks, tag: int | None, attached: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        part: Tensor,
+        ranks: Ranks,
+        tag: int | None = None,
+        attached: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         ctx.ranks = ranks
         if attached is not None:
             ctx.save_for_backward(attached)
-        return ranks.gathered(part, tag)
+        return ranks.gathered(part, tag, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         own = Scatter.apply(grad, ctx.ranks) * ctx.ranks.size  # type: ignore[no-untyped-call]
         attached = ctx.saved_tensors if torch.is_grad_enabled() else ()  # where it is to be differentiated again
-        return own, None, None, tied(*attached, own) if attached else None
+        return own, None, None, tied(*attached, own) if attached else None, None
 
 
 class Scatter(torch.autograd.Function):
@@ -207,7 +262,7 @@ class Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Gather.apply(grad, ctx.ranks, ctx.tag, None) / ctx.ranks.size, None  # type: ignore[no-untyped-call]
+        return Gather.apply(grad, ctx.ranks, ctx.tag) / ctx.ranks.size, None  # type: ignore[no-untyped-call]
 
 
 class Share(torch.autograd.Function):

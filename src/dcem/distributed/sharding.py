@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import unserializable_hook
 
 from dcem._check import check_positive
 from dcem._eager import in_forward_mode, is_eager
-from dcem._given import came
-from dcem._guard import Cut, WithData
+from dcem._guard import WithData
 from dcem._setup import Setup
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds
+from dcem.distributed.candidates import SharedObjective
 from dcem.distributed.outside import Outside, OwnWork
 from dcem.distributed.ranks import Gather, Ranks, Scatter, tied
-from dcem.distributions import Distribution, WhiteNoise
+from dcem.distributions import Distribution
 from dcem.solution import Solution
 from dcem.solvers import SamplingSolver, Solver
 
@@ -38,20 +40,26 @@ class _Shard:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.ranks.rank} of {self.ranks.size})"
 
-    def _agree(self, init: Distribution | Tensor, solver: Solver, options: dict[str, Any]) -> None:
+    def _agree(self, init: Distribution | Tensor, solver: Solver, options: dict[str, Any]) -> Setup:
         """Raise where the processes do not solve the same problem, or would draw other samples."""
         if not is_eager() or in_forward_mode():
             raise RuntimeError("shard: works outside torch.compile, torch.func transforms and forward mode")
+        self.ranks.num_solves += 1
         given = ("num_iterations", "event_dims", "bounds", "generator", "noise", "proposals")
-        setup = Setup.of(init, solver, **{name: options[name] for name in given})  # says what is wrong here
-        if solver.is_captured:
-            raise ValueError("shard: expected a solver as it was before dcem.capture, got a captured one")
-        start, gradient = leaves(setup.start), options["gradient"]
-        numbers = [*start, *_numbers([solver, gradient, setup.bounds])]
-        kind = (_kinds([solver, gradient]), solver.num_samples, options["num_iterations"], options["tolerance"])
+        gradient = options["gradient"]
+        try:
+            setup = Setup.of(init, solver, **{name: options[name] for name in given})  # says what is wrong here
+            if solver.is_captured:
+                raise ValueError("shard: expected a solver as it was before dcem.capture, got a captured one")
+            start = leaves(setup.start)
+            numbers = [*start, *_numbers([solver, gradient, setup.bounds])]
+        except BaseException:
+            self.ranks.fail_to_begin()
+            raise
+        kind = (type(self).__name__, _kinds([solver, gradient]), solver.num_samples, options["num_iterations"])
         shapes = [(x.shape, x.dtype, x.requires_grad) for x in numbers]
         what = "the same solver, gradient mode, number of iterations and shapes"
-        self.ranks.begin(what, kind, torch.is_grad_enabled(), shapes)
+        self.ranks.begin(what, kind, options["tolerance"], torch.is_grad_enabled(), shapes)
         self.ranks.agree_up_to_rounding("the same start, bounds and settings of the solver", numbers)
         noise, generator = options["noise"], options["generator"]
         if isinstance(noise, Tensor):
@@ -62,6 +70,7 @@ class _Shard:
             device = start[0].device
             state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
             self.ranks.agree("the same torch.manual_seed, or a generator,", state)
+        return setup
 
 
 def _parts(settings: Any) -> list[Any]:
@@ -141,70 +150,20 @@ class Samples(_Shard):
                 f"shard: expected a number of samples that {self.ranks.size} processes can share evenly, "
                 f"got num_samples={solver.num_samples}"
             )
-        whole = WithData.of(objective)
         event_dims = options["event_dims"] if isinstance(init, Tensor) else init.event_dims
         mean = init if isinstance(init, Tensor) else init.mean
-        dim, outside = mean.dim() - event_dims, Outside(self.ranks)
-        self._same_objective(whole, mean, dim, options["bounds"])
-
-        def shared(samples: Tensor, data: Any, cut: Cut) -> Tensor:
-            num = samples.shape[dim]
-            if num < self.ranks.size:
-                return whole.function(samples, data, cut)
-            rest = -num % self.ranks.size  # proposals, pruned or shrunk populations: the last one is evaluated again
-            work = OwnWork(outside)
-
-            def part(x: Tensor) -> Tensor:
-                padded = torch.cat(
-                    [x, x.narrow(dim, num - 1, 1).expand(*x.shape[:dim], rest, *x.shape[dim + 1 :])], dim
-                )
-                every = (padded if rest else x).movedim(dim, 0)
-                return work.made(Scatter.apply(every, self.ranks)).movedim(0, dim)  # type: ignore[no-untyped-call]
-
-            own = part(samples)
-            failed = None if cut.failed is None else part(cut.failed)
-            expected = tuple(own.shape[: dim + 1])
-            try:
-                with work:
-                    values: Any = whole.function(own, data, Cut(failed))
-                work.check(values)
-                if not isinstance(values, Tensor) or tuple(values.shape) != expected:
-                    raise ValueError(
-                        f"objective: expected values of shape (*batch, N) = {expected} for candidates "
-                        f"of shape (*batch, N, *event) = {tuple(own.shape)}, got {came(values, expected)}"
-                    )
-            except Exception:
-                self.ranks.fail(own.new_empty(expected, dtype=torch.float64))
-                raise
-            outside.attached.append(values.requires_grad)
-            attached = tied(own, *outside.shares()) if values.requires_grad else None
-            # Of whatever dtype, it has the size that a process that fails knows.
-            sent = values.to(torch.promote_types(values.dtype, torch.float64)).movedim(dim, 0)
-            gathered: Tensor = Gather.apply(sent, self.ranks, None, attached)  # type: ignore[no-untyped-call]
-            return gathered[:num].movedim(0, dim).to(values.dtype)
-
-        solution = minimize(WithData(shared, whole.data), init, solver, **options)
-        outside.agree()
+        dim = mean.dim() - event_dims
+        shared = SharedObjective(WithData.of(objective), dim, self.ranks)
+        box = Bounds.check(options["bounds"], mean.shape[dim:], mean)
+        shared.compare((mean if box is None else box.clip(mean)).detach())
+        callback, validate = options["callback"], options["validate"]
+        if callback is not None:
+            options["callback"] = shared.heard(callback, lambda iteration: None)
+        if validate is not None:
+            options["validate"] = shared.heard(validate, lambda x: x.new_ones(x.shape[:dim], dtype=torch.bool))
+        solution = minimize(WithData(shared, shared.whole.data), init, solver, **options)
+        shared.finish()
         return solution
-
-    def _same_objective(self, whole: WithData, mean: Tensor, dim: int, bounds: Any) -> None:
-        box = Bounds.check(bounds, mean.shape[dim:], mean)
-        mean = (mean if box is None else box.clip(mean)).detach()
-        try:
-            value: Any = whole(mean.unsqueeze(dim))  # as a solve calls it first: it may keep features, with a gradient
-        except Exception:
-            self.ranks.fail(mean.new_empty((1, mean.shape[:dim].numel()), dtype=torch.float64))
-            raise
-        if not isinstance(value, Tensor) or tuple(value.shape) != (*mean.shape[:dim], 1):
-            return  # which the solve says better
-        values = self.ranks.gathered(value.detach().double().reshape(1, -1))
-        size = 1e-3 * values.abs().amax(0)
-        others = ((values - values[0]).abs() > size).any(-1).nonzero().flatten().tolist()
-        if others:
-            raise ValueError(
-                f"shard: expected the same objective on every rank, which draws no random numbers; at the initial mean "
-                f"it has another value than on rank 0 on {others}"
-            )
 
 
 class Problems(_Shard):
@@ -245,7 +204,7 @@ class Problems(_Shard):
         self, minimize: Minimize, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, **options: Any
     ) -> Solution:
         """`minimize(objective, init, solver, **options)` by all processes of the group."""
-        self._agree(init, solver, options)
+        setup = self._agree(init, solver, options)
         if getattr(options["gradient"], "unbiased", False):  # each would draw for its own problems, and others go on
             raise ValueError("shard: expected Samples() for Prune(unbiased=True), which draws for all, got Problems()")
         start: Distribution = solver.distribution(init, options["event_dims"]) if isinstance(init, Tensor) else init
@@ -255,54 +214,80 @@ class Problems(_Shard):
                 f"shard: expected a batch whose first axis {self.ranks.size} processes can share evenly, "
                 f"got {tuple(batch)}"
             )
-        whole, outside = WithData.of(objective), Outside(self.ranks)
+        whole, outside, own_noise = WithData.of(objective), Outside(self.ranks), _OwnNoise(setup, self.ranks)
         work, parts = OwnWork(outside), []
 
         def part(x: Tensor) -> Tensor:
             parts.append(work.made(Scatter.apply(x, self.ranks)))  # type: ignore[no-untyped-call]
             return parts[-1]
 
-        noise, proposals = options["noise"], options["proposals"]
-        if isinstance(noise, Tensor):
-            options["noise"] = noise if noise.dim() < 2 else part(noise.movedim(1, 0)).movedim(0, 1)
-        else:
-            options["noise"] = _OwnNoise(WhiteNoise() if noise is None else noise, self.ranks)
+        own_start, noise, proposals = map_tensors(part, start), options["noise"], options["proposals"]
+        options["noise"] = part(noise.movedim(1, 0)).movedim(0, 1) if isinstance(noise, Tensor) else own_noise
         if isinstance(proposals, Tensor):
             options["proposals"] = part(proposals)
-        own_start = map_tensors(part, start)
         own = WithData(whole.function, map_tensors(part, whole.data))
         options["event_dims"] = start.event_dims
         try:
-            with work:
-                solution = minimize(own, own_start, solver, **options)
-            results = [solution.x, solution.best_x, solution.best_value, *leaves(solution.distribution)]
-            work.check(results)
-        except Exception:
-            next_sent = start.mean.new_empty(1, dtype=torch.int64) if torch.is_grad_enabled() else self.own(start.mean)
-            self.ranks.fail(next_sent)
+            with self.ranks.telling():
+                with work:
+                    solution = minimize(own, own_start, solver, **options)
+                results = _results(solution)
+                work.check(results)
+            own_noise.draw_up_to(self.ranks.largest(own_noise.num_drawn))  # by others, whose problems took longer
+            outside.attached += [x.requires_grad for x in results]
+            outside.agree()
+        except BaseException:
+            own_noise.draw_up_to(options["num_iterations"])  # of others it is not known how far they came
             raise
-        outside.attached += [x.requires_grad for x in results]
-        outside.agree()
-        attached = tied(*parts, *outside.shares())
+        return self._joined(solution, tied(*parts, *outside.shares()))
+
+    def _joined(self, own: Solution, attached: Tensor) -> Solution:
+        """The solution of all problems. A backward pass may find that some have failed: it is told where it ends."""
 
         def joined(x: Tensor) -> Tensor:
             result: Tensor = Gather.apply(x, self.ranks, None, attached if x.requires_grad else None)  # type: ignore[no-untyped-call]
             return result
 
-        return Solution(
-            joined(solution.x), joined(solution.best_x), joined(solution.best_value),
-            map_tensors(joined, solution.distribution), joined(solution.status), solution.history,
+        whole = Solution(
+            joined(own.x), joined(own.best_x), joined(own.best_value), map_tensors(joined, own.distribution),
+            joined(own.status), own.history,
         )  # fmt: skip
+        told = -1
+
+        def tell() -> None:
+            whole.status.copy_(self.ranks.gathered(own.status))
+
+        @unserializable_hook  # type: ignore[untyped-decorator]  # a solution may be saved, its graph is not
+        def tell_at_the_end(slope: Tensor) -> None:
+            nonlocal told
+            if told != torch._C._current_graph_task_id():  # once in a backward pass
+                told = torch._C._current_graph_task_id()
+                torch.autograd.Variable._execution_engine.queue_callback(tell)
+
+        for x in _results(whole):
+            if x.requires_grad:
+                x.register_hook(tell_at_the_end)  # type: ignore[no-untyped-call]
+        return whole
+
+
+def _results(solution: Solution) -> list[Tensor]:
+    """What of a solution may have a gradient."""
+    return [solution.x, solution.best_x, solution.best_value, *leaves(solution.distribution)]
 
 
 class _OwnNoise:
     """A noise source that draws for the whole batch and gives the part of the own problems."""
 
-    def __init__(self, source: Any, ranks: Ranks) -> None:
-        self.source, self.ranks = source, ranks
-        check = getattr(source, "check_event", None)
-        if check is not None:
-            self.check_event = check
+    def __init__(self, setup: Setup, ranks: Ranks) -> None:
+        self.draw, self.ranks = setup.draw, ranks
+        self.num_drawn = 0
 
     def __call__(self, shape: tuple[int, ...], **options: Any) -> Tensor:
-        return self.ranks.own(self.source((shape[0] * self.ranks.size, *shape[1:]), **options))
+        self.num_drawn += 1
+        return self.ranks.own(self.draw(0))
+
+    def draw_up_to(self, num: int) -> None:
+        """Have the generator of every process end in the same place."""
+        with suppress(Exception):  # of a source that fails: it is what has been raised
+            while self.num_drawn < num:
+                self(())

@@ -1,0 +1,119 @@
+"""An objective whose candidates several processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcem._evaluate import as_values
+from dcem._guard import Cut, WithData
+from dcem.distributed.outside import Outside, OwnWork
+from dcem.distributed.ranks import Gather, Ranks, Scatter, digest, tied
+
+
+class SharedObjective:
+    """`function(samples, data, cut)` of a whole objective: each process evaluates its share of the candidates.
+
+    What a function of the user raises in one process alone, the others are told by the next exchange.
+
+    Args:
+        whole: the objective.
+        dim: the axis of the candidates.
+        ranks: the processes.
+    """
+
+    def __init__(self, whole: WithData, dim: int, ranks: Ranks) -> None:
+        self.whole, self.dim, self.ranks = whole, dim, ranks
+        self.outside = Outside(ranks)
+        self._error: BaseException | None = None  # to be told
+
+    def __call__(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
+        num = samples.shape[self.dim]
+        if num < self.ranks.size:
+            return self._by_each(samples, data, cut)
+        work = OwnWork(self.outside)
+        own = self._own(samples, work)
+        failed = None if cut.failed is None else self._own(cut.failed, work)
+        expected = tuple(own.shape[: self.dim + 1])
+        # Of whatever dtype the values are, what is sent has the size that a process that fails knows.
+        with self.ranks.telling(own.new_empty(expected, dtype=torch.float64)):
+            self._raise()
+            with work:
+                values: Any = self.whole.function(own, data, Cut(failed))
+            work.check(values)
+            values = as_values("objective", values, expected, own)
+        self.outside.attached.append(values.requires_grad)
+        attached = tied(own, *self.outside.shares()) if values.requires_grad else None
+        sent = values.double().movedim(self.dim, 0)
+        gathered: Tensor = Gather.apply(sent, self.ranks, None, attached, values.dtype)  # type: ignore[no-untyped-call]
+        return gathered[:num].movedim(0, self.dim).to(values.dtype)
+
+    def _own(self, x: Tensor, work: OwnWork) -> Tensor:
+        """The own part of `x`, `(*batch, N, ...)`."""
+        rest = -x.shape[self.dim] % self.ranks.size
+        every = x.movedim(self.dim, 0)
+        if rest:  # proposals, pruned or shrunk populations: the last one is evaluated again
+            every = torch.cat([every, every[-1:].expand(rest, *every.shape[1:])])
+        return work.made(Scatter.apply(every, self.ranks)).movedim(0, self.dim)  # type: ignore[no-untyped-call]
+
+    def _by_each(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
+        with self.ranks.telling():
+            self._raise()
+            values = self.whole.function(samples, data, cut)
+        self.ranks.largest(0)  # all have come so far
+        return values
+
+    def compare(self, mean: Tensor) -> None:
+        """Raise in all processes where one has another objective, as its values at `mean` `(*batch, *event)` show."""
+        batch = mean.shape[: self.dim]
+        with self.ranks.telling(mean.new_empty((1, 1 + batch.numel()), dtype=torch.float64)):
+            # As a solve calls it first: it may keep features, with a gradient.
+            value: Any = self.whole(mean.unsqueeze(self.dim))
+        is_tensor = isinstance(value, Tensor)
+        form = (value.shape, value.dtype) if is_tensor else type(value).__qualname__
+        if is_tensor and value.shape == (*batch, 1) and value.is_floating_point():
+            values = value.detach().to(mean.device, torch.float64).flatten()
+        else:
+            values = mean.new_zeros(batch.numel(), dtype=torch.float64)  # what is wrong the solve says better
+        sent = torch.cat([values.new_tensor([digest(form) >> 11]), values])  # 53 bits, as many as a number holds
+        every = self.ranks.gathered(sent.unsqueeze(0))
+        size = 1e-3 * every[:, 1:].abs().amax(0)
+        others = (every - every[0]).abs()
+        self._refuse("returns another shape or dtype", others[:, 0] > 0)
+        self._refuse("has another value", (others[:, 1:] > size).any(-1))
+
+    def _refuse(self, what: str, differs: Tensor) -> None:
+        others = differs.nonzero().flatten().tolist()
+        if others:
+            raise ValueError(
+                "shard: expected the same objective on every rank, which draws no random numbers; at the initial mean "
+                f"it {what} than on rank 0 on {others}"
+            )
+
+    def heard(self, function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that is called between exchanges: where it raises, the solve goes on to the next one."""
+
+        def call(*args: Any) -> Any:
+            try:
+                return function(*args)
+            except BaseException as error:  # an interrupt, too
+                self._error = self._error or error
+                return otherwise(*args)
+
+        return call
+
+    def finish(self) -> None:
+        """After the solve: raise in all processes where one has failed since the last exchange or met others."""
+        if torch.is_grad_enabled():  # otherwise there is no exchange any more
+            with self.ranks.telling():
+                self._raise()
+        self._raise()
+        self.outside.agree()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
