@@ -214,7 +214,8 @@ def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
     """Have `call` made where a slope that is not finite arrives at a leaf of the graph of `results`.
 
     What is not finite goes on to all that comes after it in the backward pass: it is enough to look at nodes that send
-    something to a leaf, and after which no other node does.
+    something to a leaf, and after which no other node does. What one of several processes computes alone is passed by
+    (`num_own` edges of a node): `call` is made in all of them or in none.
     """
 
     def hook(edges: list[int]) -> Callable[..., None]:
@@ -230,13 +231,14 @@ def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
         node, all_after_it_seen = waiting.pop()
         if node is None or (node in reaches and not all_after_it_seen):
             continue
-        after = [child for child, _ in node.next_functions]
+        first = getattr(node, "num_own", 0)
+        after = [child for child, _ in node.next_functions[first:]]
         if not all_after_it_seen:
             reaches[node] = False
             waiting.append((node, True))
             waiting += [(child, False) for child in after if not hasattr(child, "variable")]
             continue
-        edges = [i for i, child in enumerate(after) if hasattr(child, "variable")]
+        edges = [i for i, child in enumerate(after, first) if hasattr(child, "variable")]
         reaches[node] = any(reaches.get(child, False) for child in after)
         if edges and not reaches[node]:
             node.register_hook(hook(edges))

@@ -204,6 +204,25 @@ def sparse(shard: Any) -> list[Tensor]:
     return [x.detach(), table.weight.grad.to_dense()]
 
 
+def within(shard: Any) -> list[Tensor]:
+    """A slope that is not finite ends at a leaf that the objective makes, in one of the processes."""
+    theta, scale = parameters()
+    of = curved(theta, scale)
+
+    def objective(x: Tensor) -> Tensor:
+        y = x.detach().requires_grad_()
+        return of(x) + torch.where(y[..., 0] > 5, (y[..., 0] - 6).abs().sqrt(), 0 * y[..., 0])
+
+    noise = torch.randn(1, B, 30, D, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    noise[:, :, 0, 0] = 6
+    x = dcem.minimize(
+        objective, torch.zeros(B, D, dtype=torch.float64), cem(), num_iterations=1, shard=shard, noise=noise
+    ).x
+    x.square().sum().backward()
+    return [x.detach(), theta.grad, scale.grad]
+
+
+SAMPLES["a slope that is not finite within"] = within
 SAMPLES["a slope that is not finite"] = PROBLEMS["a slope that is not finite"] = steep
 SAMPLES["sparse gradients"] = PROBLEMS["sparse gradients"] = sparse
 

@@ -240,7 +240,7 @@ class Gather(torch.autograd.Function):
         attached: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        ctx.ranks = ranks
+        ctx.ranks, ctx.num_own = ranks, 1  # the edge to the part, which `dcem._guard` does not follow
         if attached is not None:
             ctx.save_for_backward(attached)
         return ranks.gathered(part, tag, dtype)
