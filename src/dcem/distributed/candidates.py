@@ -62,8 +62,9 @@ class SharedObjective:
     def _by_each(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
         with self.ranks.telling():
             self._raise()
-            values = self.whole.function(samples, data, cut)
-        self.ranks.largest(0)  # all have come so far
+            values: Any = self.whole.function(samples, data, cut)
+            values = as_values("objective", values, tuple(samples.shape[: self.dim + 1]), samples)
+        self.ranks.agree("values of the same dtype", values.dtype)
         return values
 
     def compare(self, mean: Tensor) -> None:
@@ -110,8 +111,8 @@ class SharedObjective:
         if torch.is_grad_enabled():  # otherwise there is no exchange any more
             with self.ranks.telling():
                 self._raise()
+            self.outside.agree()
         self._raise()
-        self.outside.agree()
 
     def _raise(self) -> None:
         error, self._error = self._error, None

@@ -41,21 +41,21 @@ class Outside:
         """All of them."""
         return [share for _, share in self._shares.values()]
 
-    def agree(self) -> None:
+    def agree(self, number: int = 0) -> int:
         """Raise in all processes where one has met other tensors: the backward pass exchanges their gradients in turn.
 
-        They are told apart by their shapes and numbers.
+        They are told apart by their shapes and numbers. Returns the largest `number` that a process has.
         """
-        if not torch.is_grad_enabled():
-            return
         what = (
             "an objective that uses the same parameters in the same order whatever the candidates are (add "
             "0 * parameter.sum() of each that it may leave out, and call shard.own within)"
         )
         met = [x.detach().reshape(-1)[:: x.numel() // 1000 + 1] for x, _ in self._shares.values()]
-        self.ranks.agree(what, self.attached, [(x.shape, x.dtype) for x, _ in self._shares.values()])
+        shapes = [(x.shape, x.dtype) for x, _ in self._shares.values()]
+        largest = self.ranks.agree(what, self.attached, shapes, number=number)
         if met:
             self.ranks.agree_up_to_rounding(what, [x.abs() if x.is_complex() else x for x in met])
+        return largest
 
 
 class OwnWork(TorchFunctionMode):

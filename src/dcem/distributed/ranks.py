@@ -104,10 +104,10 @@ class Ranks:
         return result[:, _HEAD:].reshape(-1).view(x.dtype).reshape(self.size * len(x), *x.shape[1:])
 
     def fail(self, x: Tensor | None = None) -> None:
-        """Instead of `gathered(x)`, of which only the size matters, or of `largest`: tell the others, without waiting
+        """Instead of `gathered(x)`, of which only the size matters, or of `agree`: tell the others, without waiting
         for them.
         """
-        x = self._number(0) if x is None else x
+        x = self._statement(0, 0) if x is None else x
         sent = _tagged(x, _FAILED, x.dtype)
         self.next_tag()
         with suppress(RuntimeError):  # the others have ended: there is nobody to tell
@@ -115,19 +115,12 @@ class Ranks:
 
     @contextmanager
     def telling(self, x: Tensor | None = None) -> Iterator[None]:
-        """Before `gathered(x)`, or `largest`: where something is raised here, the others are told."""
+        """Before `gathered(x)`, or `agree`: where something is raised here, the others are told."""
         try:
             yield
         except BaseException:  # an interrupt, too
             self.fail(x)
             raise
-
-    def largest(self, number: int) -> int:
-        """Of the numbers that the processes have."""
-        return int(self.gathered(self._number(number)).max())
-
-    def _number(self, number: int) -> Tensor:
-        return torch.tensor([number], device=self._device)
 
     def mean(self, x: Tensor, tag: int) -> Tensor:
         """The mean of what the processes have; of sparse gradients a dense one."""
@@ -154,9 +147,16 @@ class Ranks:
         n = len(x) // self.size
         return x[self.rank * n : (self.rank + 1) * n]
 
-    def agree(self, what: str, *facts: Any) -> None:
-        """Raise in all processes where one of them has other facts (texts, numbers, tensors of bytes)."""
-        self._same(what, self.gathered(self._number(digest(*facts))))
+    def agree(self, what: str, *facts: Any, number: int = 0) -> int:
+        """Raise in all processes where one of them has other facts (texts, numbers, tensors of bytes); otherwise the
+        largest number that one of them has.
+        """
+        digests, numbers = self.gathered(self._statement(digest(*facts), number)).unbind(1)
+        self._same(what, digests)
+        return int(numbers.max())
+
+    def _statement(self, about: int, number: int) -> Tensor:
+        return torch.tensor([[about, number]], device=self._device)
 
     def agree_up_to_rounding(self, what: str, numbers: list[Tensor]) -> None:
         """Raise in all processes where one of them has other numbers, of which each has as many."""

@@ -117,8 +117,9 @@ class Samples(_Shard):
             number of samples is not a multiple of that of processes, the solver has no samples to share, or a process
             has another seed, noise, shape, objective (which each evaluates once more, at the initial mean, for this)
             or set of parameters.
-        RuntimeError: in a solve, another process has ended, does not come in time, or has raised an error; or
-            inside `torch.compile`, `torch.func` transforms and forward mode.
+        RuntimeError: in a solve, another process has ended, does not come in time, has raised an error, or is in
+            another solve, as after an interrupt or a wait in vain; or inside `torch.compile`, `torch.func` transforms
+            and forward mode.
 
     The objective has to be deterministic: a process draws random numbers for its own candidates. A callback has to say
     the same in each process. Every process has to use the same parameters in the same order whatever its candidates
@@ -184,8 +185,9 @@ class Problems(_Shard):
         ValueError: as in `Samples`; the first axis of the batch cannot be divided evenly.
         RuntimeError: as in `Samples`.
 
-    `solution.history` and what a callback sees are of the own problems: of a loss of these, the gradient is the mean of
-    those of all processes.
+    `solution.history` and what a callback sees are of the own problems, which it may stop: of a loss of these, the
+    gradient is the mean of those of all processes. A generator ends where it does in the process that has drawn most:
+    with `tolerance` where it does in one process.
 
     Example (`torchrun --nproc-per-node 4 script.py`)::
 
@@ -233,9 +235,8 @@ class Problems(_Shard):
                     solution = minimize(own, own_start, solver, **options)
                 results = _results(solution)
                 work.check(results)
-            own_noise.draw_up_to(self.ranks.largest(own_noise.num_drawn))  # by others, whose problems took longer
             outside.attached += [x.requires_grad for x in results]
-            outside.agree()
+            own_noise.draw_up_to(outside.agree(own_noise.num_drawn))  # by others, whose problems took longer
         except BaseException:
             own_noise.draw_up_to(options["num_iterations"])  # of others it is not known how far they came
             raise
