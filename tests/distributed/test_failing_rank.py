@@ -1,5 +1,7 @@
 """One process fails, catches its error and goes on: the others raise, and take nothing of what it does next."""
 
+import functools
+import itertools
 import re
 import warnings
 from pathlib import Path
@@ -101,11 +103,11 @@ def attempts(rank: int) -> dict[str, list[Any]]:
         return torch.ones(len(_[0]), dtype=torch.bool) if isinstance(_[0], Tensor) else None
 
     for name, options in (("callback", {"callback": once}), ("validate", {"validate": once})):
-        for shard in (samples, problems):
+        for shard, mode in itertools.product((samples, problems), (torch.enable_grad, torch.no_grad)):
             fails = rank == 0
-            found[f"{name}, {type(shard).__name__}"] = said_by(
-                lambda shard=shard, options=options: solve(shard, **options)
-            )
+            with mode():
+                call = functools.partial(solve, shard, **options)
+                found[f"{name}, {type(shard).__name__}, {mode.__name__}"] = said_by(call)
     wrong = [{"proposals": 1} if rank == 0 else {}, {}]
     found["argument"] = said_by(lambda: solve(samples, **wrong.pop(0)))
     for name, form in FORMS.items():
@@ -173,7 +175,6 @@ def work(rank: int, size: int, folder: Path) -> None:
 
 RAISED = r"RuntimeError: shard: rank 1 of 2 .* was raised on rank \[0\]"
 TOLD = {
-    "grad": ("(Mine|KeyboardInterrupt): objective", RAISED),
     "answer": ("Mine: objective", RAISED),
     "callback": ("Mine: between", RAISED),
     "validate": ("Mine: between", RAISED),
@@ -181,6 +182,7 @@ TOLD = {
     "later form: float64": (r"ValueError: shard: expected values of the same dtype .* on \[1\]",) * 2,
     "later form": ("(ValueError|TypeError): objective: expected", RAISED),
     "form": (r"ValueError: shard: expected the same objective .* another shape or dtype than on rank 0 on \[1\]",) * 2,
+    "grad": ("(Mine|KeyboardInterrupt): objective", RAISED),
 }
 
 

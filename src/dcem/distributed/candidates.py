@@ -108,11 +108,9 @@ class SharedObjective:
 
     def finish(self) -> None:
         """After the solve: raise in all processes where one has failed since the last exchange or met others."""
-        if torch.is_grad_enabled():  # otherwise there is no exchange any more
-            with self.ranks.telling():
-                self._raise()
-            self.outside.agree()
-        self._raise()
+        with self.ranks.telling():
+            self._raise()
+        self.outside.agree()
 
     def _raise(self) -> None:
         error, self._error = self._error, None

@@ -84,8 +84,8 @@ class Ranks:
         with suppress(RuntimeError):
             dist.all_to_all_single(torch.empty_like(sent), sent, group=self.group, async_op=True)
 
-    def _greeting(self, digest: int, tag: int) -> Tensor:
-        return torch.tensor([[digest, tag, self.num_solves]] * self.size, device=self._device)
+    def _greeting(self, about: int, tag: int) -> Tensor:
+        return torch.tensor([[about, tag, self.num_solves]] * self.size, device=self._device)
 
     def gathered(self, x: Tensor, tag: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """What each process has, `(n, ...)`, one after the other, `(size * n, ...)`.
