@@ -142,7 +142,7 @@ class ActionValue(nn.Module):
 
 
 class InUnits(nn.Module):
-    """What varies by much and by little, alike: without it a network is late to learn the slopes in the latter."""
+    """Divide by units, so that what a network sees is of order one."""
 
     units: Tensor
 
