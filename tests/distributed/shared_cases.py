@@ -188,7 +188,10 @@ def steep(shard: Any) -> list[Tensor]:
         generator=torch.Generator().manual_seed(2),
     )  # fmt: skip
     gradients = torch.autograd.grad(solution.x.square().sum(), [theta, scale])
-    return [solution.x.detach(), solution.status, *gradients]
+    status = solution.status
+    if isinstance(shard, dcem.distributed.Problems):  # of which each process is told of its own
+        status = shard.ranks.gathered(shard.own(status))
+    return [solution.x.detach(), status, *gradients]
 
 
 def sparse(shard: Any) -> list[Tensor]:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,10 @@ def attempts(rank: int) -> dict[str, list[Any]]:
             with mode():
                 call = functools.partial(solve, shard, **options)
                 found[f"{name}, {type(shard).__name__}, {mode.__name__}"] = said_by(call)
+    stops = [rank == 0, False, False, False]
+    found["stops on one rank"] = said_by(lambda: solve(samples, callback=lambda iteration: stops.pop(0)))
+    kept = weakref.ref(solve(problems).grad_fn)
+    found["kept"] = [torch.tensor(kept() is not None)]
     wrong = [{"proposals": 1} if rank == 0 else {}, {}]
     found["argument"] = said_by(lambda: solve(samples, **wrong.pop(0)))
     for name, form in FORMS.items():
@@ -178,6 +183,7 @@ TOLD = {
     "answer": ("Mine: objective", RAISED),
     "callback": ("Mine: between", RAISED),
     "validate": ("Mine: between", RAISED),
+    "stops": (r"ValueError: shard: expected the same answer of callback on every rank, got another .* on \[1\]",) * 2,
     "argument": ("TypeError: proposals", RAISED),
     "later form: float64": (r"ValueError: shard: expected values of the same dtype .* on \[1\]",) * 2,
     "later form": ("(ValueError|TypeError): objective: expected", RAISED),
@@ -208,6 +214,7 @@ def test_nobody_takes_what_a_process_that_failed_does_next(found: list[dict[str,
     for said in (failed["backward"][1], other["backward"][0]):
         assert re.match("RuntimeError: shard: rank . of 2 .* elsewhere", said)
     assert torch.equal(other["after backward"][0], expected)
+    assert not any(said["kept"][0] for said in found)  # the graph of a solution goes with it
 
 
 def test_generators_end_in_the_same_place_in_all_processes(found: list[dict[str, list[Any]]]) -> None:

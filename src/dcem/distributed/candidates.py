@@ -28,7 +28,6 @@ class SharedObjective:
     def __init__(self, whole: WithData, dim: int, ranks: Ranks) -> None:
         self.whole, self.dim, self.ranks = whole, dim, ranks
         self.outside = Outside(ranks)
-        self._error: BaseException | None = None  # to be told
 
     def __call__(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
         num = samples.shape[self.dim]
@@ -40,7 +39,6 @@ class SharedObjective:
         expected = tuple(own.shape[: self.dim + 1])
         # Of whatever dtype the values are, what is sent has the size that a process that fails knows.
         with self.ranks.telling(own.new_empty(expected, dtype=torch.float64)):
-            self._raise()
             with work:
                 values: Any = self.whole.function(own, data, Cut(failed))
             work.check(values)
@@ -61,7 +59,6 @@ class SharedObjective:
 
     def _by_each(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
         with self.ranks.telling():
-            self._raise()
             values: Any = self.whole.function(samples, data, cut)
             values = as_values("objective", values, tuple(samples.shape[: self.dim + 1]), samples)
         self.ranks.agree("values of the same dtype", values.dtype)
@@ -72,7 +69,7 @@ class SharedObjective:
         batch = mean.shape[: self.dim]
         with self.ranks.telling(mean.new_empty((1, 1 + batch.numel()), dtype=torch.float64)):
             # As a solve calls it first: it may keep features, with a gradient.
-            value: Any = self.whole(mean.unsqueeze(self.dim))
+            value: Any = self.whole(mean.clone().unsqueeze(self.dim))
         is_tensor = isinstance(value, Tensor)
         form = (value.shape, value.dtype) if is_tensor else type(value).__qualname__
         if is_tensor and value.shape == (*batch, 1) and value.is_floating_point():
@@ -94,25 +91,14 @@ class SharedObjective:
                 f"it {what} than on rank 0 on {others}"
             )
 
-    def heard(self, function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that is called between exchanges: where it raises, the solve goes on to the next one."""
+    def heard(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that says how the solve goes on: the same in all processes, or all raise."""
 
         def call(*args: Any) -> Any:
-            try:
-                return function(*args)
-            except BaseException as error:  # an interrupt, too
-                self._error = self._error or error
-                return otherwise(*args)
+            with self.ranks.telling():
+                answer = function(*args)
+            said = answer.detach().cpu().flatten().tolist() if isinstance(answer, Tensor) else answer
+            self.ranks.agree(f"the same answer of {name}", said)
+            return answer
 
         return call
-
-    def finish(self) -> None:
-        """After the solve: raise in all processes where one has failed since the last exchange or met others."""
-        with self.ranks.telling():
-            self._raise()
-        self.outside.agree()
-
-    def _raise(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import unserializable_hook
 
 from dcem._check import check_positive
 from dcem._eager import in_forward_mode, is_eager
@@ -157,13 +156,11 @@ class Samples(_Shard):
         shared = SharedObjective(WithData.of(objective), dim, self.ranks)
         box = Bounds.check(options["bounds"], mean.shape[dim:], mean)
         shared.compare((mean if box is None else box.clip(mean)).detach())
-        callback, validate = options["callback"], options["validate"]
-        if callback is not None:
-            options["callback"] = shared.heard(callback, lambda iteration: None)
-        if validate is not None:
-            options["validate"] = shared.heard(validate, lambda x: x.new_ones(x.shape[:dim], dtype=torch.bool))
+        for name in ("callback", "validate"):
+            if options[name] is not None:
+                options[name] = shared.heard(name, options[name])
         solution = minimize(WithData(shared, shared.whole.data), init, solver, **options)
-        shared.finish()
+        shared.outside.agree()
         return solution
 
 
@@ -185,9 +182,9 @@ class Problems(_Shard):
         ValueError: as in `Samples`; the first axis of the batch cannot be divided evenly.
         RuntimeError: as in `Samples`.
 
-    `solution.history` and what a callback sees are of the own problems, which it may stop: of a loss of these, the
-    gradient is the mean of those of all processes. A generator ends where it does in the process that has drawn most:
-    with `tolerance` where it does in one process.
+    `solution.history`, what a callback sees, which it may stop, and what a backward pass writes into the status are of
+    the own problems: of a loss of these, the gradient is the mean of those of all processes. A generator ends where it
+    does in the process that has drawn most: with `tolerance` where it does in one process.
 
     Example (`torchrun --nproc-per-node 4 script.py`)::
 
@@ -243,7 +240,7 @@ class Problems(_Shard):
         return self._joined(solution, tied(*parts, *outside.shares()))
 
     def _joined(self, own: Solution, attached: Tensor) -> Solution:
-        """The solution of all problems. A backward pass may find that some have failed: it is told where it ends."""
+        """The solution of all problems."""
 
         def joined(x: Tensor) -> Tensor:
             result: Tensor = Gather.apply(x, self.ranks, None, attached if x.requires_grad else None)  # type: ignore[no-untyped-call]
@@ -253,21 +250,8 @@ class Problems(_Shard):
             joined(own.x), joined(own.best_x), joined(own.best_value), map_tensors(joined, own.distribution),
             joined(own.status), own.history,
         )  # fmt: skip
-        told = -1
-
-        def tell() -> None:
-            whole.status.copy_(self.ranks.gathered(own.status))
-
-        @unserializable_hook  # type: ignore[untyped-decorator]  # a solution may be saved, its graph is not
-        def tell_at_the_end(slope: Tensor) -> None:
-            nonlocal told
-            if told != torch._C._current_graph_task_id():  # once in a backward pass
-                told = torch._C._current_graph_task_id()
-                torch.autograd.Variable._execution_engine.queue_callback(tell)
-
-        for x in _results(whole):
-            if x.requires_grad:
-                x.register_hook(tell_at_the_end)  # type: ignore[no-untyped-call]
+        # Where the backward pass finds a slope that is not finite it writes into the own status, from here on a view.
+        own.status.set_(self.ranks.own(whole.status))  # type: ignore[call-overload, unused-ignore]
         return whole
 
 
