@@ -81,7 +81,7 @@ class SAC:
     num_envs: int = count(4)
     warm_up: int = setting(400, at_least=0)
     critic_first: float = setting(0.0, at_least=0, at_most=1)
-    steps_per_update: float = positive(4)
+    steps_per_update: float = positive(4.0)
     batch_size: int = count(64)
     slice_length: int = count(1)
     td_lambda: float = setting(0.9, at_least=0, at_most=1)

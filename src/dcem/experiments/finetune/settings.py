@@ -46,7 +46,7 @@ class Config(Settings):
     ppo: PPO = field(default_factory=lambda: PPO(num_steps=12_800))
     sac: SAC = field(
         default_factory=lambda: SAC(
-            num_steps=4000, critic_first=0.2, steps_per_update=2, batch_size=256, lr=5e-3, critic_lr=1e-3
+            num_steps=4000, critic_first=0.2, steps_per_update=2.0, batch_size=256, lr=5e-3, critic_lr=1e-3
         )
     )
     ppo_network: PPO = field(
@@ -57,7 +57,7 @@ class Config(Settings):
     )  # fmt: skip
     sac_network: SAC = field(
         default_factory=lambda: SAC(
-            num_steps=20_000, warm_up=1000, steps_per_update=2, batch_size=256, lr=1e-3, tau=0.01, eval_every=1000
+            num_steps=20_000, warm_up=1000, steps_per_update=2.0, batch_size=256, lr=1e-3, tau=0.01, eval_every=1000
         )
     )
     episode: int = setting(0, at_least=0)
