@@ -111,6 +111,7 @@ def attempts(rank: int) -> dict[str, list[Any]]:
                 found[f"{name}, {type(shard).__name__}, {mode.__name__}"] = said_by(call)
     stops = [rank == 0, False, False, False]
     found["stops on one rank"] = said_by(lambda: solve(samples, callback=lambda iteration: stops.pop(0)))
+    found["noted"] = said_by(lambda: solve(samples, callback=lambda iteration: object() if rank == 0 else None), 1)
     kept = weakref.ref(solve(problems).grad_fn)
     found["kept"] = [torch.tensor(kept() is not None)]
     wrong = [{"proposals": 1} if rank == 0 else {}, {}]
@@ -214,6 +215,8 @@ def test_nobody_takes_what_a_process_that_failed_does_next(found: list[dict[str,
     for said in (failed["backward"][1], other["backward"][0]):
         assert re.match("RuntimeError: shard: rank . of 2 .* elsewhere", said)
     assert torch.equal(other["after backward"][0], expected)
+    for said in found:  # callbacks that stop in no process, whatever they return
+        torch.testing.assert_close(said["noted"][0], expected)
     assert not any(said["kept"][0] for said in found)  # the graph of a solution goes with it
 
 

@@ -199,6 +199,14 @@ def test_steps_to_the_goal() -> None:
             {"ppo": PPO(num_steps=8, batch_size=9999)},
             "ppo.batch_size: expected at most 800, the steps of an iteration; got 9999",
         ),
+        (
+            {"sac": SAC(batch_size=20, slice_length=8)},
+            "sac.batch_size: expected a multiple of sac.slice_length=8; got 20",
+        ),
+        (
+            {"sac_network": SAC(batch_size=101, slice_length=101)},
+            "sac_network.slice_length: expected at most 100, the steps of an episode; got 101",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(change: dict[str, Any], message: str) -> None:

@@ -91,13 +91,13 @@ class SharedObjective:
                 f"it {what} than on rank 0 on {others}"
             )
 
-    def heard(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that says how the solve goes on: the same in all processes, or all raise."""
+    def heard(self, name: str, function: Callable[..., Any], meaning: Callable[[Any], Any]) -> Callable[..., Any]:
+        """A function that says how the solve goes on: its answers mean the same in all processes, or all raise."""
 
         def call(*args: Any) -> Any:
             with self.ranks.telling():
                 answer = function(*args)
-            said = answer.detach().cpu().flatten().tolist() if isinstance(answer, Tensor) else answer
+                said = meaning(answer)
             self.ranks.agree(f"the same answer of {name}", said)
             return answer
 

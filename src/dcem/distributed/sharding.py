@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._check import check_positive
+from dcem._check import check_positive, is_true
 from dcem._eager import in_forward_mode, is_eager
 from dcem._guard import WithData
 from dcem._setup import Setup
@@ -156,9 +156,9 @@ class Samples(_Shard):
         shared = SharedObjective(WithData.of(objective), dim, self.ranks)
         box = Bounds.check(options["bounds"], mean.shape[dim:], mean)
         shared.compare((mean if box is None else box.clip(mean)).detach())
-        for name in ("callback", "validate"):
+        for name, meaning in (("callback", is_true), ("validate", _plain)):
             if options[name] is not None:
-                options[name] = shared.heard(name, options[name])
+                options[name] = shared.heard(name, options[name], meaning)
         solution = minimize(WithData(shared, shared.whole.data), init, solver, **options)
         shared.outside.agree()
         return solution
@@ -253,6 +253,11 @@ class Problems(_Shard):
         # Where the backward pass finds a slope that is not finite it writes into the own status, from here on a view.
         own.status.set_(self.ranks.own(whole.status))  # type: ignore[call-overload, unused-ignore]
         return whole
+
+
+def _plain(answer: Any) -> Any:
+    """The numbers of a tensor; of what `validate` must not return, and the solve refuses, its type."""
+    return answer.tolist() if isinstance(answer, Tensor) else type(answer).__qualname__
 
 
 def _results(solution: Solution) -> list[Tensor]:
