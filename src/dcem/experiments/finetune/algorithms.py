@@ -83,7 +83,7 @@ def _improve(
     return kl
 
 
-def sac(learner: Learner, settings: SAC, run: Run) -> None:
+def sac(learner: Learner, settings: SAC, run: Run, likelihood: float = 0.0) -> None:
     """Soft actor-critic by returns over replayed slices; of a controller the temperature is fixed, since its std is."""
     task, policy = learner.task, learner.policy
     sampler = Sampler(learner.envs(settings.num_envs), policy, task.reward_scale)
@@ -104,6 +104,7 @@ def sac(learner: Learner, settings: SAC, run: Run) -> None:
     replay = ReplayBuffer(storage=storage, sampler=slices, batch_size=settings.batch_size)
     run.track(loss=loss, policy=policy, optimizer=optimizer, sampler=sampler, replay=replay)
     _log(learner, run, 0)
+    weights = {"policy": 1.0, "likelihood": likelihood}
     warm_up = max(settings.warm_up, settings.num_envs * settings.slice_length)
     begins = warm_up + settings.critic_first * settings.num_steps
     for step in run.steps(num_steps, 100, "sac"):
@@ -120,7 +121,8 @@ def sac(learner: Learner, settings: SAC, run: Run) -> None:
             if frames <= begins:
                 losses = losses.select("loss_qvalue")
             optimizer.zero_grad()
-            total_loss({"sac": 1.0}, {"sac": losses}).backward()  # type: ignore[no-untyped-call]
+            total = total_loss(weights, {"policy": losses, "likelihood": lambda: learner.likelihood(batch)})  # noqa: B023
+            total.backward()  # type: ignore[no-untyped-call]
             _clip(optimizer, 10.0)
             optimizer.step()
             target.step()

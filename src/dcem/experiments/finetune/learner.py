@@ -91,10 +91,17 @@ class Learner:
         return parameter_groups(self.policy, dict.fromkeys(learned, lr))
 
     def likelihood(self, data: TensorDictBase) -> dict[str, Tensor]:
-        """How well a controller's model predicts the next observation: minus the log-likelihood of unit variance."""
-        model = self.policy.controller.mpc.dynamics
-        error = model(data["observation"], data["action"]) - data["next", "observation"]
-        return {"loss_dynamics": 0.5 * error.square().sum(-1).mean()}
+        """How well a controller's model predicts the next observation, and its cost the reward: minus the
+        log-likelihoods of unit variance. That of the reward is at its best constant, which changes no plan.
+        """
+        mpc = self.policy.controller.mpc
+        observation, action = data["observation"], data["action"]
+        error = mpc.dynamics(observation, action) - data["next", "observation"]
+        surprise = mpc.cost(observation, action) + data["next", "reward"].squeeze(-1)
+        return {
+            "loss_dynamics": 0.5 * error.square().sum(-1).mean(),
+            "loss_reward": 0.5 * surprise.var(correction=0),
+        }
 
     def parameters(self) -> dict[str, float]:
         """What a controller believes now, for the log."""

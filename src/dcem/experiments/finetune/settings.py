@@ -18,6 +18,7 @@ METHODS = {
     "ppo": "PPO through the controller",
     "sac": "SAC through the controller",
     "ppo-likelihood": "PPO through the controller, with the likelihood",
+    "sac-likelihood": "SAC through the controller, with the likelihood",
     "ppo-network": "PPO, network from scratch",
     "sac-network": "SAC, network from scratch",
 }
@@ -42,7 +43,7 @@ class Config(Settings):
     gradient: str = setting("unroll", among=tuple(GRADIENTS))
     """How plans are differentiated: unroll, checkpoint, truncate (the last iteration), prune."""
     likelihood: float = setting(10.0, at_least=0)
-    """Weight of the model's likelihood in `ppo-likelihood`."""
+    """Weight of the likelihood, of transitions and rewards, in `ppo-likelihood` and `sac-likelihood`."""
     ppo: PPO = field(default_factory=lambda: PPO(num_steps=12_800))
     sac: SAC = field(
         default_factory=lambda: SAC(
@@ -79,7 +80,8 @@ class Config(Settings):
             frames = settings.num_envs * shortest
             most = f"at most {frames}, the steps of an iteration"
             require(settings.batch_size <= frames, f"{name}.batch_size", most, settings.batch_size)
-        for name in {method.replace("-", "_") for method in self.methods if method.startswith("sac")}:
+        uses = {"sac": {"sac", "sac-likelihood"}, "sac_network": {"sac-network"}}
+        for name in (of for of, methods in uses.items() if methods & set(self.methods)):
             settings = getattr(self, name)
             length, size = settings.slice_length, settings.batch_size
             require(length <= shortest, f"{name}.slice_length", f"at most {shortest}, the steps of an episode", length)
@@ -96,8 +98,7 @@ class Config(Settings):
             tuned = [method for method in self.methods if method not in apart]
             runs += [(task, task, None, method) for method in apart]
             for wrong in self.wrong:
-                fits = [method for method in tuned if wrong == "model" or method != "ppo-likelihood"]
-                runs += [(f"{task}-{wrong}", task, wrong, method) for method in fits]
+                runs += [(f"{task}-{wrong}", task, wrong, method) for method in tuned]
         return runs
 
     def task(self, name: str) -> Task:

@@ -46,10 +46,11 @@ def learn(config: Config, task_name: str, wrong: str | None, method: str, run: R
         mpc = controller(task, wrong, GRADIENTS[config.gradient](), config.num_samples, config.num_elites)
         policy = Actor(mpc, std=task.std, seed=run.seed)
     learner = Learner(task, policy, run.seed, config.num_judged)
+    likelihood = config.likelihood if variant == "likelihood" else 0.0
     if algorithm == "ppo":
-        ppo(learner, settings, run, config.likelihood if variant == "likelihood" else 0.0)
+        ppo(learner, settings, run, likelihood)
     elif algorithm == "sac":
-        sac(learner, settings, run)
+        sac(learner, settings, run, likelihood)
     else:
         run.track()
         run.log(0, **learner.evaluate(), **learner.parameters())
