@@ -1,5 +1,7 @@
 """What goes wrong with recurrent policies in TorchRL, and does not here; input that makes no sense."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -218,6 +220,16 @@ def test_environments_whose_actions_do_not_fit():
     two = Actor(dcem.control.MPC(lambda x, u: x, lambda x, u: x.sum(-1), 3, 2))
     with pytest.raises(ValueError, match=r"action: expected an environment of actions of shape \(2,\), got \(1,\)"):
         TransformedEnv(pendulum_env(), two.make_tensordict_primer())
+    for bounds, fits in (((-2, 2), True), ((-1, 2), True), ((-2, 2.5), False), ((-2.5, 1), False), (None, True)):
+        wide = Actor(dcem.control.MPC(lambda x, u: x, lambda x, u: x.sum(-1), 3, 1, bounds))
+        with (
+            nullcontext()
+            if fits
+            else pytest.raises(
+                ValueError, match=r"action: expected an environment that takes the controller's actions, between \[-2"
+            )
+        ):
+            TransformedEnv(pendulum_env(), wide.make_tensordict_primer())
     with pytest.raises(TypeError, match="action: expected an environment of continuous actions"):
         Collector(
             GymEnv("CartPole-v1"), actor, frames_per_batch=2, total_frames=2, auto_register_policy_transforms=True

@@ -67,7 +67,8 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
         TypeError: an argument is of the wrong type.
         ValueError: `std` is 0, or of the wrong shape; the controller's actions are choices; in a call, the observation
             has the wrong shape or is not finite, a learned `std` has become 0 or NaN (both as far as they are on the
-            CPU), or what the actor has to remember is missing.
+            CPU), or what the actor has to remember is missing. The transform of `make_tensordict_primer` raises in an
+            environment whose actions are discrete, of another shape, or within narrower bounds than the controller's.
 
     Example:
         >>> import torch, dcem
@@ -133,7 +134,8 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform by which an environment carries what the actor has to remember."""
         planner = self.planner
-        return Primer(planner.storage.specs(planner.controller, planner.noise))
+        specs = planner.storage.specs(planner.controller, planner.noise)
+        return Primer(specs, planner.controller.bounds(planner.noise))
 
     def observer(self) -> Observer:
         """The state that the controller plans from, for a critic to read: a module that writes it as `"state"`.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Composite, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
 from torchrl.envs import TensorDictPrimer
 
 from dcem._check import for_choices
@@ -91,11 +91,15 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
 
     What was applied counts as the previous action, whoever chose it. After a step that the actor did not decide it
     starts afresh.
+
+    Args:
+        specs: of what is carried.
+        bounds: of the actor's actions, each of their shape.
     """
 
-    def __init__(self, specs: dict[NestedKey, TensorSpec]) -> None:
+    def __init__(self, specs: dict[NestedKey, TensorSpec], bounds: tuple[Tensor, Tensor]) -> None:
         super().__init__(Composite(specs), expand_specs=True)
-        self.action_shape = specs[ACTION].shape
+        self.action_shape, self.action_bounds = specs[ACTION].shape, bounds
 
     def set_container(self, container: Any) -> None:
         """Also checks that the environment takes the actor's actions; it carries all where it is itself."""
@@ -115,6 +119,12 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
             if tuple(spec.shape[len(env.batch_size) :]) != expected:
                 came = tuple(spec.shape[len(env.batch_size) :])
                 raise ValueError(f"{key}: expected an environment of actions of shape {expected}, got {came}")
+            if isinstance(spec, Bounded) and _is_wider(self.action_bounds, spec):
+                low, high = (bound.tolist() for bound in self.action_bounds)
+                raise ValueError(
+                    f"{key}: expected an environment that takes the controller's actions, between {low} and {high}, "
+                    f"got {spec}: give the controller the environment's bounds"
+                )
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         decided = next_tensordict.get(STARTED, None) is not None
@@ -123,6 +133,17 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
             next_tensordict.set(STARTED, torch.zeros_like(next_tensordict.get(STARTED)))
         action = tensordict.get("action").detach()
         return next_tensordict.set(ACTION, action.to(next_tensordict.get(ACTION)))
+
+
+def _is_wider(bounds: tuple[Tensor, Tensor], spec: Bounded) -> bool:
+    """Whether actions within finite bounds can be none of the spec's, by more than rounding.
+
+    An environment clips them in silence, and then what was applied is not what the policy's probability is of.
+    """
+    low, high = (bound.to(spec.low) for bound in bounds)
+    slack = 1e-4 * (spec.high - spec.low)
+    below, above = low.isfinite() & (low < spec.low - slack), high.isfinite() & (high > spec.high + slack)
+    return bool((below | above).any())
 
 
 def after(key: NestedKey) -> tuple[str, ...]:
