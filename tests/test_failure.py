@@ -353,6 +353,90 @@ def test_no_gradient_of_candidates_is_made_up_where_values_have_none(asks, mode)
     steps.x.sum().backward()
 
 
+@pytest.mark.parametrize("mode", [*FULL, dcem.Truncate(2)], ids=repr)
+@pytest.mark.parametrize("lives_on", ["all", "in_a_part", "nothing"])
+def test_nor_where_values_have_a_gradient_of_what_was_learned_alone(mode, lives_on):
+    """Of the answer, which moves with what was learned, that is a part, of any size and sign: 3.9 for 1."""
+    noise = torch.randn(5, 50, 2, generator=torch.Generator().manual_seed(0))
+    solver = dcem.CEM(50, 10, dcem.LML(0.1))
+
+    def answer(goal):
+        def objective(x):
+            seen = x if lives_on == "all" else x.detach()
+            return (seen - goal).square().sum(-1) + (0.0 * x.sum(-1) if lives_on == "in_a_part" else 0.0)
+
+        return dcem.minimize(objective, torch.zeros(2), solver, noise=noise, num_iterations=5, gradient=mode).x.sum()
+
+    def by_autograd(goal, **options):
+        goal = goal.clone().requires_grad_()
+        return torch.autograd.grad(answer(goal), goal, **options)[0]
+
+    for differentiate in (
+        by_autograd,
+        lambda goal: by_autograd(goal, create_graph=True),
+        torch.func.grad(answer),
+        lambda goal: torch.func.vmap(torch.func.grad(answer))(goal.expand(2, 2)),
+        torch.func.hessian(answer),
+    ):
+        if lives_on == "nothing":
+            with pytest.raises(RuntimeError, match="^objective: expected values with a gradient"):
+                differentiate(torch.tensor([0.5, -0.3]))
+        else:
+            assert differentiate(torch.tensor([0.5, -0.3])).isfinite().all()
+
+
+@pytest.mark.parametrize("rolls_out", [False, True])
+@pytest.mark.parametrize("mode", [*FULL, dcem.Truncate(1), dcem.Detach()], ids=repr)
+def test_nor_of_actions_whose_states_have_none(mode, rolls_out):
+    """As of a simulator, beside a cost of the actions and one that was learned: 12.8 for 6.3."""
+    goal = torch.tensor(0.7, requires_grad=True)
+
+    class Model:
+        def __init__(self, is_simulator):
+            self.is_simulator = is_simulator
+
+        def __call__(self, x, u):
+            after = x["at"] + 0.3 * u
+            return {"at": after.detach() if self.is_simulator else after, "steps": x["steps"] + 1}
+
+    class Whole(Model):
+        def rollout(self, x, u):
+            return dcem.control.rollout(Model(self.is_simulator).__call__, x, u, state_dims={"at": 1, "steps": 0})
+
+    def plan(is_simulator):
+        mpc = dcem.control.MPC(
+            (Whole if rolls_out else Model)(is_simulator),
+            lambda x, u: (x["at"] - goal).square().sum(-1) + 0.1 * u.square().sum(-1),
+            5, 1, (-1, 1), dcem.CEM(50, 10, dcem.LML(0.1)), num_iterations=3, gradient=mode,
+            state_dims={"at": 1, "steps": 0},
+        )  # fmt: skip
+        start = {"at": torch.zeros(2, 1), "steps": torch.zeros(2, dtype=torch.long)}
+        return mpc(start, generator=torch.Generator().manual_seed(0))
+
+    says = "^dynamics: expected states with a gradient"
+    of_model, of_simulator = plan(False), plan(True)
+    torch.testing.assert_close(of_simulator.actions, of_model.actions)
+    if isinstance(mode, dcem.Detach):
+        of_simulator.cost.sum().backward()  # of the cost as it is, which depends on no action
+        return
+    slope = torch.autograd.grad(of_model.actions.sum(), goal, retain_graph=True)[0]
+    torch.autograd.grad(of_model.cost.sum() + of_model.states["at"].sum(), goal)
+    if isinstance(mode, dcem.Truncate):  # the part that it promises has no such path
+        assert torch.equal(torch.autograd.grad(of_simulator.actions.sum(), goal)[0], slope)
+        return
+    for lost in (of_simulator.actions, of_simulator.cost, of_simulator.states["at"]):
+        with pytest.raises(RuntimeError, match=says):
+            torch.autograd.grad(lost.sum(), goal, retain_graph=True)
+
+
+def test_dynamics_that_leave_actions_alone_have_lost_nothing():
+    """A decision may have no consequence but its cost."""
+    goal = torch.tensor(0.7, requires_grad=True)
+    mpc = dcem.control.MPC(lambda x, u: x, lambda x, u: (u - x - goal).square().sum(-1), 2, 1, num_iterations=3)
+    plan = mpc(torch.tensor([[0.1], [torch.nan]]))
+    assert torch.autograd.grad(plan.actions[0].sum() + plan.cost[0], goal)[0] > 0.5
+
+
 def test_nothing_is_missing_where_nothing_comes_back():
     """Of iterations whose values are all infinite, or equal; and a graph is compiled without being asked for one."""
     calls = []

@@ -17,6 +17,7 @@ such as a decoder, is still kept from that derivative (`cut`).
 from __future__ import annotations
 
 import cmath
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -216,12 +217,20 @@ def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
     What is not finite goes on to all that comes after it in the backward pass: it is enough to look at nodes that send
     something to a leaf, and after which no other node does. What one of several processes computes alone is passed by
     (`num_own` edges of a node): `call` is made in all of them or in none.
+
+    The nodes of `results` keep `call`, and those that are looked at do not: these may belong to what the objective
+    closes over, such as features. A node that keeps what keeps the node would never be freed, nor found by Python's
+    garbage collector, which does not see the edges between nodes.
     """
+    for root in [result.grad_fn for result in results if result.grad_fn is not None]:
+        root.metadata["find_out"] = call  # type: ignore[index]  # which torch declares as a method
+    kept = weakref.ref(call)
 
     def hook(edges: list[int]) -> Callable[..., None]:
         def at_node(slopes: Any, _: Any) -> None:
-            if not all(_seems_finite(slopes[edge]) for edge in edges):
-                call()
+            now = kept()
+            if now is not None and not all(_seems_finite(slopes[edge]) for edge in edges):
+                now()
 
         return at_node
 

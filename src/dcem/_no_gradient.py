@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
 
 from dcem._eager import has_tangent, in_forward_mode, is_transformed
 from dcem.kernels import differentiate, operators
@@ -25,20 +28,62 @@ def refuse_gradient(weights: Tensor, scores: Tensor, selection: object) -> Tenso
 
 def refuse_outside(values: Tensor, samples: Tensor) -> Tensor:
     """Make a backward pass through `values` an error where `samples` carry a gradient that the objective lost: what is
-    left of it, through the samples that are selected, is not that of the answer.
+    left of it, through the samples that are selected and through what the objective has learned, is not that of the
+    answer.
     """
     return _refuse(
         values,
         samples,
         "objective: expected values with a gradient, which the solution was asked for one through the candidates (of "
-        "init, noise, proposals or the solver's settings), got values without (no_grad, detach, NumPy, a simulator): "
-        "detach what the candidates depend on, or say gradient=dcem.Detach() to train around the solve; to values that "
-        "are constant in steps add 0 * x.sum(-1)",
+        "init, noise, proposals or the solver's settings, or of the iterations before), got values without (no_grad, "
+        "detach, NumPy, a simulator): detach what the candidates depend on, or say gradient=dcem.Truncate(1) for the "
+        "part of the last iteration or gradient=dcem.Detach() to train around the solve; to values that are constant "
+        "in steps add 0 * x.sum(-1)",
+        lambda: not torch.compiler.is_compiling() and not _depends(values, samples),
     )
 
 
-def _refuse(kept: Tensor, asked: Tensor, message: str) -> Tensor:
+def has_lost(states: list[Tensor], actions: Tensor) -> bool:
+    """Whether `actions` carry a gradient and none of `states` depends on them, as far as that can be known."""
+    if not torch.is_grad_enabled() or not actions.requires_grad or torch.compiler.is_compiling():
+        return False
+    return not any(leaf.requires_grad and _depends(leaf, actions) for leaf in states)
+
+
+def refuse_simulated(leaf: Tensor, actions: Tensor) -> Tensor:
+    """Make a backward pass through a state that has lost its actions an error: what else a plan costs, such as these
+    actions, or what a cost has learned, is not all of its gradient.
+    """
+    if not leaf.is_floating_point():
+        return leaf
+    return _without_gradient(
+        leaf.detach(),
+        actions,
+        "dynamics: expected states with a gradient, which the plan was asked for one through its actions, got states "
+        "without (no_grad, detach, NumPy, a simulator): say gradient=dcem.Truncate(1) for the part of the last "
+        "iteration or gradient=dcem.Detach() to train around the solve",
+    )
+
+
+def _depends(result: Tensor, x: Tensor) -> bool:
+    """Whether there is a path from `result` back to `x`, which has a gradient, in the graph of autograd."""
+    goal = get_gradient_edge(x).node
+    first = get_gradient_edge(result).node
+    waiting, seen = deque([first]), {first}
+    while waiting:  # the nearest first: what an objective has learned may have a long history
+        node = waiting.popleft()
+        if node is goal:
+            return True
+        after = {follower for follower, _ in node.next_functions if follower is not None} - seen
+        seen |= after
+        waiting += after
+    return False
+
+
+def _refuse(kept: Tensor, asked: Tensor, message: str, has_lost: Callable[[], bool] = lambda: False) -> Tensor:
     """In forward mode the error comes at once: a tangent is there because it is asked for."""
+    if kept.requires_grad and asked.requires_grad and has_lost():
+        kept = kept.detach()
     lost = torch.is_grad_enabled() and asked.requires_grad and not kept.requires_grad
     # Inside torch.func transforms tensors do not say whether they are differentiated; an operator is told.
     return _without_gradient(kept, asked, message) if lost or in_forward_mode() or is_transformed() else kept

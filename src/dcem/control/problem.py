@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from dcem._eager import is_eager, is_unchecked, may_look, widest
 from dcem._given import came
 from dcem._guard import beside
+from dcem._no_gradient import has_lost
 from dcem._replay import forgotten, randomness
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
@@ -53,6 +54,7 @@ class Problem:
     num_particles: int
     risk: Callable[[Tensor], Tensor]
     action_dims: int
+    simulates: list[bool] = field(default_factory=list)
 
     def costs(
         self,
@@ -115,6 +117,8 @@ class Problem:
         guards = self.continues is not None and torch.is_grad_enabled() and not is_unchecked()
         put_back = randomness(controls.device, generator) if guards and is_eager() else None
         path = follow(self.dynamics, start, given, len(particles) + len(lead))
+        if self._is_simulated(path, given, len(particles) + batch_dims):
+            path = path.refusing(given)
         outcome, ended = self._judged(path, controls, followed, previous, None)
         if not guards or ended is None or not _ends_with_gradient(ended, outcome):
             return outcome
@@ -125,6 +129,19 @@ class Problem:
         cost = torch.where(outcome.cost.isnan(), torch.nan, again.cost)  # of what was lost, too
         whole = path.until(ended, alive)
         return Outcome(cost, again.violation, whole, whole.states(0, horizon))
+
+    def _is_simulated(self, path: Path, actions: Tensor, sample_dim: int) -> bool:
+        """Whether states depend on actions and autograd does not see it. Dynamics may leave actions alone, as where a
+        decision has no consequence but its cost; that candidates have other states shows that they do not.
+        """
+        last = leaves(path.last())
+        if not has_lost(last, actions):
+            return False
+        firsts = [leaf.narrow(sample_dim, 0, 1) for leaf in last]
+        differ = [(leaf < first) | (leaf > first) for leaf, first in zip(last, firsts, strict=True)]  # not where NaN
+        if not self.simulates and any(may_look(mask) and bool(mask.any()) for mask in differ):
+            self.simulates.append(True)  # which the plan alone does not show
+        return bool(self.simulates)
 
     def _judged(
         self, path: Path, controls: Tensor, followed: Tensor, previous: Tensor | None, ended: Tensor | None
