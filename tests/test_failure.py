@@ -56,6 +56,7 @@ def draws(rows: list[int], num_samples: int) -> Tensor:
 def by_energy(theta, data, solver, mode, rows, **options):
     model = EnergyModel(lambda x, y: value(theta, x, y), 2, solver, num_iterations=len(NOISE), gradient=mode, **options)
     solution = model.solve(data[rows], noise=draws(rows, solver.num_samples))
+    solution.x.solution = solution  # it is written into as long as it is there
     return solution.x, solution.status
 
 
@@ -422,19 +423,73 @@ def test_nor_of_actions_whose_states_have_none(mode, rolls_out):
     slope = torch.autograd.grad(of_model.actions.sum(), goal, retain_graph=True)[0]
     torch.autograd.grad(of_model.cost.sum() + of_model.states["at"].sum(), goal)
     if isinstance(mode, dcem.Truncate):  # the part that it promises has no such path
-        assert torch.equal(torch.autograd.grad(of_simulator.actions.sum(), goal)[0], slope)
-        return
-    for lost in (of_simulator.actions, of_simulator.cost, of_simulator.states["at"]):
+        assert torch.equal(torch.autograd.grad(of_simulator.actions.sum(), goal, retain_graph=True)[0], slope)
+    for lost in (of_simulator.cost, *([] if isinstance(mode, dcem.Truncate) else [of_simulator.actions])):
         with pytest.raises(RuntimeError, match=says):
             torch.autograd.grad(lost.sum(), goal, retain_graph=True)
+    assert not of_simulator.states["at"].requires_grad
 
 
 def test_dynamics_that_leave_actions_alone_have_lost_nothing():
-    """A decision may have no consequence but its cost."""
+    """A decision may have no consequence but its cost, in a world that changes by itself; and steps say so."""
     goal = torch.tensor(0.7, requires_grad=True)
-    mpc = dcem.control.MPC(lambda x, u: x, lambda x, u: (u - x - goal).square().sum(-1), 2, 1, num_iterations=3)
-    plan = mpc(torch.tensor([[0.1], [torch.nan]]))
-    assert torch.autograd.grad(plan.actions[0].sum() + plan.cost[0], goal)[0] > 0.5
+    for dynamics in (
+        lambda x, u: x,
+        lambda x, u: x + 0.1 * torch.randn_like(x),  # which is another for each candidate
+        lambda x, u: x + 0.1 * (u > 0) + 0.0 * u,
+    ):
+        for options in ({}, {"num_particles": 2}, {"chunk_size": 30}):
+            mpc = dcem.control.MPC(
+                dynamics, lambda x, u: (u - x.detach() - goal).square().sum(-1), 2, 1, num_iterations=3, **options
+            )
+            plan = mpc(torch.tensor([[0.1], [torch.nan]]))
+            assert torch.autograd.grad(plan.actions[0].sum() + plan.cost[0], goal)[0] > 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.complex64, torch.float64], ids=str)
+def test_states_of_any_dtype_have_lost_their_actions(dtype):
+    goal = torch.tensor(0.7, requires_grad=True)
+
+    def dynamics(x, u):
+        return (x + (10 * u).round().to(dtype)).detach()
+
+    def cost(x, u):
+        return (x.abs().float() - goal).square().sum(-1) + 0.1 * u.square().sum(-1)
+
+    mpc = dcem.control.MPC(dynamics, cost, 2, 1, (-1, 1), num_iterations=3)
+    plan = mpc(torch.ones(1, 1, dtype=dtype))
+    with pytest.raises(RuntimeError, match="^dynamics: expected states with a gradient"):
+        plan.actions.sum().backward()
+
+
+def test_a_choice_has_no_gradient_to_lose():
+    """Of a product the numbers require a gradient, and what is chosen by them leads to other states by steps."""
+    table = torch.tensor([[0.1], [0.5], [1.0]], requires_grad=True)
+    init = dcem.Product([dcem.Gaussian(torch.zeros(2, 1), 1.0, 2), dcem.Categorical(torch.zeros(2, 3), event_dims=2)])
+    mpc = dcem.control.MPC(
+        lambda x, u: x + table[u[..., 1:].argmax(-1)],
+        lambda x, u: (x - 1).square().sum(-1) + u[..., 0].square(),
+        2, 4, init=init, num_iterations=3,
+    )  # fmt: skip
+    assert torch.autograd.grad(mpc(torch.zeros(1, 1)).cost.sum(), table)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Checkpoint(), dcem.Prune(0.5)], ids=repr)
+@pytest.mark.parametrize("has_features", [False, True])
+def test_a_slope_that_is_not_finite_is_told_after_a_second_evaluation(mode, has_features):
+    """What failed is evaluated a second time, and the graph of the first is gone."""
+    steep = torch.tensor(1.0, requires_grad=True)
+    features = steep * torch.ones(1) if has_features else steep
+    noise = torch.randn(1, 20, 2, generator=torch.Generator().manual_seed(0))
+
+    def objective(x):  # the lowest candidate has failed, and no slope of the others is finite
+        values = (x - 0.3).square().sum(-1) + (features * 0.0 * x.sum(-1)).square().sqrt()
+        return torch.where(x[..., 0] <= noise[..., 0].min(), torch.nan, values)
+
+    solution = dcem.minimize(objective, torch.zeros(2), dcem.CEM(20, 5), noise=noise, num_iterations=1, gradient=mode)
+    assert solution.status != dcem.Status.NONFINITE
+    solution.x.sum().backward()
+    assert solution.status == dcem.Status.NONFINITE
 
 
 def test_nothing_is_missing_where_nothing_comes_back():

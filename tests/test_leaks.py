@@ -4,6 +4,7 @@ Python's garbage collector does not see the edges of autograd's graph. A node th
 found, and with it stays all that the objective closes over.
 """
 
+import copy
 import gc
 import itertools
 import weakref
@@ -123,6 +124,80 @@ def test_nothing_of_a_solve_outlives_it(name, differentiate):
 @pytest.mark.parametrize("mode", MODES[:6], ids=repr)
 def test_nor_of_one_that_is_differentiated_twice(mode):
     assert left_by(lambda: in_minimize(mode, CEM), twice) == []
+
+
+class Keeping(Nearest):
+    """One that keeps what it returned, and its solution."""
+
+    def __call__(self, x):
+        self.candidates, self.last = x, super().__call__(x)
+        return self.last
+
+
+@pytest.mark.parametrize("differentiate", [backward, not_at_all])
+@pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Truncate(1), dcem.Detach()], ids=repr)
+def test_nor_of_one_whose_objective_keeps_its_values_and_its_solution(mode, differentiate):
+    def make():
+        objective = Keeping(encoded())
+        objective.solution = dcem.minimize(objective, torch.zeros(2), CEM, num_iterations=2, gradient=mode)
+        return [objective, objective.features, objective.solution], objective.solution.x
+
+    assert left_by(make, differentiate) == []
+
+
+@pytest.mark.parametrize("mode", [dcem.Unroll(), dcem.Detach()], ids=repr)
+def test_nor_of_an_agent_that_keeps_its_plan(mode):
+    class Agent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.model = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+            self.mpc = MPC(self.step, self.cost, 3, 1, (-1, 1), CEM, num_iterations=2, gradient=mode)
+            self.plan = None
+
+        def step(self, x, u):
+            return x + self.model(torch.cat([x, u], -1))
+
+        def cost(self, x, u):
+            return x.square().sum(-1) + u.square().sum(-1)
+
+        def act(self, observation):
+            self.plan = self.mpc(self.encoder(observation), warm_start=self.plan)
+            return self.plan.cost
+
+    def make():
+        agent = Agent()
+        agent.act(torch.ones(3))
+        return [agent, agent.model, agent.plan], agent.act(torch.ones(3))
+
+    assert left_by(make, backward) == []
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_what_was_given_is_left_as_it_was(solver):
+    """A solve looks at slopes of its own tensors, not of those that it was given."""
+    mean, std = torch.zeros(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    features = encoded()
+    for _ in range(3):
+        solution = dcem.minimize(Nearest(features), dcem.Gaussian(mean * 1, std), solver, num_iterations=3, record=True)
+        solution.x.sum().backward(retain_graph=True)
+        moved = mean * 1
+        dcem.minimize(Nearest(features), dcem.Gaussian(moved, std), solver, num_iterations=3)
+    for given in (mean, std, moved, features):
+        assert not given._backward_hooks
+    assert (torch.autograd.grad((moved * torch.nan).sum(), mean)[0]).isnan().all()
+    assert (torch.autograd.grad((std * torch.nan).sum(), std)[0]).isnan().all()
+
+
+def test_a_solution_is_written_into_and_its_copies_and_files_are_of_numbers(tmp_path):
+    features = encoded()
+    steep = lambda x: (x - features).square().sum(-1) + (0.0 * features.sum() * x.sum(-1)).square().sqrt()  # noqa: E731
+    solution = dcem.minimize(steep, torch.zeros(2), CEM, num_iterations=1)
+    torch.save(solution, tmp_path / "solution.pt")
+    copied = copy.deepcopy(solution)
+    solution.x.sum().backward()
+    assert solution.status == dcem.Status.NONFINITE
+    assert copied.status == dcem.Status.OK
+    assert torch.equal(torch.load(tmp_path / "solution.pt", weights_only=True).status, copied.status)
 
 
 def test_a_leak_would_be_seen():

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 class Result:
     """A dataclass of tensors that a solve gives back."""
 
+    _work: object = None  # no field: it is no data
+
+    def keeping(self, work: object) -> Self:
+        """The same, with what its backward pass may need: that lives as long."""
+        object.__setattr__(self, "_work", work)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved: its data."""
+        return {name: part for name, part in vars(self).items() if name != "_work"}
+
     def detach(self) -> Self:
         """The same without a graph: constants, that keep nothing of the solve in memory."""
         return detach(self)

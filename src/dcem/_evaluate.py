@@ -30,6 +30,7 @@ class Evaluation:
         reports: where slopes that are not finite are noted in the backward pass; None to leave them as they are.
         returned: the last values with a gradient, and their version: autograd would not let them be copied for nothing.
         coarse: the dtype of what the objective returned last, where that is coarser than the candidates'.
+        lost: whether values have a gradient and none of their candidates, once that was found out.
     """
 
     objective: WithData
@@ -40,6 +41,7 @@ class Evaluation:
     reports: Reports | None = None
     returned: list[tuple[Tensor, int]] = field(default_factory=list)
     coarse: list[torch.dtype] = field(default_factory=list)
+    lost: list[bool] = field(default_factory=list)
 
     def __call__(self, samples: Tensor) -> Tensor:
         """The values of candidates."""
@@ -48,13 +50,13 @@ class Evaluation:
         values: Tensor = guarded(
             self._watched, samples, self.objective.data, len(self.batch_shape), generator=self.generator
         )
-        return values if self.reports is None else refuse_outside(values, samples)
+        return values if self.reports is None else refuse_outside(values, samples, self.lost)
 
     def _watched(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
-        if self.reports is None or self.reports.has_watched:
+        if self.reports is None:
             return self._values(samples, data, cut)
         values: Tensor = self.reports.watched(
-            lambda samples: self._values(samples, data, cut), samples, len(self.batch_shape), self.generator
+            lambda samples: self._values(samples, data, cut), samples, len(self.batch_shape), cut, self.generator
         )
         return values
 

@@ -129,16 +129,24 @@ def marked(status: Tensor, failed: Tensor, code: int) -> Tensor:
     return status.masked_fill_(failed, code) if is_eager() else torch.where(failed, code, status)
 
 
+class Work(list[Callable[[], None]]):
+    """What may have to be evaluated again in a backward pass."""
+
+
 class Reports:
     """Which problems got a slope that is not finite from the objective in a backward pass.
 
     A finite value may have one, `torch.where` may hide it, and only the backward pass computes it: the gradient of
     what the problem shares with others is then NaN. Here the status of the problem becomes `failed`. Nothing is seen
     inside `torch.compile` and `torch.func` transforms.
+
+    What has to be evaluated again for that is kept in `work`, by the result that has the status, and never by nodes of
+    the graph: the objective may keep tensors of that graph, or be made of features that do, and as Python's garbage
+    collector does not see the edges between nodes, nothing of it would ever be freed.
     """
 
-    def __init__(self, failed: int) -> None:
-        self.failed = failed
+    def __init__(self, failed: int, work: Work) -> None:
+        self.failed, self._work = failed, weakref.ref(work)
         self.status: Tensor | None = None  # (*batch,), of the solution that is handed out
         self._given: Tensor | None = None  # problems for which the loss itself sent something not finite
         self.has_watched = False
@@ -172,10 +180,13 @@ class Reports:
         evaluate: Callable[[Tensor], Any],
         samples: Tensor,
         batch_dims: int,
+        cut: Cut,
         generator: torch.Generator | None = None,
     ) -> Any:
-        """`evaluate(samples)`, a tree of tensors, with an eye on its own slopes, if it is the first that has any."""
-        if self.has_watched or not torch.is_grad_enabled() or not is_eager() or is_unchecked():
+        """`evaluate(samples)`, a tree of tensors, with an eye on its own slopes, if it is the first that has any; or if
+        it is a second evaluation, after which the first is gone.
+        """
+        if (self.has_watched and cut.failed is None) or not torch.is_grad_enabled() or not is_eager() or is_unchecked():
             return evaluate(samples)
         result = evaluate(samples)
         results = [leaf for leaf in leaves(result) if leaf.requires_grad]
@@ -194,9 +205,11 @@ class Reports:
             if slope is not None:
                 self._note(slope.isfinite(), batch_dims)
 
+        work = self._work()
         if samples.requires_grad:
             self.watch(samples, batch_dims)
-        elif results:
+        elif results and work is not None:
+            work.append(find_out)
             _before_leaves(results, find_out)
         return result
 
@@ -218,13 +231,10 @@ def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
     something to a leaf, and after which no other node does. What one of several processes computes alone is passed by
     (`num_own` edges of a node): `call` is made in all of them or in none.
 
-    The nodes of `results` keep `call`, and those that are looked at do not: these may belong to what the objective
-    closes over, such as features. A node that keeps what keeps the node would never be freed, nor found by Python's
-    garbage collector, which does not see the edges between nodes.
+    Nodes do not keep `call`: where that is gone, its hooks go, too, since features may be used again and again.
     """
-    for root in [result.grad_fn for result in results if result.grad_fn is not None]:
-        root.metadata["find_out"] = call  # type: ignore[index]  # which torch declares as a method
-    kept = weakref.ref(call)
+    handles: list[Any] = []
+    kept = weakref.ref(call, lambda _: [handle.remove() for handle in handles])
 
     def hook(edges: list[int]) -> Callable[..., None]:
         def at_node(slopes: Any, _: Any) -> None:
@@ -250,7 +260,7 @@ def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
         edges = [i for i, child in enumerate(after, first) if hasattr(child, "variable")]
         reaches[node] = any(reaches.get(child, False) for child in after)
         if edges and not reaches[node]:
-            node.register_hook(hook(edges))
+            handles.append(node.register_hook(hook(edges)))
         reaches[node] = reaches[node] or bool(edges)
 
 

@@ -26,11 +26,19 @@ def refuse_gradient(weights: Tensor, scores: Tensor, selection: object) -> Tenso
     )
 
 
-def refuse_outside(values: Tensor, samples: Tensor) -> Tensor:
+def refuse_outside(values: Tensor, samples: Tensor, lost: list[bool]) -> Tensor:
     """Make a backward pass through `values` an error where `samples` carry a gradient that the objective lost: what is
     left of it, through the samples that are selected and through what the objective has learned, is not that of the
     answer.
+
+    `lost` is what was found of this objective before, and is noted there: a graph is searched once a solve.
     """
+
+    def no_path() -> bool:
+        if not lost and not torch.compiler.is_compiling():
+            lost.append(not depend([values], samples))
+        return lost == [True]
+
     return _refuse(
         values,
         samples,
@@ -39,37 +47,29 @@ def refuse_outside(values: Tensor, samples: Tensor) -> Tensor:
         "detach, NumPy, a simulator): detach what the candidates depend on, or say gradient=dcem.Truncate(1) for the "
         "part of the last iteration or gradient=dcem.Detach() to train around the solve; to values that are constant "
         "in steps add 0 * x.sum(-1)",
-        lambda: not torch.compiler.is_compiling() and not _depends(values, samples),
+        no_path,
     )
 
 
-def has_lost(states: list[Tensor], actions: Tensor) -> bool:
-    """Whether `actions` carry a gradient and none of `states` depends on them, as far as that can be known."""
-    if not torch.is_grad_enabled() or not actions.requires_grad or torch.compiler.is_compiling():
-        return False
-    return not any(leaf.requires_grad and _depends(leaf, actions) for leaf in states)
-
-
-def refuse_simulated(leaf: Tensor, actions: Tensor) -> Tensor:
-    """Make a backward pass through a state that has lost its actions an error: what else a plan costs, such as these
-    actions, or what a cost has learned, is not all of its gradient.
+def refuse_simulated(outcome: Tensor, actions: Tensor) -> Tensor:
+    """Make a backward pass through what a plan costs an error: of its gradient there is a part, that of the actions
+    themselves or of what the cost has learned, and not that of the states that the actions lead to.
     """
-    if not leaf.is_floating_point():
-        return leaf
     return _without_gradient(
-        leaf.detach(),
+        outcome.detach(),
         actions,
         "dynamics: expected states with a gradient, which the plan was asked for one through its actions, got states "
         "without (no_grad, detach, NumPy, a simulator): say gradient=dcem.Truncate(1) for the part of the last "
-        "iteration or gradient=dcem.Detach() to train around the solve",
+        "iteration or gradient=dcem.Detach() to train around the solve; to states that are steps of the actions add "
+        "0 * u.sum(-1, keepdim=True)",
     )
 
 
-def _depends(result: Tensor, x: Tensor) -> bool:
-    """Whether there is a path from `result` back to `x`, which has a gradient, in the graph of autograd."""
+def depend(results: list[Tensor], x: Tensor) -> bool:
+    """Whether there is a path from any of `results` back to `x`, which has a gradient, in the graph of autograd."""
     goal = get_gradient_edge(x).node
-    first = get_gradient_edge(result).node
-    waiting, seen = deque([first]), {first}
+    seen = {get_gradient_edge(result).node for result in results if result.requires_grad}
+    waiting = deque(seen)
     while waiting:  # the nearest first: what an objective has learned may have a long history
         node = waiting.popleft()
         if node is goal:
@@ -80,9 +80,9 @@ def _depends(result: Tensor, x: Tensor) -> bool:
     return False
 
 
-def _refuse(kept: Tensor, asked: Tensor, message: str, has_lost: Callable[[], bool] = lambda: False) -> Tensor:
+def _refuse(kept: Tensor, asked: Tensor, message: str, no_path: Callable[[], bool] = lambda: False) -> Tensor:
     """In forward mode the error comes at once: a tangent is there because it is asked for."""
-    if kept.requires_grad and asked.requires_grad and has_lost():
+    if kept.requires_grad and asked.requires_grad and no_path():
         kept = kept.detach()
     lost = torch.is_grad_enabled() and asked.requires_grad and not kept.requires_grad
     # Inside torch.func transforms tensors do not say whether they are differentiated; an operator is told.

@@ -13,7 +13,7 @@ from dcem._check import check_count, check_flag, check_positive, is_true
 from dcem._eager import all_true, is_under_autocast
 from dcem._evaluate import Evaluation, check_axis, hides_axis
 from dcem._given import brief
-from dcem._guard import Cut, Reports, WithData
+from dcem._guard import Cut, Reports, WithData, Work
 from dcem._progress import Progress
 from dcem._setup import NoiseSource, Setup
 from dcem._tree import leaves
@@ -144,7 +144,8 @@ def minimize(
     _check_gradient(gradient, setup, noise, num_iterations, tolerance)
     batch_dims, event_dims = len(start.batch_shape), start.event_dims
     evaluate = Evaluation(WithData.of(objective), start.batch_shape, event_dims, setup.dtype, generator)
-    reports = Reports(int(Status.NONFINITE))
+    work = Work()
+    reports = Reports(int(Status.NONFINITE), work)
     weigh = solver.weigh if isinstance(solver, SamplingSolver) else None
 
     def iterate(state: Any, noise: Tensor) -> Step:
@@ -179,7 +180,7 @@ def minimize(
     solution = progress.solution(setup, x, not_stationary, validate, history)
     reports.status = solution.status
     reports.of_loss(x, batch_dims)
-    return solution
+    return solution.keeping(work)
 
 
 def _shown_to(callback: Callable[[Iteration], object], iteration: Iteration) -> object:

@@ -140,7 +140,7 @@ class Solution(Result):
         best_x: the best sample seen, `(*batch, *event)`, detached.
         best_value: its value, `(*batch,)`, detached; `inf` where no value was finite.
         distribution: the final `g_φ`, to start the next solve from.
-        status: a `Status` a problem, `(*batch,)`.
+        status: a `Status` a problem, `(*batch,)`. A backward pass may write into it, as long as the solution is kept.
         history: with `record=True` a list of `Iteration`, else empty.
     """
 

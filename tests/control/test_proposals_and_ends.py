@@ -302,7 +302,7 @@ def test_a_simulator_is_charged_for_the_path_that_it_told_first():
 
     def planned():
         mpc = MPC(
-            Simulator(), lambda x, u: weight * (2 + x.sum(-1)), 6, 1, num_iterations=1,
+            Simulator(), lambda x, u: weight * (2 + x.sum(-1)), 6, 1, num_iterations=1, gradient=dcem.Detach(),
             continues=lambda x: (x[..., 0] > 0).float(),
         )  # fmt: skip
         return mpc(torch.ones(50, 1), generator=torch.Generator().manual_seed(0))

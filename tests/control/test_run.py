@@ -230,6 +230,39 @@ def test_a_policy_with_a_status_may_have_numbers_without_axes_in_its_state() -> 
     assert envs[0].applied == envs[1].applied == [0.5] * 3
 
 
+def test_the_parts_of_an_observation_are_in_the_order_of_its_space() -> None:
+    """As Gymnasium flattens it, and in vector environments: whatever the order in which they come."""
+
+    class Named(gymnasium.Env):
+        observation_space = gymnasium.spaces.Dict(
+            {name: gymnasium.spaces.Box(-9, 9, (1,)) for name in ("velocity", "angle")}
+            | {"more": gymnasium.spaces.Tuple([gymnasium.spaces.Dict({"b": gymnasium.spaces.Box(-9, 9, (1,)), "a": gymnasium.spaces.Box(-9, 9, (1,))})])}
+        )  # fmt: skip
+        action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+        def seen(self) -> dict[str, Any]:
+            number = lambda x: np.array([x], np.float32)  # noqa: E731
+            return {"velocity": number(5), "more": ({"b": number(7), "a": number(6)},), "angle": number(1)}
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed)
+            return self.seen(), {}
+
+        def step(self, action: Any) -> Any:
+            return self.seen(), 0.0, False, True, {}
+
+    expected = torch.as_tensor(gymnasium.spaces.flatten(Named.observation_space, Named().seen()))
+    for envs in (Named(), [Named(), Named()], gymnasium.vector.SyncVectorEnv([Named, Named])):
+        states: list[Tensor] = []
+
+        def policy(state: Tensor) -> Tensor:
+            states.append(state)  # noqa: B023
+            return torch.zeros(len(state), 1)
+
+        run(policy, envs, num_steps=2)
+        assert all(torch.equal(row, expected) for state in states for row in state)
+
+
 def test_a_run_in_which_every_decision_failed_says_so() -> None:
     class Asked:
         def __init__(self, *status: dcem.Status) -> None:

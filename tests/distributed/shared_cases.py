@@ -426,7 +426,9 @@ def refusals(rank: int, size: int) -> dict[str, str]:
         options = {"generator": torch.Generator().manual_seed(0), "shard": shard} | options
         options = {"init": torch.ones(2), "solver": dcem.CEM(num_samples, 4)} | options
         try:
-            dcem.minimize(objective, **options)
+            solution = dcem.minimize(objective, **options)
+            if solution.x.requires_grad:
+                solution.x.sum().backward()
             said[name] = "nothing"
         except (ValueError, TypeError, RuntimeError) as error:
             said[name] = f"{type(error).__name__}: {error}"
@@ -468,6 +470,8 @@ def refusals(rank: int, size: int) -> dict[str, str]:
     attempt("init", init=[1.0, 1.0])
     attempt("half", noise=torch.ones(10, 12 * size, 2).bfloat16())
     attempt("nothing wrong")
+    for name, of in (("lost", shard), ("lost by problems", dcem.distributed.Problems(timeout=20.0))):
+        attempt(name, lambda x: quadratic(x.detach() - weight), init=torch.ones(2 * size, 2), shard=of)
     calls = []
 
     def ends(x: Tensor) -> Tensor:

@@ -125,6 +125,8 @@ def test_the_tags_of_many_processes_add_up(size: int, monkeypatch: pytest.Monkey
         ("init", "TypeError: init: expected a Tensor of means or a dcem distribution, got list"),
         ("half", "nothing"),
         ("nothing wrong", "nothing"),
+        ("lost", "RuntimeError: objective: expected values with a gradient, which the solution was asked for one"),
+        ("lost by problems", "RuntimeError: objective: expected values with a gradient, which the solution was asked"),
         ("end", "RuntimeError: shard: rank 0 of . got no answer from the others: one of them has ended"),
     ],
 )

@@ -198,3 +198,24 @@ def test_solver_tensors_are_seen_as_they_are_now(trained: bool) -> None:
     torch.testing.assert_close(called.detach(), x / 2)
     model.load_state_dict({**model.state_dict(), "solver_lr": torch.tensor(0.125)}, assign=True)
     torch.testing.assert_close(model(x).detach(), x / 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|spectral_norm).*")
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.spectral_norm, nn.utils.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_weights_that_a_hook_makes_are_trained(wrap, solver: dcem.Solver) -> None:
+    energy = MLPEnergy(4, 1, hidden=(8,))
+    wrap(energy.first)
+    model = EnergyModel(energy, 1, solver, num_iterations=2)
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        energy.eval()
+        both = torch.cat([x[:, None].expand(3, 5, 4), torch.linspace(0, 1, 5).expand(3, 5)[..., None]], -1)
+        torch.testing.assert_close(energy(x, both[..., 4:]), energy.rest(energy.first(both)).squeeze(-1))
+        energy.train()
+    for _ in range(2):  # what a hook made for one update is not that of the next
+        model(x, generator=generator()).sum().backward()
+    for name, parameter in energy.first.named_parameters():
+        assert parameter.grad.abs().sum() > 0 or (name == "bias" and isinstance(solver, dcem.GradientDescent)), name

@@ -17,12 +17,14 @@ from rl_cases import Filter, filter_mpc, pendulum_env, pendulum_mpc, short_pendu
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
+from torchrl.data import Bounded
 from torchrl.envs import ExplorationType, GymEnv, SerialEnv, TransformedEnv, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from dcem.rl import Actor, policy
+from dcem.rl.storage import _is_wider
 from dcem.world import RSSM
 
 
@@ -230,6 +232,8 @@ def test_environments_whose_actions_do_not_fit():
             )
         ):
             TransformedEnv(pendulum_env(), wide.make_tensordict_primer())
+    for low, high, fits in ((0.0, torch.inf, False), (-1.0, torch.inf, True), (0.0, 1e6, False), (-1e6, 1.0, True)):
+        assert _is_wider((torch.tensor([-1.0]), torch.tensor([1.0])), Bounded(low, high, (3, 1))) is not fits
     with pytest.raises(TypeError, match="action: expected an environment of continuous actions"):
         Collector(
             GymEnv("CartPole-v1"), actor, frames_per_batch=2, total_frames=2, auto_register_policy_transforms=True

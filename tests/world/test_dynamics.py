@@ -52,3 +52,20 @@ def test_a_single_transition_is_enough() -> None:
     net.squared_errors(data).sum().backward()
     assert net.inner.weight.grad.isfinite().all()
     assert (net.change_scale == 1).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*")
+def test_weights_that_a_hook_makes_are_trained() -> None:
+    torch.manual_seed(0)
+    data = Transitions(torch.randn(9, 3), torch.randn(9, 2), torch.randn(9, 3))
+    net = DynamicsNet(8, data)
+    state, actions = torch.randn(4, 3), torch.randn(4, 5, 2)
+    expected = net.rollout(state, actions)
+    for layer in (net.inner, net.outer):
+        handle = layer.register_forward_hook(lambda layer, given, result: result)
+        torch.testing.assert_close(net.rollout(state, actions), expected)
+        handle.remove()
+    for layer in (net.inner, net.outer):
+        torch.nn.utils.spectral_norm(layer)
+    net.squared_errors(data).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())

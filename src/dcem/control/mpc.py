@@ -13,7 +13,7 @@ from dcem._check import Fixed, as_shape, check_flag
 from dcem._eager import all_true, is_eager, may_have_gradient
 from dcem._evaluate import hides_axis
 from dcem._given import came
-from dcem._guard import Cut, Reports, WithData, guarded, marked
+from dcem._guard import Cut, Reports, WithData, Work, guarded, marked
 from dcem._setup import NoiseSource
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
@@ -26,6 +26,7 @@ from dcem.control.problem import Problem
 from dcem.control.rollout import Dynamics, batch_of, takes
 from dcem.control.settings import EVENT, START, checked
 from dcem.distributions import Distribution
+from dcem.distributions.product import has_choices
 from dcem.gradients import GradientMode, Implicit
 from dcem.layer import Argmin, broadcastable
 from dcem.loop import Shard
@@ -293,10 +294,11 @@ class MPC(Argmin):
             return Followed(actions, cost, violation, batch_first(states, len(batch), self.num_particles))
 
         def watched(z: Tensor, data: tuple[Any, Tensor | None], cut: Cut) -> Any:
-            return reports.watched(lambda z: followed(z, data), z, len(batch), generator)
+            return reports.watched(lambda z: followed(z, data), z, len(batch), cut, generator)
 
         particles = self.num_particles > 1
-        reports = Reports(int(Status.NONFINITE))
+        work = Work()
+        reports = Reports(int(Status.NONFINITE), work)
         answer = None if seen is None else seen.best()
         if answer is None:
             z = chosen(self.answer, solution, len(self.latent_shape)).unsqueeze(len(batch))
@@ -317,7 +319,7 @@ class MPC(Argmin):
             distribution=solution.distribution,
             status=reports.status,
             solution=solution,
-        )
+        ).keeping(work)
 
     def decision(self, state: Any, before: tuple[Tensor, Tensor], *, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What [`dcem.export`][] makes a program of: plan from `state` and from what this returned the time before.
@@ -342,6 +344,7 @@ class MPC(Argmin):
         return Problem(
             self.dynamics, self.cost, self.terminal_cost, self.discount, self.continues, rate, self.constraint,
             self.constraint_weight, self.num_particles, self.risk, len(self.action_shape),
+            [False] if has_choices(self.init) else [],  # of a choice states are steps: there is no gradient to lose
         )  # fmt: skip
 
     def _actions(self, z: Tensor, box: Bounds | None, state: Any) -> Tensor:

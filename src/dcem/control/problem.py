@@ -13,7 +13,7 @@ from torch import Tensor
 from dcem._eager import is_eager, is_unchecked, may_look, widest
 from dcem._given import came
 from dcem._guard import beside
-from dcem._no_gradient import has_lost
+from dcem._no_gradient import depend, refuse_simulated
 from dcem._replay import forgotten, randomness
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
@@ -36,7 +36,8 @@ class Outcome(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Total cost `Σ_t γ^t Π_{s<=t} p(x_s) C(x_t, u_t) + γ^H Π_{s<=H} p(x_s) C_T(x_H) + ...` of action sequences;
-    the fields are `MPC`'s arguments.
+    the fields are `MPC`'s arguments, but for `simulates`: whether states depend on actions and autograd does not see
+    it, once that has been found out in a solve.
 
     What cannot be followed to its end costs NaN: a sequence with an action, a cost or a state `x_1 ... x_H` that is
     not finite, as long as the episode goes on, whether or not the cost looks at it; and one that a simulator has lost,
@@ -117,9 +118,10 @@ class Problem:
         guards = self.continues is not None and torch.is_grad_enabled() and not is_unchecked()
         put_back = randomness(controls.device, generator) if guards and is_eager() else None
         path = follow(self.dynamics, start, given, len(particles) + len(lead))
-        if self._is_simulated(path, given, len(particles) + batch_dims):
-            path = path.refusing(given)
         outcome, ended = self._judged(path, controls, followed, previous, None)
+        if self._is_simulated(path, start, given, generator):
+            cost, violation = (refuse_simulated(of, given) if of.requires_grad else of for of in outcome[:2])
+            return outcome._replace(cost=cost, violation=violation)
         if not guards or ended is None or not _ends_with_gradient(ended, outcome):
             return outcome
         if put_back is not None:
@@ -130,18 +132,29 @@ class Problem:
         whole = path.until(ended, alive)
         return Outcome(cost, again.violation, whole, whole.states(0, horizon))
 
-    def _is_simulated(self, path: Path, actions: Tensor, sample_dim: int) -> bool:
-        """Whether states depend on actions and autograd does not see it. Dynamics may leave actions alone, as where a
-        decision has no consequence but its cost; that candidates have other states shows that they do not.
+    def _is_simulated(self, path: Path, start: Any, actions: Tensor, generator: torch.Generator | None) -> bool:
+        """Whether `actions` carry a gradient that the states have lost.
+
+        Dynamics may leave actions alone, as where a decision has no consequence but its cost. So where no state has a
+        path to them, two other rollouts with the same randomness show whether the actions matter: once a solve.
         """
-        last = leaves(path.last())
-        if not has_lost(last, actions):
+        if not torch.is_grad_enabled() or not actions.requires_grad or not may_look(actions):
             return False
-        firsts = [leaf.narrow(sample_dim, 0, 1) for leaf in last]
-        differ = [(leaf < first) | (leaf > first) for leaf, first in zip(last, firsts, strict=True)]  # not where NaN
-        if not self.simulates and any(may_look(mask) and bool(mask.any()) for mask in differ):
-            self.simulates.append(True)  # which the plan alone does not show
-        return bool(self.simulates)
+        if not self.simulates:
+            self.simulates.append(not depend(leaves(path.last()), actions) and self._moves(start, actions, generator))
+        return self.simulates[0]
+
+    @torch.no_grad()
+    def _moves(self, start: Any, actions: Tensor, generator: torch.Generator | None) -> bool:
+        """Whether other actions, those of the next candidate, lead elsewhere."""
+        dims = actions.dim() - self.action_dims - 1
+        each = actions.detach().flatten(1, dims) if dims else actions.detach().unsqueeze(1)
+        others = each.roll(1, 1) if each.shape[1] > 1 else each.flip(0)
+        put_back, ends = randomness(actions.device, generator), []
+        for given in (each, others):
+            ends.append(leaves(follow(self.dynamics, start, given.reshape(actions.shape).clone(), dims).last()))
+            put_back()
+        return any(bool(((x != y) & (x == x) & (y == y)).any()) for x, y in zip(*ends, strict=True))
 
     def _judged(
         self, path: Path, controls: Tensor, followed: Tensor, previous: Tensor | None, ended: Tensor | None

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from dcem._eager import may_look
 from dcem._given import brief, from_numpy
 from dcem._guard import beside
-from dcem._no_gradient import refuse_simulated
 from dcem._tree import copied, difference, leaves, map_tensors
 from dcem._unchanged import Versions
 
@@ -81,16 +80,6 @@ class Path:
     def last(self) -> Any:
         """The last of them."""
         return map_tensors(lambda leaf: leaf[-1], self.stacked) if self.steps is None else copied(self.steps[-1])
-
-    def refusing(self, actions: Tensor) -> Path:
-        """The same states, but that a gradient which they have not is an error where it is asked for."""
-
-        def refused(tree: Any) -> Any:
-            return map_tensors(lambda leaf: refuse_simulated(leaf, actions), tree)
-
-        if self.steps is None:
-            return Path(stacked=refused(self.stacked), lost=self.lost)
-        return Path([self.steps[0], *map(refused, self.steps[1:])])
 
     def until(self, ended: Tensor, other: Path) -> Path:
         """The states of `other` until the end, and from there on these, as constants."""

@@ -356,11 +356,18 @@ class _Log:
 
 
 def _flattened(observation: Any, env: Any) -> Tensor:
-    """An observation as one vector, the parts of a dict in their order."""
+    """An observation as one vector, the parts of a dict in the order of its space, as Gymnasium flattens it."""
+    return _in_order(observation, getattr(env, "observation_space", None))
+
+
+def _in_order(observation: Any, space: Any) -> Tensor:
     if isinstance(observation, Mapping):
-        return torch.cat([_flattened(value, env) for value in observation.values()])
+        of_space = getattr(space, "spaces", None)
+        named = of_space if isinstance(of_space, Mapping) and of_space.keys() == observation.keys() else observation
+        return torch.cat([_in_order(observation[name], named[name]) for name in named])
     if isinstance(observation, tuple):
-        return torch.cat([_flattened(value, env) for value in observation])
+        spaces: Any = getattr(space, "spaces", observation)
+        return torch.cat([_in_order(part, of) for part, of in zip(observation, spaces, strict=True)])
     return torch.tensor(observation, dtype=torch.float32).reshape(-1)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dcem._evaluate import as_values
 from dcem._guard import Cut, WithData
+from dcem._no_gradient import refuse_outside
 from dcem.distributed.outside import Outside, OwnWork
 from dcem.distributed.ranks import Gather, Ranks, Scatter, digest, tied
 
@@ -28,6 +29,7 @@ class SharedObjective:
     def __init__(self, whole: WithData, dim: int, ranks: Ranks) -> None:
         self.whole, self.dim, self.ranks = whole, dim, ranks
         self.outside = Outside(ranks)
+        self.lost: list[bool] = []
 
     def __call__(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
         num = samples.shape[self.dim]
@@ -43,6 +45,8 @@ class SharedObjective:
                 values: Any = self.whole.function(own, data, Cut(failed))
             work.check(values)
             values = as_values("objective", values, expected, own)
+        if values.requires_grad:
+            values = refuse_outside(values, own, self.lost)  # beyond the exchange they depend on all candidates
         self.outside.attached.append(values.requires_grad)
         attached = tied(own, *self.outside.shares()) if values.requires_grad else None
         sent = values.double().movedim(self.dim, 0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcem.distributions.base import Distribution
+from dcem.distributions.categorical import Categorical
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -122,3 +123,8 @@ class Product(Distribution):
     def clip(self, bounds: Bounds) -> Self:
         sizes = [part.mean.shape[-1] for part in self.parts]
         return self._each(lambda part, box: part.clip(box), bounds.split(sizes, self.event_shape))
+
+
+def has_choices(of: Any) -> bool:
+    """Whether what is drawn are choices, or some of its numbers are."""
+    return isinstance(of, Categorical) or any(map(has_choices, getattr(of, "parts", ())))

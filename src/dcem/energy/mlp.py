@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcem._eager import does_only_its_own
 from dcem._mlp import check_makes_modules, check_widths, mlp
 from dcem.energy.base import Energy, flat
 
@@ -52,6 +55,8 @@ class MLPEnergy(Energy):
         self.rest = nn.Sequential(activation(), *mlp([*hidden, 1], activation))
 
     def condition_on(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        if not does_only_its_own(self.first):  # a hook may make its weights: spectral_norm
+            return functools.partial(self._called, flat(x, self.feature_shape).unsqueeze(-2))
         weight_x, weight_y = self.first.weight[:, : self.features], self.first.weight[:, self.features :]
         hidden_x = F.linear(flat(x, self.feature_shape), weight_x, self.first.bias).unsqueeze(-2)
 
@@ -60,3 +65,8 @@ class MLPEnergy(Energy):
             return self.rest(hidden_x + hidden_y).squeeze(-1)
 
         return energy
+
+    def _called(self, x: Tensor, y: Tensor) -> Tensor:
+        y = flat(y, self.event_shape)
+        value: Tensor = self.rest(self.first(torch.cat([x.expand(*y.shape[:-1], -1), y], -1))).squeeze(-1)
+        return value

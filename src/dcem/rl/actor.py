@@ -16,7 +16,8 @@ from torchrl.modules import ProbabilisticActor
 from dcem._check import check_int, check_number, check_positive
 from dcem._tree import leaves
 from dcem.control import MPC
-from dcem.distributions import Categorical, WhiteNoise
+from dcem.distributions import WhiteNoise
+from dcem.distributions.product import has_choices
 from dcem.rl.controller import Controller
 from dcem.rl.distribution import TruncatedNormal
 from dcem.rl.storage import ACTION, OBSERVATION, STARTED, Primer, Storage, after
@@ -68,7 +69,7 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
         ValueError: `std` is 0, or of the wrong shape; the controller's actions are choices; in a call, the observation
             has the wrong shape or is not finite, a learned `std` has become 0 or NaN (both as far as they are on the
             CPU), or what the actor has to remember is missing. The transform of `make_tensordict_primer` raises in an
-            environment whose actions are discrete, of another shape, or within narrower bounds than the controller's.
+            environment whose actions are discrete, of another shape, or within narrower bounds than the controller has.
 
     Example:
         >>> import torch, dcem
@@ -172,7 +173,7 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
                 "model: expected carry='mean', so that a stored decision can be made again, got carry='sample', which "
                 "draws another belief each time: act by dcem.rl.policy(mpc, model)"
             )
-        if mpc.decoder is None and _chooses(mpc.init):
+        if mpc.decoder is None and has_choices(mpc.init):
             raise ValueError(
                 "mpc: expected a controller of continuous actions, around which an actor draws, got one of choices, "
                 f"init={type(mpc.init).__name__}(...): act by dcem.rl.policy(mpc)"
@@ -265,11 +266,6 @@ def as_stored(loc: Tensor, stored: Tensor, scale: Tensor) -> Tensor:
     tolerance = torch.minimum(rounding, 0.01 * scale)
     same = (loc.detach() - stored).abs() <= tolerance
     return torch.where(same, stored + (loc - loc.detach()), loc)
-
-
-def _chooses(init: Any) -> bool:
-    """Whether actions, or some of their numbers, are choices."""
-    return isinstance(init, Categorical) or any(map(_chooses, getattr(init, "parts", ())))
 
 
 def _hold_std(module: nn.Module, std: float | Tensor, shape: tuple[int, ...], device: torch.device) -> None:

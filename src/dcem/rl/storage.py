@@ -123,7 +123,7 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
                 low, high = (bound.tolist() for bound in self.action_bounds)
                 raise ValueError(
                     f"{key}: expected an environment that takes the controller's actions, between {low} and {high}, "
-                    f"got {spec}: give the controller the environment's bounds"
+                    f"got one between {spec.low.tolist()} and {spec.high.tolist()}: give the controller its bounds"
                 )
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -141,9 +141,11 @@ def _is_wider(bounds: tuple[Tensor, Tensor], spec: Bounded) -> bool:
     An environment clips them in silence, and then what was applied is not what the policy's probability is of.
     """
     low, high = (bound.to(spec.low) for bound in bounds)
-    slack = 1e-4 * (spec.high - spec.low)
-    below, above = low.isfinite() & (low < spec.low - slack), high.isfinite() & (high > spec.high + slack)
-    return bool((below | above).any())
+
+    def beyond(inner: Tensor, outer: Tensor) -> Tensor:
+        return inner.isfinite() & outer.isfinite() & (inner - outer > 1e-4 * torch.maximum(inner.abs(), outer.abs()))
+
+    return bool((beyond(high, spec.high) | beyond(-low, -spec.low)).any())
 
 
 def after(key: NestedKey) -> tuple[str, ...]:

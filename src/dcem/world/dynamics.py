@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import check_count
+from dcem._eager import does_only_its_own
 from dcem.control.rollout import rollout
 
 
@@ -91,6 +92,8 @@ class DynamicsNet(nn.Module):
 
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
         """All states at once: what depends on actions alone is computed ahead, each step is two matrix products."""
+        if not (does_only_its_own(self.inner) and does_only_its_own(self.outer)):
+            return self._called(state, actions)
         *batch, horizon, size = actions.shape
         weight = self.inner.weight / self.input_scale
         of_state, of_action = weight[:, : self.num_states].T, weight[:, self.num_states :]
@@ -102,6 +105,14 @@ class DynamicsNet(nn.Module):
             hidden = torch.addmm(drive, states[-1], of_state).tanh()
             states.append(torch.addmm(states[-1] + bias, hidden, out))
         return torch.stack(states).reshape(horizon + 1, *batch, self.num_states).movedim(0, -2)
+
+    def _called(self, state: Tensor, actions: Tensor) -> Tensor:
+        """The same by the layers as they are: a hook may make their weights, as torch.nn.utils.spectral_norm does."""
+        states = [state]
+        for action in actions.unbind(-2):
+            hidden = self.inner(torch.cat([states[-1], action], -1) / self.input_scale).tanh()
+            states.append(states[-1] + self.change_scale * self.outer(hidden))
+        return torch.stack(states, -2)
 
     def squared_errors(self, data: Transitions) -> Tensor:
         """Mean squared error of one step, by number of the state: `(s,)`. The unit is the variance of the change.

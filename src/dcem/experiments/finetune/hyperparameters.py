@@ -60,8 +60,9 @@ class SAC:
         num_steps: environment steps in all.
         num_envs: side by side.
         warm_up: steps before learning begins, at least a slice's of each environment.
-        critic_first: share of all steps, after these, in which only the value networks learn. A controller is worth
-            something from the start: what values that know nothing would make of it is worse.
+        critic_first: share of all steps, after these, in which the policy does not follow the values, which learn alone
+            (a likelihood moves the model then, too). A controller is worth something from the start: what values that
+            know nothing would make of it is worse.
         steps_per_update: environment steps for each update; below 1 there are several updates a step.
         batch_size: steps of an update, in slices.
         slice_length: how many steps that follow each other are replayed together.
