@@ -7,12 +7,14 @@ found, and with it stays all that the objective closes over.
 import copy
 import gc
 import itertools
+import types
 import weakref
 
 import pytest
 import torch
 
 import dcem
+from dcem import _guard
 from dcem.control import MPC
 from dcem.energy import EnergyModel, MLPEnergy
 
@@ -198,6 +200,44 @@ def test_a_solution_is_written_into_and_its_copies_and_files_are_of_numbers(tmp_
     assert solution.status == dcem.Status.NONFINITE
     assert copied.status == dcem.Status.OK
     assert torch.equal(torch.load(tmp_path / "solution.pt", weights_only=True).status, copied.status)
+
+
+def test_the_history_of_a_state_is_searched_by_no_solve():
+    """In a closed loop that is differentiated each solve would search, and hook into, all that came before."""
+    asked = []
+
+    class Node(types.SimpleNamespace):
+        __hash__ = object.__hash__
+
+        @property
+        def next_functions(self):
+            asked.append(self.name)
+            return [(child, 0) for child in self.after]
+
+        def register_hook(self, hook):
+            asked.append(f"hook into {self.name}")
+            self.hook = hook
+            return types.SimpleNamespace(remove=lambda: asked.append(f"no hook into {self.name}"))
+
+    leaf = Node(name="leaf", after=[], variable=None)
+    history = Node(name="history", after=[leaf])
+    state = Node(name="state", after=[history])
+    root = Node(name="root", after=[Node(name="cost", after=[state]), Node(name="learned", after=[leaf])])
+
+    def call():
+        pass
+
+    _guard._before_leaves([types.SimpleNamespace(grad_fn=root)], [], call)
+    assert {"history", "hook into history", "hook into learned"} <= set(asked)
+    asked.clear()
+    given = torch.zeros(2, requires_grad=True) * 1
+    root.after[0].after[0] = given.grad_fn
+    _guard._before_leaves([types.SimpleNamespace(grad_fn=root)], [given], call)
+    assert sorted(set(asked)) == ["cost", "hook into cost", "hook into learned", "learned", "root"]
+    asked.clear()
+    del call
+    gc.collect()
+    assert {"no hook into cost", "no hook into learned"} <= set(asked)
 
 
 def test_a_leak_would_be_seen():

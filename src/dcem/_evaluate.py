@@ -56,7 +56,7 @@ class Evaluation:
         if self.reports is None:
             return self._values(samples, data, cut)
         values: Tensor = self.reports.watched(
-            lambda samples: self._values(samples, data, cut), samples, len(self.batch_shape), cut, self.generator
+            lambda samples: self._values(samples, data, cut), samples, data, len(self.batch_shape), cut, self.generator
         )
         return values
 

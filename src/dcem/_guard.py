@@ -179,6 +179,7 @@ class Reports:
         self,
         evaluate: Callable[[Tensor], Any],
         samples: Tensor,
+        data: Any,
         batch_dims: int,
         cut: Cut,
         generator: torch.Generator | None = None,
@@ -210,7 +211,7 @@ class Reports:
             self.watch(samples, batch_dims)
         elif results and work is not None:
             work.append(find_out)
-            _before_leaves(results, find_out)
+            _before_leaves(results, data, find_out)
         return result
 
     def _note(self, finite: Tensor, batch_dims: int) -> None:
@@ -224,8 +225,9 @@ def _all_of(mask: Tensor, batch_dims: int) -> Tensor:
     return mask.flatten(batch_dims).all(-1) if mask.dim() > batch_dims else mask
 
 
-def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
-    """Have `call` made where a slope that is not finite arrives at a leaf of the graph of `results`.
+def _before_leaves(results: list[Tensor], data: Any, call: Callable[[], None]) -> None:
+    """Have `call` made where a slope that is not finite arrives at a leaf of the graph of `results`, or at `data`, of
+    which the history may be long, as in each solve of a closed loop.
 
     What is not finite goes on to all that comes after it in the backward pass: it is enough to look at nodes that send
     something to a leaf, and after which no other node does. What one of several processes computes alone is passed by
@@ -244,6 +246,11 @@ def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
 
         return at_node
 
+    given = {leaf.grad_fn for leaf in leaves(data) if leaf.grad_fn is not None}
+
+    def is_end(node: Any) -> bool:
+        return node in given or hasattr(node, "variable")
+
     reaches: dict[Any, bool] = {}  # of a node: whether it or one after it sends something to a leaf
     waiting = [(leaf.grad_fn, False) for leaf in results]
     while waiting:
@@ -255,9 +262,9 @@ def _before_leaves(results: list[Tensor], call: Callable[[], None]) -> None:
         if not all_after_it_seen:
             reaches[node] = False
             waiting.append((node, True))
-            waiting += [(child, False) for child in after if not hasattr(child, "variable")]
+            waiting += [(child, False) for child in after if not is_end(child)]
             continue
-        edges = [i for i, child in enumerate(after, first) if hasattr(child, "variable")]
+        edges = [i for i, child in enumerate(after, first) if is_end(child)]
         reaches[node] = any(reaches.get(child, False) for child in after)
         if edges and not reaches[node]:
             handles.append(node.register_hook(hook(edges)))

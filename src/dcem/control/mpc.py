@@ -294,7 +294,7 @@ class MPC(Argmin):
             return Followed(actions, cost, violation, batch_first(states, len(batch), self.num_particles))
 
         def watched(z: Tensor, data: tuple[Any, Tensor | None], cut: Cut) -> Any:
-            return reports.watched(lambda z: followed(z, data), z, len(batch), cut, generator)
+            return reports.watched(lambda z: followed(z, data), z, data, len(batch), cut, generator)
 
         particles = self.num_particles > 1
         work = Work()
