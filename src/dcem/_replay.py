@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from dcem._eager import as_promised, in_forward_mode, is_eager, is_transformed, is_unchecked, may_look
 
 _REMEDY = (
-    "draw from torch's global generator, or from the one that the solve was given, and keep no state between calls; or "
-    "use another gradient mode"
+    "draw from torch's global generator, or from the one that the solve was given, keep no state between calls, and "
+    "change no parameter before the last backward pass; or use another gradient mode"
 )
 
 

@@ -551,7 +551,7 @@ def test_warm_starts_that_do_not_fit_are_refused():
         controller(horizon=6)(states(2), warm_start=plan)
     with pytest.raises(ValueError, match=r"warm_start: expected a plan with actions .* = \(3, 5, 1\), got \(2, 5, 1\)"):
         mpc(states(3), warm_start=plan)
-    with pytest.raises(TypeError, match=r"warm_start: expected a dcem.control.Plan or None, got Tensor"):
+    with pytest.raises(TypeError, match=r"warm_start: expected a dcem.control.Plan, a WarmStart or None, got Tensor"):
         mpc(states(2), warm_start=plan.actions)
     elsewhere = dataclasses.replace(plan, actions=plan.actions.to("meta"))
     with pytest.raises(ValueError, match="warm_start: expected a plan on cpu like the state, got meta"):

@@ -33,7 +33,7 @@ def warm(
     if plan is None:
         return fresh, None
     if not isinstance(plan, (Plan, WarmStart)):
-        raise TypeError(f"warm_start: expected a dcem.control.Plan or None, got {type(plan).__name__}")
+        raise TypeError(f"warm_start: expected a dcem.control.Plan, a WarmStart or None, got {type(plan).__name__}")
     plan = plan.warm_start if isinstance(plan, Plan) else plan
     expected = (*batch, *actions_shape)
     if tuple(plan.actions.shape) != expected:
