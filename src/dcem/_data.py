@@ -19,7 +19,7 @@ class Result:
 
     _work: object = None  # no field: it is no data
 
-    def keeping(self, work: object) -> Self:
+    def _keeping(self, work: object) -> Self:
         """The same, with what its backward pass may need: that lives as long."""
         object.__setattr__(self, "_work", work)
         return self

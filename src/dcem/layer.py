@@ -127,7 +127,7 @@ class Argmin(nn.Module):
         solution = self.search(behind(objective, self.decode), start, num_iterations=num_iterations, **options)
         dim = solution.x.dim() - len(self.latent_shape)
         both = self.decode(torch.stack([solution.x, solution.best_x], dim)).unbind(dim)
-        return dataclasses.replace(solution, x=both[0], best_x=both[1].detach()).keeping(solution)
+        return dataclasses.replace(solution, x=both[0], best_x=both[1].detach())._keeping(solution)
 
     def search(
         self,

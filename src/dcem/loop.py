@@ -180,7 +180,7 @@ def minimize(
     solution = progress.solution(setup, x, not_stationary, validate, history)
     reports.status = solution.status
     reports.of_loss(x, batch_dims)
-    return solution.keeping(work)
+    return solution._keeping(work)
 
 
 def _shown_to(callback: Callable[[Iteration], object], iteration: Iteration) -> object:

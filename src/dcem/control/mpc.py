@@ -61,8 +61,7 @@ class MPC(Argmin):
         gradient: how a plan is differentiated, [`dcem.Unroll`][] by default.
         decoder: plan over a latent `z`: maps `(*batch, N, *latent)` to `(*batch, N, horizon, *a)`. A learned one
             makes long plans small; [`dcem.embedding.SplineDecoder`][] plans over knots. One with a keyword `state`
-            is given the states that the plans start from, `(*batch, N, *s)`: what is worth searching depends on
-            where one is.
+            is given the states that the plans start from, `(*batch, N, *s)`: what is worth searching depends on it.
         latent_shape: shape of `z`; the decoder's own `latent_shape` by default.
         latent_bounds: bounds of `z`.
         terminal_cost: `(state) -> (...,)`, of the last state.
@@ -297,8 +296,7 @@ class MPC(Argmin):
             return reports.watched(lambda z: followed(z, data), z, data, len(batch), cut, generator)
 
         particles = self.num_particles > 1
-        work = Work()
-        reports = Reports(int(Status.NONFINITE), work)
+        reports = Reports(int(Status.NONFINITE), work := Work())
         answer = None if seen is None else seen.best()
         if answer is None:
             z = chosen(self.answer, solution, len(self.latent_shape)).unsqueeze(len(batch))
@@ -319,7 +317,7 @@ class MPC(Argmin):
             distribution=solution.distribution,
             status=reports.status,
             solution=solution,
-        ).keeping(work)
+        )._keeping(work)
 
     def decision(self, state: Any, before: tuple[Tensor, Tensor], *, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What [`dcem.export`][] makes a program of: plan from `state` and from what this returned the time before.

@@ -154,7 +154,8 @@ class Problem:
         for given in (each, others):
             ends.append(leaves(follow(self.dynamics, start, given.reshape(actions.shape).clone(), dims).last()))
             put_back()
-        return any(bool(((x != y) & (x == x) & (y == y)).any()) for x, y in zip(*ends, strict=True))
+        numbers = [(x != y) & ~x.isnan() & ~y.isnan() for x, y in zip(*ends, strict=True)]  # a lost one shows nothing
+        return any(bool(differ.any()) for differ in numbers)
 
     def _judged(
         self, path: Path, controls: Tensor, followed: Tensor, previous: Tensor | None, ended: Tensor | None

@@ -252,7 +252,7 @@ class Problems(_Shard):
         )  # fmt: skip
         # Where the backward pass finds a slope that is not finite it writes into the own status, from here on a view.
         own.status.set_(self.ranks.own(whole.status))  # type: ignore[call-overload, unused-ignore]
-        return whole.keeping(own)
+        return whole._keeping(own)
 
 
 def _plain(answer: Any) -> Any:
