@@ -1,16 +1,21 @@
 """The Triton kernels in Triton's interpreter, against the reference. Run by `test_gpu_kernels.py` with TRITON_INTERPRET=1."""
 
+import contextlib
+import itertools
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from test_projection import rows
 
+from dcem._tree import map_tensors
 from dcem.kernels import gpu, gpu_recurrent, gpu_refit
 from dcem.projections.autograd import _pull, _reference
 from dcem.solvers import refit
-from dcem.world import RSSM, RSSMBelief
-from dcem.world.fused import weights_of
+from dcem.world import RSSM, RSSMBelief, fused
+from dcem.world.rssm import _imagine_at_once
 
 NAMES = ("normal", "ties", "cauchy cubed", "equal with an offset", "huge", "masked")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -93,31 +98,83 @@ def test_the_refit(monkeypatch, dtype, standardize: bool, event: tuple[int, ...]
 
 @pytest.mark.parametrize("shapes", ["FEW", "MANY"])
 @pytest.mark.parametrize(("h", "s", "widths"), [(16, 4, (16, 16)), (40, 9, (24, 24)), (200, 30, (130, 70))])
-def test_a_step_of_an_rssm(
+def test_what_an_rssm_imagines(
     h: int, s: int, widths: tuple[int, int], shapes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sizes below, at and beyond a block, rows that fill no block, more than one batch axis."""
+    """Sizes below, at and beyond a block, rows that fill no block, more than one batch axis, more than one step."""
     torch.manual_seed(0)
     model = RSSM(5, 3, deterministic_size=h, stochastic_size=s, hidden_sizes=widths).requires_grad_(False)
-    belief, action = RSSMBelief(torch.randn(3, 13, h).tanh(), torch.randn(3, 13, s)), torch.rand(3, 13, 3) * 2 - 1
+    belief, actions = RSSMBelief(torch.randn(3, 13, h).tanh(), torch.randn(3, 13, s)), torch.rand(2, 3, 13, 3) * 2 - 1
+    expected = list(itertools.accumulate(actions, model.imagine, initial=belief))
     monkeypatch.setattr(gpu_recurrent, "LARGEST_FEW", 1000 if shapes == "FEW" else 0)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 5e-3)):
-        inputs = [x.to(dtype) for x in (*belief, action)]
-        found = gpu_recurrent.recurrent_step(*inputs, [w.to(dtype) for w in weights_of(model)])
-        for one, other in zip(found, model.imagine(belief, action), strict=True):
+        with kernels(monkeypatch, dtype) as asked:
+            found = _imagine_at_once(model, *converted(dtype, (belief, actions)))
+            assert found is not None
+        assert asked == ["recurrent_rollout"]
+        for one, other in zip(found, map(torch.stack, zip(*expected, strict=True)), strict=True):
             assert one.dtype == dtype
             torch.testing.assert_close(one.float(), other, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize(("h", "s", "widths"), [(16, 4, (16, 16)), (40, 9, (24, 30)), (200, 30, (130, 300))])
+def test_the_number_that_a_network_makes_of_a_belief(
+    h: int, s: int, widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a reward, and of the end of an episode, which knows no action."""
+    torch.manual_seed(0)
+    model = RSSM(5, 3, deterministic_size=h, stochastic_size=s, hidden_sizes=widths).requires_grad_(False)
+    belief, action = RSSMBelief(torch.randn(3, 13, h).tanh(), torch.randn(3, 13, s)), torch.rand(3, 13, 3) * 2 - 1
+    expected = model.cost(belief, action), model.continues(belief)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 5e-3)):
+        with kernels(monkeypatch, dtype) as asked:
+            belief_of, action_of = converted(dtype, (belief, action))
+            found = model.cost(belief_of, action_of), model.continues(belief_of)
+        assert asked == ["perceptron"] * 2
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == dtype
+            torch.testing.assert_close(one.float(), other, rtol=0, atol=tolerance)
+
+
+@contextlib.contextmanager
+def kernels(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> Iterator[list[str]]:
+    """The kernels of an RSSM, in the interpreter, where products may be of this dtype; which were asked for."""
+    asked: list[str] = []
+
+    def noted(name: str) -> Callable[..., Any]:
+        def kernel(*given: Any) -> Any:
+            asked.append(name)
+            return getattr(gpu_recurrent, name)(*given)
+
+        return kernel
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(fused, "_has_room", lambda device: True)
+        patch.setattr(fused, "_allows_tf32", lambda: True)
+        patch.setattr(fused.operators, "has_kernel", lambda name, device_type: True)
+        for name in ("recurrent_rollout", "perceptron"):
+            patch.setattr(fused.operators, name, noted(name))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            yield asked
+
+
+def converted(dtype: torch.dtype, tree: Any) -> Any:
+    return map_tensors(lambda x: x.to(dtype), tree)
+
+
 @pytest.mark.parametrize("where", ["deterministic", "stochastic", "action", "weight"])
-def test_what_is_not_a_number_stays_so(where: str) -> None:
+def test_what_is_not_a_number_stays_so(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind an activation, too: a model that diverged, or a candidate that failed, is to be seen."""
     torch.manual_seed(0)
     model = RSSM(5, 3, deterministic_size=16, stochastic_size=4, hidden_sizes=(16, 16)).requires_grad_(False)
     states = {"deterministic": torch.zeros(2, 16), "stochastic": torch.zeros(2, 4), "action": torch.zeros(2, 3)}
-    bad = model.prior_net[0].weight if where == "weight" else states[where]
-    bad[1] = math.nan
-    found = gpu_recurrent.recurrent_step(*states.values(), weights_of(model))
-    *belief, action = states.values()
-    for one, other in zip(found, model.imagine(RSSMBelief(*belief), action), strict=True):
+    for bad in (model.prior_net[0].weight, model.reward_net[0].weight) if where == "weight" else (states[where],):
+        bad[1] = math.nan
+    *states_of, action = states.values()
+    belief = RSSMBelief(*states_of)
+    expected = (*model.imagine(belief, action), model.cost(belief, action))
+    with kernels(monkeypatch, torch.float32) as asked:
+        found = (*model.imagine(belief, action), model.cost(belief, action))
+    assert asked == ["recurrent_rollout", "perceptron"]
+    for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.isnan(), other.isnan())

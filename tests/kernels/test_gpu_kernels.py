@@ -58,20 +58,26 @@ def test_the_compiler_takes_them() -> None:
             compiled = compile(source, target=GPUTarget("cuda", 90, 32))
             assert ".target sm_90" in compiled.asm["ptx"]
     sizes = {"H": 20, "A": 3, "EMBED": 24, "PRIOR": 24, "BLOCK_S": fused.WIDEST, "S": fused.WIDEST}
-    kernels = (gpu_recurrent._remember, gpu_recurrent._expect)
+    sizes |= {"FIRST": 24, "SECOND": 24}
+    remember, expect, perceptron = gpu_recurrent._remember, gpu_recurrent._expect, gpu_recurrent._perceptron
+    cases = [
+        (perceptron, 1, gpu_recurrent.PERCEPTRON_SINGLE, "fp32"),
+        (perceptron, 1, gpu_recurrent.PERCEPTRON, "bf16"),
+    ]
     for (parts, *blocks), dtype in (
         (gpu_recurrent.FEW, "fp32"), (gpu_recurrent.FEW, "bf16"), (gpu_recurrent.MANY, "bf16"),
         (gpu_recurrent.MANY_SINGLE, "fp32"),
     ):  # fmt: skip
-        for kernel, block in zip(kernels, blocks, strict=True):
-            constants = sizes | {"PARTS": parts, "KIND": gpu_recurrent.KINDS[NAMED[dtype]]} | block
-            options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-            constants = {arg: constants[arg] for arg in kernel.arg_names if arg in constants}
-            kinds = {
-                arg: f"*{dtype}" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constants
-            }
-            source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
-            compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-            assert compiled.metadata.shared <= fused.SHARED_MEMORY, block
-            assert "max.NaN.f32" in compiled.asm["ptx"]  # an activation keeps NaN, as it does in the interpreter anyway
-            assert "max.f32" not in compiled.asm["ptx"]
+        cases += [(kernel, parts, block, dtype) for kernel, block in zip((remember, expect), blocks, strict=True)]
+    for kernel, parts, block, dtype in cases:
+        constants = sizes | {"PARTS": parts, "KIND": gpu_recurrent.KINDS[NAMED[dtype]]} | block
+        options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+        constants = {arg: constants[arg] for arg in kernel.arg_names if arg in constants}
+        kinds = {
+            arg: f"*{dtype}" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constants
+        }
+        source = ASTSource(kernel, {**kinds, **dict.fromkeys(constants, "constexpr")}, constants)
+        compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        assert compiled.metadata.shared <= fused.SHARED_MEMORY, block
+        assert "max.NaN.f32" in compiled.asm["ptx"]  # an activation keeps NaN, as it does in the interpreter anyway
+        assert "max.f32" not in compiled.asm["ptx"]

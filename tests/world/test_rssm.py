@@ -13,7 +13,7 @@ from torch import Tensor
 from world_contract import ACTION, OBSERVATION, WorldModelContract, make_sequences, total
 
 import dcem
-from dcem.control import MPC
+from dcem.control import MPC, rollout
 from dcem.world import RSSM, RSSMBelief, WorldModel, fused
 
 SMALL: dict[str, Any] = {"deterministic_size": 16, "stochastic_size": 4, "hidden_sizes": (16, 16)}
@@ -295,28 +295,38 @@ def test_a_batch_may_be_a_number(kind) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """Tells when the kernel for a step is asked for: a stand-in, of which numbers can be told."""
+    """Tells when a kernel is asked for: stand-ins, of which numbers can be told."""
     kept: list[torch.dtype] = []
 
-    def step(h: Tensor, s: Tensor, a: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def path(h: Tensor, s: Tensor, actions: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
         kept.append(h.dtype)
-        return torch.full_like(h, 7), torch.full_like(s, 7)
+        return tuple(torch.cat([x[None], torch.full((len(actions), *x.shape), 7).to(x)]) for x in (h, s))
 
-    monkeypatch.setattr(fused.operators, "has_kernel", lambda name, device_type: name == "recurrent_step")
-    monkeypatch.setattr(fused.operators, "recurrent_step", step)
+    def perceptron(h: Tensor, s: Tensor, a: Tensor, weights: list[Tensor]) -> Tensor:
+        kept.append(h.dtype)
+        return torch.full_like(h[..., 0], 7)
+
+    monkeypatch.setattr(fused.operators, "has_kernel", lambda name, device_type: hasattr(fused.operators, name))
+    monkeypatch.setattr(fused.operators, "recurrent_rollout", path)
+    monkeypatch.setattr(fused.operators, "perceptron", perceptron)
     monkeypatch.setattr(fused, "_allows_tf32", lambda: True)
     monkeypatch.setattr(fused, "_has_room", lambda device: True)
     return kept
 
 
-def test_a_kernel_is_asked_where_nobody_can_tell(asked: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_is_asked_where_nobody_can_tell(asked: list[torch.dtype]) -> None:
     model, actions = small(), torch.rand(5, ACTION)
     with torch.no_grad():
         assert (model.imagine(model.initial(5), actions).deterministic == 7).all()
+        assert (model.cost(model.initial(5), actions) == -7).all()
+        assert (model.continues(model.initial(5)) == torch.tensor(7.0).sigmoid()).all()
+        asked.clear()
         mpc = MPC(model.imagine, model.cost, 3, ACTION, (-1, 1), dcem.CEM(10, 2), num_iterations=2)
-        mpc(model.initial(5))
-        assert len(asked) > 6
-        assert set(asked) == {torch.float32}
+        plan = mpc(model.initial(5))
+        assert asked == [torch.float32] * 2 * 3  # a path and its costs, in two iterations and for the answer
+        assert (plan.cost == -21).all()
+        assert plan.states.deterministic[:, 1:].eq(7).all()
+        assert plan.states.deterministic[:, 0].eq(0).all()
         asked.clear()
         compiled = torch.compile(model.imagine, backend="eager", fullgraph=True)
         assert (compiled(model.initial(5), actions).deterministic == 7).all()
@@ -330,6 +340,38 @@ def test_a_kernel_is_asked_where_nobody_can_tell(asked: list[torch.dtype], monke
         half = small().to(torch.bfloat16)
         half.imagine(half.initial(5), actions.bfloat16())
         assert asked[-2:] == [torch.bfloat16] * 2
+
+
+@pytest.mark.parametrize("change", ["a subclass", "a method in its place", "a function around it", "samples"])
+def test_a_path_is_followed_step_by_step_where_a_step_is_not_the_models_own(change: str, asked: list) -> None:
+    class Slower(RSSM):
+        def imagine(self, belief: RSSMBelief, action: Tensor, **options: Any) -> RSSMBelief:
+            return RSSMBelief(*(x / 7 for x in super().imagine(belief, action, **options)))
+
+    kind, options = (Slower, {}) if change == "a subclass" else (RSSM, {})
+    if change == "samples":
+        options = {"carry": "sample"}
+    model = kind(OBSERVATION, ACTION, **SMALL, **options)
+    step, own = model.imagine, model.imagine
+    if change == "a method in its place":
+        model.imagine = lambda *of: RSSMBelief(*(x / 7 for x in own(*of)))
+        step = model.imagine
+    elif change == "a function around it":
+        step = lambda *of: RSSMBelief(*(x / 7 for x in own(*of)))  # noqa: E731
+    with torch.no_grad():
+        path = rollout(step, model.initial(5), torch.rand(5, 4, ACTION))
+    if change == "samples":
+        assert asked == []
+    else:
+        assert asked == [torch.float32] * 4
+        assert path.deterministic[:, 1:].eq(1).all()
+
+
+def test_a_path_at_once_is_checked_as_its_steps_are(asked: list[torch.dtype]) -> None:
+    model = small()
+    with torch.no_grad(), pytest.raises(ValueError, match="action: expected"):
+        rollout(model.imagine, model.initial(5), torch.rand(5, 4, ACTION + 1))
+    assert asked == []
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, of a GRU under vmap
@@ -357,6 +399,7 @@ def test_and_not_where_it_would_be_wrong(asked: list[torch.dtype], monkeypatch: 
 
     def steps(model: RSSM, dtype: torch.dtype = torch.float32) -> None:
         model.imagine(model.initial(5), torch.rand(5, ACTION, dtype=dtype))
+        rollout(model.imagine, model.initial(5), torch.rand(5, 2, ACTION, dtype=dtype))
 
     model = small()
     steps(model)  # a gradient may be asked of it

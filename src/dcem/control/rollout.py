@@ -92,6 +92,8 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
     noted = Versions(state, actions)
     if whole is not None and len(actions):
         path = _asked(whole, state, actions, batch_dims)
+    elif (stacked := _at_once(dynamics, state, actions)) is not None:
+        path = Path(stacked=stacked)
     else:
         timed = knows_time(dynamics)
         shape = state.shape if isinstance(state, Tensor) else None  # the common case, which costs nothing
@@ -166,6 +168,13 @@ def _of_numpy(state: Any) -> str:
         "; a simulator in NumPy is a model by dcem.distributed.PoolRollout(function, num_workers), and one of MuJoCo "
         "by dcem.control.MujocoModel"
     )
+
+
+def _at_once(dynamics: Dynamics, state: Any, actions: Tensor) -> Any:
+    """`x_0 ... x_H`, time first, of a method that has a kernel for all steps; None where that does not apply."""
+    method: Any = dynamics
+    follow_at_once = getattr(method, "_dcem_at_once", None)
+    return None if follow_at_once is None or not len(actions) else follow_at_once(method.__self__, state, actions)
 
 
 def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: int) -> Path:

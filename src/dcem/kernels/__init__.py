@@ -31,7 +31,7 @@ if torch.version.cuda is not None and importlib.util.find_spec("triton") and os.
 
     for module, name in (
         ("gpu", "project"), ("gpu", "project_backward"), ("gpu_refit", "refit"), ("gpu_refit", "refit_backward"),
-        ("gpu_recurrent", "recurrent_step"),
+        ("gpu_recurrent", "recurrent_rollout"), ("gpu_recurrent", "perceptron"),
     ):  # fmt: skip
         operators.compile_for("cuda", getattr(operators, name), _in_triton(module, name))
 

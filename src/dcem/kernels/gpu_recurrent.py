@@ -1,4 +1,5 @@
-"""One step of a recurrent state-space model on a GPU, in Triton: a kernel for the memory, one for the mean.
+"""What a recurrent state-space model imagines on a GPU, in Triton: a kernel for the memory, one for the mean of the
+prior, one for a network with two hidden layers, such as the reward's.
 
 What stands between the layers is as large as a block of rows and stays in the cache; a program writes its own rows
 there and waits for all its threads before it reads them. Products are in the precision of the states that come:
@@ -24,7 +25,24 @@ FEW = 4, _blocks(32, 64, 32, 4, 4, BLOCK_E=256), _blocks(16, 256, 32, 4, 3)
 MANY = 1, _blocks(128, 64, 32, 8, 4, BLOCK_E=128), _blocks(128, 128, 64, 4, 3)
 MANY_SINGLE = 1, _blocks(64, 64, 32, 4, 3, BLOCK_E=64), _blocks(128, 128, 32, 4, 3)
 LARGEST_FEW = 8448  # rows: beyond, the blocks of many fill it, too
+PERCEPTRON, PERCEPTRON_SINGLE = _blocks(128, 256, 64, 8, 3), _blocks(128, 256, 32, 8, 3)
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@triton.jit
+def _plus_driven(
+    total, s_ptr, a_ptr, row, rows_ok, w_ptr, columns_ok, S: tl.constexpr, A: tl.constexpr, BLOCK_K: tl.constexpr,
+    KIND: tl.constexpr,
+):  # fmt: skip
+    """`total + [s, a] wᵀ`; the pointers are those of both, and of the weights of the columns."""
+    for start in range(0, S + A, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        of_s, of_a = rows_ok[:, None] & (k < S)[None, :], rows_ok[:, None] & ((k >= S) & (k < S + A))[None, :]
+        driven = tl.load(s_ptr + row[:, None] * S + k[None, :], mask=of_s, other=0)
+        driven += tl.load(a_ptr + row[:, None] * A + (k - S)[None, :], mask=of_a, other=0)
+        w = tl.load(w_ptr + k[:, None], mask=columns_ok[None, :] & (k < S + A)[:, None], other=0)
+        total = tl.dot(driven.to(KIND), w.to(KIND), total, input_precision="tf32")
+    return total
 
 
 @triton.jit
@@ -91,14 +109,8 @@ def _remember(
         n = first + tl.arange(0, BLOCK_E)
         n_ok = n < EMBED
         x = _bias(embed_b_ptr, n, n_ok, tl.zeros((BLOCK_M, BLOCK_E), tl.float32))
-        for start in range(0, S + A, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            of_s, of_a = ok[:, None] & (k < S)[None, :], ok[:, None] & ((k >= S) & (k < S + A))[None, :]
-            driven = tl.load(s_ptr + row[:, None] * S + k[None, :], mask=of_s, other=0)
-            driven += tl.load(a_ptr + row[:, None] * A + (k - S)[None, :], mask=of_a, other=0)
-            w_ok = n_ok[None, :] & (k < S + A)[:, None]
-            w = tl.load(embed_w_ptr + n[None, :] * (S + A) + k[:, None], mask=w_ok, other=0)
-            x = tl.dot(driven.to(KIND), w.to(KIND), x, input_precision="tf32")
+        w_ptr = embed_w_ptr + n[None, :] * (S + A)
+        x = _plus_driven(x, s_ptr, a_ptr, row, ok, w_ptr, n_ok, S, A, BLOCK_K, KIND)
         tl.store(between_ptr + x_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
     tl.debug_barrier()
 
@@ -146,21 +158,70 @@ def _expect(
     tl.store(s_ptr + row[:, None] * S + n[None, :], s, mask=ok[:, None] & n_ok[None, :])
 
 
-def recurrent_step(h: Tensor, s: Tensor, a: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """`dcem::recurrent_step`."""
-    h, s, a, weights = h.contiguous(), s.contiguous(), a.contiguous(), [w.contiguous() for w in weights]
-    next_h, next_s, rows = torch.empty_like(h), torch.empty_like(s), h[..., 0].numel()
+@triton.jit
+def _perceptron(
+    h_ptr, s_ptr, a_ptr, first_w_ptr, first_b_ptr, second_w_ptr, second_b_ptr, last_w_ptr, last_b_ptr, between_ptr,
+    y_ptr, rows,
+    H: tl.constexpr, S: tl.constexpr, A: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """`y = w · relu(V relu(W [h, s, a] + b) + c) + d`."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ok = row < rows
+    x_row = row[:, None] * FIRST
+    for first in range(0, FIRST, BLOCK_N):
+        n = first + tl.arange(0, BLOCK_N)
+        n_ok = n < FIRST
+        x = _bias(first_b_ptr, n, n_ok, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+        w_ptr = first_w_ptr + n[None, :] * (H + S + A)
+        x = _plus_product(x, h_ptr + row[:, None] * H, ok, w_ptr, n_ok, H, BLOCK_K, KIND)
+        x = _plus_driven(x, s_ptr, a_ptr, row, ok, w_ptr + H, n_ok, S, A, 32, KIND)
+        tl.store(between_ptr + x_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
+    tl.debug_barrier()
+
+    y = tl.zeros((BLOCK_M,), tl.float32) + tl.load(last_b_ptr).to(tl.float32)
+    for first in range(0, SECOND, BLOCK_N):
+        n = first + tl.arange(0, BLOCK_N)
+        n_ok = n < SECOND
+        x = _bias(second_b_ptr, n, n_ok, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+        w_ptr = second_w_ptr + n[None, :] * FIRST
+        x = _plus_product(x, between_ptr + x_row, ok, w_ptr, n_ok, FIRST, BLOCK_K, KIND)
+        w = tl.load(last_w_ptr + n, mask=n_ok, other=0).to(tl.float32)
+        y += tl.sum(_relu(x) * w[None, :], 1)
+    tl.store(y_ptr + row, y, mask=ok)
+
+
+def recurrent_rollout(h: Tensor, s: Tensor, actions: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """`dcem::recurrent_rollout`."""
+    actions, weights = actions.contiguous(), [w.contiguous() for w in weights]
+    steps, rows = len(actions), h[..., 0].numel()
+    hs, ss = (x.new_empty(steps + 1, *x.shape) for x in (h, s))
+    hs[0], ss[0] = h, s
     embed, prior = weights[0].shape[0], weights[6].shape[0]
     many = MANY_SINGLE if h.dtype == torch.float32 else MANY
     parts, remember, expect = FEW if rows <= LARGEST_FEW else many
     between = h.new_empty(rows, max(parts * embed, prior))
-    if rows:
-        sizes = {"H": h.shape[-1], "S": s.shape[-1], "KIND": KINDS[h.dtype]}
+    sizes = {"H": h.shape[-1], "S": s.shape[-1], "KIND": KINDS[h.dtype]}
+    for t in range(steps if rows else 0):
         _remember[(triton.cdiv(rows, remember["BLOCK_M"]), parts)](
-            h, s, a, *weights[:6], between, next_h, rows, **sizes, A=a.shape[-1], EMBED=embed, PARTS=parts, **remember
-        )
+            hs[t], ss[t], actions[t], *weights[:6], between, hs[t + 1], rows, **sizes, A=actions.shape[-1],
+            EMBED=embed, PARTS=parts, **remember,
+        )  # fmt: skip
         _expect[(triton.cdiv(rows, expect["BLOCK_M"]),)](
-            next_h, *weights[6:], between, next_s, rows, **sizes, PRIOR=prior,
+            hs[t + 1], *weights[6:], between, ss[t + 1], rows, **sizes, PRIOR=prior,
             BLOCK_S=max(16, triton.next_power_of_2(s.shape[-1])), **expect,
         )  # fmt: skip
-    return next_h, next_s
+    return hs, ss
+
+
+def perceptron(h: Tensor, s: Tensor, a: Tensor, weights: list[Tensor]) -> Tensor:
+    """`dcem::perceptron`."""
+    h, s, a, weights = h.contiguous(), s.contiguous(), a.contiguous(), [w.contiguous() for w in weights]
+    y, rows, first = h.new_empty(h.shape[:-1]), h[..., 0].numel(), weights[0].shape[0]
+    blocks = PERCEPTRON_SINGLE if h.dtype == torch.float32 else PERCEPTRON
+    if rows:
+        _perceptron[(triton.cdiv(rows, blocks["BLOCK_M"]),)](
+            h, s, a, *weights, h.new_empty(rows, first), y, rows, H=h.shape[-1], S=s.shape[-1], A=a.shape[-1],
+            FIRST=first, SECOND=weights[2].shape[0], KIND=KINDS[h.dtype], **blocks,
+        )  # fmt: skip
+    return y

@@ -132,13 +132,26 @@ refit_backward = define(
 )
 """Gradients of values and samples."""
 
-recurrent_step = define(
-    "recurrent_step(Tensor deterministic, Tensor stochastic, Tensor action, Tensor[] weights) -> (Tensor, Tensor)",
-    lambda deterministic, stochastic, *_: (_like(deterministic), _like(stochastic)),
+recurrent_rollout = define(
+    "recurrent_rollout(Tensor deterministic, Tensor stochastic, Tensor actions, Tensor[] weights) -> (Tensor, Tensor)",
+    lambda deterministic, stochastic, actions, _: (
+        deterministic.new_empty((len(actions) + 1, *deterministic.shape)),
+        stochastic.new_empty((len(actions) + 1, *stochastic.shape)),
+    ),
 )
-"""The next deterministic and mean stochastic state of an RSSM, each `(*batch, n)`, in the dtype of the first.
+"""The deterministic and mean stochastic states of an RSSM that `actions` `(T, *batch, n)` lead through, the first
+included: each `(T + 1, *batch, n)`.
 
 `weights` are weight and bias of the layer before the GRU, of the GRU's products with its input and with its state, and
 of the two layers of the prior, of whose last only the mean's half. There are kernels for GPUs alone, without
-derivatives: `dcem.world.RSSM` asks for it where it may.
+derivatives, as for `perceptron`: `dcem.world.RSSM` asks for them where it may.
+"""
+
+perceptron = define(
+    "perceptron(Tensor deterministic, Tensor stochastic, Tensor action, Tensor[] weights) -> Tensor",
+    lambda deterministic, *_: deterministic.new_empty(deterministic.shape[:-1]),
+)
+"""The one number that a network with two hidden layers, ReLU behind each, makes of the three: `(*batch,)`.
+
+`weights` are weight and bias of the three layers.
 """

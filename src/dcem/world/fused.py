@@ -1,7 +1,8 @@
-"""The step of an RSSM as one kernel, where there is one for its device and nobody can tell the difference."""
+"""What an RSSM imagines by kernels, where there are some for its device and nobody can tell the difference."""
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,35 +15,86 @@ if TYPE_CHECKING:
     from dcem.world.rssm import RSSM, RSSMBelief
 
 HALF = (torch.bfloat16, torch.float16)
-LAYERS = (nn.Linear, nn.ReLU, nn.GRUCell, nn.Linear, nn.ReLU, nn.Linear)
+PERCEPTRON = (nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear)
+STEP = (nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear, nn.GRUCell)
 SHARED_MEMORY = 227 * 1024
-"""What there is for one program of an H100, and of later GPUs for servers; the kernel needs more than others have."""
+"""What there is for one program of an H100, and of later GPUs for servers; the kernels need more than others have."""
 WIDEST = 256
-"""The largest stochastic state for which it has room there."""
+"""The largest stochastic state for which a step has room there."""
 
 
-def fused_step(model: RSSM, belief: RSSMBelief, action: Tensor) -> tuple[Tensor, Tensor] | None:
-    """`model.imagine` of means by `dcem::recurrent_step`; None where that does not apply.
+def fused_rollout(model: RSSM, belief: RSSMBelief, actions: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The means that `model.imagine` leads through, `(T + 1, *batch, n)`, by `dcem::recurrent_rollout`; None where that
+    does not apply.
 
-    It has no derivative, and knows the layers that an `RSSM` is built of, no others. Its products are in TF32 or in
-    half precision, so that the user has to have allowed that: by `torch.set_float32_matmul_precision`, by autocast, or
-    by numbers that are of half precision already. What is exported are PyTorch's own operations.
+    It knows the layers that an `RSSM` is built of, no others.
     """
-    device, dtype = belief.deterministic.device, belief.deterministic.dtype
-    if not operators.has_kernel("recurrent_step", device.type) or not _has_room(device):
+    if not _may_ask("recurrent_rollout", belief.deterministic) or not _steps_as_built(model):
         return None
-    if may_have_gradient() or is_transformed() or _is_exporting() or not _is_as_built(model):
+    layers: Any = (model.embed[0], model.cell, model.prior_net[0], model.prior_net[2])
+    embed, cell, first, last = layers
+    weights = [
+        *_of(embed), cell.weight_ih, cell.bias_ih, cell.weight_hh, cell.bias_hh, *_of(first),
+        last.weight[: model.stochastic_size], last.bias[: model.stochastic_size],
+    ]  # fmt: skip
+    states = (*belief, actions.to(belief.stochastic))
+    (h, s, a), (width, prior) = (x.shape[-1] for x in states), (len(embed.weight), len(first.weight))
+    shapes = [
+        (width, s + a), (width,), (3 * h, width), (3 * h,), (3 * h, h), (3 * h,), (prior, h), (prior,), (s, prior),
+        (s,),
+    ]  # fmt: skip
+    batches = [x.shape[:-1] for x in (*belief, actions[0])]
+    if s > WIDEST or batches != batches[:1] * 3 or not _fit(weights, shapes):
         return None
-    states, weights = (*belief, action.to(belief.stochastic)), weights_of(model)
+    if (given := _as_one_kind(states, weights)) is None:
+        return None
+    deterministic, stochastic = operators.recurrent_rollout(*given[:3], given[3:])
+    return deterministic, stochastic
+
+
+def fused_perceptron(net: nn.Module, h: Tensor, s: Tensor, a: Tensor) -> Tensor | None:
+    """The number that a network with two hidden layers makes of `[h, s, a]`, `(*batch,)`, by `dcem::perceptron`; None
+    where that does not apply.
+    """
+    if not _may_ask("perceptron", h) or not _are_as_built((net,), PERCEPTRON):
+        return None
+    own: Any = net
+    layers = (own[0], own[2], own[4])
+    size, (first, second, _) = h.shape[-1] + s.shape[-1] + a.shape[-1], (len(layer.weight) for layer in layers)
+    weights = [x for layer in layers for x in _of(layer)]
+    shapes = [(first, size), (first,), (second, first), (second,), (1, second), (1,)]
+    batches = [x.shape[:-1] for x in (h, s, a)]
+    if batches != batches[:1] * 3 or not _fit(weights, shapes):
+        return None
+    given = _as_one_kind((h, s, a), weights)
+    return None if given is None else operators.perceptron(*given[:3], given[3:])
+
+
+def _may_ask(operator: str, x: Tensor) -> bool:
+    """Whether there is a kernel, which has no derivative, and which nothing asks for one; what is exported are
+    PyTorch's own operations.
+    """
+    return (
+        operators.has_kernel(operator, x.device.type)
+        and _has_room(x.device)
+        and not (may_have_gradient() or is_transformed() or _is_exporting())
+    )
+
+
+def _as_one_kind(states: tuple[Tensor, ...], weights: list[Tensor]) -> list[Tensor] | None:
+    """States and weights in the precision of the products; None where a kernel cannot read them.
+
+    That is TF32 or half precision, so that the user has to have allowed it: by `torch.set_float32_matmul_precision`, by
+    autocast, or by numbers that are of half precision already.
+    """
+    device, dtype = states[0].device, states[0].dtype
     dtypes: tuple[torch.dtype, ...] = (dtype,)
     if is_under_autocast(device.type):
         dtype, dtypes = torch.get_autocast_dtype(device.type), (torch.float32, *HALF)  # doubles are left as they are
     allowed = dtype in HALF or (dtype == torch.float32 and _allows_tf32())
-    if not allowed or not _fit(states, weights) or not all(_is_plain(x, device, dtypes) for x in (*states, *weights)):
+    if not allowed or not all(_is_plain(x, device, dtypes) for x in (*states, *weights)):
         return None
-    of_states, of_weights = ([x.to(dtype) for x in of] for of in (states, weights))
-    deterministic, stochastic = operators.recurrent_step(*of_states, of_weights)
-    return deterministic, stochastic
+    return [x.to(dtype) for x in (*states, *weights)]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # what is compiled is guarded by it
@@ -61,30 +113,28 @@ def _has_room(device: torch.device) -> bool:
     return bool(properties.shared_memory_per_block_optin >= SHARED_MEMORY)
 
 
-def weights_of(model: RSSM) -> list[Tensor]:
-    """What `dcem::recurrent_step` takes of a model; of the prior's last layer only the mean's half."""
-    layers: Any = (model.embed[0], model.cell, model.prior_net[0], model.prior_net[2])
-    embed, cell, first, last = layers
-    return [
-        embed.weight, embed.bias, cell.weight_ih, cell.bias_ih, cell.weight_hh, cell.bias_hh, first.weight, first.bias,
-        last.weight[: model.stochastic_size], last.bias[: model.stochastic_size],
-    ]  # fmt: skip
+def _of(layer: Any) -> tuple[Tensor, Tensor]:
+    return layer.weight, layer.bias
 
 
-def _is_as_built(model: RSSM) -> bool:
-    """Whether a step is that of the class: its layers, with their biases, that do nothing besides."""
+def _steps_as_built(model: RSSM) -> bool:
+    """Whether a step is that of the class, of its layers."""
     from dcem.world.rssm import RSSM
 
     own: Any = type(model)
     if own._remember is not RSSM._remember or own._carried is not RSSM._carried:
         return False
-    nets = (model.embed, model.prior_net)
+    return _are_as_built((model.embed, model.prior_net), STEP, model.cell)
+
+
+def _are_as_built(nets: tuple[nn.Module, ...], kinds: tuple[type, ...], *others: nn.Module) -> bool:
+    """Whether layers are of these kinds, with their biases, and do nothing besides."""
     if any(type(net) is not nn.Sequential for net in nets):
         return False
-    layers = (*model.embed, model.cell, *model.prior_net)
+    layers: list[Any] = [*itertools.chain.from_iterable(nets), *others]  # type: ignore[arg-type]
     return (
-        tuple(map(type, layers)) == LAYERS
-        and all(layer.bias is not None for layer in layers if type(layer) is nn.Linear)
+        tuple(map(type, layers)) == kinds
+        and not any(layer.bias is None or layer.bias is False for layer in layers if type(layer) is not nn.ReLU)
         and all(map(does_only_its_own, (*nets, *layers)))
     )
 
@@ -94,12 +144,6 @@ def _is_plain(x: Tensor, device: torch.device, dtypes: tuple[torch.dtype, ...]) 
     return type(x) in (Tensor, nn.Parameter) and x.device == device and x.dtype in dtypes
 
 
-def _fit(states: tuple[Tensor, ...], weights: list[Tensor]) -> bool:
-    """Whether the shapes are those of one step: the kernel looks at no more than a few of them."""
-    (h, s, a), (embed, prior) = (x.shape[-1] for x in states), (weights[i].shape[0] for i in (0, 6))
-    shapes = [
-        (embed, s + a), (embed,), (3 * h, embed), (3 * h,), (3 * h, h), (3 * h,), (prior, h), (prior,), (s, prior),
-        (s,),
-    ]  # fmt: skip
-    batches = [x.shape[:-1] for x in states]
-    return s <= WIDEST and batches == batches[:1] * 3 and [tuple(w.shape) for w in weights] == shapes
+def _fit(weights: list[Tensor], shapes: list[tuple[int, ...]]) -> bool:
+    """Whether weights have the shapes that belong together: a kernel looks at no more than a few of them."""
+    return [tuple(w.shape) for w in weights] == shapes

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dcem._check import check_count, check_fraction, check_number, check_positive
 from dcem._mlp import check_widths, mlp
 from dcem.world.base import WorldModel, batch_axes
-from dcem.world.fused import fused_step
+from dcem.world.fused import fused_perceptron, fused_rollout
 
 CARRIED = ("mean", "sample")
 
@@ -144,15 +144,15 @@ class RSSM(WorldModel):
     def imagine(self, belief: RSSMBelief, action: Tensor, *, generator: torch.Generator | None = None) -> RSSMBelief:
         """The belief that `action` is expected to lead to; the generator is for samples."""
         self.check(belief, action)
-        if self.carry == "mean" and (step := fused_step(self, belief, action)) is not None:
-            return RSSMBelief(*step)
+        if self.carry == "mean" and (path := fused_rollout(self, belief, action.unsqueeze(0))) is not None:
+            return RSSMBelief(*(states[1] for states in path))
         deterministic = self._remember(belief, action)
         return self._carried(deterministic, self.prior_net(deterministic), generator)
 
     def cost(self, belief: RSSMBelief, action: Tensor) -> Tensor:
         """Minus the reward that is expected of `action` in `belief`."""
         self.check(belief, action)
-        return -self.reward_net(torch.cat([*belief, action.to(belief.stochastic)], -1)).squeeze(-1)
+        return -_number(self.reward_net, *belief, action.to(belief.stochastic))
 
     def continues(self, belief: RSSMBelief) -> Tensor:
         """The probability that the episode goes on from `belief`."""
@@ -227,7 +227,7 @@ class RSSM(WorldModel):
         return RSSMBelief(deterministic, _sample(self._distribution(parameters), generator))
 
     def _continuation(self, belief: RSSMBelief) -> Tensor:
-        return self.continuation_net(torch.cat(belief, -1)).squeeze(-1)
+        return _number(self.continuation_net, *belief, belief.stochastic[..., :0])
 
     def _divergence(self, posterior: Normal, prior: Normal) -> Tensor:
         """How far the posterior is from the prior, `(*batch,)`; balanced, the value is the same."""
@@ -236,6 +236,23 @@ class RSSM(WorldModel):
         moves_prior = kl_divergence(_detach(posterior), prior).sum(-1)
         moves_posterior = kl_divergence(posterior, _detach(prior)).sum(-1)
         return self.kl_balance * moves_prior + (1 - self.kl_balance) * moves_posterior
+
+
+def _imagine_at_once(model: RSSM, belief: RSSMBelief, actions: Tensor) -> RSSMBelief | None:
+    """The beliefs that `actions` `(T, *batch, action_size)` lead through, the first included, if that is fused."""
+    model.check(belief, actions[0])
+    path = fused_rollout(model, belief, actions) if model.carry == "mean" else None
+    return None if path is None else RSSMBelief(*path)
+
+
+# The function has it, not the class: a method that overrides it is followed step by step.
+RSSM.imagine._dcem_at_once = _imagine_at_once  # type: ignore[attr-defined]
+
+
+def _number(net: nn.Module, h: Tensor, s: Tensor, a: Tensor) -> Tensor:
+    """The one number that a network makes of the three, `(*batch,)`."""
+    fused = fused_perceptron(net, h, s, a)
+    return net(torch.cat([h, s, a], -1)).squeeze(-1) if fused is None else fused
 
 
 def _normal(mean: Tensor, std: Tensor) -> Normal:
