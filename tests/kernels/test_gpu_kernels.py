@@ -70,8 +70,9 @@ def test_the_compiler_takes_them() -> None:
     ):  # fmt: skip
         cases += [(kernel, parts, block, dtype) for kernel, block in zip((remember, expect), blocks, strict=True)]
     for kernel, parts, block, dtype in cases:
-        constants = sizes | {"PARTS": parts, "KIND": gpu_recurrent.KINDS[NAMED[dtype]]} | block
-        options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+        early = parts == gpu_recurrent.FEW[0]
+        constants = sizes | {"PARTS": parts, "EARLY": early, "KIND": gpu_recurrent.KINDS[NAMED[dtype]]} | block
+        options = {name: constants.pop(name) for name in ("num_warps", "num_stages")} | {"launch_pdl": early}
         constants = {arg: constants[arg] for arg in kernel.arg_names if arg in constants}
         kinds = {
             arg: f"*{dtype}" if arg.endswith("_ptr") else "i32" for arg in kernel.arg_names if arg not in constants
@@ -81,3 +82,4 @@ def test_the_compiler_takes_them() -> None:
         assert compiled.metadata.shared <= fused.SHARED_MEMORY, block
         assert "max.NaN.f32" in compiled.asm["ptx"]  # an activation keeps NaN, as it does in the interpreter anyway
         assert "max.f32" not in compiled.asm["ptx"]
+        assert ("griddepcontrol.wait" in compiled.asm["ptx"]) == early

@@ -475,3 +475,44 @@ def test_tf32_is_allowed_by_either_of_torchs_names_and_a_small_gpu_has_no_room(m
         properties = SimpleNamespace(shared_memory_per_block_optin=kilobytes * 1024)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, of=properties: of)
         assert fused._has_room(torch.device("cuda")) == room
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("rows", [1000, 1013, 9000])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-3), (torch.bfloat16, 0.1)])
+def test_a_gpu_imagines_what_the_layers_do(rows: int, dtype: torch.dtype, tolerance: float) -> None:
+    """Kernels that begin before those they follow have ended read what these wrote, also where they are replayed."""
+    torch.manual_seed(0)
+    model = RSSM(17, 6).cuda().requires_grad_(False)
+    belief, actions = model.initial((rows,)), torch.zeros(rows, 12, 6, device="cuda")
+    before, stream, graph = torch.get_float32_matmul_precision(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+
+    def imagine() -> tuple[Tensor, ...]:
+        path = rollout(model.imagine, belief, actions)
+        return *path, model.cost(RSSMBelief(*(x[:, :-1] for x in path)), actions)
+
+    try:
+        torch.set_float32_matmul_precision("high")
+        half = torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
+        with torch.cuda.stream(stream), torch.no_grad(), half:
+            imagine()
+            with torch.cuda.graph(graph, stream=stream):
+                found = imagine()
+            for _ in range(5):
+                for x in (*belief, actions):
+                    x.uniform_(-1, 1)
+                graph.replay()
+                again = imagine()
+                for one, other in zip(found, again, strict=True):
+                    assert one.dtype == dtype
+                    assert torch.equal(one, other)
+        torch.cuda.synchronize()
+        torch.set_float32_matmul_precision("highest")
+        exact = copy.deepcopy(model).double()
+        double = RSSMBelief(*(x.double() for x in belief))
+        path = rollout(exact.imagine, double, actions.double())
+        cost = exact.cost(RSSMBelief(*(x[:, :-1] for x in path)), actions.double())
+        for one, other in zip(found, (*path, cost), strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=0, atol=tolerance)
+    finally:
+        torch.set_float32_matmul_precision(before)

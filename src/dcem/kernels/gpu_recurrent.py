@@ -92,10 +92,32 @@ def _sigmoid(x):
 
 
 @triton.jit
+def _wait():
+    """Until the kernel before has ended; then the next may begin, so that no more than two are at work."""
+    tl.extra.cuda.gdc_wait()
+    tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def _embed(
+    s_ptr, a_ptr, w_ptr, b_ptr, x_ptr, row, ok, S: tl.constexpr, A: tl.constexpr, EMBED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """`x = relu(W [s, a] + b)`."""
+    for first in range(0, EMBED, BLOCK_E):
+        n = first + tl.arange(0, BLOCK_E)
+        n_ok = n < EMBED
+        x = _bias(b_ptr, n, n_ok, tl.zeros((BLOCK_M, BLOCK_E), tl.float32))
+        x = _plus_driven(x, s_ptr, a_ptr, row, ok, w_ptr + n[None, :] * (S + A), n_ok, S, A, BLOCK_K, KIND)
+        tl.store(x_ptr + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
+    tl.debug_barrier()
+
+
+@triton.jit
 def _remember(
     h_ptr, s_ptr, a_ptr, embed_w_ptr, embed_b_ptr, input_w_ptr, input_b_ptr, hidden_w_ptr, hidden_b_ptr, between_ptr,
     next_h_ptr, rows,
-    H: tl.constexpr, S: tl.constexpr, A: tl.constexpr, EMBED: tl.constexpr, PARTS: tl.constexpr,
+    H: tl.constexpr, S: tl.constexpr, A: tl.constexpr, EMBED: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """`h' = GRU(h, relu(W [s, a] + b))`; of several programs a block of rows, each writes a part of the columns."""
@@ -105,15 +127,16 @@ def _remember(
     h_row, x_row = row[:, None] * H, (row * PARTS + part)[:, None] * EMBED
     zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
 
-    for first in range(0, EMBED, BLOCK_E):  # x = relu(W [s, a] + b)
-        n = first + tl.arange(0, BLOCK_E)
-        n_ok = n < EMBED
-        x = _bias(embed_b_ptr, n, n_ok, tl.zeros((BLOCK_M, BLOCK_E), tl.float32))
-        w_ptr = embed_w_ptr + n[None, :] * (S + A)
-        x = _plus_driven(x, s_ptr, a_ptr, row, ok, w_ptr, n_ok, S, A, BLOCK_K, KIND)
-        tl.store(between_ptr + x_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
-    tl.debug_barrier()
-
+    HIDDEN_FIRST: tl.constexpr = (
+        EARLY and H <= BLOCK_N * PARTS
+    )  # while the mean before, which it needs not, is computed
+    if EARLY and not HIDDEN_FIRST:
+        _wait()
+    if not HIDDEN_FIRST:
+        _embed(
+            s_ptr, a_ptr, embed_w_ptr, embed_b_ptr, between_ptr + x_row, row, ok, S, A, EMBED, BLOCK_M, BLOCK_K,
+            BLOCK_E, KIND,
+        )  # fmt: skip
     for step in range(tl.cdiv(H, BLOCK_N * PARTS)):  # reset, update and candidate
         n = (step * PARTS + part) * BLOCK_N + tl.arange(0, BLOCK_N)
         n_ok = n < H
@@ -123,6 +146,12 @@ def _remember(
         of_hidden = _bias(hidden_b_ptr + 2 * H, n, n_ok, zeros)
         w_ptr = hidden_w_ptr + n[None, :] * H
         r, z, of_hidden = _plus_products(r, z, of_hidden, h_ptr + h_row, ok, w_ptr, H * H, n_ok, H, BLOCK_K, KIND)
+        if HIDDEN_FIRST:
+            _wait()
+            _embed(
+                s_ptr, a_ptr, embed_w_ptr, embed_b_ptr, between_ptr + x_row, row, ok, S, A, EMBED, BLOCK_M, BLOCK_K,
+                BLOCK_E, KIND,
+            )  # fmt: skip
         w_ptr = input_w_ptr + n[None, :] * EMBED
         r, z, of_input = _plus_products(
             r, z, of_input, between_ptr + x_row, ok, w_ptr, H * EMBED, n_ok, EMBED, BLOCK_K, KIND
@@ -136,13 +165,15 @@ def _remember(
 @triton.jit
 def _expect(
     h_ptr, prior_w_ptr, prior_b_ptr, mean_w_ptr, mean_b_ptr, between_ptr, s_ptr, rows,
-    H: tl.constexpr, S: tl.constexpr, PRIOR: tl.constexpr,
+    H: tl.constexpr, S: tl.constexpr, PRIOR: tl.constexpr, EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """The mean of the prior: `s' = V relu(W h' + b) + c`."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     ok = row < rows
     x_row = row[:, None] * PRIOR
+    if EARLY:
+        _wait()
     for first in range(0, PRIOR, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         n_ok = n < PRIOR
@@ -191,6 +222,13 @@ def _perceptron(
     tl.store(y_ptr + row, y, mask=ok)
 
 
+def _can_launch_early(x: Tensor) -> bool:
+    """Whether a kernel may begin before the one that it follows has ended (programmatic dependent launch)."""
+    if not x.is_cuda or not hasattr(tl.extra.cuda, "gdc_wait"):  # Triton 3.3 has it
+        return False
+    return torch.cuda.get_device_capability(x.device) >= (9, 0)
+
+
 def recurrent_rollout(h: Tensor, s: Tensor, actions: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
     """`dcem::recurrent_rollout`."""
     actions, weights = actions.contiguous(), [w.contiguous() for w in weights]
@@ -201,7 +239,9 @@ def recurrent_rollout(h: Tensor, s: Tensor, actions: Tensor, weights: list[Tenso
     many = MANY_SINGLE if h.dtype == torch.float32 else MANY
     parts, remember, expect = FEW if rows <= LARGEST_FEW else many
     between = h.new_empty(rows, max(parts * embed, prior))
-    sizes = {"H": h.shape[-1], "S": s.shape[-1], "KIND": KINDS[h.dtype]}
+    sizes = {"H": h.shape[-1], "S": s.shape[-1], "KIND": KINDS[h.dtype], "EARLY": False}
+    if rows <= LARGEST_FEW and _can_launch_early(h):
+        sizes |= {"EARLY": True, "launch_pdl": True}
     for t in range(steps if rows else 0):
         _remember[(triton.cdiv(rows, remember["BLOCK_M"]), parts)](
             hs[t], ss[t], actions[t], *weights[:6], between, hs[t + 1], rows, **sizes, A=actions.shape[-1],
