@@ -65,7 +65,7 @@ def test_the_compiler_takes_them() -> None:
         (perceptron, 1, gpu_recurrent.PERCEPTRON, "bf16"),
     ]
     for (parts, *blocks), dtype in (
-        (gpu_recurrent.FEW, "fp32"), (gpu_recurrent.FEW, "bf16"), (gpu_recurrent.MANY, "bf16"),
+        (gpu_recurrent.FEW_SINGLE, "fp32"), (gpu_recurrent.FEW, "bf16"), (gpu_recurrent.MANY, "bf16"),
         (gpu_recurrent.MANY_SINGLE, "fp32"),
     ):  # fmt: skip
         cases += [(kernel, parts, block, dtype) for kernel, block in zip((remember, expect), blocks, strict=True)]

@@ -20,8 +20,9 @@ def _blocks(m: int, n: int, k: int, warps: int, stages: int, **more: int) -> dic
 
 
 # Among how many programs the columns of the memory are divided, and the blocks of the two kernels: the fastest that
-# were tried on an H100. Many rows in float32 would need more registers than there are with the others' blocks.
-FEW = 4, _blocks(32, 64, 32, 4, 4, BLOCK_E=256), _blocks(16, 256, 32, 4, 3)
+# were tried on an H100. In float32 the others' blocks would need more registers or shared memory than there are.
+FEW = 4, _blocks(32, 64, 32, 4, 4, BLOCK_E=256), _blocks(16, 256, 64, 4, 4)
+FEW_SINGLE = 4, _blocks(32, 64, 32, 4, 4, BLOCK_E=256), _blocks(16, 256, 32, 4, 4)
 MANY = 1, _blocks(128, 64, 32, 8, 4, BLOCK_E=128), _blocks(128, 128, 64, 4, 3)
 MANY_SINGLE = 1, _blocks(64, 64, 32, 4, 3, BLOCK_E=64), _blocks(128, 128, 32, 4, 3)
 LARGEST_FEW = 8448  # rows: beyond, the blocks of many fill it, too
@@ -236,8 +237,8 @@ def recurrent_rollout(h: Tensor, s: Tensor, actions: Tensor, weights: list[Tenso
     hs, ss = (x.new_empty(steps + 1, *x.shape) for x in (h, s))
     hs[0], ss[0] = h, s
     embed, prior = weights[0].shape[0], weights[6].shape[0]
-    many = MANY_SINGLE if h.dtype == torch.float32 else MANY
-    parts, remember, expect = FEW if rows <= LARGEST_FEW else many
+    few, many = (FEW_SINGLE, MANY_SINGLE) if h.dtype == torch.float32 else (FEW, MANY)
+    parts, remember, expect = few if rows <= LARGEST_FEW else many
     between = h.new_empty(rows, max(parts * embed, prior))
     sizes = {"H": h.shape[-1], "S": s.shape[-1], "KIND": KINDS[h.dtype], "EARLY": False}
     if rows <= LARGEST_FEW and _can_launch_early(h):
