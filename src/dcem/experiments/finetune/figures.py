@@ -72,19 +72,20 @@ def draw(records: Records, labels: Mapping[str, str]) -> dict[str, Figure]:
         task, _, wrong = name.partition("-")
         if not wrong:
             continue
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
+        figure = Figure(figsize=(6.4, 5.0), layout="constrained", dpi=150)
         axes = figure.subplots()
         everything = {**records.get(task, {}), **tuned}
         curves = {method: curve(runs) for method, runs in everything.items()}
         least = min((s for c in curves.values() for s in c if s > 0), default=1)
         for i, (method, returns) in enumerate(curves.items()):
             colour = plotting.COLOURS[i % len(plotting.COLOURS)]
+            style = "-" if i < len(plotting.COLOURS) else "-."
             means = [statistics.fmean(values) for values in returns.values()]
             if len(returns) == 1:
                 axes.axhline(means[0], color=colour, linestyle="--", linewidth=1.2, label=labels[method])
                 continue
             x = [max(step, least / 2) for step in returns]
-            axes.plot(x, means, color=colour, label=labels[method])
+            axes.plot(x, means, color=colour, linestyle=style, label=labels[method])
             errors = [_standard_error(values) for values in returns.values()]
             low, high = ([m + sign * 2 * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -99,7 +100,7 @@ def draw(records: Records, labels: Mapping[str, str]) -> dict[str, Figure]:
         axes.set(xscale="log", xlabel="environment steps (the first point is before learning)", ylabel="return")
         axes.set_title(name.replace("-", ": wrong "), fontsize="medium")
         axes.grid(alpha=0.25)
-        axes.legend(fontsize="x-small")
+        figure.legend(loc="outside lower center", ncols=2, fontsize="x-small")
         drawn[name] = figure
     return drawn
 
