@@ -62,6 +62,35 @@ assert torch.equal(model.rollout(states, actions), expected)
 """)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted as Linux does")
+def test_threads_go_with_their_model_and_a_forked_process_may_drop_it() -> None:
+    run_script("""
+import gc, warnings
+count = lambda: len(os.listdir("/proc/self/task"))
+def play(model):
+    model.rollout(torch.zeros(20, 2), torch.zeros(20, 50, 1))
+    return count()
+play(MujocoModel(mujoco.MjModel.from_xml_string(SLIDE), num_threads=1))  # what else starts threads has
+before = count()
+for _ in range(3):
+    model = MujocoModel(mujoco.MjModel.from_xml_string(SLIDE), num_threads=3)
+    assert play(model) > before
+    del model
+    gc.collect()
+    assert count() == before
+model = MujocoModel(mujoco.MjModel.from_xml_string(SLIDE), num_threads=3)
+play(model)
+warnings.simplefilter("ignore")
+child = os.fork()
+if child == 0:
+    del model
+    gc.collect()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+play(model)
+""")
+
+
 def test_the_process_warns_again_when_all_threads_are_done() -> None:
     before = mujoco.get_mju_user_warning()
     model = slide(num_threads=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import weakref
 from typing import Any
 
 
@@ -25,12 +26,19 @@ class Pool:
         with self.lock, _quiet():
             if self.threads is None:
                 self.threads = Rollout(nthread=self.num_threads if self.num_threads > 1 else 0)
-                # A forked process has the object but not the threads, for which its destructor would wait for ever.
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.threads.rollout_))
+                weakref.finalize(self, _leave, self.threads.rollout_, os.getpid())
             if self.model is not model:
                 self.model, self.data = model, [mujoco.MjData(model) for _ in range(self.num_threads)]
             states, readings = self.threads.rollout(model, self.data, initial, control)
             return states, readings
+
+
+def _leave(threads: Any, process: int) -> None:
+    """Never free the threads of another process: a forked one has the object but not the threads, for which its
+    destructor would wait for ever.
+    """
+    if os.getpid() != process:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(threads))
 
 
 class _Quiet:
