@@ -135,8 +135,8 @@ refit_backward = define(
 recurrent_rollout = define(
     "recurrent_rollout(Tensor deterministic, Tensor stochastic, Tensor actions, Tensor[] weights) -> (Tensor, Tensor)",
     lambda deterministic, stochastic, actions, _: (
-        deterministic.new_empty((len(actions) + 1, *deterministic.shape)),
-        stochastic.new_empty((len(actions) + 1, *stochastic.shape)),
+        deterministic.new_empty((actions.shape[0] + 1, *deterministic.shape)),
+        stochastic.new_empty((actions.shape[0] + 1, *stochastic.shape)),
     ),
 )
 """The deterministic and mean stochastic states of an RSSM that `actions` `(T, *batch, n)` lead through, the first
