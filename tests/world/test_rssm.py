@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -342,29 +345,111 @@ def test_a_kernel_is_asked_where_nobody_can_tell(asked: list[torch.dtype]) -> No
         assert asked[-2:] == [torch.bfloat16] * 2
 
 
-@pytest.mark.parametrize("change", ["a subclass", "a method in its place", "a function around it", "samples"])
-def test_a_path_is_followed_step_by_step_where_a_step_is_not_the_models_own(change: str, asked: list) -> None:
-    class Slower(RSSM):
-        def imagine(self, belief: RSSMBelief, action: Tensor, **options: Any) -> RSSMBelief:
-            return RSSMBelief(*(x / 7 for x in super().imagine(belief, action, **options)))
+def around(step: Callable[..., Any]) -> Callable[..., Any]:
+    """What does more than the step, and says that it is the step."""
 
-    kind, options = (Slower, {}) if change == "a subclass" else (RSSM, {})
-    if change == "samples":
-        options = {"carry": "sample"}
-    model = kind(OBSERVATION, ACTION, **SMALL, **options)
-    step, own = model.imagine, model.imagine
-    if change == "a method in its place":
-        model.imagine = lambda *of: RSSMBelief(*(x / 7 for x in own(*of)))
-        step = model.imagine
-    elif change == "a function around it":
-        step = lambda *of: RSSMBelief(*(x / 7 for x in own(*of)))  # noqa: E731
+    @functools.wraps(step)
+    def function(*of: Any, **options: Any) -> RSSMBelief:
+        return RSSMBelief(*(x / 7 for x in step(*of, **options)))
+
+    return function
+
+
+class Around:
+    """The same as an object that passes on all that is asked of it."""
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        self.step = step
+
+    def __call__(self, *of: Any) -> RSSMBelief:
+        return RSSMBelief(*(x / 7 for x in self.step(*of)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+
+class Slower(RSSM):
+    @functools.wraps(RSSM.imagine)
+    def imagine(self, *of: Any, **options: Any) -> RSSMBelief:
+        return RSSMBelief(*(x / 7 for x in super().imagine(*of, **options)))
+
+
+def in_its_place(model: RSSM) -> Callable[..., Any]:
+    model.imagine = around(model.imagine)
+    return model.imagine
+
+
+@pytest.mark.parametrize(
+    ("kind", "step_of"),
+    [
+        (Slower, lambda m: m.imagine), (RSSM, in_its_place), (RSSM, lambda m: around(m.imagine)),
+        (RSSM, lambda m: Around(m.imagine)), (RSSM, lambda m: around(torch.no_grad()(m.imagine))),
+        (RSSM, lambda m: around(torch.compile(m.imagine, backend="eager"))),
+        (RSSM, lambda m: functools.partial(around(RSSM.imagine), m)),
+    ],
+    ids=["subclass", "in its place", "around", "proxy", "no_grad", "compiled", "unbound"],
+)  # fmt: skip
+def test_a_path_is_followed_step_by_step_where_a_step_is_not_the_models_own(kind, step_of, asked: list) -> None:
+    model = kind(OBSERVATION, ACTION, **SMALL)
     with torch.no_grad():
-        path = rollout(step, model.initial(5), torch.rand(5, 4, ACTION))
-    if change == "samples":
-        assert asked == []
-    else:
-        assert asked == [torch.float32] * 4
-        assert path.deterministic[:, 1:].eq(1).all()
+        path = rollout(step_of(model), model.initial(5), torch.rand(5, 4, ACTION))
+    assert asked[0] == torch.float32
+    assert path.deterministic[:, 1:].eq(1).all()
+
+
+@pytest.mark.parametrize("wrapped", [torch.no_grad(), functools.partial(torch.compile, backend="eager")])
+def test_a_step_with_something_around_it_is_one(wrapped) -> None:
+    """Without a kernel, too."""
+    model = small()
+    with torch.no_grad():
+        path = rollout(wrapped(model.imagine), model.initial(5), torch.rand(5, 4, ACTION))
+    assert path.deterministic.shape == (5, 5, 16)
+
+
+@pytest.mark.parametrize("name", ["_remember", "_carried", "check"])
+def test_what_is_done_otherwise_is_done_in_each_step(name: str, asked: list[torch.dtype]) -> None:
+    """In a subclass and on the object."""
+    calls = []
+
+    def noted(*of: Any) -> Any:
+        calls.append(name)
+        return getattr(RSSM, name)(*of)
+
+    models = [type("Noted", (RSSM,), {name: noted})(OBSERVATION, ACTION, **SMALL), small()]
+    setattr(models[1], name, functools.partial(noted, models[1]))
+    for model in models:
+        calls.clear()
+        with torch.no_grad():
+            rollout(model.imagine, model.initial(5), torch.rand(5, 4, ACTION))
+        assert calls == [name] * 4
+        assert len(asked) in (0, 4)  # a check keeps no step from being one kernel
+        asked.clear()
+
+
+def test_a_path_at_once_lies_in_memory_as_one_of_steps_does(asked: list[torch.dtype]) -> None:
+    model = small()
+    with torch.no_grad():
+        path = rollout(model.imagine, model.initial(5), torch.rand(5, 4, ACTION))
+        plan = MPC(model.imagine, model.cost, 3, ACTION, (-1, 1), dcem.CEM(10, 2), num_iterations=2)(model.initial(5))
+    assert asked == [torch.float32] * 7
+    for states in (path, plan.states):
+        assert all(x.is_contiguous() for x in states)
+
+
+def test_a_belief_of_another_kind_is_taken_as_it_is_without_kernels(asked: list[torch.dtype]) -> None:
+    @dataclasses.dataclass
+    class Belief:
+        deterministic: Tensor
+        stochastic: Tensor
+
+    model, belief = small(), small().initial(5)
+    expected = model.imagine(belief, torch.ones(5, ACTION))
+    with torch.no_grad():
+        assert torch.equal(model.continues([*belief]), model.continues(belief))
+        asked.clear()
+        found = model.imagine(Belief(*belief), torch.ones(5, ACTION))
+    assert asked == []
+    assert torch.equal(found.deterministic, expected.deterministic)
 
 
 def test_a_path_at_once_is_checked_as_its_steps_are(asked: list[torch.dtype]) -> None:
@@ -489,7 +574,8 @@ def test_a_gpu_imagines_what_the_layers_do(rows: int, dtype: torch.dtype, tolera
 
     def imagine() -> tuple[Tensor, ...]:
         path = rollout(model.imagine, belief, actions)
-        return *path, model.cost(RSSMBelief(*(x[:, :-1] for x in path)), actions)
+        before_each = RSSMBelief(*(x[:, :-1] for x in path))
+        return *path, model.cost(before_each, actions), model.continues(before_each)
 
     try:
         torch.set_float32_matmul_precision("high")
@@ -511,8 +597,9 @@ def test_a_gpu_imagines_what_the_layers_do(rows: int, dtype: torch.dtype, tolera
         exact = copy.deepcopy(model).double()
         double = RSSMBelief(*(x.double() for x in belief))
         path = rollout(exact.imagine, double, actions.double())
-        cost = exact.cost(RSSMBelief(*(x[:, :-1] for x in path)), actions.double())
-        for one, other in zip(found, (*path, cost), strict=True):
+        before_each = RSSMBelief(*(x[:, :-1] for x in path))
+        expected = (*path, exact.cost(before_each, actions.double()), exact.continues(before_each))
+        for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=0, atol=tolerance)
     finally:
         torch.set_float32_matmul_precision(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from dcem._tree import copied, difference, leaves, map_tensors
 from dcem._unchanged import Versions
 
 Dynamics = Callable[..., Any]
+AT_ONCE: dict[Any, Callable[[Any, Any, Tensor], Any]] = {}
+"""Of functions that are a step's method: what follows all steps, given the object, the state and the actions."""
 
 
 def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any = 1, action_dims: int = 1) -> Any:
@@ -74,7 +77,11 @@ class Path:
     def states(self, start: int, stop: int | None, dim: int = 0) -> Any:
         """These of them, with time as the axis `dim`."""
         if self.steps is None:
-            return map_tensors(lambda leaf: leaf[start:stop].movedim(0, dim), self.stacked)
+
+            def at(leaf: Tensor) -> Tensor:
+                return leaf[start:stop].movedim(0, dim).contiguous() if dim else leaf[start:stop]
+
+            return map_tensors(at, self.stacked)
         return map_tensors(lambda *leaf: _stack(leaf, dim), *self.steps[start:stop])
 
     def last(self) -> Any:
@@ -171,10 +178,13 @@ def _of_numpy(state: Any) -> str:
 
 
 def _at_once(dynamics: Dynamics, state: Any, actions: Tensor) -> Any:
-    """`x_0 ... x_H`, time first, of a method that has a kernel for all steps; None where that does not apply."""
-    method: Any = dynamics
-    follow_at_once = getattr(method, "_dcem_at_once", None)
-    return None if follow_at_once is None or not len(actions) else follow_at_once(method.__self__, state, actions)
+    """`x_0 ... x_H`, time first, of a method that has a kernel for all steps; None where that does not apply.
+
+    The method itself, not what is around it or in its place, which may do more.
+    """
+    if type(dynamics) is not types.MethodType or dynamics.__func__ not in AT_ONCE or not len(actions):
+        return None
+    return AT_ONCE[dynamics.__func__](dynamics.__self__, state, actions)
 
 
 def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: int) -> Path:

@@ -1,9 +1,9 @@
 """What a recurrent state-space model imagines on a GPU, in Triton: a kernel for the memory, one for the mean of the
 prior, one for a network with two hidden layers, such as the reward's.
 
-What stands between the layers is as large as a block of rows and stays in the cache; a program writes its own rows
-there and waits for all its threads before it reads them. Products are in the precision of the states that come:
-TF32 for float32, else their own; sums are in float32.
+Between two layers a program writes its own rows to memory, and waits for all its threads before it reads them: they
+come out of the cache. Products are in the precision of the states that come: TF32 for float32, else their own; sums
+are in float32.
 """
 
 from __future__ import annotations
@@ -128,9 +128,8 @@ def _remember(
     h_row, x_row = row[:, None] * H, (row * PARTS + part)[:, None] * EMBED
     zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
 
-    HIDDEN_FIRST: tl.constexpr = (
-        EARLY and H <= BLOCK_N * PARTS
-    )  # while the mean before, which it needs not, is computed
+    # The products with the memory need not wait for the mean, if there is one block of columns, so one wait.
+    HIDDEN_FIRST: tl.constexpr = EARLY and H <= BLOCK_N * PARTS
     if EARLY and not HIDDEN_FIRST:
         _wait()
     if not HIDDEN_FIRST:
@@ -198,6 +197,7 @@ def _perceptron(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """`y = w · relu(V relu(W [h, s, a] + b) + c) + d`."""
+    FEW_K: tl.constexpr = 32  # s and a are short
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     ok = row < rows
     x_row = row[:, None] * FIRST
@@ -207,7 +207,7 @@ def _perceptron(
         x = _bias(first_b_ptr, n, n_ok, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
         w_ptr = first_w_ptr + n[None, :] * (H + S + A)
         x = _plus_product(x, h_ptr + row[:, None] * H, ok, w_ptr, n_ok, H, BLOCK_K, KIND)
-        x = _plus_driven(x, s_ptr, a_ptr, row, ok, w_ptr + H, n_ok, S, A, 32, KIND)
+        x = _plus_driven(x, s_ptr, a_ptr, row, ok, w_ptr + H, n_ok, S, A, FEW_K, KIND)
         tl.store(between_ptr + x_row + n[None, :], _relu(x), mask=ok[:, None] & n_ok[None, :])
     tl.debug_barrier()
 
@@ -235,14 +235,14 @@ def recurrent_rollout(h: Tensor, s: Tensor, actions: Tensor, weights: list[Tenso
     actions, weights = actions.contiguous(), [w.contiguous() for w in weights]
     steps, rows = len(actions), h[..., 0].numel()
     hs, ss = (x.new_empty(steps + 1, *x.shape) for x in (h, s))
-    hs[0], ss[0] = h, s
+    hs[0], ss[0] = h, s  # in this order: the first kernel may begin before the last copy has ended, and reads h
     embed, prior = weights[0].shape[0], weights[6].shape[0]
-    few, many = (FEW_SINGLE, MANY_SINGLE) if h.dtype == torch.float32 else (FEW, MANY)
-    parts, remember, expect = few if rows <= LARGEST_FEW else many
+    few, single = rows <= LARGEST_FEW, h.dtype == torch.float32
+    parts, remember, expect = (FEW_SINGLE if single else FEW) if few else (MANY_SINGLE if single else MANY)
     between = h.new_empty(rows, max(parts * embed, prior))
-    sizes = {"H": h.shape[-1], "S": s.shape[-1], "KIND": KINDS[h.dtype], "EARLY": False}
-    if rows <= LARGEST_FEW and _can_launch_early(h):
-        sizes |= {"EARLY": True, "launch_pdl": True}
+    sizes = {"H": h.shape[-1], "S": s.shape[-1], "KIND": KINDS[h.dtype], "EARLY": few and _can_launch_early(h)}
+    if sizes["EARLY"]:
+        sizes["launch_pdl"] = True
     for t in range(steps if rows else 0):
         _remember[(triton.cdiv(rows, remember["BLOCK_M"]), parts)](
             hs[t], ss[t], actions[t], *weights[:6], between, hs[t + 1], rows, **sizes, A=actions.shape[-1],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 HALF = (torch.bfloat16, torch.float16)
 PERCEPTRON = (nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear)
 STEP = (nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear, nn.GRUCell)
+"""Before the GRU, of the prior, and the GRU."""
 SHARED_MEMORY = 227 * 1024
 """What there is for one program of an H100, and of later GPUs for servers; the kernels need more than others have."""
 WIDEST = 256
@@ -27,9 +28,11 @@ def fused_rollout(model: RSSM, belief: RSSMBelief, actions: Tensor) -> tuple[Ten
     """The means that `model.imagine` leads through, `(T + 1, *batch, n)`, by `dcem::recurrent_rollout`; None where that
     does not apply.
 
-    It knows the layers that an `RSSM` is built of, no others.
+    It knows the layers that an `RSSM` is built of, no others; that methods are its own is for the model to say.
     """
-    if not _may_ask("recurrent_rollout", belief.deterministic) or not _steps_as_built(model):
+    if not _may_ask("recurrent_rollout", belief.deterministic):
+        return None
+    if not _are_as_built((model.embed, model.prior_net), STEP, model.cell):
         return None
     layers: Any = (model.embed[0], model.cell, model.prior_net[0], model.prior_net[2])
     embed, cell, first, last = layers
@@ -43,8 +46,7 @@ def fused_rollout(model: RSSM, belief: RSSMBelief, actions: Tensor) -> tuple[Ten
         (width, s + a), (width,), (3 * h, width), (3 * h,), (3 * h, h), (3 * h,), (prior, h), (prior,), (s, prior),
         (s,),
     ]  # fmt: skip
-    batches = [x.shape[:-1] for x in (*belief, actions[0])]
-    if s > WIDEST or batches != batches[:1] * 3 or not _fit(weights, shapes):
+    if s > WIDEST or not _fit((*belief, actions[0]), weights, shapes):
         return None
     if (given := _as_one_kind(states, weights)) is None:
         return None
@@ -58,21 +60,19 @@ def fused_perceptron(net: nn.Module, h: Tensor, s: Tensor, a: Tensor) -> Tensor 
     """
     if not _may_ask("perceptron", h) or not _are_as_built((net,), PERCEPTRON):
         return None
-    own: Any = net
-    layers = (own[0], own[2], own[4])
+    layers: Any = tuple(net.children())[::2]
     size, (first, second, _) = h.shape[-1] + s.shape[-1] + a.shape[-1], (len(layer.weight) for layer in layers)
     weights = [x for layer in layers for x in _of(layer)]
     shapes = [(first, size), (first,), (second, first), (second,), (1, second), (1,)]
-    batches = [x.shape[:-1] for x in (h, s, a)]
-    if batches != batches[:1] * 3 or not _fit(weights, shapes):
+    if not _fit((h, s, a), weights, shapes):
         return None
     given = _as_one_kind((h, s, a), weights)
     return None if given is None else operators.perceptron(*given[:3], given[3:])
 
 
 def _may_ask(operator: str, x: Tensor) -> bool:
-    """Whether there is a kernel, which has no derivative, and which nothing asks for one; what is exported are
-    PyTorch's own operations.
+    """Whether there is a kernel, and nobody wants what it has not: a derivative, or PyTorch's own operations, of which
+    an export is made.
     """
     return (
         operators.has_kernel(operator, x.device.type)
@@ -117,16 +117,6 @@ def _of(layer: Any) -> tuple[Tensor, Tensor]:
     return layer.weight, layer.bias
 
 
-def _steps_as_built(model: RSSM) -> bool:
-    """Whether a step is that of the class, of its layers."""
-    from dcem.world.rssm import RSSM
-
-    own: Any = type(model)
-    if own._remember is not RSSM._remember or own._carried is not RSSM._carried:
-        return False
-    return _are_as_built((model.embed, model.prior_net), STEP, model.cell)
-
-
 def _are_as_built(nets: tuple[nn.Module, ...], kinds: tuple[type, ...], *others: nn.Module) -> bool:
     """Whether layers are of these kinds, with their biases, and do nothing besides."""
     if any(type(net) is not nn.Sequential for net in nets):
@@ -141,9 +131,11 @@ def _are_as_built(nets: tuple[nn.Module, ...], kinds: tuple[type, ...], *others:
 
 def _is_plain(x: Tensor, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> bool:
     """Whether there are numbers behind a tensor that the kernel can read; those of quantised weights are others."""
-    return type(x) in (Tensor, nn.Parameter) and x.device == device and x.dtype in dtypes
+    plain = type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided
+    return plain and x.device == device and x.dtype in dtypes
 
 
-def _fit(weights: list[Tensor], shapes: list[tuple[int, ...]]) -> bool:
-    """Whether weights have the shapes that belong together: a kernel looks at no more than a few of them."""
-    return [tuple(w.shape) for w in weights] == shapes
+def _fit(states: tuple[Tensor, ...], weights: list[Tensor], shapes: list[tuple[int, ...]]) -> bool:
+    """Whether states share their batch and weights have these shapes: a kernel looks at no more than a few of them."""
+    batches = [x.shape[:-1] for x in states]
+    return batches == batches[:1] * len(states) and [tuple(w.shape) for w in weights] == shapes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dcem._check import check_count, check_fraction, check_number, check_positive
 from dcem._mlp import check_widths, mlp
+from dcem.control.rollout import AT_ONCE
 from dcem.world.base import WorldModel, batch_axes
 from dcem.world.fused import fused_perceptron, fused_rollout
 
@@ -144,8 +145,10 @@ class RSSM(WorldModel):
     def imagine(self, belief: RSSMBelief, action: Tensor, *, generator: torch.Generator | None = None) -> RSSMBelief:
         """The belief that `action` is expected to lead to; the generator is for samples."""
         self.check(belief, action)
-        if self.carry == "mean" and (path := fused_rollout(self, belief, action.unsqueeze(0))) is not None:
-            return RSSMBelief(*(states[1] for states in path))
+        if self.carry == "mean" and type(belief) is RSSMBelief and _is_own(self, ("_remember", "_carried")):
+            path = fused_rollout(self, belief, action.unsqueeze(0))
+            if path is not None:
+                return RSSMBelief(*(states[1] for states in path))
         deterministic = self._remember(belief, action)
         return self._carried(deterministic, self.prior_net(deterministic), generator)
 
@@ -227,7 +230,8 @@ class RSSM(WorldModel):
         return RSSMBelief(deterministic, _sample(self._distribution(parameters), generator))
 
     def _continuation(self, belief: RSSMBelief) -> Tensor:
-        return _number(self.continuation_net, *belief, belief.stochastic[..., :0])
+        deterministic, stochastic = belief
+        return _number(self.continuation_net, deterministic, stochastic, stochastic[..., :0])
 
     def _divergence(self, posterior: Normal, prior: Normal) -> Tensor:
         """How far the posterior is from the prior, `(*batch,)`; balanced, the value is the same."""
@@ -238,19 +242,30 @@ class RSSM(WorldModel):
         return self.kl_balance * moves_prior + (1 - self.kl_balance) * moves_posterior
 
 
-def _imagine_at_once(model: RSSM, belief: RSSMBelief, actions: Tensor) -> RSSMBelief | None:
-    """The beliefs that `actions` `(T, *batch, action_size)` lead through, the first included, if that is fused."""
-    model.check(belief, actions[0])
-    path = fused_rollout(model, belief, actions) if model.carry == "mean" else None
+_OWN = {name: getattr(RSSM, name) for name in ("_remember", "_carried", "initial", "check", "check_belief")}
+
+
+def _is_own(model: RSSM, names: Iterable[str]) -> bool:
+    """Whether methods are those of the class, in a subclass and on the object, too."""
+    return all(name not in vars(model) and getattr(type(model), name) is _OWN[name] for name in names)
+
+
+def _imagine_at_once(model: RSSM, belief: Any, actions: Tensor) -> RSSMBelief | None:
+    """The beliefs that `actions` `(T, *batch, action_size)` lead through, with the first; None where steps are taken.
+
+    Nothing is checked: what would be refused does not fit a kernel, and takes its first step.
+    """
+    if model.carry != "mean" or type(belief) is not RSSMBelief or not _is_own(model, _OWN):
+        return None
+    path = fused_rollout(model, belief, actions)
     return None if path is None else RSSMBelief(*path)
 
 
-# The function has it, not the class: a method that overrides it is followed step by step.
-RSSM.imagine._dcem_at_once = _imagine_at_once  # type: ignore[attr-defined]
+AT_ONCE[RSSM.imagine] = _imagine_at_once
 
 
 def _number(net: nn.Module, h: Tensor, s: Tensor, a: Tensor) -> Tensor:
-    """The one number that a network makes of the three, `(*batch,)`."""
+    """The one number that a network makes of the three, `(*batch,)`; an action that it does not know is empty."""
     fused = fused_perceptron(net, h, s, a)
     return net(torch.cat([h, s, a], -1)).squeeze(-1) if fused is None else fused
 
