@@ -52,6 +52,8 @@ class Ranks:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise ValueError("shard: expected a group that this process belongs to")
+        backends = dist.get_backend_config(group).split(",")  # "cpu:gloo,cuda:nccl": also where none was named
+        self.backends = dict(pair.split(":") for pair in backends)  # by the type of device whose tensors each sends
         self.first_tag = self.last_tag = 0  # of the exchanges of the solve that was begun last
         self.num_solves = 0  # for which this process has come here, whether or not they went well
 
@@ -178,15 +180,14 @@ class Ranks:
 
     @property
     def _device(self) -> torch.device:
-        return torch.device("cuda", torch.cuda.current_device()) if self._is_nccl() else torch.device("cpu")
-
-    def _is_nccl(self) -> bool:
-        return bool(dist.get_backend(self.group) == "nccl")
+        return torch.device("cpu") if "cpu" in self.backends else torch.device("cuda", torch.cuda.current_device())
 
     def _exchange(self, collective: Any, *tensors: Tensor) -> None:
         try:
             work = collective(*tensors, group=self.group, async_op=True)
-            if self._is_nccl():  # which does not make this process wait, and has the timeout of its group
+            if (
+                self.backends[tensors[0].device.type] == "nccl"
+            ):  # which does not make this process wait, and has the timeout of its group
                 work.wait()
             else:
                 work.wait(timedelta(seconds=self.timeout))
