@@ -70,8 +70,13 @@ def writes_into(iteration: dcem.Iteration) -> None:
     iteration.samples.add_(1)
 
 
-def faults(is_wrong: bool) -> dict[str, dict[str, Any]]:
+def faults(objective: Callable[[Tensor], Tensor], is_wrong: bool) -> dict[str, dict[str, Any]]:
     """By its message, of what a solve is given where that is wrong, and what in the other processes."""
+
+    def spoiling(x: Tensor) -> Tensor:
+        values = objective(x)
+        x.zero_()
+        return values
 
     either = {
         "Mine: noise": ({"noise": draws_once()}, {}),
@@ -88,6 +93,7 @@ def faults(is_wrong: bool) -> dict[str, dict[str, Any]]:
         "TypeError: record: expected": ({"record": 1}, {}),
         "ValueError: tolerance: expected": ({"tolerance": -1.0}, {}),
         "ValueError: num_iterations: expected": ({"num_iterations": 0}, {}),
+        "ValueError: objective: expected to leave its candidates": ({"of": spoiling}, {}),
         "KeyboardInterrupt: selection": ({}, {}),
     }
     return {message: wrong if is_wrong else right for message, (wrong, right) in either.items()}
@@ -175,14 +181,14 @@ def attempts(rank: int) -> dict[str, list[Any]]:
         )
     earlier = solve(samples, gradient=dcem.Checkpoint())
     for shard in (samples, problems):
-        for message, options in faults(rank == 0).items():
+        for message, options in faults(objective, rank == 0).items():
             Gives.up = rank == 0 and "selection" in message
             call = functools.partial(solve, shard, generator=torch.Generator().manual_seed(0))
             found[f"fault, {type(shard).__name__}, {message}"] = said_by(in_turn(call, options, {}))
         noting = {"callback": lambda iteration: None} if rank == 0 else {}
         found[f"noted by one, {type(shard).__name__}"] = said_by(functools.partial(solve, shard, **noting), 1)
         # An earlier solve is evaluated again after a fault: its exchanges are numbered now.
-        said_by(functools.partial(solve, shard, **faults(rank == 0)["Mine: noise"]), 1)
+        said_by(functools.partial(solve, shard, **faults(objective, rank == 0)["Mine: noise"]), 1)
         found[f"earlier, {type(shard).__name__}"] = [torch.autograd.grad(earlier.sum(), theta, retain_graph=True)[0]]
     found["its slope"] = [torch.autograd.grad(solve(samples).sum(), theta)[0]]
     left, raised = (1 if rank == 0 else 0), Mine("objective")
