@@ -98,10 +98,9 @@ class Evaluation:
         eager = is_eager()
         # A copy where NumPy can write to the memory: torch counts writes of its own only.
         given = samples.to(self.dtype, copy=eager and samples.is_cpu)
-        version = given._version if eager and not given.is_inference() else None
+        version = version_of(given)
         values = (self._called if eager else self.objective.function)(given, data, cut)
-        if version is not None and given._version != version:
-            raise ValueError("objective: expected to leave its candidates as they are, got them changed in place")
+        check_left(given, version)
         expected = (*self.batch_shape, samples.shape[samples.dim() - self.event_dims - 1])
         values = as_values("objective", values, expected, samples)
         if torch.finfo(values.dtype).eps > torch.finfo(samples.dtype).eps:
@@ -127,6 +126,17 @@ class Evaluation:
                 "iteration for the backward pass, dcem.Prune() the graph of a part of the samples, dcem.Detach() "
                 f"nothing; MPC(chunk_size=...) follows a part of the candidates at a time. {error}"
             ) from error
+
+
+def version_of(candidates: Tensor) -> int | None:
+    """How often they have been written to, where that is counted."""
+    return candidates._version if is_eager() and not candidates.is_inference() else None
+
+
+def check_left(candidates: Tensor, version: int | None) -> None:
+    """Refuse an objective that has written to its candidates since they were of this version."""
+    if version is not None and candidates._version != version:
+        raise ValueError("objective: expected to leave its candidates as they are, got them changed in place")
 
 
 def hides_axis(batch_shape: Sequence[int], num_samples: int) -> bool:

@@ -113,19 +113,19 @@ def minimize(
 
     Source: Amos & Yarats, "The Differentiable Cross-Entropy Method", ICML 2020, algorithm 1.
     """
-    num_iterations = check_count("num_iterations", num_iterations)
-    record = check_flag("record", record)
-    if tolerance is not None:
-        check_positive("tolerance", tolerance)
-    _check_callables(objective, gradient, callback, validate)
     if shard is not None:
         if not hasattr(shard, "solve"):
             raise TypeError(f"shard: expected dcem.distributed.Samples(), Problems() or None, got {brief(shard)}")
+        # Nothing is checked before: what is wrong here the other processes have to be told.
         return shard.solve(
             minimize, objective, init, solver, num_iterations=num_iterations, gradient=gradient, event_dims=event_dims,
             bounds=bounds, generator=generator, noise=noise, proposals=proposals, tolerance=tolerance,
             validate=validate, callback=callback, record=record,
         )  # fmt: skip
+    num_iterations, record = check_options(
+        objective, num_iterations=num_iterations, gradient=gradient, tolerance=tolerance, validate=validate,
+        callback=callback, record=record,
+    )  # fmt: skip
     setup = Setup.of(
         init, solver, num_iterations=num_iterations, event_dims=event_dims, bounds=bounds, generator=generator,
         noise=noise, proposals=proposals,
@@ -192,7 +192,14 @@ def _shown_to(callback: Callable[[Iteration], object], iteration: Iteration) -> 
     return answer
 
 
-def _check_callables(objective: object, gradient: object, callback: object, validate: object) -> None:
+def check_options(
+    objective: object, *, num_iterations: int, gradient: object, tolerance: float | None, validate: object,
+    callback: object, record: bool,
+) -> tuple[int, bool]:  # fmt: skip
+    """Check the arguments of `minimize` that `Setup` does not know; returns `num_iterations` and `record`."""
+    num_iterations, record = check_count("num_iterations", num_iterations), check_flag("record", record)
+    if tolerance is not None:
+        check_positive("tolerance", tolerance)
     if not callable(objective):
         raise TypeError(f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {brief(objective)}")
     if not isinstance(gradient, GradientMode):
@@ -201,6 +208,7 @@ def _check_callables(objective: object, gradient: object, callback: object, vali
         raise TypeError(f"callback: expected a callable or None, got {brief(callback)}")
     if validate is not None and not callable(validate):
         raise TypeError(f"validate: expected a callable (*batch, *event) -> (*batch,) or None, got {brief(validate)}")
+    return num_iterations, record
 
 
 def _check_axes(

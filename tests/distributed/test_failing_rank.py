@@ -5,6 +5,7 @@ import itertools
 import re
 import warnings
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from shared_cases import several
 from torch import Tensor
 
 import dcem
+from dcem.distributed.outside import Outside
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -40,15 +42,61 @@ class Hooked(torch.autograd.Function):
 
 
 class Gives(dcem.LML):
-    """A selection that is interrupted in one process alone, which nobody is told."""
+    """A selection that is interrupted in one process alone."""
 
     up = False
 
     def forward(self, scores: Tensor, k: Any) -> Tensor:
         if Gives.up:
             Gives.up = False
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("selection")
         return super().forward(scores, k)
+
+
+def draws_once() -> Callable[..., Tensor]:
+    """A noise source that raises the second time, before it draws."""
+    left = [True]
+
+    def noise(shape: tuple[int, ...], **options: Any) -> Tensor:
+        if not left:
+            raise Mine("noise")
+        left.pop()
+        return torch.randn(shape, **options)
+
+    return noise
+
+
+def writes_into(iteration: dcem.Iteration) -> None:
+    iteration.samples.add_(1)
+
+
+def faults(objective: Callable[[Tensor], Tensor], is_wrong: bool) -> dict[str, dict[str, Any]]:
+    """By its message, of what a solve is given where that is wrong, and what in the other processes."""
+
+    def spoiling(x: Tensor) -> Tensor:
+        values = objective(x)
+        x.zero_()
+        return values
+
+    either = {
+        "Mine: noise": ({"noise": draws_once()}, {}),
+        "ValueError: noise: expected the source": ({"noise": lambda shape, **_: torch.ones(shape[1:])}, {}),
+        "ValueError: callback: expected to leave": ({"callback": writes_into}, {"callback": lambda iteration: None}),
+        "ValueError: validate: expected booleans": (
+            {"validate": lambda x: torch.ones(len(x) + 1, dtype=torch.bool)},
+            {"validate": lambda x: torch.ones(len(x), dtype=torch.bool)},
+        ),
+        "TypeError: validate: expected a callable": ({"validate": 1}, {}),
+        "TypeError: callback: expected a callable": ({"callback": 1}, {}),
+        "TypeError: objective: expected a callable": ({"of": 1}, {}),
+        "TypeError: gradient: expected": ({"gradient": 1}, {}),
+        "TypeError: record: expected": ({"record": 1}, {}),
+        "ValueError: tolerance: expected": ({"tolerance": -1.0}, {}),
+        "ValueError: num_iterations: expected": ({"num_iterations": 0}, {}),
+        "ValueError: objective: expected to leave its candidates": ({"of": spoiling}, {}),
+        "KeyboardInterrupt: selection": ({}, {}),
+    }
+    return {message: wrong if is_wrong else right for message, (wrong, right) in either.items()}
 
 
 def said_by(call: Any, times: int = 2) -> list[Any]:
@@ -59,6 +107,12 @@ def said_by(call: Any, times: int = 2) -> list[Any]:
         except BaseException as error:
             said.append(f"{type(error).__name__}: {error}")
     return said
+
+
+def in_turn(call: Any, *given: dict[str, Any]) -> Any:
+    """The call, with other options each time."""
+    left = [*given]
+    return lambda: call(**left.pop(0))
 
 
 def attempts(rank: int) -> dict[str, list[Any]]:
@@ -74,8 +128,8 @@ def attempts(rank: int) -> dict[str, list[Any]]:
 
     def solve(shard: Any, of: Any = objective, **options: Any) -> Tensor:
         # As many bytes of values in each process as a digest has.
-        options = {"generator": torch.Generator().manual_seed(0), "solver": dcem.CEM(4, 2)} | options
-        return dcem.minimize(of, torch.zeros(2, 2), num_iterations=3, shard=shard, **options).x
+        options = {"generator": torch.Generator().manual_seed(0), "solver": dcem.CEM(4, 2, Gives())} | options
+        return dcem.minimize(of, torch.zeros(2, 2), shard=shard, **{"num_iterations": 3, **options}).x
 
     samples, problems = dcem.distributed.Samples(timeout=20.0), dcem.distributed.Problems(timeout=20.0)
     found["expected"] = [solve(samples).detach()]
@@ -111,6 +165,8 @@ def attempts(rank: int) -> dict[str, list[Any]]:
                 found[f"{name}, {type(shard).__name__}, {mode.__name__}"] = said_by(call)
     stops = [rank == 0, False, False, False]
     found["stops on one rank"] = said_by(lambda: solve(samples, callback=lambda iteration: stops.pop(0)))
+    passes = [torch.full((2,), rank == 0), torch.full((2,), True)]
+    found["answers differ"] = said_by(lambda: solve(samples, validate=lambda x: passes.pop(0)))
     found["noted"] = said_by(lambda: solve(samples, callback=lambda iteration: object() if rank == 0 else None), 1)
     kept = weakref.ref(solve(problems).grad_fn)
     found["kept"] = [torch.tensor(kept() is not None)]
@@ -123,6 +179,21 @@ def attempts(rank: int) -> dict[str, list[Any]]:
         found[f"later form: {name}"] = said_by(
             lambda later=later: solve(samples, lambda x: (later.pop(0) if later else objective)(x))
         )
+    earlier = solve(samples, gradient=dcem.Checkpoint())
+    for shard in (samples, problems):
+        for message, options in faults(objective, rank == 0).items():
+            Gives.up = rank == 0 and "selection" in message
+            call = functools.partial(solve, shard, generator=torch.Generator().manual_seed(0))
+            found[f"fault, {type(shard).__name__}, {message}"] = said_by(in_turn(call, options, {}))
+        noting = {"callback": lambda iteration: None} if rank == 0 else {}
+        found[f"noted by one, {type(shard).__name__}"] = said_by(functools.partial(solve, shard, **noting), 1)
+        # An earlier solve is evaluated again after a fault: its exchanges are numbered now.
+        said_by(functools.partial(solve, shard, **faults(objective, rank == 0)["Mine: noise"]), 1)
+        found[f"earlier, {type(shard).__name__}"] = [torch.autograd.grad(earlier.sum(), theta, retain_graph=True)[0]]
+    found["its slope"] = [torch.autograd.grad(solve(samples).sum(), theta)[0]]
+    left, raised = (1 if rank == 0 else 0), Mine("objective")
+    found["evaluated again"] = said_by(lambda: torch.autograd.grad(earlier.sum(), theta, retain_graph=True)[0])
+    found |= interrupts(rank, samples, problems, solve)
     found |= generators(rank, problems)
     return found | out_of_step(rank, solve)
 
@@ -133,6 +204,40 @@ FORMS = {
     "complex64": lambda values: values.to(torch.complex64),
     "float64": lambda values: values.double(),
 }
+
+
+def interrupted_once(holder: Any, name: str, when: Callable[[], bool] = lambda: True) -> None:
+    """Have an interrupt come at the end of what `holder` does, once."""
+    as_it_was = getattr(holder, name)
+
+    def call(*given: Any, **options: Any) -> Any:
+        result = as_it_was(*given, **options)
+        if when():
+            setattr(holder, name, as_it_was)
+            raise KeyboardInterrupt(name)
+        return result
+
+    setattr(holder, name, call)
+
+
+def interrupts(rank: int, samples: Any, problems: Any, solve: Any) -> dict[str, list[Any]]:
+    """While a process waits for the others, who then wait for it: in the first exchange, and the first of many.
+
+    Many values travel in two parts: what is raised before them, and an interrupt between the two.
+    """
+    ranks, many = samples.ranks, functools.partial(solve, samples, solver=dcem.CEM(600, 20, Gives()))
+    found = {"many": [many().detach()]}
+    Gives.up = rank == 0
+    found["many, before"] = said_by(many)
+    if rank == 0:
+        interrupted_once(ranks, "_check", lambda: ranks._awaited < 4096)
+    found["many, between"] = said_by(many)
+    if rank == 0:
+        interrupted_once(ranks, "begin")
+    found["interrupt, begin"] = said_by(lambda: solve(samples))
+    if rank == 0:
+        interrupted_once(Outside, "agree")
+    return found | {"interrupt, agree": said_by(lambda: solve(problems))}
 
 
 def generators(rank: int, problems: Any) -> dict[str, list[Any]]:
@@ -164,10 +269,16 @@ def generators(rank: int, problems: Any) -> dict[str, list[Any]]:
 
 
 def out_of_step(rank: int, solve: Any) -> dict[str, list[Any]]:
-    """Rank 0 gives a solve up, which the other is not told: it waits in vain. A new group mends it."""
-    short, found = dcem.distributed.Samples(timeout=1.0), {}
-    Gives.up = rank == 0
-    found["out of step"] = said_by(lambda: solve(short, solver=dcem.CEM(4, 2, Gives())), 4)
+    """Rank 0 is interrupted before the last exchange, which the other is not told: it waits in vain. A new group mends it."""
+    short, found, agree = dcem.distributed.Samples(timeout=1.0), {}, Outside.agree
+
+    def interrupted(*_: Any) -> int:
+        Outside.agree = agree  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    if rank == 0:
+        Outside.agree = interrupted  # type: ignore[method-assign]
+    found["out of step"] = said_by(lambda: solve(short), 4)
     group = torch.distributed.new_group()
     return found | {"made anew": [solve(dcem.distributed.Samples(group, timeout=20.0)).detach()]}
 
@@ -181,6 +292,12 @@ def work(rank: int, size: int, folder: Path) -> None:
 
 RAISED = r"RuntimeError: shard: rank 1 of 2 .* was raised on rank \[0\]"
 TOLD = {
+    "noted by one, Samples": ("ValueError: shard: expected the same solver, gradient mode, use of callback, ",) * 2,
+    "answers differ": (r"ValueError: shard: expected the same answer of validate on every rank, .* on \[1\]",) * 2,
+    "many, before": ("KeyboardInterrupt: selection", RAISED),
+    "many, between": ("KeyboardInterrupt: _check", RAISED),
+    "interrupt, begin": ("KeyboardInterrupt: begin", RAISED),
+    "interrupt, agree": ("KeyboardInterrupt: agree", RAISED),
     "answer": ("Mine: objective", RAISED),
     "callback": ("Mine: between", RAISED),
     "validate": ("Mine: between", RAISED),
@@ -203,20 +320,29 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Any]]
 
 def test_nobody_takes_what_a_process_that_failed_does_next(found: list[dict[str, list[Any]]]) -> None:
     failed, other = found
-    expected, names = failed["expected"][0], set(TOLD)
+    names = set(TOLD)
     for name in failed:
         kind = next((kind for kind in TOLD if kind in name), None)
         names -= {kind}
-        for said, message in zip(found, TOLD.get(kind, ()), strict=False):
+        fault = (name.split(", ")[2], RAISED) if name.startswith("fault, ") else TOLD.get(kind, ())
+        expected = failed["many" if name.startswith("many") else "expected"][0]
+        for said, message in zip(found, fault, strict=False):
             assert re.match(message, said[name][0]), (name, said[name])
-            torch.testing.assert_close(said[name][1], expected, msg=lambda said, name=name: f"{name}: {said}")
+            torch.testing.assert_close(
+                said[name][1:], [expected] * (len(said[name]) - 1), msg=lambda said, name=name: f"{name}: {said}"
+            )
     assert not names
     assert failed["backward"][0] == "Mine: backward"
     for said in (failed["backward"][1], other["backward"][0]):
         assert re.match("RuntimeError: shard: rank . of 2 .* elsewhere", said)
-    assert torch.equal(other["after backward"][0], expected)
+    assert torch.equal(other["after backward"][0], failed["expected"][0])
+    for said, shard in itertools.product(found, ("Samples", "Problems")):
+        torch.testing.assert_close(said[f"earlier, {shard}"], failed["its slope"])
+    for said, message in zip(found, ("Mine: objective", RAISED), strict=True):
+        assert re.match(message, said["evaluated again"][0])
+        torch.testing.assert_close(said["evaluated again"][1:], failed["its slope"])
     for said in found:  # callbacks that stop in no process, whatever they return
-        torch.testing.assert_close(said["noted"][0], expected)
+        torch.testing.assert_close([said["noted"][0], said["noted by one, Problems"][0]], failed["expected"] * 2)
     assert not any(said["kept"][0] for said in found)  # the graph of a solution goes with it
 
 

@@ -57,7 +57,7 @@ def test_what_is_gathered_is_what_the_processes_have(together: list[dict[str, An
     """Of every dtype and size: they travel as bytes."""
     for found in together:
         for name, gathered in found["gathered"].items():
-            expected = [torch.arange(int(name[-1])).add(rank) for rank in range(len(together))]
+            expected = [torch.arange(int(name.split()[-1])).add(rank) for rank in range(len(together))]
             torch.testing.assert_close(gathered, torch.cat(expected).unsqueeze(-1).to(gathered.dtype), rtol=0, atol=0)
             assert name.startswith(str(gathered.dtype))
 
@@ -66,7 +66,7 @@ def test_what_is_gathered_is_what_the_processes_have(together: list[dict[str, An
 def test_the_tags_of_many_processes_add_up(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In single precision, in which whole numbers end at 2**24; and another tag on one of them is noticed."""
     ranks, odd = object.__new__(Ranks), 0
-    ranks.rank, ranks.size = 0, size
+    ranks.rank, ranks.size, ranks.backends = 0, size, {"cpu": "gloo"}
 
     def one_after_the_other(reduce: Any, x: torch.Tensor) -> None:
         own = x.clone()
@@ -98,7 +98,7 @@ def test_the_tags_of_many_processes_add_up(size: int, monkeypatch: pytest.Monkey
         ("batch", "ValueError: shard: expected a batch whose first axis"),
         (
             "precision",
-            "ValueError: shard: expected the same solver, gradient mode, number of iterations and shapes on every",
+            "ValueError: shard: expected the same solver, gradient mode, .*number of iterations and shapes on every",
         ),
         ("start", "ValueError: shard: expected the same start, bounds and settings of the solver on every rank"),
         ("bounds", "ValueError: shard: expected the same start, bounds"),
@@ -141,6 +141,26 @@ def test_without_a_process_group() -> None:
         dcem.distributed.Samples()
     with pytest.raises(TypeError, match="shard: expected dcem.distributed"):
         dcem.minimize(lambda x: x.sum(-1), torch.zeros(2), shard="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "device"),
+    [("cuda:nccl", "cuda:0"), ("cpu:gloo", "cpu"), ("cpu:gloo,cuda:gloo", "cpu"), ("cpu:gloo,cuda:nccl", "cpu")],
+)
+def test_the_backend_is_what_the_group_has_whether_or_not_it_was_named(
+    config: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`init_process_group()` takes NCCL where there is a GPU, and calls itself "undefined"."""
+    for name, answer in (
+        ("is_initialized", True),
+        ("get_rank", 0),
+        ("get_world_size", 1),
+        ("get_backend", "undefined"),
+    ):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda group: config)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert Ranks(None, 1.0)._device == torch.device(device)
 
 
 def test_what_is_compiled_is_as_written_while_work_is_shared_and_no_longer() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcem._evaluate import as_values
+from dcem._evaluate import as_values, check_left, version_of
 from dcem._guard import Cut, WithData
 from dcem._no_gradient import refuse_outside
 from dcem.distributed.outside import Outside, OwnWork
@@ -17,8 +16,6 @@ from dcem.distributed.ranks import Gather, Ranks, Scatter, digest, tied
 
 class SharedObjective:
     """`function(samples, data, cut)` of a whole objective: each process evaluates its share of the candidates.
-
-    What a function of the user raises in one process alone, the others are told by the next exchange.
 
     Args:
         whole: the objective.
@@ -32,24 +29,26 @@ class SharedObjective:
         self.lost: list[bool] = []
 
     def __call__(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
+        # The solve tells of errors itself; but a backward pass may evaluate again, after it.
+        with self.ranks.telling():
+            return (self._by_each if samples.shape[self.dim] < self.ranks.size else self._shared)(samples, data, cut)
+
+    def _shared(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
         num = samples.shape[self.dim]
-        if num < self.ranks.size:
-            return self._by_each(samples, data, cut)
         work = OwnWork(self.outside)
         own = self._own(samples, work)
         failed = None if cut.failed is None else self._own(cut.failed, work)
-        expected = tuple(own.shape[: self.dim + 1])
-        # Of whatever dtype the values are, what is sent has the size that a process that fails knows.
-        with self.ranks.telling(own.new_empty(expected, dtype=torch.float64)):
-            with work:
-                values: Any = self.whole.function(own, data, Cut(failed))
-            work.check(values)
-            values = as_values("objective", values, expected, own)
+        version = version_of(own)
+        with work:
+            values: Any = self.whole.function(own, data, Cut(failed))
+        check_left(own, version)
+        work.check(values)
+        values = as_values("objective", values, tuple(own.shape[: self.dim + 1]), own)
         if values.requires_grad:
             values = refuse_outside(values, own, self.lost)  # beyond the exchange they depend on all candidates
         self.outside.attached.append(values.requires_grad)
         attached = tied(own, *self.outside.shares()) if values.requires_grad else None
-        sent = values.double().movedim(self.dim, 0)
+        sent = values.double().movedim(self.dim, 0)  # of one size, whatever dtype another process has
         gathered: Tensor = Gather.apply(sent, self.ranks, None, attached, values.dtype)  # type: ignore[no-untyped-call]
         return gathered[:num].movedim(0, self.dim).to(values.dtype)
 
@@ -62,18 +61,16 @@ class SharedObjective:
         return work.made(Scatter.apply(every, self.ranks)).movedim(0, self.dim)  # type: ignore[no-untyped-call]
 
     def _by_each(self, samples: Tensor, data: Any, cut: Cut) -> Tensor:
-        with self.ranks.telling():
-            values: Any = self.whole.function(samples, data, cut)
-            values = as_values("objective", values, tuple(samples.shape[: self.dim + 1]), samples)
+        values: Any = self.whole.function(samples, data, cut)
+        values = as_values("objective", values, tuple(samples.shape[: self.dim + 1]), samples)
         self.ranks.agree("values of the same dtype", values.dtype)
         return values
 
     def compare(self, mean: Tensor) -> None:
         """Raise in all processes where one has another objective, as its values at `mean` `(*batch, *event)` show."""
         batch = mean.shape[: self.dim]
-        with self.ranks.telling(mean.new_empty((1, 1 + batch.numel()), dtype=torch.float64)):
-            # As a solve calls it first: it may keep features, with a gradient.
-            value: Any = self.whole(mean.clone().unsqueeze(self.dim))
+        # As a solve calls it first: it may keep features, with a gradient.
+        value: Any = self.whole(mean.clone().unsqueeze(self.dim))
         is_tensor = isinstance(value, Tensor)
         form = (value.shape, value.dtype) if is_tensor else type(value).__qualname__
         if is_tensor and value.shape == (*batch, 1) and value.is_floating_point():
@@ -84,25 +81,10 @@ class SharedObjective:
         every = self.ranks.gathered(sent.unsqueeze(0))
         size = 1e-3 * every[:, 1:].abs().amax(0)
         others = (every - every[0]).abs()
-        self._refuse("returns another shape or dtype", others[:, 0] > 0)
-        self._refuse("has another value", (others[:, 1:] > size).any(-1))
-
-    def _refuse(self, what: str, differs: Tensor) -> None:
-        others = differs.nonzero().flatten().tolist()
-        if others:
-            raise ValueError(
-                "shard: expected the same objective on every rank, which draws no random numbers; at the initial mean "
-                f"it {what} than on rank 0 on {others}"
-            )
-
-    def heard(self, name: str, function: Callable[..., Any], meaning: Callable[[Any], Any]) -> Callable[..., Any]:
-        """A function that says how the solve goes on: its answers mean the same in all processes, or all raise."""
-
-        def call(*args: Any) -> Any:
-            with self.ranks.telling():
-                answer = function(*args)
-                said = meaning(answer)
-            self.ranks.agree(f"the same answer of {name}", said)
-            return answer
-
-        return call
+        differs = {
+            "returns another shape or dtype": others[:, 0] > 0,
+            "has another value": (others[:, 1:] > size).any(-1),
+        }
+        said = "the same objective on every rank, which draws no random numbers; at the initial mean it"
+        for what, mask in differs.items():
+            self.ranks.refuse(f"{said} {what} than on", mask.nonzero().flatten().tolist())

@@ -9,6 +9,10 @@ functions here lead from one to the other; the backward pass of each is made of 
 A process may fail, catch its error, and go on to something else, while the others wait for it in an exchange. So each
 exchange says in a tag which it is, and one that begins a solve is of another kind: nobody takes what was meant for
 another exchange. Which solve it begins is said there, too.
+
+It may fail anywhere: in a function of the user, in a check, by an interrupt. It does not know which exchange of the
+solve the others come to next. So the first part of each has the same size, and there it says that it has failed; only
+what is larger has a second part.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from torch import Tensor
 
 _FAILED = -1  # the tag of a process that has nothing to send
 _HEAD = 16  # bytes before what is sent, of which the size of every dtype is a divisor
+_FIRST = 4096  # bytes after them in the first part of an exchange
+_MANY = 2**20  # more exchanges than a solve has
 
 
 class Ranks:
@@ -52,8 +58,11 @@ class Ranks:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise ValueError("shard: expected a group that this process belongs to")
+        backends = dist.get_backend_config(group).split(",")  # "cpu:gloo,cuda:nccl": also where none was named
+        self.backends = dict(pair.split(":") for pair in backends)  # by the type of device whose tensors each sends
         self.first_tag = self.last_tag = 0  # of the exchanges of the solve that was begun last
         self.num_solves = 0  # for which this process has come here, whether or not they went well
+        self._awaited = 0  # bytes that the others wait for, or will, in the next part of an exchange; 0: they do not
 
     def next_tag(self) -> int:
         """Of an exchange, or of one that is to come in the backward pass."""
@@ -69,6 +78,7 @@ class Ranks:
         digests, tags, solves = result.cpu().unbind(1)
         self.first_tag = self.last_tag = max(self.last_tag, int(tags.max()))
         if (solves != self.num_solves).any():
+            self._awaited = 0
             raise RuntimeError(
                 f"shard: expected all ranks to be in the same solve, got their solves {solves.tolist()} of this shard: "
                 "some have gone on after an interrupt, or after waiting in vain. Start all of them again, from their "
@@ -77,6 +87,10 @@ class Ranks:
         if (tags == _FAILED).any():
             self._refuse_answer(tags.tolist())
         self._same(what, digests)
+
+    def abandon(self) -> None:
+        """After a solve that came to nothing, in which each has been elsewhere: number what follows alike."""
+        self.last_tag = self.first_tag + _MANY
 
     def fail_to_begin(self) -> None:
         """Instead of `begin`: tell the others, without waiting for them."""
@@ -92,52 +106,71 @@ class Ranks:
 
         All have to have the same `dtype`, which is what `x` had before it was brought to one that all know.
         """
-        tag = self.next_tag() if tag is None else tag
-        sent = _tagged(x, tag, x.dtype if dtype is None else dtype)
-        result = sent.new_empty(self.size * len(sent))
-        self._exchange(_all_gather(), result, sent)
+        tag, kind = self.next_tag() if tag is None else tag, digest(x.dtype if dtype is None else dtype)
+        sent = x.detach().to(self._device).contiguous().reshape(-1).view(torch.uint8)
+        rest = max(len(sent) - _FIRST, 0)
+        parts = [self._part(tag, kind, sent[:_FIRST], _FIRST, then=rest or _FIRST)[:, : len(sent)]]
+        if rest:
+            parts.append(self._part(tag, kind, sent[_FIRST:], rest, then=_FIRST))
+        whole = torch.cat(parts, 1).reshape(-1).view(x.dtype).reshape(self.size * len(x), *x.shape[1:])
+        return whole.to(x.device)
+
+    def _part(self, tag: int, kind: int, sent: Tensor, num: int, then: int) -> Tensor:
+        """The `num` bytes that each process sends, `(size, num)`; `then` are those of the next part."""
+        message = self._message(tag, kind, sent, num)
+        result = message.new_empty(self.size * len(message))
+        self._exchange(_all_gather(), result, message, then=then)
         result = result.reshape(self.size, -1)
         # Flat first: of one process alone the rows are contiguous whatever their stride, which no view may have.
         heads = result[:, :_HEAD].reshape(-1).view(torch.int64).tolist()
         self._check(tag, heads[::2])
         self._refuse("values of the same dtype", [rank for rank, of in enumerate(heads[1::2]) if of != heads[1]])
-        return result[:, _HEAD:].reshape(-1).view(x.dtype).reshape(self.size * len(x), *x.shape[1:])
+        return result[:, _HEAD:]
 
-    def fail(self, x: Tensor | None = None) -> None:
-        """Instead of `gathered(x)`, of which only the size matters, or of `agree`: tell the others, without waiting
-        for them.
-        """
-        x = self._statement(0, 0) if x is None else x
-        sent = _tagged(x, _FAILED, x.dtype)
-        self.next_tag()
-        with suppress(RuntimeError):  # the others have ended: there is nobody to tell
-            _all_gather()(sent.new_empty(self.size * len(sent)), sent, group=self.group, async_op=True)
+    def _message(self, tag: int, kind: int, sent: Tensor, num: int) -> Tensor:
+        head = torch.tensor([tag, kind], device=sent.device).view(torch.uint8)
+        return torch.cat([head, sent, sent.new_zeros(num - len(sent))])
 
     @contextmanager
-    def telling(self, x: Tensor | None = None) -> Iterator[None]:
-        """Before `gathered(x)`, or `agree`: where something is raised here, the others are told."""
+    def telling(self) -> Iterator[None]:
+        """Where something is raised here, the others are told in the exchange that they come to next. There has to be
+        one: the last of a solve comes after this. What an exchange has raised they know.
+        """
+        self._awaited = _FIRST
         try:
             yield
         except BaseException:  # an interrupt, too
-            self.fail(x)
+            self._fail()
             raise
+
+    def _fail(self) -> None:
+        """Instead of the next part of an exchange: tell the others, without waiting for them."""
+        if not self._awaited:
+            return
+        sent = self._message(_FAILED, 0, torch.empty(0, dtype=torch.uint8, device=self._device), self._awaited)
+        self._awaited = 0
+        self.next_tag()
+        with suppress(RuntimeError):  # the others have ended: there is nobody to tell
+            _all_gather()(sent.new_empty(self.size * len(sent)), sent, group=self.group, async_op=True)
 
     def mean(self, x: Tensor, tag: int) -> Tensor:
         """The mean of what the processes have; of sparse gradients a dense one."""
         x = x.to_dense() if x.is_sparse else x
         wide = x.to(torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype)
+        wide = wide if x.device.type in self.backends else wide.to(self._device)
         tag %= 2**24 // self.size  # the sum of the tags is exact in single precision, too
         result = torch.cat([wide.flatten(), wide.new_full((1,), tag)])
         self._exchange(dist.all_reduce, result)
         if result[-1] != self.size * tag:
             self._check(tag, [])
-        return result[:-1].div_(self.size).to(x.dtype).reshape(x.shape)
+        return result[:-1].div_(self.size).to(x).reshape(x.shape)
 
     def _check(self, tag: int, tags: list[int]) -> None:
         if tags != [tag] * self.size:
             self._refuse_answer(tags)
 
     def _refuse_answer(self, tags: list[int]) -> None:
+        self._awaited = 0
         which = [rank for rank, of in enumerate(tags) if of == _FAILED]
         why = f"an error was raised on rank {which}" if which else "one of them is elsewhere, as after an error"
         raise RuntimeError(f"shard: rank {self.rank} of {self.size} got no answer from the others: {why}")
@@ -151,12 +184,10 @@ class Ranks:
         """Raise in all processes where one of them has other facts (texts, numbers, tensors of bytes); otherwise the
         largest number that one of them has.
         """
-        digests, numbers = self.gathered(self._statement(digest(*facts), number)).unbind(1)
+        statement = torch.tensor([[digest(*facts), number]], device=self._device)
+        digests, numbers = self.gathered(statement).unbind(1)
         self._same(what, digests)
         return int(numbers.max())
-
-    def _statement(self, about: int, number: int) -> Tensor:
-        return torch.tensor([[about, number]], device=self._device)
 
     def agree_up_to_rounding(self, what: str, numbers: list[Tensor]) -> None:
         """Raise in all processes where one of them has other numbers, of which each has as many."""
@@ -173,24 +204,30 @@ class Ranks:
         self._refuse(what, (digests != digests[0]).nonzero().flatten().tolist())
 
     def _refuse(self, what: str, others: list[int]) -> None:
+        self.refuse(f"{what} on every rank, got another than that of", others)
+
+    def refuse(self, said: str, others: list[int]) -> None:
+        """Raise if an exchange has shown that the ranks `others` differ from rank 0, which all of them see."""
         if others:
-            raise ValueError(f"shard: expected {what} on every rank, got another than that of rank 0 on {others}")
+            self._awaited = 0
+            raise ValueError(f"shard: expected {said} rank 0 on {others}")
 
     @property
     def _device(self) -> torch.device:
-        return torch.device("cuda", torch.cuda.current_device()) if self._is_nccl() else torch.device("cpu")
+        return torch.device("cpu") if "cpu" in self.backends else torch.device("cuda", torch.cuda.current_device())
 
-    def _is_nccl(self) -> bool:
-        return bool(dist.get_backend(self.group) == "nccl")
-
-    def _exchange(self, collective: Any, *tensors: Tensor) -> None:
+    def _exchange(self, collective: Any, *tensors: Tensor, then: int = _FIRST) -> None:
         try:
             work = collective(*tensors, group=self.group, async_op=True)
-            if self._is_nccl():  # which does not make this process wait, and has the timeout of its group
+            self._awaited = then  # from here on: an interrupt comes while this waits
+            if (
+                self.backends[tensors[0].device.type] == "nccl"
+            ):  # which does not make this process wait, and has the timeout of its group
                 work.wait()
             else:
                 work.wait(timedelta(seconds=self.timeout))
         except RuntimeError as error:
+            self._awaited = 0
             raise RuntimeError(
                 f"shard: rank {self.rank} of {self.size} got no answer from the others: one of them has ended, or did "
                 f"not come within {self.timeout:g} s. Start all of them again, from their last checkpoint"
@@ -206,11 +243,6 @@ def digest(*facts: Any) -> int:
 
 def _all_gather() -> Any:
     return getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name to torch 2.12
-
-
-def _tagged(x: Tensor, tag: int, dtype: torch.dtype) -> Tensor:
-    head = torch.tensor([tag, digest(dtype)], device=x.device)
-    return torch.cat([head.view(torch.uint8), x.detach().contiguous().reshape(-1).view(torch.uint8)])
 
 
 def _bytes(x: Tensor) -> bytes:

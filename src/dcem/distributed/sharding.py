@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,14 +13,16 @@ from torch import Tensor
 from dcem._check import check_positive, is_true
 from dcem._eager import in_forward_mode, is_eager
 from dcem._guard import WithData
+from dcem._replay import randomness
 from dcem._setup import Setup
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds
 from dcem.distributed.candidates import SharedObjective
 from dcem.distributed.outside import Outside, OwnWork
-from dcem.distributed.ranks import Gather, Ranks, Scatter, tied
+from dcem.distributed.ranks import Gather, Ranks, Scatter, digest, tied
 from dcem.distributions import Distribution
-from dcem.solution import Solution
+from dcem.loop import check_options
+from dcem.solution import Solution, Status
 from dcem.solvers import SamplingSolver, Solver
 
 Minimize = Callable[..., Solution]
@@ -28,6 +30,8 @@ Minimize = Callable[..., Solution]
 
 class _Shard:
     """What both ways have in common: a group, and the checks before a solve."""
+
+    _heard: tuple[str, ...] = ()  # functions that all processes have to give, or none
 
     def __init__(self, group: Any = None, *, timeout: float = 600.0) -> None:
         check_positive("timeout", timeout)
@@ -39,37 +43,50 @@ class _Shard:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.ranks.rank} of {self.ranks.size})"
 
-    def _agree(self, init: Distribution | Tensor, solver: Solver, options: dict[str, Any]) -> Setup:
-        """Raise where the processes do not solve the same problem, or would draw other samples."""
+    @contextmanager
+    def _begun(self, objective: object, init: Any, solver: Solver, options: dict[str, Any]) -> Iterator[Setup]:
+        """Around a solve: raise where the processes do not solve the same problem, or would draw other samples."""
         if not is_eager() or in_forward_mode():
             raise RuntimeError("shard: works outside torch.compile, torch.func transforms and forward mode")
         self.ranks.num_solves += 1
-        given = ("num_iterations", "event_dims", "bounds", "generator", "noise", "proposals")
-        gradient = options["gradient"]
-        try:
-            setup = Setup.of(init, solver, **{name: options[name] for name in given})  # says what is wrong here
+        gradient, generator = options["gradient"], options["generator"]
+        try:  # what is wrong here
+            checked = ("num_iterations", "gradient", "tolerance", "validate", "callback", "record")
+            num_iterations, _ = check_options(objective, **{name: options[name] for name in checked})
+            given = ("event_dims", "bounds", "generator", "noise", "proposals")
+            setup = Setup.of(init, solver, num_iterations=num_iterations, **{name: options[name] for name in given})
             if solver.is_captured:
                 raise ValueError("shard: expected a solver as it was before dcem.capture, got a captured one")
-            start = leaves(setup.start)
-            numbers = [*start, *_numbers([solver, gradient, setup.bounds])]
+            numbers = [*leaves(setup.start), *_numbers([solver, gradient, setup.bounds])]
+            kind = (type(self).__name__, _kinds([solver, gradient]), solver.num_samples, num_iterations)
+            heard = [options[name] is None for name in self._heard]
+            shapes = [(x.shape, x.dtype, x.requires_grad) for x in numbers]
+            facts = digest(kind, heard, shapes, options["tolerance"], torch.is_grad_enabled())
+            device = numbers[0].device
+            put_back = randomness(device, generator)
         except BaseException:
             self.ranks.fail_to_begin()
             raise
-        kind = (type(self).__name__, _kinds([solver, gradient]), solver.num_samples, options["num_iterations"])
-        shapes = [(x.shape, x.dtype, x.requires_grad) for x in numbers]
-        what = "the same solver, gradient mode, number of iterations and shapes"
-        self.ranks.begin(what, kind, options["tolerance"], torch.is_grad_enabled(), shapes)
-        self.ranks.agree_up_to_rounding("the same start, bounds and settings of the solver", numbers)
-        noise, generator = options["noise"], options["generator"]
+        uses = "".join(f"use of {name}, " for name in self._heard)
+        try:
+            with self.ranks.telling():
+                self.ranks.begin(f"the same solver, gradient mode, {uses}number of iterations and shapes", facts)
+                self.ranks.agree_up_to_rounding("the same start, bounds and settings of the solver", numbers)
+                self._agree_on_draws(options["noise"], generator, device)
+            yield setup
+        except BaseException:  # one process may have drawn more than another
+            put_back()
+            self.ranks.abandon()
+            raise
+
+    def _agree_on_draws(self, noise: object, generator: torch.Generator | None, device: torch.device) -> None:
         if isinstance(noise, Tensor):
             self.ranks.agree("the same noise", noise)
         elif generator is not None:
             self.ranks.agree("a generator with the same seed", generator.get_state())
         else:
-            device = start[0].device
             state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
             self.ranks.agree("the same torch.manual_seed, or a generator,", state)
-        return setup
 
 
 def _parts(settings: Any) -> list[Any]:
@@ -120,12 +137,12 @@ class Samples(_Shard):
             another solve, as after an interrupt or a wait in vain; or inside `torch.compile`, `torch.func` transforms
             and forward mode.
 
-    The objective has to be deterministic: a process draws random numbers for its own candidates. A callback has to say
-    the same in each process. Every process has to use the same parameters in the same order whatever its candidates
-    are, with a factor of 0 those that these have nothing to do with (an expert that is asked about others). Parameters
-    are told apart by their shapes and numbers. Hooks within the objective see the gradient of the own candidates: one
-    that clips the gradient of a parameter clips each process's part of it. With fewer candidates than processes (the
-    answer of a plan, [`dcem.Implicit`][]) each evaluates all of them.
+    The objective has to be deterministic: a process draws random numbers for its own candidates. A callback, and
+    `validate`, have to say the same in each process. Every process has to use the same parameters in the same order
+    whatever its candidates are, with a factor of 0 those that these have nothing to do with (an expert that is asked
+    about others). Parameters are told apart by their shapes and numbers. Hooks within the objective see the gradient of
+    the own candidates: one that clips the gradient of a parameter clips each process's part of it. With fewer
+    candidates than processes (the answer of a plan, [`dcem.Implicit`][]) each evaluates all of them.
 
     Example (`torchrun --nproc-per-node 4 script.py`)::
 
@@ -138,11 +155,26 @@ class Samples(_Shard):
     operators in forward and backward pass: Shoeybi et al., "Megatron-LM", 2019, section 3.
     """
 
+    _heard = ("callback", "validate")
+
     def solve(
         self, minimize: Minimize, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, **options: Any
     ) -> Solution:
         """`minimize(objective, init, solver, **options)` by all processes of the group."""
-        self._agree(init, solver, options)
+        with self._begun(objective, init, solver, options):
+            with self.ranks.telling():
+                shared = self._shared(objective, init, solver, options)
+                if options["callback"] is not None:
+                    options["callback"] = self._agreed(options["callback"])
+                solution = minimize(WithData(shared, shared.whole.data), init, solver, **options)
+                if options["validate"] is not None:
+                    self.ranks.agree("the same answer of validate", solution.status.eq(Status.INVALID).tolist())
+            shared.outside.agree()
+        return solution
+
+    def _shared(
+        self, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, options: dict[str, Any]
+    ) -> SharedObjective:
         if not isinstance(solver, SamplingSolver):
             raise ValueError(f"shard: expected a solver that selects among samples, or Problems(), got {solver}")
         if solver.num_samples % self.ranks.size:
@@ -156,12 +188,17 @@ class Samples(_Shard):
         shared = SharedObjective(WithData.of(objective), dim, self.ranks)
         box = Bounds.check(options["bounds"], mean.shape[dim:], mean)
         shared.compare((mean if box is None else box.clip(mean)).detach())
-        for name, meaning in (("callback", is_true), ("validate", _plain)):
-            if options[name] is not None:
-                options[name] = shared.heard(name, options[name], meaning)
-        solution = minimize(WithData(shared, shared.whole.data), init, solver, **options)
-        shared.outside.agree()
-        return solution
+        return shared
+
+    def _agreed(self, callback: Callable[[Any], object]) -> Callable[[Any], object]:
+        """A callback that stops the solve in all processes or in none."""
+
+        def call(iteration: Any) -> object:
+            answer = callback(iteration)
+            self.ranks.agree("the same answer of callback", is_true(answer))
+            return answer
+
+        return call
 
 
 class Problems(_Shard):
@@ -184,7 +221,7 @@ class Problems(_Shard):
 
     `solution.history`, what a callback sees, which it may stop, and what a backward pass writes into the status are of
     the own problems: of a loss of these, the gradient is the mean of those of all processes. A generator ends where it
-    does in the process that has drawn most: with `tolerance` where it does in one process.
+    does in the process that has drawn most: with `tolerance` where it does in one process; after an error where it was.
 
     Example (`torchrun --nproc-per-node 4 script.py`)::
 
@@ -203,7 +240,31 @@ class Problems(_Shard):
         self, minimize: Minimize, objective: Callable[[Tensor], Tensor], init: Any, solver: Solver, **options: Any
     ) -> Solution:
         """`minimize(objective, init, solver, **options)` by all processes of the group."""
-        setup = self._agree(init, solver, options)
+        with self._begun(objective, init, solver, options) as setup:
+            outside, own_noise, parts = Outside(self.ranks), _OwnNoise(setup, self.ranks), list[Tensor]()
+            with self.ranks.telling():
+                work = OwnWork(outside)
+
+                def part(x: Tensor) -> Tensor:
+                    parts.append(work.made(Scatter.apply(x, self.ranks)))  # type: ignore[no-untyped-call]
+                    return parts[-1]
+
+                start = self._start(init, solver, options)
+                noise, proposals, whole = options["noise"], options["proposals"], WithData.of(objective)
+                options["noise"] = part(noise.movedim(1, 0)).movedim(0, 1) if isinstance(noise, Tensor) else own_noise
+                if isinstance(proposals, Tensor):
+                    options["proposals"] = part(proposals)
+                options["event_dims"] = start.event_dims
+                own, own_start = WithData(whole.function, map_tensors(part, whole.data)), map_tensors(part, start)
+                with work:
+                    solution = minimize(own, own_start, solver, **options)
+                results = _results(solution)
+                work.check(results)
+                outside.attached += [x.requires_grad for x in results]
+                own_noise.draw_up_to(outside.agree(own_noise.num_drawn))  # by others, whose problems took longer
+            return self._joined(solution, tied(*parts, *outside.shares()))
+
+    def _start(self, init: Any, solver: Solver, options: dict[str, Any]) -> Distribution:
         if getattr(options["gradient"], "unbiased", False):  # each would draw for its own problems, and others go on
             raise ValueError("shard: expected Samples() for Prune(unbiased=True), which draws for all, got Problems()")
         start: Distribution = solver.distribution(init, options["event_dims"]) if isinstance(init, Tensor) else init
@@ -213,31 +274,7 @@ class Problems(_Shard):
                 f"shard: expected a batch whose first axis {self.ranks.size} processes can share evenly, "
                 f"got {tuple(batch)}"
             )
-        whole, outside, own_noise = WithData.of(objective), Outside(self.ranks), _OwnNoise(setup, self.ranks)
-        work, parts = OwnWork(outside), []
-
-        def part(x: Tensor) -> Tensor:
-            parts.append(work.made(Scatter.apply(x, self.ranks)))  # type: ignore[no-untyped-call]
-            return parts[-1]
-
-        own_start, noise, proposals = map_tensors(part, start), options["noise"], options["proposals"]
-        options["noise"] = part(noise.movedim(1, 0)).movedim(0, 1) if isinstance(noise, Tensor) else own_noise
-        if isinstance(proposals, Tensor):
-            options["proposals"] = part(proposals)
-        own = WithData(whole.function, map_tensors(part, whole.data))
-        options["event_dims"] = start.event_dims
-        try:
-            with self.ranks.telling():
-                with work:
-                    solution = minimize(own, own_start, solver, **options)
-                results = _results(solution)
-                work.check(results)
-            outside.attached += [x.requires_grad for x in results]
-            own_noise.draw_up_to(outside.agree(own_noise.num_drawn))  # by others, whose problems took longer
-        except BaseException:
-            own_noise.draw_up_to(options["num_iterations"])  # of others it is not known how far they came
-            raise
-        return self._joined(solution, tied(*parts, *outside.shares()))
+        return start
 
     def _joined(self, own: Solution, attached: Tensor) -> Solution:
         """The solution of all problems."""
@@ -253,11 +290,6 @@ class Problems(_Shard):
         # Where the backward pass finds a slope that is not finite it writes into the own status, from here on a view.
         own.status.set_(self.ranks.own(whole.status))  # type: ignore[call-overload, unused-ignore]
         return whole._keeping(own)
-
-
-def _plain(answer: Any) -> Any:
-    """The numbers of a tensor; of what `validate` must not return, and the solve refuses, its type."""
-    return answer.tolist() if isinstance(answer, Tensor) else type(answer).__qualname__
 
 
 def _results(solution: Solution) -> list[Tensor]:
@@ -278,6 +310,5 @@ class _OwnNoise:
 
     def draw_up_to(self, num: int) -> None:
         """Have the generator of every process end in the same place."""
-        with suppress(Exception):  # of a source that fails: it is what has been raised
-            while self.num_drawn < num:
-                self(())
+        while self.num_drawn < num:
+            self(())
