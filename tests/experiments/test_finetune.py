@@ -219,6 +219,24 @@ def test_steps_to_the_goal() -> None:
     assert figures.metrics(records)["p-model"]["ppo"]["steps_to_goal"] is None
 
 
+def test_a_goal_is_shown_to_be_reached_seed_by_seed() -> None:
+    """Seeds that differ by themselves say nothing of the difference: the mean is there first, its interval later."""
+    oracle = [-60.0, -100.0, -140.0]
+    lost = [[300.0, 290.0, 310.0], [0.0, 6.0, 3.0], [2.0, 3.0, 2.5]]
+    runs = [
+        [{"step": 10 * i, "return": of - step[seed]} for i, step in enumerate(lost)] for seed, of in enumerate(oracle)
+    ]
+    records = {"p": {"oracle": [[{"step": 0, "return": of}] for of in oracle]}, "p-model": {"sac": runs}}
+    values = figures.metrics(records)
+    found = values["p-model"]["sac"]
+    assert found["steps_to_goal"] == 10
+    assert found["steps_until_shown"] == 20  # 3 ± 7.5 of 5 after 10
+    assert found["difference"] == pytest.approx((-2.5, 4.302653 * 0.5 / math.sqrt(3)), rel=1e-3)
+    assert "| -2.5 ± 1.2 | 10 | 20 |" in figures.table(records, values, settings.METHODS)
+    del records["p"]["oracle"][0]
+    assert figures.metrics(records)["p-model"]["sac"]["steps_until_shown"] is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -10,7 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dcem import plotting
-from dcem.experiments.harness.report import markdown
+from dcem.experiments.harness.report import markdown, plus_minus
+from dcem.plotting.intervals import interval
 
 Records = Mapping[str, Mapping[str, list[list[dict[str, Any]]]]]
 WITHIN = 0.05
@@ -28,14 +29,27 @@ def reached(returns: Mapping[int, list[float]], goal: float) -> int | None:
     return next((step for step, values in returns.items() if statistics.fmean(values) >= goal), None)
 
 
+def compared(returns: Mapping[int, list[float]], oracle: list[float]) -> dict[int, tuple[float, float]]:
+    """What each seed returns more than the controller with the true model from that seed: mean and 95 % interval."""
+    if len(oracle) < 2 or any(len(values) != len(oracle) for values in returns.values()):
+        return {}
+    return {
+        step: interval([value - of for value, of in zip(values, oracle, strict=True)])
+        for step, values in returns.items()
+    }
+
+
 def metrics(records: Records) -> dict[str, Any]:
-    """Final and best mean returns, and steps to within 5 % of the controller with the true model."""
+    """Final and best mean returns, and steps to within 5 % of the controller with the true model: of the mean over
+    seeds, and until seed by seed no more than that is lost at the lower end of a 95 % interval.
+    """
     result: dict[str, Any] = {}
     for name, methods in records.items():
-        goal = _goal(records, name)
+        goal, oracle = _goal(records, name), _oracle(records, name)
         result[name] = {}
         for method, runs in methods.items():
             returns = curve(runs)
+            differences = compared(returns, oracle)
             last = returns[max(returns)]
             result[name][method] = {
                 "steps": max(returns),
@@ -43,6 +57,10 @@ def metrics(records: Records) -> dict[str, Any]:
                 "return_of_seeds": last,
                 "best": max(statistics.fmean(values) for values in returns.values()),
                 "steps_to_goal": None if goal is None else reached(returns, goal),
+                "difference": differences.get(max(returns)),
+                "steps_until_shown": next(
+                    (step for step, (mean, half) in differences.items() if mean - half >= -_margin(oracle)), None
+                ),
             }
     return result
 
@@ -57,10 +75,12 @@ def table(records: Records, values: Mapping[str, Any], labels: Mapping[str, str]
     for name, methods in values.items():
         goal, rows = _goal(records, name), []
         for method, of in methods.items():
-            steps = "" if of["steps_to_goal"] is None else str(of["steps_to_goal"])
+            steps, shown = ("" if of[key] is None else str(of[key]) for key in ("steps_to_goal", "steps_until_shown"))
+            difference = "" if of["difference"] is None else plus_minus(of["difference"], ".1f")
             returned = f"{of['return']:.1f} ({min(of['return_of_seeds']):.1f})"
-            rows.append([labels[method], str(of["steps"]), returned, f"{of['best']:.1f}", steps])
-        head = ["method", "environment steps", "return", "best evaluation", "steps to the goal"]
+            rows.append([labels[method], str(of["steps"]), returned, f"{of['best']:.1f}", difference, steps, shown])
+        head = ["method", "environment steps", "return", "best evaluation", "difference", "steps to the goal"]
+        head.append("until it is shown")
         text += f"\n**{name}**" + ("" if goal is None else f", goal {goal:.1f}") + "\n\n" + markdown(head, rows)
     return text
 
@@ -105,12 +125,18 @@ def draw(records: Records, labels: Mapping[str, str]) -> dict[str, Figure]:
     return drawn
 
 
+def _oracle(records: Records, name: str) -> list[float]:
+    """What the controller with the true model returns from each seed."""
+    return [lines[-1]["return"] for lines in records.get(name.partition("-")[0], {}).get("oracle", [])]
+
+
+def _margin(oracle: list[float]) -> float:
+    return WITHIN * abs(statistics.fmean(oracle))
+
+
 def _goal(records: Records, name: str) -> float | None:
-    oracle = records.get(name.partition("-")[0], {}).get("oracle")
-    if oracle is None:
-        return None
-    mean = statistics.fmean(lines[-1]["return"] for lines in oracle)
-    return mean - WITHIN * abs(mean)
+    oracle = _oracle(records, name)
+    return statistics.fmean(oracle) - _margin(oracle) if oracle else None
 
 
 def _standard_error(values: list[float]) -> float:
