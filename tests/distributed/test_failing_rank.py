@@ -188,8 +188,17 @@ def attempts(rank: int) -> dict[str, list[Any]]:
         noting = {"callback": lambda iteration: None} if rank == 0 else {}
         found[f"noted by one, {type(shard).__name__}"] = said_by(functools.partial(solve, shard, **noting), 1)
         # An earlier solve is evaluated again after a fault: its exchanges are numbered now.
-        said_by(functools.partial(solve, shard, **faults(objective, rank == 0)["Mine: noise"]), 1)
-        found[f"earlier, {type(shard).__name__}"] = [torch.autograd.grad(earlier.sum(), theta, retain_graph=True)[0]]
+        for fault in (faults(objective, rank == 0)["Mine: noise"], {"num_iterations": 0 if rank == 0 else 3}):
+            said_by(functools.partial(solve, shard, **fault), 1)
+            slope = torch.autograd.grad(earlier.sum(), theta, retain_graph=True)[0]
+            found.setdefault(f"slope, {type(shard).__name__}", []).append(slope)
+        # What is recorded has a hook, at numbers of which the answer may not depend, too.
+        for options in ({"record": True}, {"callback": lambda iteration: None}):
+            slope = torch.autograd.grad(solve(shard, **options).sum(), theta)[0]
+            found[f"slope, {type(shard).__name__}"].append(slope)
+        found[f"nested, {type(shard).__name__}"] = said_by(
+            in_turn(functools.partial(solve, shard), {"of": lambda x, shard=shard: objective(x - solve(shard))}, {})
+        )
     found["its slope"] = [torch.autograd.grad(solve(samples).sum(), theta)[0]]
     left, raised = (1 if rank == 0 else 0), Mine("objective")
     found["evaluated again"] = said_by(lambda: torch.autograd.grad(earlier.sum(), theta, retain_graph=True)[0])
@@ -206,13 +215,18 @@ FORMS = {
 }
 
 
-def interrupted_once(holder: Any, name: str, when: Callable[[], bool] = lambda: True) -> None:
+def has_failed(collective: Any, result: Tensor, message: Tensor, **options: Any) -> bool:
+    """Whether another process says in what was gathered that it has failed."""
+    return message.dtype == torch.uint8 and int(result.reshape(2, -1)[0, :8].view(torch.int64)) == -1
+
+
+def interrupted_once(holder: Any, name: str, when: Callable[..., bool] = lambda *_, **__: True) -> None:
     """Have an interrupt come at the end of what `holder` does, once."""
     as_it_was = getattr(holder, name)
 
     def call(*given: Any, **options: Any) -> Any:
         result = as_it_was(*given, **options)
-        if when():
+        if when(*given, **options):
             setattr(holder, name, as_it_was)
             raise KeyboardInterrupt(name)
         return result
@@ -230,11 +244,15 @@ def interrupts(rank: int, samples: Any, problems: Any, solve: Any) -> dict[str, 
     Gives.up = rank == 0
     found["many, before"] = said_by(many)
     if rank == 0:
-        interrupted_once(ranks, "_check", lambda: ranks._awaited < 4096)
+        interrupted_once(ranks, "_check", lambda *_: ranks._awaited < 4096)
     found["many, between"] = said_by(many)
     if rank == 0:
         interrupted_once(ranks, "begin")
     found["interrupt, begin"] = said_by(lambda: solve(samples))
+    Gives.up = rank == 0
+    if rank == 1:
+        interrupted_once(ranks, "_exchange", has_failed)
+    found["interrupt of all"] = said_by(lambda: solve(samples))
     if rank == 0:
         interrupted_once(Outside, "agree")
     return found | {"interrupt, agree": said_by(lambda: solve(problems))}
@@ -298,6 +316,8 @@ TOLD = {
     "many, between": ("KeyboardInterrupt: _check", RAISED),
     "interrupt, begin": ("KeyboardInterrupt: begin", RAISED),
     "interrupt, agree": ("KeyboardInterrupt: agree", RAISED),
+    "interrupt of all": ("KeyboardInterrupt: selection", "KeyboardInterrupt: _exchange"),
+    "nested": ("RuntimeError: shard: expected no shard of a solve within the objective",) * 2,
     "answer": ("Mine: objective", RAISED),
     "callback": ("Mine: between", RAISED),
     "validate": ("Mine: between", RAISED),
@@ -337,7 +357,7 @@ def test_nobody_takes_what_a_process_that_failed_does_next(found: list[dict[str,
         assert re.match("RuntimeError: shard: rank . of 2 .* elsewhere", said)
     assert torch.equal(other["after backward"][0], failed["expected"][0])
     for said, shard in itertools.product(found, ("Samples", "Problems")):
-        torch.testing.assert_close(said[f"earlier, {shard}"], failed["its slope"])
+        torch.testing.assert_close(said[f"slope, {shard}"], failed["its slope"] * 4)
     for said, message in zip(found, ("Mine: objective", RAISED), strict=True):
         assert re.match(message, said["evaluated again"][0])
         torch.testing.assert_close(said["evaluated again"][1:], failed["its slope"])

@@ -20,7 +20,10 @@ from dcem._unchanged import Versions
 
 Dynamics = Callable[..., Any]
 AT_ONCE: dict[Any, Callable[[Any, Any, Tensor], Any]] = {}
-"""Of functions that are a step's method: what follows all steps, given the object, the state and the actions."""
+"""By the function behind a method that takes a step, what takes all of them: `(object, state, actions)`.
+
+A dict of the very functions, and no attribute of them, which `functools.wraps` would hand on.
+"""
 
 
 def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any = 1, action_dims: int = 1) -> Any:
@@ -78,7 +81,7 @@ class Path:
         """These of them, with time as the axis `dim`."""
         if self.steps is None:
 
-            def at(leaf: Tensor) -> Tensor:
+            def at(leaf: Tensor) -> Tensor:  # in memory as states that were followed one by one, and stacked
                 return leaf[start:stop].movedim(0, dim).contiguous() if dim else leaf[start:stop]
 
             return map_tensors(at, self.stacked)
@@ -182,9 +185,10 @@ def _at_once(dynamics: Dynamics, state: Any, actions: Tensor) -> Any:
 
     The method itself, not what is around it or in its place, which may do more.
     """
-    if type(dynamics) is not types.MethodType or dynamics.__func__ not in AT_ONCE or not len(actions):
+    if type(dynamics) is not types.MethodType or type(dynamics.__func__) is not types.FunctionType or not len(actions):
         return None
-    return AT_ONCE[dynamics.__func__](dynamics.__self__, state, actions)
+    follow_all = AT_ONCE.get(dynamics.__func__)
+    return None if follow_all is None else follow_all(dynamics.__self__, state, actions)
 
 
 def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: int) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -151,8 +151,8 @@ class OwnWork(TorchFunctionMode):
         """How many times a gradient counts: slopes that a solver follows are as they are."""
         return 1 if self._is_going_on else self.outside.ranks.size
 
-    def _uncounted(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
-        return lambda grad: _times((hook(grad / self._count),), self._count)[0]
+    def _uncounted(self, hook: Callable[[Any], Tensor | None]) -> Callable[[Any], Tensor | None]:
+        return lambda grad: _times((hook(*_times((grad,), 1 / self._count)),), self._count)[0]  # None of no gradient
 
     def _before_hooks(self, node: Any) -> None:
         """Have the node, and hooks that are added to it from now on, see gradients as they are in one process."""
@@ -172,6 +172,12 @@ class OwnWork(TorchFunctionMode):
                 f"transform uses it, got a tensor with a gradient, of shape {tuple(x.shape)}, as it was"
             )
         return self.made(self.outside.of(x))
+
+
+def is_within() -> bool:
+    """Whether this is called by an objective that several processes share."""
+    modes: Any = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return any(isinstance(mode, OwnWork) for mode in modes)
 
 
 def _times(grads: tuple[Tensor | None, ...], factor: float) -> tuple[Tensor | None, ...]:

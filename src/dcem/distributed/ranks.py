@@ -95,6 +95,8 @@ class Ranks:
     def fail_to_begin(self) -> None:
         """Instead of `begin`: tell the others, without waiting for them."""
         sent = self._greeting(0, _FAILED)
+        self.first_tag, self._awaited = self.last_tag, 0  # what surrounds it, as a solve in a callback, has been told
+        self.abandon()
         with suppress(RuntimeError):
             dist.all_to_all_single(torch.empty_like(sent), sent, group=self.group, async_op=True)
 
@@ -118,11 +120,20 @@ class Ranks:
     def _part(self, tag: int, kind: int, sent: Tensor, num: int, then: int) -> Tensor:
         """The `num` bytes that each process sends, `(size, num)`; `then` are those of the next part."""
         message = self._message(tag, kind, sent, num)
-        result = message.new_empty(self.size * len(message))
-        self._exchange(_all_gather(), result, message, then=then)
-        result = result.reshape(self.size, -1)
-        # Flat first: of one process alone the rows are contiguous whatever their stride, which no view may have.
-        heads = result[:, :_HEAD].reshape(-1).view(torch.int64).tolist()
+        result = message.new_zeros(self.size * len(message))
+
+        def heads_of() -> list[int]:
+            # Flat first: of one process alone the rows are contiguous whatever their stride, which no view may have.
+            heads: list[int] = result.reshape(self.size, -1)[:, :_HEAD].reshape(-1).view(torch.int64).tolist()
+            return heads
+
+        try:
+            self._exchange(_all_gather(), result, message, then=then)
+        except BaseException:
+            if _FAILED in heads_of()[::2]:  # an interrupt of all: who failed waits for nobody
+                self._awaited = 0
+            raise
+        heads, result = heads_of(), result.reshape(self.size, -1)
         self._check(tag, heads[::2])
         self._refuse("values of the same dtype", [rank for rank, of in enumerate(heads[1::2]) if of != heads[1]])
         return result[:, _HEAD:]
@@ -220,9 +231,8 @@ class Ranks:
         try:
             work = collective(*tensors, group=self.group, async_op=True)
             self._awaited = then  # from here on: an interrupt comes while this waits
-            if (
-                self.backends[tensors[0].device.type] == "nccl"
-            ):  # which does not make this process wait, and has the timeout of its group
+            # NCCL does not make this process wait, and has the timeout of its group.
+            if self.backends[tensors[0].device.type] == "nccl":
                 work.wait()
             else:
                 work.wait(timedelta(seconds=self.timeout))

@@ -18,7 +18,7 @@ from dcem._setup import Setup
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds
 from dcem.distributed.candidates import SharedObjective
-from dcem.distributed.outside import Outside, OwnWork
+from dcem.distributed.outside import Outside, OwnWork, is_within
 from dcem.distributed.ranks import Gather, Ranks, Scatter, digest, tied
 from dcem.distributions import Distribution
 from dcem.loop import check_options
@@ -46,11 +46,16 @@ class _Shard:
     @contextmanager
     def _begun(self, objective: object, init: Any, solver: Solver, options: dict[str, Any]) -> Iterator[Setup]:
         """Around a solve: raise where the processes do not solve the same problem, or would draw other samples."""
-        if not is_eager() or in_forward_mode():
-            raise RuntimeError("shard: works outside torch.compile, torch.func transforms and forward mode")
+        only = "shard: works outside torch.compile, torch.func transforms and forward mode"
+        if torch.compiler.is_compiling():
+            raise RuntimeError(only)
+        if is_within():
+            raise RuntimeError("shard: expected no shard of a solve within the objective of another that has one")
         self.ranks.num_solves += 1
         gradient, generator = options["gradient"], options["generator"]
         try:  # what is wrong here
+            if not is_eager() or in_forward_mode():
+                raise RuntimeError(only)
             checked = ("num_iterations", "gradient", "tolerance", "validate", "callback", "record")
             num_iterations, _ = check_options(objective, **{name: options[name] for name in checked})
             given = ("event_dims", "bounds", "generator", "noise", "proposals")
