@@ -194,8 +194,8 @@ def attempts(rank: int) -> dict[str, list[Any]]:
             found.setdefault(f"slope, {type(shard).__name__}", []).append(slope)
         # What is recorded has a hook, at numbers of which the answer may not depend, too.
         for options in ({"record": True}, {"callback": lambda iteration: None}):
-            slope = torch.autograd.grad(solve(shard, **options).sum(), theta)[0]
-            found[f"slope, {type(shard).__name__}"].append(slope)
+            of_kernel = solve(shard, solver=dcem.CEM(4, 2, dcem.LML()), **options)
+            found[f"slope, {type(shard).__name__}"].append(torch.autograd.grad(of_kernel.sum(), theta)[0])
         found[f"nested, {type(shard).__name__}"] = said_by(
             in_turn(functools.partial(solve, shard), {"of": lambda x, shard=shard: objective(x - solve(shard))}, {})
         )
