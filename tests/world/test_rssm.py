@@ -436,6 +436,13 @@ def test_a_path_at_once_lies_in_memory_as_one_of_steps_does(asked: list[torch.dt
         assert all(x.is_contiguous() for x in states)
 
 
+def test_one_activation_may_stand_twice(asked: list[torch.dtype]) -> None:
+    model = small()
+    model.reward_net[3] = model.reward_net[1]
+    with torch.no_grad():
+        assert (model.cost(model.initial(5), torch.rand(5, ACTION)) == -7).all()
+
+
 def test_a_belief_of_another_kind_is_taken_as_it_is_without_kernels(asked: list[torch.dtype]) -> None:
     @dataclasses.dataclass
     class Belief:

@@ -60,7 +60,8 @@ def fused_perceptron(net: nn.Module, h: Tensor, s: Tensor, a: Tensor) -> Tensor 
     """
     if not _may_ask("perceptron", h) or not _are_as_built((net,), PERCEPTRON):
         return None
-    layers: Any = tuple(net.children())[::2]
+    of: Any = net
+    layers = tuple(of)[::2]  # not its children, which are told once where an activation stands twice
     size, (first, second, _) = h.shape[-1] + s.shape[-1] + a.shape[-1], (len(layer.weight) for layer in layers)
     weights = [x for layer in layers for x in _of(layer)]
     shapes = [(first, size), (first,), (second, first), (second,), (1, second), (1,)]
