@@ -53,6 +53,20 @@ class EnergyContract:
         assert torch.equal(of_y(y), self.made(x, y))
         assert torch.equal(of_y(y[:, :2]), self.made(x, y[:, :2]))
 
+    @pytest.mark.parametrize("hook", ["after", "before", "instance"])
+    def test_what_is_hooked_counts_in_a_solve(self, hook: str) -> None:
+        """A hook that changes the input or the values, or a `forward` of the instance, is of the energy."""
+        x, y = self.inputs(5)
+        if hook == "after":
+            self.made.register_forward_hook(lambda module, given, values: -3 * values)
+        elif hook == "before":
+            self.made.register_forward_pre_hook(lambda module, given: (2 * given[0], given[1]))
+        else:
+            own = self.made.forward
+            self.made.forward = lambda x, y: -own(x, 1 - y)
+        of_y = EnergyModel(self.made, self.event, dcem.CEM(6, 2), feature_dims=len(self.feature)).objective(x)
+        torch.testing.assert_close(of_y(y), self.made(x, y))
+
     def test_gradients_reach_every_parameter_and_the_input(self) -> None:
         x, y = self.inputs(5)
         x.requires_grad_()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from dcem._check import as_shape, check_tensor
+from dcem._eager import does_only_its_own
 
 
 class ConditionedEnergy(nn.Module, ABC):
@@ -24,8 +25,13 @@ class ConditionedEnergy(nn.Module, ABC):
 
 
 def condition(energy: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
-    """`E(x, ·)` of any energy; one whose `forward` was overridden, or compiled, is called as it is."""
-    if isinstance(energy, ConditionedEnergy) and type(energy).forward is ConditionedEnergy.forward:
+    """`E(x, ·)` of any energy; one whose `forward` was overridden, hooked or compiled, is called as it is."""
+    if (
+        isinstance(energy, ConditionedEnergy)
+        and type(energy).forward is ConditionedEnergy.forward
+        and does_only_its_own(energy)
+        and energy._compiled_call_impl is None
+    ):
         return energy.condition(x)
     return lambda y: energy(x, y)
 
