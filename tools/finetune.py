@@ -54,10 +54,13 @@ def draw() -> None:
             for method, stem in stems.items()
         }
     for name, figure in figures.draw(of, LABELS).items():
+        if name == "cartpole-model":
+            figure.axes[0].set_title("cartpole: wrong model, 48 candidates", fontsize="medium")
         figure.savefig(FOLDER / f"{'cartpole-model-48' if name == 'cartpole-model' else name}.png")
     many = {m: [*records(f"cartpole-model-{m}-192").values()] for m in ("untuned", "ppo")}
     cartpole = of["cartpole"] | {"oracle": [*records("cartpole-oracle-192").values()]}
     figure = figures.draw({"cartpole": cartpole, "cartpole-model": many}, LABELS)["cartpole-model"]
+    figure.axes[0].set_title("cartpole: wrong model, 192 candidates", fontsize="medium")
     figure.savefig(FOLDER / "cartpole-model.png")
 
 

@@ -342,7 +342,7 @@ def test_each_tuned_controller_is_compared_with_the_one_it_started_from():
 
     def of(phase: str, steps: int, level: float) -> study.Evaluation:
         spread = [0.0, 1.0, 3.0] if phase == "embed" else [0.5, 0.5, 3.0]
-        return study.Evaluation("walker.walk", phase, steps, 27, [level + each for each in spread])
+        return study.Evaluation(phase, "walker.walk", phase, steps, 27, [level + each for each in spread])
 
     lines = study.table([of("embed", 10, 0.0), of("tune", 20, 5.0), of("embed", 11, 100.0), of("tune", 21, 102.0)])
     assert "from 10 to 20 steps gained 5.0 ±" in lines

@@ -122,8 +122,6 @@ def draw(scores: Scores) -> Figure:
         for mark in (0, 1):
             axis.axvline(mark, color="0.6", linewidth=0.8, linestyle=":")
         axis.set_title(TASKS[task], fontsize="medium")
-        low = min(min(of) for of in of_task.values())
-        axis.set_xlim(max(-1.0, min(low, 0.0) - 0.05), 1.15)
     axes[0].set_yticks(range(len(scores.rows)), [label(name) for name in scores.rows])
     axes[0].invert_yaxis()
     figure.supxlabel("score: 0 doing nothing, 1 the reference", fontsize="medium")

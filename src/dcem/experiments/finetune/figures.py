@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -97,18 +97,18 @@ def draw(records: Records, labels: Mapping[str, str]) -> dict[str, Figure]:
         everything = {**records.get(task, {}), **tuned}
         curves = {method: curve(runs) for method, runs in everything.items()}
         least = min((s for c in curves.values() for s in c if s > 0), default=1)
-        for i, (method, returns) in enumerate(curves.items()):
-            colour = plotting.COLOURS[i % len(plotting.COLOURS)]
-            style = "-" if i < len(plotting.COLOURS) else "-."
+        colours = itertools.cycle(plotting.COLOURS)
+        for method, returns in curves.items():
             means = [statistics.fmean(values) for values in returns.values()]
             if len(returns) == 1:
-                axes.axhline(means[0], color=colour, linestyle="--", linewidth=1.2, label=labels[method])
+                grey = "0.6" if method == "untuned" else "black"
+                axes.axhline(means[0], color=grey, linestyle="--", linewidth=1.2, label=labels[method])
                 continue
+            colour = next(colours)
             x = [max(step, least / 2) for step in returns]
-            axes.plot(x, means, color=colour, linestyle=style, label=labels[method])
-            errors = [_standard_error(values) for values in returns.values()]
-            low, high = ([m + sign * 2 * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
-            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(x, means, color=colour, label=labels[method])
+            low, high = ([of(values) for values in returns.values()] for of in (min, max))
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         goal = _goal(records, name)
         if goal is not None:
             axes.axhline(goal, color="black", linestyle=":", linewidth=1.2, label=f"goal, within {WITHIN:.0%}")
@@ -120,7 +120,8 @@ def draw(records: Records, labels: Mapping[str, str]) -> dict[str, Figure]:
         axes.set(xscale="log", xlabel="environment steps (the first point is before learning)", ylabel="return")
         axes.set_title(name.replace("-", ": wrong "), fontsize="medium")
         axes.grid(alpha=0.25)
-        figure.legend(loc="outside lower center", ncols=2, fontsize="x-small")
+        title = "mean, and from the lowest to the highest seed"
+        figure.legend(loc="outside lower center", ncols=2, fontsize="x-small", title=title, title_fontsize="x-small")
         drawn[name] = figure
     return drawn
 
@@ -137,7 +138,3 @@ def _margin(oracle: list[float]) -> float:
 def _goal(records: Records, name: str) -> float | None:
     oracle = _oracle(records, name)
     return statistics.fmean(oracle) - _margin(oracle) if oracle else None
-
-
-def _standard_error(values: list[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

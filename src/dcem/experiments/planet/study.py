@@ -20,6 +20,8 @@ from dcem.plotting import COLOURS
 
 LINES = ("-", "--", ":", "-.")
 PHASES = {"model": "full space", "embed": "embedded", "tune": "embedded, fine-tuned"}
+KINDS = (*PHASES, "rssm")
+"""What has a colour of its own."""
 
 
 @dataclass
@@ -29,8 +31,8 @@ class Config(Settings):
     runs: list[str] = setting([], distinct=True, may_be_empty=True)
     """Folders of `dcem planet`, finished or not."""
     evaluations: list[str] = setting([], distinct=True, may_be_empty=True)
-    """Folders of `dcem planet-evaluate`, of the same number of episodes from the same seeds; that of a tuned controller
-    after that of the embedded one that it started from."""
+    """Folders of `dcem planet-evaluate`; that of a tuned controller after that of the embedded one that it started
+    from, of the same number of episodes from the same seeds."""
 
     def check(self) -> None:
         super().check()
@@ -49,6 +51,7 @@ class Config(Settings):
 class Evaluation(NamedTuple):
     """Fresh episodes of one controller."""
 
+    name: str
     task: str
     phase: str
     env_steps: int
@@ -58,7 +61,8 @@ class Evaluation(NamedTuple):
     @property
     def label(self) -> str:
         """A line under a box."""
-        return f"{PHASES[self.phase]}\n{self.trajectories} trajectories\n{self.env_steps // 1000}k steps"
+        budget = f"{self.trajectories} trajectories\n{self.env_steps // 1000}k steps"
+        return f"{self.name}\n{PHASES[self.phase]}\n{budget}\n{len(self.returns)} episodes"
 
 
 def main(config: Config, run: Run) -> dict[str, Any]:
@@ -90,6 +94,7 @@ class Curve(NamedTuple):
 
     task: str
     phase: str
+    model: str
     name: str
     records: list[dict[str, float]]
 
@@ -98,14 +103,14 @@ def load_curve(folder: Path) -> Curve:
     """What a run has logged so far."""
     settings = settings_of(folder)
     require({"task", "phase"} <= settings.keys(), "runs", "folders of dcem planet", folder)
-    return Curve(settings["task"], settings["phase"], folder.name, records_of(folder))
+    return Curve(settings["task"], settings["phase"], settings.get("model", ""), folder.name, records_of(folder))
 
 
 def load_evaluation(folder: Path) -> Evaluation:
     """What fresh episodes returned."""
     metrics = summary_of(folder)["metrics"]
     try:
-        return Evaluation(*(metrics[key] for key in Evaluation._fields))
+        return Evaluation(folder.name, *(metrics[key] for key in Evaluation._fields[1:]))
     except (KeyError, TypeError) as error:
         raise ConfigError(f"evaluations: expected folders of dcem planet-evaluate; {folder} lacks {error}") from None
 
@@ -113,34 +118,42 @@ def load_evaluation(folder: Path) -> Evaluation:
 def draw_curves(task: str, curves: Sequence[Curve]) -> Figure:
     """Returns against environment steps: while learning (thin), and without exploration (points).
 
-    A phase has a colour, and each of its runs a line of its own.
+    Fine-tuning takes many times the steps of what is before it, and has a panel of its own. A phase has a colour, and
+    so has the `RSSM`; each of its runs has a line of its own.
     """
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axis = figure.subplots()
+    panels = [[c for c in curves if (c.phase == "tune") == tuned] for tuned in (False, True)]
+    shown = [panel for panel in panels if panel]
+    figure = Figure(figsize=(1.6 + 4.4 * len(shown), 4.4), layout="constrained", dpi=150)
     num_drawn: Counter[str] = Counter()
-    for curve in curves:
-        colour, line = COLOURS[list(PHASES).index(curve.phase)], LINES[num_drawn[curve.phase] % len(LINES)]
-        num_drawn[curve.phase] += 1
-        played = [(r["env_steps"], r["return"]) for r in curve.records if "return" in r]
-        evaluated = [(r["env_steps"], r["return_eval"]) for r in curve.records if "return_eval" in r]
-        if played:
-            axis.plot(*zip(*played, strict=True), color=colour, linewidth=0.8, alpha=0.6)
-        if evaluated:
-            label = f"{PHASES[curve.phase]}: {curve.name}"
-            axis.plot(*zip(*evaluated, strict=True), "o", linestyle=line, color=colour, markersize=4, label=label)
-    axis.set(xlabel="environment steps", ylabel="return of an episode", title=task, ylim=(0, 1000))
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
-    axis.legend(loc="lower right", fontsize="small")
-    axis.grid(alpha=0.3)
+    for axis, panel in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        for curve in panel:
+            kind = curve.model if curve.model in KINDS else curve.phase
+            colour, line = COLOURS[KINDS.index(kind)], LINES[num_drawn[kind] % len(LINES)]
+            num_drawn[kind] += 1
+            played = [(r["env_steps"], r["return"]) for r in curve.records if "return" in r]
+            evaluated = [(r["env_steps"], r["return_eval"]) for r in curve.records if "return_eval" in r]
+            if played:
+                axis.plot(*zip(*played, strict=True), color=colour, linestyle=line, linewidth=0.8, alpha=0.6)
+            if evaluated:
+                label = f"{PHASES[curve.phase]}: {curve.name}"
+                axis.plot(*zip(*evaluated, strict=True), "o", linestyle=line, color=colour, markersize=4, label=label)
+        axis.set(xlabel="environment steps", ylim=(0, 1000))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("return of an episode")
+    figure.suptitle(task, fontsize="medium")
+    title = "points: without exploration; thin: while learning"
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small", title=title, title_fontsize="small")
     return figure
 
 
 def draw_returns(task: str, evaluations: Sequence[Evaluation]) -> Figure:
     """A box a controller: quartiles, whiskers to 1.5 times their distance, every other episode a point."""
-    figure = Figure(figsize=(1.6 + 1.7 * len(evaluations), 4.2), layout="constrained")
+    figure = Figure(figsize=(1.6 + 1.5 * len(evaluations), 4.2), layout="constrained", dpi=150)
     axis = figure.subplots()
     axis.boxplot([e.returns for e in evaluations], tick_labels=[e.label for e in evaluations], widths=0.5)
-    axis.set(ylabel="return of an episode", title=f"{task}, {len(evaluations[0].returns)} episodes each")
+    axis.set(ylabel="return of an episode", title=task)
+    axis.tick_params(axis="x", labelsize="small")
     axis.grid(axis="y", alpha=0.3)
     return figure
 
