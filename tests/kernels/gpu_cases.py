@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_projection import rows
+from test_projection import levels, rows
 
 from dcem._tree import map_tensors
 from dcem.kernels import gpu, gpu_recurrent, gpu_refit
@@ -44,6 +44,20 @@ def test_weights_and_gradients(link: str, dtype: torch.dtype, n: int, k: float, 
         for one, other in zip(found, _pull(x, taus, 1.0, nu, c, *given, link), strict=True):
             size = other.abs().amax(-1, keepdim=True).clamp(min=1e-30)
             torch.testing.assert_close(one / size, other / size, rtol=0, atol=2e3 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("block", [256, 16384])
+def test_many_small_weights_sum_to_k(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(gpu, "LARGEST_BLOCK", block)
+    x = levels(1000)
+    for k in (0.05, 1.0):
+        w, nu, c = gpu.project(x, None, 1.0, k, "clip")
+        assert ((w.double().sum(-1) - k).abs() <= 4e-6 * k).all()
+        torch.testing.assert_close(w, _reference(x, None, 1.0, k, "clip")[0], rtol=1e-5, atol=1e-8)
+        g = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        found = gpu.project_backward(x, None, 1.0, nu, c, g, None, "clip")[0]
+        torch.testing.assert_close(found, _pull(x, None, 1.0, nu, c, g, None, "clip")[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")

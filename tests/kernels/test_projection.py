@@ -67,6 +67,33 @@ def test_weights_sum_to_k_by_every_way_there_is(link: str, dtype: torch.dtype) -
                 assert (w[every == -math.inf] == 0).all()
 
 
+def levels(n: int) -> Tensor:
+    """Rows in which most weights are equal and small, so that what they are rounded by adds up."""
+    x = torch.zeros(5, n)
+    x[0, : n // 2], x[1, : n // 2], x[2, 0], x[3] = 2.0, 3.3, 0.37, torch.linspace(0, 1, n)
+    x[4] = 1e3 + torch.arange(n) % 3
+    return x
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_many_small_weights_sum_to_k(link: str) -> None:
+    """In single precision 50,000 weights of 2e-5 summed to 1.001, where the centre was the mean of the scores."""
+    for n, k in itertools.product((1000, 100_000), (0.5, 1.0, 3.0, 100.0)):
+        x = levels(n)
+        ks, tau = torch.full_like(x[:, :1], k), torch.ones_like(x[:, :1])
+        center, nu = dual.thorough(x, 1.0, ks, LINKS[link], passes=dual.DEVICE_PASSES)
+        found = {
+            "operator": operators.project(x, None, 1.0, k, link)[0],
+            "operator, tensor": operators.project(x, tau, 1.0, k, link)[0],
+            "reference": _reference(x, None, 1.0, k, link)[0],
+            "tensor k, few passes": LINKS[link].value(dual.scale(x, center, 1.0) + nu),
+        }
+        for way, w in found.items():
+            error = (w.double().sum(-1) - k).abs() / k
+            assert (error <= 4e-6).all(), (way, n, k, error)
+            assert not (w > 0)[x < x.amax(-1, keepdim=True) - 1].any() or link != "clip"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("link", LINKS)
 def test_kernel_and_reference_agree(link: str, dtype: torch.dtype) -> None:

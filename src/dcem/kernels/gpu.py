@@ -108,6 +108,7 @@ def _project(
     k = _real(k_bits, DOUBLE)
     tau = _real(tau_bits, DOUBLE) if tau_ptr is None else tl.load(tau_ptr + row)
     EPS: tl.constexpr = 2.220446049250313e-16 if DOUBLE else 1.1920928955078125e-07
+    ROUNDED: tl.constexpr = 84
     LARGEST: tl.constexpr = 1e300 if DOUBLE else 1e37
     at = tl.arange(0, BLOCK)
     held = tl.load(x_ptr + at, mask=at < n, other=float("-inf"))
@@ -204,6 +205,20 @@ def _project(
             there = there | (steps == 127)  # the weights that are kept are those at `nu`
             nu = tl.where(there, nu, tl.where(sound, trial, middle))
             steps = tl.where(there, 128, steps + 1)
+
+        if (LINK == 2) & (count * (1 + tl.abs(nu)) > ROUNDED * k):  # see `_moved` in projections/dual.py
+            threshold = c - nu / inverse
+            nu, c = nu - (c - threshold) * inverse, threshold
+            s_held = _of_row(held, c, inverse)
+            for step in range(4):
+                f, f1 = -k, zero
+                for start in range(0, end, BLOCK):
+                    s = s_held if WHOLE else _of_row(_piece(start, held, x_ptr, n, BLOCK, WHOLE), c, inverse)
+                    w, slope = _weight(s + nu, LINK)
+                    if WHOLE:
+                        w_held = w
+                    f, f1 = f + tl.sum(w, 0), f1 + tl.sum(slope, 0)
+                nu = tl.where((step < 3) & (f1 > 0), nu - f / tl.maximum(f1, 1), nu)
 
     nan = zero + float("nan")
     c, nu = tl.where(is_valid, c, nan), tl.where(is_valid, nu, nan)

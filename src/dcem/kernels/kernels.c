@@ -27,6 +27,7 @@
 #define CONCAT(a, b) CONCAT_(a, b)
 #define NAME(f) CONCAT(f, SUFFIX)
 
+#define ROUNDED 84 /* sums of this many roundings for each unit of k are as exact as they have to be */
 #define BLOCK 512 /* numbers that are added in single precision: of long sums the digits would be lost */
 
 enum { SIGMOID, CAPPED_EXPONENTIAL, CLIP }; /* phi: of LML, the constrained softmax, the constrained sparsemax */

@@ -178,6 +178,18 @@ INLINE void NAME(project_row)(
         }
         nu = trial;
     }
+    if (link == CLIP && m > k && m * (1 + fabs(nu)) > ROUNDED * k) { /* see Clip.moves in projections/links.py */
+        REAL threshold = (REAL)(c - nu / inverse);
+        nu = (REAL)(nu - ((double)c - threshold) * inverse), c = threshold, size = INFINITY;
+#pragma omp simd
+        for (int64_t i = 0; i < m; i++) s[i] = NAME(scaled)(y[i], c, inverse);
+        for (double last = nu;; last = nu, nu = (REAL)next) {
+            NAME(step)(link, s, m, (REAL)nu, k, &f, &next);
+            if (fabs(f) >= size) nu = last;
+            if (fabs(f) >= size || fabs(f) <= tolerance || !(next - next == 0)) break;
+            size = fabs(f);
+        }
+    }
     *nu_out = (REAL)nu, *c_out = c;
     REAL shift = (REAL)nu;
 #define WEIGHTS(link) \

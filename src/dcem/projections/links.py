@@ -19,6 +19,9 @@ class Link(ABC):
 
     name: str
 
+    moves = False
+    """Whether weights near 0 have no more digits than `nu`, so that the centre belongs where they begin."""
+
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
         """`phi(z)`."""
@@ -132,6 +135,7 @@ class Clip(Link):
     """Constrained sparsemax: `phi(z) = min(1, max(0, z))`, from the squared norm."""
 
     name = "clip"
+    moves = True
 
     def value(self, z: Tensor) -> Tensor:
         return z.clamp(0, 1)
