@@ -553,3 +553,36 @@ def test_nor_in_forward_mode():
             lambda init: dcem.minimize(lambda x: (x - 0.3).square().sum(-1).detach(), init, dcem.CEM(20, 5)).x,
             (torch.zeros(2),), (torch.ones(2),),
         )  # fmt: skip
+
+
+RECORDED = [
+    dcem.CEM(20, 5), dcem.CEM(20, 15), dcem.CEM(20, 5, dcem.HardTopK()), dcem.CEM(20, 5, dcem.ConstrainedSparsemax()),
+    dcem.CEM(20, 5, keep_elites=0.4), dcem.MPPI(20),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("finite", [0, 1, 4, 20])
+@pytest.mark.parametrize("solver", RECORDED, ids=repr)
+def test_what_failed_has_no_weight_in_the_record(solver, finite, dtype) -> None:
+    """Nor is anything selected of too few finite values, or of equal ones: the finite candidates count alike."""
+    sent = torch.arange(20) < finite
+    scale = torch.tensor([[1.0], [1e-12]])  # the second problem is flat, up to rounding
+
+    def objective(x):
+        values = scale * x.square().sum(-1) + 1
+        return torch.where(sent[: x.shape[-2]], values, torch.nan).to(dtype)
+
+    solution = dcem.minimize(
+        objective, torch.zeros(2, 3), solver, num_iterations=1, record=True, generator=torch.Generator().manual_seed(0)
+    )
+    (iteration,) = solution.history
+    weights, failed = iteration.weights.detach(), ~iteration.values.isfinite()
+    assert (weights[failed] == 0).all()
+    assert weights.isfinite().all()
+    assert iteration.effective_elites.isfinite().all()
+    unselected = [1] if finite >= getattr(solver, "num_elites", 2) else [0, 1]
+    for i in unselected:
+        alike = weights[i][~failed[i]]
+        assert (alike == alike[:1]).all()
+        torch.testing.assert_close(iteration.effective_elites[i].item(), float(finite))

@@ -53,10 +53,11 @@ class Iteration(NamedTuple):
     Attributes:
         samples: the candidates, `(*batch, N, *event)`.
         values: the objective at them, `(*batch, N)`.
-        weights: the selection's weights, `(*batch, N)`.
+        weights: the selection's weights, `(*batch, N)`: 0 for a candidate that failed, and even among the others where
+            nothing was selected.
         distribution: `g_φ` after the iteration.
         effective_elites: `(Σw)² / Σw²`, `(*batch,)`: how many candidates share the weight. `k` for a hard
-            selection, up to `N` for a soft one; choose the temperature by it.
+            selection, up to `N` for a soft one, 0 where all candidates failed; choose the temperature by it.
         std: the root mean square of the std of `distribution`, `(*batch,)`; NaN for a family without one.
         gradient_norm: of what the last backward pass that reached them sent to the parameters of `distribution`,
             `(*batch,)`; NaN before there was one, and where nothing is differentiated.
@@ -78,7 +79,8 @@ class Iteration(NamedTuple):
     def of(cls, step: Step, start: Distribution) -> Iteration:
         """The record of a solver's step, in a solve that began with `start`."""
         weights = step.weights.detach()
-        effective = weights.sum(-1).square() / weights.square().sum(-1)
+        squares = weights.square().sum(-1)
+        effective = weights.sum(-1).square() / squares.where(squares > 0, 1.0)
         distribution: Distribution = step.state.distribution
         std: Tensor | None = getattr(distribution, "std", None)
         spread = torch.full_like(effective, torch.nan)

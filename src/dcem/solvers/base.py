@@ -43,9 +43,15 @@ class Step(NamedTuple):
             return self
         if self.valid is not None:
             flat = flat & self.valid if self.flat is None else flat & self.valid | self.flat
-        even = self.weights.detach().mean(-1, keepdim=True)  # as equal values have it: nothing is selected
-        weights = torch.where(flat.unsqueeze(-1), even, self.weights)
-        return self._replace(weights=weights, valid=~flat if self.valid is None else self.valid & ~flat, flat=flat)
+        valid = ~flat if self.valid is None else self.valid & ~flat
+        return self._replace(weights=_where_selected(valid, self.weights, self.values), valid=valid, flat=flat)
+
+
+def _where_selected(valid: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+    """The weights where a selection was made; elsewhere all candidates count alike, but those that failed do not."""
+    finite = values.isfinite()
+    even = weights.detach().sum(-1, keepdim=True) / finite.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(valid.unsqueeze(-1), weights, torch.where(finite, even, 0.0))
 
 
 class Solver(ABC):
@@ -167,6 +173,7 @@ class SamplingSolver(Solver):
         flat = None
         if valid is not None and not all_true(valid):
             flat = ~valid & (values.isfinite().sum(-1) >= self.num_required)
+            weights = _where_selected(valid, weights, values)
         return Step(after, asked.samples, values, weights, valid, flat)
 
     @property
