@@ -107,8 +107,8 @@ class MPC(Argmin):
 
     A candidate with an action, a cost or a state `x_1 ... x_H` that is not finite is a failed sample and never
     chosen, whatever the cost looks at. If that holds for the plan itself (the mean of good candidates need not be one),
-    its cost is not finite and its status `NONFINITE`. The warm start is a constant: gradients do not flow from one solve
-    into the one before, and a problem in which it is not finite starts afresh.
+    its cost is not finite and its status `NONFINITE`. The warm start is a constant: gradients do not flow from one
+    solve into the one before, and a problem in which it is not finite starts afresh.
 
     Settings may be changed at any time, and hold from the next plan on; `horizon`, `action_shape` and
     `latent_shape` may not.
