@@ -93,6 +93,15 @@ def does_only_its_own(module: torch.nn.Module) -> bool:
     )
 
 
+def calls_only(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
+    """Whether calling a module is the `forward` of `kind` and nothing besides, so that its weights say what it does.
+
+    Those of a subclass do not: an adapter is an `nn.Linear` that adds something to it.
+    """
+    own = type(module)
+    return own.forward is kind.forward and own.__call__ is torch.nn.Module.__call__ and does_only_its_own(module)
+
+
 def widest(device: torch.device) -> torch.dtype:
     """Double precision, which Apple's GPUs have not."""
     return torch.float32 if device.type == "mps" else torch.float64

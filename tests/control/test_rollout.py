@@ -141,6 +141,117 @@ def test_a_rollout_is_asked_for_the_whole_horizon_alone(horizon):
     assert set(model.horizons) == {horizon}
 
 
+def net():
+    torch.manual_seed(0)
+    data = dcem.world.transitions(torch.add, torch.randn(5, 1), torch.randn(5, 3, 1))
+    return dcem.world.DynamicsNet(4, data)
+
+
+def one_more(module, given, result):
+    return result + 1.0
+
+
+def hooked():
+    model = net()
+    model.register_forward_hook(one_more)
+    return model
+
+
+def with_a_forward_of_its_own():
+    model = net()
+    model.forward = lambda state, action: type(model).forward(model, state, action) + 1.0
+    return model
+
+
+def of_a_subclass(kind):
+    class Residual(kind):
+        def forward(self, state, action):
+            return super().forward(state, action) + 1.0
+
+    model = net()
+    model.__class__ = Residual
+    return model
+
+
+def mixed_in():
+    class Residual:
+        def forward(self, state, action):
+            return super().forward(state, action) + 1.0
+
+    model = net()
+    model.__class__ = type("Mixed", (Residual, dcem.world.DynamicsNet), {})
+    return model
+
+
+class WholeAndMore(Whole):
+    def __call__(self, state, action):
+        return super().__call__(state, action) + 1.0
+
+
+class Wrapper(torch.nn.Module):
+    """Adds to what it wraps, and hands on the rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = net()
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "inside" else getattr(self.inside, name)
+
+    def forward(self, state, action):
+        return self.inside(state, action) + 1.0
+
+
+CHANGED = {
+    "hook": hooked,
+    "instance": with_a_forward_of_its_own,
+    "subclass": lambda: of_a_subclass(dcem.world.DynamicsNet),
+    "of a subclass": lambda: of_a_subclass(type("Plain", (dcem.world.DynamicsNet,), {})),
+    "mixin": mixed_in,
+    "plain": WholeAndMore,
+    "wrapper": Wrapper,
+}
+
+
+@pytest.mark.parametrize("make", CHANGED.values(), ids=CHANGED)
+def test_the_step_that_was_changed_is_what_is_planned_with(make):
+    """A `rollout` that was written before knows nothing of it."""
+    model = make()
+    plan = MPC(model, square, 4, 1, solver=dcem.CEM(8, 3), num_iterations=2)(torch.zeros(2, 1), generator=seeded())
+    states = [torch.zeros(2, 1)]
+    for action in plan.actions.unbind(1):
+        states.append(model(states[-1], action))
+    assert (states[1] - (net()(states[0], plan.action) if make is not WholeAndMore else plan.action) > 0.99).all()
+    torch.testing.assert_close(plan.states, torch.stack(states, 1))
+    if isinstance(model, dcem.world.DynamicsNet):
+        torch.testing.assert_close(model.rollout(states[0], plan.actions), plan.states)
+
+
+def both():
+    return type("Both", (WholeAndMore,), {"rollout": Whole.rollout})()
+
+
+def on_the_instance():
+    model = WholeAndMore()
+    model.rollout = lambda state, actions: Whole.rollout(model, state, actions)
+    return model
+
+
+def without_a_step():
+    """A hook, such as a profiler's, changes nothing of it."""
+    model = type("Simulator", (torch.nn.Module,), {"rollout": Whole.rollout})()
+    model.fault, model.horizons = (lambda states: states), []
+    model.register_forward_hook(one_more)
+    return model
+
+
+@pytest.mark.parametrize("make", [both, on_the_instance, without_a_step])
+def test_a_rollout_that_is_as_new_as_the_step_is_asked(make):
+    model = make()
+    rollout(model, torch.zeros(2, 1), torch.ones(2, 4, 1))
+    assert model.horizons == [4]
+
+
 # --- memory that is written to ---------------------------------------------------------------------------------------
 
 

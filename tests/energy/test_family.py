@@ -14,6 +14,11 @@ import dcem
 from dcem.energy import ICNN, SPEN, ConditionedEnergy, ConvEnergy, EnergyModel, FeedForwardEnergy, MLPEnergy
 
 
+class Adapter(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1.0
+
+
 class EnergyContract:
     """A subclass says how its energy is made and the shapes that it takes."""
 
@@ -32,6 +37,17 @@ class EnergyContract:
     def inputs(self, *batch: int, num: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.randn(*batch, *self.feature, dtype=torch.float64)
         return x, torch.rand(*batch, num, *self.event, dtype=torch.float64)
+
+    def test_layers_of_another_class_count(self) -> None:
+        """As a low-rank adapter is an `nn.Linear` that adds something to it."""
+        x, y = self.inputs(5)
+        layers = [module for module in self.made.modules() if type(module) is nn.Linear]
+        handles = [layer.register_forward_hook(lambda layer, given, result: result + 1.0) for layer in layers]
+        expected = self.made(x, y)
+        for layer, handle in zip(layers, handles, strict=True):
+            handle.remove()
+            layer.__class__ = Adapter
+        torch.testing.assert_close(self.made(x, y), expected)
 
     @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
     def test_shape(self, batch: tuple[int, ...]) -> None:

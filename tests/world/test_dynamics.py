@@ -54,6 +54,26 @@ def test_a_single_transition_is_enough() -> None:
     assert (net.change_scale == 1).all()
 
 
+@pytest.mark.parametrize("name", ["inner", "outer"])
+def test_a_layer_of_another_class_counts(name: str) -> None:
+    """Its weights are there, and do not say what it does."""
+
+    class Adapter(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1.0
+
+    torch.manual_seed(0)
+    data = Transitions(torch.randn(9, 3), torch.randn(9, 2), torch.randn(9, 3))
+    net, state, actions = DynamicsNet(8, data), torch.randn(4, 3), torch.randn(4, 5, 2)
+    handle = getattr(net, name).register_forward_hook(lambda layer, given, result: result + 1.0)
+    expected, step = net.rollout(state, actions), net(state, actions[:, 0])
+    handle.remove()
+    assert (net.rollout(state, actions) - expected).abs().max() > 0.1
+    getattr(net, name).__class__ = Adapter
+    torch.testing.assert_close(net.rollout(state, actions), expected)
+    torch.testing.assert_close(net(state, actions[:, 0]), step)
+
+
 @pytest.mark.filterwarnings("ignore:.*spectral_norm.*")
 def test_weights_that_a_hook_makes_are_trained() -> None:
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcem._given import brief
 from dcem._tree import map_tensors
-from dcem.control.rollout import Dynamics, batch_of, follow
+from dcem.control.rollout import Dynamics, batch_of, follow, rolls_out
 
 
 class Compiled(nn.Module):
@@ -43,7 +43,7 @@ class Compiled(nn.Module):
         super().__init__()
         if not callable(dynamics):
             raise TypeError(f"dynamics: expected a callable (state, action) -> next_state, got {brief(dynamics)}")
-        if hasattr(dynamics, "rollout"):
+        if rolls_out(dynamics):
             raise ValueError(f"dynamics: expected steps to compile, got {dynamics!r}, which rolls out by itself")
         self.dynamics, self.state_dims = dynamics, state_dims
         for name in ("state_shape", "action_shape", "bounds", "dt"):  # what makes it a Model, if the dynamics are one

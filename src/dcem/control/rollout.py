@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcem._eager import may_look
+from dcem._eager import does_only_its_own, may_look
 from dcem._given import brief, from_numpy
 from dcem._guard import beside
 from dcem._tree import copied, difference, leaves, map_tensors
@@ -31,8 +31,9 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
 
     Args:
         dynamics: `f(state, action) -> next_state`; a callable or module. One with a method
-            `rollout(state, actions) -> states` is asked for the whole sequence at once (as a simulator likes it).
-            One with a keyword `t` is told the number of the step, from 0.
+            `rollout(state, actions) -> states` is asked for the whole sequence at once (as a simulator likes it), if
+            that is its step's: a module with hooks, or with a `forward` newer than its `rollout` (of a subclass, or set
+            on the object), is called at each step. One with a keyword `t` is told the number of the step, from 0.
         state: `x_0`, a tensor `(*batch, *s)` or a tree (dicts, tuples, dataclasses) of such tensors. What is no
             tensor in it stays as it is.
         actions: `(*batch, H, *a)`, the batch of the states.
@@ -98,10 +99,9 @@ class Path:
 
 def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Path:
     """Follow actions with time as the first axis, `(H, *batch, *a)`."""
-    whole = getattr(dynamics, "rollout", None)
     noted = Versions(state, actions)
-    if whole is not None and len(actions):
-        path = _asked(whole, state, actions, batch_dims)
+    if len(actions) and rolls_out(dynamics):
+        path = _asked(dynamics.rollout, state, actions, batch_dims)  # type: ignore[attr-defined]
     elif (stacked := _at_once(dynamics, state, actions)) is not None:
         path = Path(stacked=stacked)
     else:
@@ -178,6 +178,31 @@ def _of_numpy(state: Any) -> str:
         "; a simulator in NumPy is a model by dcem.distributed.PoolRollout(function, num_workers), and one of MuJoCo "
         "by dcem.control.MujocoModel"
     )
+
+
+def rolls_out(dynamics: Dynamics) -> bool:
+    """Whether dynamics have a method `rollout` that follows their step as it is now.
+
+    Who adds something to a step (hooks; a `forward`, or `__call__`, of a subclass) means all of them, of which a
+    `rollout` that was written before knows nothing. Nor does that of what is wrapped, which a wrapper hands on.
+    """
+    if getattr(dynamics, "rollout", None) is None:
+        return False
+    step = "__call__"
+    if isinstance(dynamics, nn.Module):
+        step = "forward"
+        if type(dynamics).forward is nn.Module.forward:  # it has no other step
+            return True
+        if not does_only_its_own(dynamics):
+            return False
+    if "rollout" in getattr(dynamics, "__dict__", ()):
+        return True
+    for kind in type(dynamics).__mro__:
+        if "rollout" in vars(kind):
+            return True
+        if step in vars(kind):
+            return False
+    return False
 
 
 def _at_once(dynamics: Dynamics, state: Any, actions: Tensor) -> Any:

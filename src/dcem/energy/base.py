@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from dcem._check import as_shape, check_tensor
-from dcem._eager import does_only_its_own
+from dcem._eager import calls_only
 
 
 class ConditionedEnergy(nn.Module, ABC):
@@ -28,8 +28,7 @@ def condition(energy: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Callable
     """`E(x, ·)` of any energy; one whose `forward` was overridden, hooked or compiled, is called as it is."""
     if (
         isinstance(energy, ConditionedEnergy)
-        and type(energy).forward is ConditionedEnergy.forward
-        and does_only_its_own(energy)
+        and calls_only(energy, ConditionedEnergy)
         and energy._compiled_call_impl is None
     ):
         return energy.condition(x)

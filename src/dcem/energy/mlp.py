@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcem._eager import does_only_its_own
+from dcem._eager import calls_only
 from dcem._mlp import check_makes_modules, check_widths, mlp
 from dcem.energy.base import Energy, flat
 
@@ -55,7 +55,7 @@ class MLPEnergy(Energy):
         self.rest = nn.Sequential(activation(), *mlp([*hidden, 1], activation))
 
     def condition_on(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        if not does_only_its_own(self.first):  # a hook may make its weights: spectral_norm
+        if not calls_only(self.first, nn.Linear):  # a hook may make its weights: spectral_norm
             return functools.partial(self._called, flat(x, self.feature_shape).unsqueeze(-2))
         weight_x, weight_y = self.first.weight[:, : self.features], self.first.weight[:, self.features :]
         hidden_x = F.linear(flat(x, self.feature_shape), weight_x, self.first.bias).unsqueeze(-2)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import check_count
-from dcem._eager import does_only_its_own
-from dcem.control.rollout import rollout
+from dcem._eager import calls_only
+from dcem.control.rollout import rollout, rolls_out
 
 
 class Transitions(NamedTuple):
@@ -52,7 +52,8 @@ class DynamicsNet(nn.Module):
     """One hidden layer that predicts how a state changes: `x + W₂ tanh(W₁ [x, u] + b₁) + b₂`.
 
     Inputs and changes are on the scale of the data, or on their own where they are constant in it, as a goal is.
-    Sequences are followed at once by `rollout`, which is what a controller that plans with the net asks for.
+    Sequences are followed at once by `rollout`, which is what a controller that plans with the net asks for. A subclass
+    with a `forward` of its own, and a net with hooks, are called at each step.
 
     Args:
         width: of the hidden layer.
@@ -88,11 +89,15 @@ class DynamicsNet(nn.Module):
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """The next state."""
-        return self.rollout(state, action.unsqueeze(-2)).select(-2, 1)
+        return self._followed(state, action.unsqueeze(-2)).select(-2, 1)
 
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
-        """All states at once: what depends on actions alone is computed ahead, each step is two matrix products."""
-        if not (does_only_its_own(self.inner) and does_only_its_own(self.outer)):
+        """All states at once."""
+        return self._followed(state, actions) if rolls_out(self) else rollout(self, state, actions)
+
+    def _followed(self, state: Tensor, actions: Tensor) -> Tensor:
+        """What depends on actions alone is computed ahead, each step is two matrix products."""
+        if not (calls_only(self.inner, nn.Linear) and calls_only(self.outer, nn.Linear)):
             return self._called(state, actions)
         *batch, horizon, size = actions.shape
         weight = self.inner.weight / self.input_scale
@@ -107,7 +112,9 @@ class DynamicsNet(nn.Module):
         return torch.stack(states).reshape(horizon + 1, *batch, self.num_states).movedim(0, -2)
 
     def _called(self, state: Tensor, actions: Tensor) -> Tensor:
-        """The same by the layers as they are: a hook may make their weights, as torch.nn.utils.spectral_norm does."""
+        """The same by the layers as they are: a hook may make their weights, as torch.nn.utils.spectral_norm does, or
+        another one be in their place.
+        """
         states = [state]
         for action in actions.unbind(-2):
             hidden = self.inner(torch.cat([states[-1], action], -1) / self.input_scale).tanh()
