@@ -50,6 +50,25 @@ def test_of_no_environments_nothing_is_asked():
     assert model.propose(belief, 3, 2).shape == (0, 2, 3, ACTION)
 
 
+@pytest.mark.parametrize("where", ["class", "object"])
+def test_the_policy_of_ones_own_is_learned_and_planned_with(where):
+    def act(model, belief):
+        return model.own(belief).tanh()
+
+    model = small()
+    if where == "class":
+        model.__class__ = type("Own", (LatentModel,), {"act": act})
+    else:
+        model.act = lambda belief: act(model, belief)
+    model.own = nn.Linear(16, ACTION)
+    belief = torch.rand(3, 16)
+    expected = model.own(belief).tanh()
+    torch.testing.assert_close(model.propose(belief, 1, 2)[:, 0, 0], expected)
+    torch.testing.assert_close(model.terminal_cost(belief), -model.value(belief, expected))
+    model.loss(make_sequences())["loss_policy"].backward()
+    assert (model.own.weight.grad != 0).any()
+
+
 class Space:
     low, high = [-1.0] * ACTION, [2.0] * ACTION
 

@@ -68,6 +68,33 @@ def test_samples_are_those_of_prior_and_posterior() -> None:
             torch.testing.assert_close(many.stochastic.std(0), expected.stddev[0], rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("carry", ["mean", "sample"])
+@pytest.mark.parametrize("where", ["class", "object"])
+def test_prior_and_posterior_of_ones_own_are_learned_and_planned_with(carry: str, where: str) -> None:
+    def by(shift: float, name: str) -> Callable[..., Any]:
+        def moved(model: RSSM, *given: Tensor) -> Any:
+            normal = getattr(RSSM, name)(model, *given)
+            return torch.distributions.Normal(normal.mean + shift, normal.stddev)
+
+        return moved
+
+    own: dict[str, Any] = {"prior": by(100.0, "prior"), "posterior": by(50.0, "posterior")}
+    torch.manual_seed(0)
+    kind = type("Own", (RSSM,), own if where == "class" else {})
+    model, plain = kind(OBSERVATION, ACTION, carry=carry, **SMALL), small(carry=carry)
+    if where == "object":
+        for name, method in own.items():
+            setattr(model, name, functools.partial(method, model))
+    actions, seen = torch.rand(5, 4, ACTION), torch.randn(5, OBSERVATION)
+    expected, found = (m.observe(m.initial(5), actions[:, 0], seen, generator=seeded()) for m in (plain, model))
+    torch.testing.assert_close(found.stochastic, expected.stochastic + 50.0)
+    with torch.no_grad():
+        steps = [m.imagine(expected, actions[:, 0], generator=seeded()) for m in (plain, model)]
+        torch.testing.assert_close(steps[1].stochastic, steps[0].stochastic + 100.0)
+        assert (rollout(model.imagine, expected, actions).stochastic[:, 1:] > 90.0).all()
+    assert model.loss(make_sequences())["kl"] > 1000.0
+
+
 def test_a_generator_replays_samples() -> None:
     model, actions, seen = small(carry="sample"), torch.rand(5, ACTION), torch.randn(5, OBSERVATION)
 
@@ -406,7 +433,7 @@ def test_a_step_with_something_around_it_is_one(wrapped) -> None:
     assert path.deterministic.shape == (5, 5, 16)
 
 
-@pytest.mark.parametrize("name", ["_remember", "_carried", "check"])
+@pytest.mark.parametrize("name", ["_remember", "_carried", "prior", "check"])
 def test_what_is_done_otherwise_is_done_in_each_step(name: str, asked: list[torch.dtype]) -> None:
     """In a subclass and on the object."""
     calls = []

@@ -47,6 +47,8 @@ class LatentModel(WorldModel):
     Raises:
         ValueError: an argument is out of its range.
 
+    A subclass that defines `encode`, `imagine` or `act` anew learns and plans with what it defines.
+
     A belief is the latent itself, `(*batch, latent_size)`. Call `update_target` after every optimiser step.
 
     Example:
@@ -273,7 +275,8 @@ class LatentModel(WorldModel):
         and no better value brings it back.
         """
         raw = self.policy(latents)
-        actions = self._squashed(raw)
+        acts_by_it = type(self).act is LatentModel.act and "act" not in vars(self)
+        actions = self._squashed(raw) if acts_by_it else self.act(latents)
         joint = torch.cat([latents, self._unit(self._noisy(actions, torch.randn_like(actions)))], -1)
         logits = []
         for head in self.values:

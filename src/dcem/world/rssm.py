@@ -18,6 +18,8 @@ from dcem.world.base import WorldModel, batch_axes
 from dcem.world.fused import fused_perceptron, fused_rollout
 
 CARRIED = ("mean", "sample")
+STEP = ("_remember", "prior", "_distribution", "_carried")
+"""The methods that a step of the imagination is made of."""
 
 
 class RSSMBelief(NamedTuple):
@@ -40,6 +42,8 @@ class RSSM(WorldModel):
     - `h' = GRU(h, [s, a])`; prior `p(s' | h')`; posterior `q(s' | h', o')` once the observation is there;
     - `p(o | h, s)`, a normal distribution of unit variance, `r(h, s, a)` and the probability `c(h, s)` that the
       episode goes on.
+
+    A subclass that defines `prior`, `posterior`, `decode` or `cost` anew learns and plans with what it defines.
 
     Its loss is the negative evidence lower bound of a sequence: squared errors of observation and reward, the
     cross-entropy of the episode's end, and the divergence of the posterior from the prior.
@@ -140,17 +144,20 @@ class RSSM(WorldModel):
         """The belief after `action` led from `belief` to `observation`; the generator is for samples."""
         self.check(belief, action, observation)
         deterministic = self._remember(belief, action)
-        return self._carried(deterministic, self._posterior(deterministic, observation), generator)
+        return self._carried(deterministic, self.posterior(deterministic, observation), generator)
 
     def imagine(self, belief: RSSMBelief, action: Tensor, *, generator: torch.Generator | None = None) -> RSSMBelief:
         """The belief that `action` is expected to lead to; the generator is for samples."""
         self.check(belief, action)
-        if self.carry == "mean" and type(belief) is RSSMBelief and _is_own(self, ("_remember", "_carried")):
+        is_plain = self.carry == "mean" and _is_own(self, STEP)
+        if is_plain and type(belief) is RSSMBelief:
             path = fused_rollout(self, belief, action.unsqueeze(0))
             if path is not None:
                 return RSSMBelief(*(states[1] for states in path))
         deterministic = self._remember(belief, action)
-        return self._carried(deterministic, self.prior_net(deterministic), generator)
+        if is_plain:  # nobody asks for the standard deviation
+            return RSSMBelief(deterministic, self.prior_net(deterministic)[..., : self.stochastic_size])
+        return self._carried(deterministic, self.prior(deterministic), generator)
 
     def cost(self, belief: RSSMBelief, action: Tensor) -> Tensor:
         """Minus the reward that is expected of `action` in `belief`."""
@@ -171,7 +178,7 @@ class RSSM(WorldModel):
 
     def posterior(self, deterministic: Tensor, observation: Tensor) -> Normal:
         """The same after the observation."""
-        return self._distribution(self._posterior(deterministic, observation))
+        return self._distribution(self.posterior_net(torch.cat([deterministic, observation.to(deterministic)], -1)))
 
     def loss(self, sequences: Any, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The negative evidence lower bound a step, but for the constant of the observation's likelihood.
@@ -217,17 +224,12 @@ class RSSM(WorldModel):
         before = belief.deterministic.reshape(-1, self.deterministic_size)
         return self.cell(driven.reshape(-1, driven.shape[-1]), before).reshape(*lead, self.deterministic_size)
 
-    def _posterior(self, deterministic: Tensor, observation: Tensor) -> Tensor:
-        return self.posterior_net(torch.cat([deterministic, observation.to(deterministic)], -1))
-
     def _distribution(self, parameters: Tensor) -> Normal:
         mean, raw = parameters.chunk(2, -1)
         return _normal(mean, F.softplus(raw) + self.min_std)
 
-    def _carried(self, deterministic: Tensor, parameters: Tensor, generator: torch.Generator | None) -> RSSMBelief:
-        if self.carry == "mean":
-            return RSSMBelief(deterministic, parameters[..., : self.stochastic_size])
-        return RSSMBelief(deterministic, _sample(self._distribution(parameters), generator))
+    def _carried(self, deterministic: Tensor, normal: Normal, generator: torch.Generator | None) -> RSSMBelief:
+        return RSSMBelief(deterministic, normal.mean if self.carry == "mean" else _sample(normal, generator))
 
     def _continuation(self, belief: RSSMBelief) -> Tensor:
         deterministic, stochastic = belief
@@ -242,7 +244,7 @@ class RSSM(WorldModel):
         return self.kl_balance * moves_prior + (1 - self.kl_balance) * moves_posterior
 
 
-_OWN = {name: getattr(RSSM, name) for name in ("_remember", "_carried", "initial", "check", "check_belief")}
+_OWN = {name: getattr(RSSM, name) for name in (*STEP, "initial", "check", "check_belief")}
 
 
 def _is_own(model: RSSM, names: Iterable[str]) -> bool:
