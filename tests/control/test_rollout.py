@@ -252,6 +252,74 @@ def test_a_rollout_that_is_as_new_as_the_step_is_asked(make):
     assert model.horizons == [4]
 
 
+# --- dynamics that draw ----------------------------------------------------------------------------------------------
+
+scale = torch.tensor(0.3, requires_grad=True)
+
+
+def drift(state, action, generator=None):
+    return state + action + scale * torch.randn(state.shape, generator=generator)
+
+
+def timed(state, action, *, t, generator=None):
+    return drift(state, action, generator) + 0.1 * t
+
+
+class Drift(torch.nn.Module):
+    def forward(self, state, action, generator=None):
+        return drift(state, action, generator)
+
+
+class WholeDrift(Drift):
+    def rollout(self, state, actions, *, generator=None):
+        return rollout(lambda x, u: drift(x, u, generator), state, actions)
+
+
+DRAWN = {
+    "plain": {},
+    "chunks": {"chunk_size": 3},
+    "ends": {"continues": lambda x: (x[..., 0] < 1.0).float()},
+    "particles": {"num_particles": 3},
+    "checkpoint": {"gradient": dcem.Checkpoint()},
+    "checkpoint of chunks": {"gradient": dcem.Checkpoint(), "chunk_size": 3},
+    "checkpoint and ends": {"gradient": dcem.Checkpoint(), "continues": lambda x: (x[..., 0] < 1.0).float()},
+    "best": {"answer": "best"},
+}
+
+
+@pytest.mark.parametrize("dynamics", [drift, timed, Drift(), Drift().forward, WholeDrift()], ids=str)
+@pytest.mark.parametrize("options", DRAWN.values(), ids=DRAWN)
+def test_a_plan_by_random_dynamics_is_replayed_from_its_generator(dynamics, options):
+    """And has the gradient of one that keeps all iterations, where each is made again."""
+    results, solver = [], dcem.CEM(8, 3, dcem.LML(0.3))
+    for mode in (options.get("gradient"), options.get("gradient"), dcem.Unroll()):
+        torch.rand(3)  # torch's own draws are elsewhere each time
+        before = torch.get_rng_state()
+        mpc = MPC(dynamics, square, 4, 1, solver=solver, num_iterations=3, **{**options, "gradient": mode})
+        plan = mpc(torch.zeros(2, 1), sent=None if "num_particles" in options else torch.ones(2, 2, 1),
+                   generator=seeded())  # fmt: skip
+        slopes = torch.autograd.grad(plan.cost.sum(), scale)
+        results.append((plan.actions, plan.states, *slopes))
+        assert torch.equal(torch.get_rng_state(), before)
+    for result in results[1:]:
+        torch.testing.assert_close(results[0], result)
+
+
+def test_dynamics_that_have_a_generator_of_their_own_keep_it_where_none_is_given():
+    given = []
+
+    def own(state, action, generator="own"):
+        given.append(generator)
+        return state + action
+
+    mpc = MPC(own, square, 2, 1, num_iterations=1)
+    mpc(torch.zeros(1))
+    assert set(given) == {"own"}
+    given.clear()
+    mpc(torch.zeros(1), generator=(generator := seeded()))
+    assert all(one is generator for one in given)
+
+
 # --- memory that is written to ---------------------------------------------------------------------------------------
 
 

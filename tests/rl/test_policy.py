@@ -37,6 +37,18 @@ def test_a_loop_of_ones_own():
     assert fresh(observation) == pytest.approx(first)
 
 
+def test_a_seed_replays_a_model_that_draws():
+    torch.manual_seed(0)
+    model = RSSM(3, 1, deterministic_size=8, stochastic_size=4, hidden_sizes=(8,), carry="sample")
+    mpc = dcem.control.MPC(model.imagine, model.cost, 3, 1, (-2.0, 2.0), dcem.CEM(8, 2), num_iterations=2)
+    seen, played = torch.randn(3, 3), []
+    for seed in (0, 0, 1):
+        act = policy(mpc, model, seed=seed)
+        played.append(torch.stack([act(observation) for observation in seen]))
+    assert torch.equal(played[0], played[1])
+    assert not torch.equal(played[0], played[2])
+
+
 def test_run_resets_it_where_episodes_begin():
     model = Filter()
     act = policy(filter_mpc(model), model, seed=0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dcem._given import kind
 from dcem._tree import leaves, map_tensors
-from dcem.control.rollout import Dynamics, follow, knows_time
+from dcem.control.rollout import Dynamics, follow
 
 
 def arrived(
@@ -18,6 +19,7 @@ def arrived(
     batch: tuple[int, ...],
     action_shape: tuple[int, ...],
     num_particles: int,
+    generator: torch.Generator | None,
 ) -> Any:
     """The state `(*batch, *s)` that actions `sent` `(*batch, d, *a)`, the oldest first, lead to."""
     if not isinstance(sent, Tensor):
@@ -30,11 +32,9 @@ def arrived(
         )
     if num_particles > 1:
         raise ValueError(f"sent: expected None with several particles, got num_particles={num_particles}")
-    late, model = sent.shape[dim], dynamics
-    if knows_time(model):
-        model = lambda x, u, t: dynamics(x, u, t=t - late)  # noqa: E731
     like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), None)
     sent = sent if like is None else sent.to(like)  # what an environment was sent may be of its own precision
     each = map_tensors(lambda leaf: leaf.unsqueeze(dim), state)  # a single candidate, as in a plan
-    last = follow(model, each, sent.unsqueeze(dim).movedim(dim + 1, 0), dim + 1).last()
+    actions = sent.unsqueeze(dim).movedim(dim + 1, 0)
+    last = follow(dynamics, each, actions, dim + 1, generator, first=-len(actions)).last()
     return map_tensors(lambda leaf: leaf.squeeze(dim), last)

@@ -47,7 +47,7 @@ class MPC(Argmin):
         dynamics: `f(state, action) -> next_state` on any leading axes, deterministic or stochastic; state may be a
             tree of tensors. Called with states `(*batch, N, *s)` and actions `(*batch, N, *a)`. One with a method
             `rollout(state, actions) -> states` is asked for whole sequences (see [`dcem.control.rollout`][]). One
-            with a keyword `t` is told the step of the plan, `0 ... H - 1`.
+            with a keyword `t` is told the step of the plan, `0 ... H - 1`; with `generator` it is given the plan's.
         cost: `C(state, action) -> (...,)` on any leading axes; called for all times at once, with time as the first
             axis: `(H, *batch, N, *s)`. One with a keyword `t` is given the steps of the plan, `(H,)`: a
             reference can be tracked without a clock in the state. What it looks up has the axis of time alone: weigh
@@ -254,7 +254,7 @@ class MPC(Argmin):
         check_flag("evaluate", evaluate)
         batch = batch_of(state, self.state_dims)
         if sent is not None:
-            state = arrived(self.dynamics, state, sent, batch, self.action_shape, self.num_particles)
+            state = arrived(self.dynamics, state, sent, batch, self.action_shape, self.num_particles, generator)
         gradient = self.gradient if gradient is None else gradient
         if self.answer != "mean" and isinstance(gradient, Implicit) and torch.is_grad_enabled():
             raise ValueError(f"answer: Implicit differentiates the mean, not a sample; got answer={self.answer!r}")

@@ -117,7 +117,7 @@ class Problem:
         given = followed.clone() if followed.is_cpu and is_eager() else followed
         guards = self.continues is not None and torch.is_grad_enabled() and not is_unchecked()
         put_back = randomness(controls.device, generator) if guards and is_eager() else None
-        path = follow(self.dynamics, start, given, len(particles) + len(lead))
+        path = follow(self.dynamics, start, given, len(particles) + len(lead), generator)
         outcome, ended = self._judged(path, controls, followed, previous, None)
         if self._is_simulated(path, start, given, generator):
             cost, violation = (refuse_simulated(of, given) if of.requires_grad else of for of in outcome[:2])
@@ -126,7 +126,7 @@ class Problem:
             return outcome
         if put_back is not None:
             put_back()
-        alive, until = follow_until(self.dynamics, start, given, ended, path)
+        alive, until = follow_until(self.dynamics, start, given, ended, path, generator)
         again, _ = self._judged(alive, controls, until, previous, ended)
         cost = torch.where(outcome.cost.isnan(), torch.nan, again.cost)  # of what was lost, too
         whole = path.until(ended, alive)
@@ -152,7 +152,8 @@ class Problem:
         others = each.roll(1, 1) if each.shape[1] > 1 else each.flip(0)
         put_back, ends = randomness(actions.device, generator), []
         for given in (each, others):
-            ends.append(leaves(follow(self.dynamics, start, given.reshape(actions.shape).clone(), dims).last()))
+            path = follow(self.dynamics, start, given.reshape(actions.shape).clone(), dims, generator)
+            ends.append(leaves(path.last()))
             put_back()
         numbers = [(x != y) & ~x.isnan() & ~y.isnan() for x, y in zip(*ends, strict=True)]  # a lost one shows nothing
         return any(bool(differ.any()) for differ in numbers)

@@ -97,20 +97,31 @@ class Path:
         return Path(stacked=_unless(ended, other.states(0, None), self.states(0, None)))
 
 
-def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> Path:
-    """Follow actions with time as the first axis, `(H, *batch, *a)`."""
+def follow(
+    dynamics: Dynamics,
+    state: Any,
+    actions: Tensor,
+    batch_dims: int,
+    generator: torch.Generator | None = None,
+    first: int = 0,
+) -> Path:
+    """Follow actions with time as the first axis, `(H, *batch, *a)`, from the step `first` of the plan.
+
+    Dynamics with a keyword `generator` are given the one that there is.
+    """
     noted = Versions(state, actions)
-    if len(actions) and rolls_out(dynamics):
-        path = _asked(dynamics.rollout, state, actions, batch_dims)  # type: ignore[attr-defined]
+    if len(actions) and rolls_out(dynamics) and not (first and knows_time(dynamics)):  # it is told no time
+        whole: Callable[..., Any] = dynamics.rollout  # type: ignore[attr-defined]
+        path = _asked(whole, state, actions, batch_dims, **drawn_by(whole, generator))
     elif (stacked := _at_once(dynamics, state, actions)) is not None:
         path = Path(stacked=stacked)
     else:
-        timed = knows_time(dynamics)
+        timed, drawn = knows_time(dynamics), drawn_by(dynamics, generator)
         shape = state.shape if isinstance(state, Tensor) else None  # the common case, which costs nothing
         states = [copied(state)]
-        for t, action in enumerate(actions.unbind(0)):
+        for t, action in enumerate(actions.unbind(0), first):
             given = copied(states[-1]) if shape is None else states[-1]  # a dict may be filled in and given back
-            after = dynamics(given, action, t=t) if timed else dynamics(given, action)
+            after = dynamics(given, action, t=t, **drawn) if timed else dynamics(given, action, **drawn)
             if shape is None or not isinstance(after, Tensor) or after.shape != shape:
                 if (found := difference(states[-1], after)) is not None:
                     raise ValueError(f"dynamics: expected a next state of {found}{_of_numpy(after)}")
@@ -126,7 +137,9 @@ def follow(dynamics: Dynamics, state: Any, actions: Tensor, batch_dims: int) -> 
     return path
 
 
-def follow_until(dynamics: Dynamics, state: Any, actions: Tensor, ended: Tensor, path: Path) -> tuple[Path, Tensor]:
+def follow_until(
+    dynamics: Dynamics, state: Any, actions: Tensor, ended: Tensor, path: Path, generator: torch.Generator | None
+) -> tuple[Path, Tensor]:
     """Follow actions, which led through `path`, to the end of each episode, `ended` `(H + 1, *batch)`: states and
     actions from there on are those of the last step before, as constants. Nothing is computed, and no slope, from what
     comes after the end.
@@ -134,7 +147,7 @@ def follow_until(dynamics: Dynamics, state: Any, actions: Tensor, ended: Tensor,
     A model that rolls out by itself has followed all actions; it has to keep its own slopes finite.
     """
     horizon, batch_dims = len(actions), ended.dim() - 1
-    timed = knows_time(dynamics)
+    timed, drawn = knows_time(dynamics), drawn_by(dynamics, generator)
     one = (~ended[1]).reshape(-1).to(torch.uint8).argmax().reshape(1)  # an episode that the first step does not end
 
     def of_one(leaf: Tensor) -> Tensor:
@@ -148,7 +161,7 @@ def follow_until(dynamics: Dynamics, state: Any, actions: Tensor, ended: Tensor,
         if over[t + 1]:
             return state
         kept = _unless(ended[t + 1], (state, action), kept)
-        return dynamics(*kept, t=t) if timed else dynamics(*kept)
+        return dynamics(*kept, t=t, **drawn) if timed else dynamics(*kept, **drawn)
 
     if path.steps is not None:
         path = follow(step, state, actions, batch_dims)
@@ -216,12 +229,12 @@ def _at_once(dynamics: Dynamics, state: Any, actions: Tensor) -> Any:
     return None if follow_all is None else follow_all(dynamics.__self__, state, actions)
 
 
-def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: int) -> Path:
+def _asked(whole: Callable[..., Any], state: Any, actions: Tensor, batch_dims: int, **drawn: Any) -> Path:
     """The path of a model that rolls out by itself.
 
     A simulator that has lost a sequence says so by an `x_0` that is not finite: what comes after it may be an end.
     """
-    states = whole(copied(state), actions.movedim(0, batch_dims))
+    states = whole(copied(state), actions.movedim(0, batch_dims), **drawn)
 
     def repeated(leaf: Tensor) -> Tensor:
         shape = (*leaf.shape[:batch_dims], len(actions) + 1, *leaf.shape[batch_dims:])
@@ -249,6 +262,11 @@ def any_beyond(mask: Tensor, dims: int) -> Tensor:
 def knows_time(fn: Callable[..., Any]) -> bool:
     """Whether a model's function takes, beside state and action, a keyword `t`, the step of the plan."""
     return takes(fn, "t", 2)
+
+
+def drawn_by(fn: Callable[..., Any], generator: torch.Generator | None, after: int = 2) -> dict[str, Any]:
+    """The keyword `generator` for a function that takes one beside its first `after`, where there is one to give."""
+    return {"generator": generator} if generator is not None and takes(fn, "generator", after) else {}
 
 
 def takes(fn: Callable[..., Any], name: str, after: int) -> bool:

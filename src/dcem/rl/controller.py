@@ -14,6 +14,7 @@ from dcem._tree import map_tensors
 from dcem.bounds import Bounds
 from dcem.control import MPC, WarmStart
 from dcem.control.initial import asked
+from dcem.control.rollout import drawn_by
 
 
 class Memory(NamedTuple):
@@ -101,7 +102,7 @@ class Controller(nn.Module):
             torch.zeros(batch_shape, dtype=torch.bool, device=like.device),
         )
 
-    def state(self, observation: Tensor, memory: Memory) -> Any:
+    def state(self, observation: Tensor, memory: Memory, generator: torch.Generator | None = None) -> Any:
         """The state to plan from: the model's belief, or what the observation tells."""
         check_observation(observation, tuple(memory.started.shape), getattr(self.model, "observation_size", None))
         if self.model is None:
@@ -109,7 +110,8 @@ class Controller(nn.Module):
         fresh = self.model.initial(tuple(memory.started.shape))  # type: ignore[operator]
         belief = map_tensors(lambda new, old: _where(memory.started, old.to(new), new), fresh, memory.belief)
         action = _where(memory.started, memory.action, torch.zeros_like(memory.action))
-        return self.model.observe(belief, action, observation)  # type: ignore[operator]
+        observe: Callable[..., Any] = self.model.observe  # type: ignore[assignment]
+        return observe(belief, action, observation, **drawn_by(observe, generator, 3))
 
     def forward(
         self,
@@ -133,7 +135,7 @@ class Controller(nn.Module):
             ValueError: the observation has the wrong shape or is not finite.
         """
         mpc = self.mpc
-        state = self.state(observation, memory)
+        state = self.state(observation, memory, generator)
         if proposals is None and mpc.proposals is not None:
             proposals = asked(mpc.proposals, state, mpc.horizon, mpc.num_proposals, generator)
         plan = mpc(
