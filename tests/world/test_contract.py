@@ -91,6 +91,20 @@ def test_sizes_are_checked() -> None:
         Sized(1, 1.5)
 
 
+def test_a_model_without_parameters_reads_sequences() -> None:
+    """One that somebody wrote down, instead of learning it."""
+
+    class Known(Linear):
+        def __init__(self) -> None:
+            WorldModel.__init__(self, OBSERVATION, ACTION)
+
+    model, sequences = Known(), make_sequences(dtype=torch.float64)
+    assert model.read(sequences).reward.dtype == torch.float64
+    model.register_buffer("steps", torch.tensor(0))
+    model.register_buffer("mass", torch.tensor(1.0))
+    assert model.read(sequences).reward.dtype == torch.float32
+
+
 def test_rewards_without_a_last_axis_are_taken() -> None:
     torch.manual_seed(0)
     model, sequences = Linear(), make_sequences()

@@ -301,3 +301,12 @@ class WorldModelContract:
             broken[key][1, 2, 0] = torch.nan
             with pytest.raises(ValueError, match="expected finite numbers, got nan"):
                 model.loss(broken)
+        for name in ("terminated", "truncated", "done"):  # as in what a collector returns: an episode after the other
+            for end in (torch.zeros(8, 6, 1, dtype=torch.bool), torch.zeros(8, 6)):
+                end[2, -1] = 1  # is none in between
+                crossing = sequences.clone()
+                crossing["next", name] = end
+                model.loss(crossing)
+                end[5, 3] = 1
+                with pytest.raises(ValueError, match=rf'"{name}"\) at step 3 of sequence 5, .* dcem.world.replay'):
+                    model.loss(crossing)

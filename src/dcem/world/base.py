@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
@@ -134,7 +135,8 @@ class WorldModel(nn.Module, ABC):
 
         Raises:
             TypeError: `sequences` is not a TensorDict.
-            ValueError: a key is missing, a shape or the length is wrong, or a number is not finite.
+            ValueError: a key is missing, a shape or the length is wrong, a number is not finite, or an episode ends
+                before the last step of a sequence (of `("next", "terminated")`, `"truncated"` and `"done"`).
         """
 
     def forward(self, sequences: Any) -> dict[str, Tensor]:
@@ -173,5 +175,9 @@ class WorldModel(nn.Module, ABC):
         return tensors[0].shape[:-1]
 
     def read(self, sequences: Any) -> Sequences:
-        """The tensors of a TensorDict to learn from, checked, in the dtype and on the device of the parameters."""
-        return read_sequences(sequences, self.observation_size, self.action_size, next(self.parameters()))
+        """The tensors of a TensorDict to learn from, checked, in the dtype and on the device of the parameters.
+
+        A model without any takes those of its buffers, or leaves them as they are.
+        """
+        held = (x for x in itertools.chain(self.parameters(), self.buffers()) if x.is_floating_point())
+        return read_sequences(sequences, self.observation_size, self.action_size, next(held, None))

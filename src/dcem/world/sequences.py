@@ -11,6 +11,8 @@ from dcem._eager import is_eager, is_unchecked, may_look
 from dcem._given import kind
 
 KEYS = ("observation", "action", ("next", "reward"), ("next", "terminated"))
+ENDS = ("terminated", "truncated", "done")
+"""What an episode's end is called in TorchRL; what comes after it is of another one."""
 
 
 class Sequences(NamedTuple):
@@ -70,17 +72,37 @@ def check_ends_elsewhere(ended: Tensor, terminates: bool) -> None:
         )
 
 
+def check_one_episode(sequences: Any) -> None:
+    """No sequence goes on after the end of an episode, where no action leads from one step to the next."""
+    told = {name: sequences.get(("next", name), None) for name in ENDS}
+    if not _looks_at(told["terminated"], waits=not is_unchecked()):
+        return
+    ends = {name: end[:, :-1] for name, end in told.items() if isinstance(end, Tensor)}
+    if not torch.stack([end.any() for end in ends.values()]).any():  # one look
+        return
+    for name, end in ends.items():
+        if end.any():
+            row, step = end.nonzero()[0, :2].tolist()
+            raise ValueError(
+                f'sequences: expected steps of one episode each, got ("next", "{name}") at step {step} of sequence '
+                f"{row}, which goes on into another one; draw sequences by dcem.world.replay, or by TorchRL's "
+                "SliceSampler, which keep to one"
+            )
+
+
 def _looks_at(value: Tensor, waits: bool) -> bool:
     """Whether a look costs nothing, or is worth waiting for."""
     return is_eager() and (value.is_cpu or (waits and not value.is_meta and may_look(value)))
 
 
-def read_sequences(sequences: Any, observation_size: int, action_size: int, like: Tensor) -> Sequences:
-    """Take what a model learns from out of a TensorDict `(B, T)`, in the dtype and on the device of `like`.
+def read_sequences(sequences: Any, observation_size: int, action_size: int, like: Tensor | None) -> Sequences:
+    """Take what a model learns from out of a TensorDict `(B, T)`, in the dtype and on the device of `like`, or else of
+    the observations.
 
     Raises:
         TypeError: `sequences` is not a TensorDict, or a number in it is not floating-point.
-        ValueError: a key is missing, a shape or the length is wrong, or a number is not finite.
+        ValueError: a key is missing, a shape or the length is wrong, a number is not finite, or an episode ends before
+            the last step.
     """
     batch_size, get = getattr(sequences, "batch_size", None), getattr(sequences, "get", None)
     if batch_size is None or get is None:
@@ -102,6 +124,7 @@ def read_sequences(sequences: Any, observation_size: int, action_size: int, like
         if tuple(value.shape) not in (tuple(batch_size), (*batch_size, 1)):
             expected = (*batch_size, 1)
             raise ValueError(f'sequences["next", "{name}"]: expected shape {expected}, got {tuple(value.shape)}')
+    like = observation if like is None else like
     read = Sequences(
         observation.to(like),
         action.to(like),
@@ -112,4 +135,5 @@ def read_sequences(sequences: Any, observation_size: int, action_size: int, like
     for name, value in zip(Sequences._fields, read, strict=True):
         if value is not None:
             check_finite(f"sequences, {name}", value, waits=not is_unchecked())  # one NaN is in all weights at once
+    check_one_episode(sequences)
     return read
