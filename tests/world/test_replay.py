@@ -250,11 +250,52 @@ def test_steps_without_the_number_of_their_episode_are_refused() -> None:
     """TorchRL would look for their ends in another entry, and fail when the first sample is drawn."""
     with pytest.raises(ValueError, match=r"replay: expected steps with the entry 'episode', .* got .*'action'"):
         replay(50, 8, LENGTH).extend(episode(0, LENGTH).exclude("episode"))
+    unnumbered = list(episode(0, LENGTH).exclude("episode"))
+    for name, steps in (("add", unnumbered[0]), ("extend", unnumbered)):
+        with pytest.raises(ValueError, match=r"replay: expected steps with the entry 'episode', .* got .*'action'"):
+            getattr(replay(50, 8, LENGTH), name)(steps)
     steps = episode(3, LENGTH)
     steps["collector", "traj_ids"] = steps.pop("episode")
     buffer = replay(50, 8, LENGTH, episode_key=("collector", "traj_ids"))
     buffer.extend(steps)
     assert (buffer.sample()["collector", "traj_ids"] == 3).all()
+
+
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_steps_of_another_shape_are_refused_where_they_come(num_envs: int | None) -> None:
+    """TorchRL fails when the first sample is drawn."""
+    whole = episode(0, LENGTH, num_envs)
+    wide, single = whole.clone(), whole[..., 0].clone()
+    for steps in (wide, single):  # as TorchRL writes a number
+        steps["episode"] = steps["episode"].unsqueeze(-1)
+    other = episode(0, LENGTH, 2 if num_envs is None else None)
+    remedy = r"; make it one of steps\['episode'\].squeeze\(-1\)"
+    for name, steps, end in (
+        ("extend", wide, remedy),
+        ("extend", [single], remedy),
+        ("add", single, remedy),
+        ("extend", other, ""),
+        ("add", whole, ""),
+    ):
+        buffer = replay(50, 8, LENGTH, batched=num_envs is not None)
+        with pytest.raises(ValueError, match=rf"replay: expected a batch of \d axes .* got a batch .*\){end}$"):
+            getattr(buffer, name)(steps)
+        assert len(buffer) == 0
+    with pytest.raises(TypeError, match="replay: expected steps as a TensorDict, got dict"):
+        replay(50, 8, LENGTH).extend(whole.to_dict())
+
+
+@pytest.mark.filterwarnings("ignore:Using `add\\(\\)` with a TensorDict:UserWarning")  # of several environments
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_single_steps_are_drawn_as_sequences(num_envs: int | None) -> None:
+    added, listed = (replay(50, 8, LENGTH, batched=num_envs is not None) for _ in range(2))
+    steps = [step.clone() for step in episode(0, 2 * LENGTH, num_envs).unbind(-1)]
+    for step in steps:
+        added.add(step)
+    assert is_of_one_episode(added.sample())
+    if num_envs is None:
+        listed.extend(steps)
+        assert torch.equal(kept(added), kept(listed))
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,34 @@ class SequenceBuffer(ReplayBuffer):  # type: ignore[misc]
             self.set_rng(generator)
 
     def extend(self, data: Any, *args: Any, **kwargs: Any) -> Any:
-        """TorchRL's, for steps that say which episode they are of."""
-        if is_tensor_collection(data) and data.get(self.key, None) is None:
+        """TorchRL's, for steps that say which episode they are of; a list is one of single steps, as there."""
+        for steps in data if isinstance(data, list) else [data]:
+            self._check(steps, self.storage.ndim - isinstance(data, list))
+        return super().extend(data, *args, **kwargs)
+
+    def add(self, data: Any) -> Any:
+        """The same for a single step."""
+        self._check(data, self.storage.ndim - 1)
+        return super().add(data)
+
+    def _check(self, steps: Any, axes: int) -> None:
+        """Raise where the sampler would not find the episodes, which it looks for when it draws."""
+        if not is_tensor_collection(steps):
+            raise TypeError(f"replay: expected steps as a TensorDict, got {type(steps).__name__}")
+        episode = steps.get(self.key, None)
+        if episode is None:
             raise ValueError(
                 f"replay: expected steps with the entry {self.key!r}, the number of their episode, got "
-                f"{', '.join(map(repr, data.keys(True, True)))}; another entry is named by episode_key, such as "
+                f"{', '.join(map(repr, steps.keys(True, True)))}; another entry is named by episode_key, such as "
                 '("collector", "traj_ids") of TorchRL\'s collectors'
             )
-        return super().extend(data, *args, **kwargs)
+        batch, shape = tuple(steps.batch_size), tuple(episode.shape)
+        if len(batch) != axes or shape != batch:
+            remedy = f"; make it one of steps[{self.key!r}].squeeze(-1)" if shape == (*batch, 1) else ""
+            raise ValueError(
+                f"replay: expected a batch of {axes} axes (batched=True: environments before time) with the entry "
+                f"{self.key!r} of its shape, got a batch {batch} with one of shape {shape}{remedy}"
+            )
 
     def loads(self, path: Any) -> None:
         """TorchRL's, which does not restore where the last step was written."""

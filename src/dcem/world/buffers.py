@@ -39,9 +39,9 @@ def replay(
         length: `T`, how many steps a sequence has, at least 2.
         batched: steps come from several environments at once, as TensorDicts `(E, n)`, always of as many
             environments. By default they come as `(n,)`.
-        episode_key: the entry that numbers episodes, an integer a step. Two episodes that follow each other have
-            different numbers, also those before and after an interruption. TorchRL's collectors write
-            `("collector", "traj_ids")`.
+        episode_key: the entry that numbers episodes, an integer a step, of the shape of the batch. Two episodes that
+            follow each other have different numbers, also those before and after an interruption. TorchRL's collectors
+            write `("collector", "traj_ids")`.
         generator: source of randomness of the samples; it is saved with the buffer.
 
     Returns:
@@ -50,9 +50,9 @@ def replay(
 
     Raises:
         ImportError: TorchRL is not installed: `pip install "dcem[rl]"`.
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of its range; in `extend()`, steps lack the `episode_key`; in `sample()`, no
-            episode has as many steps as a sequence.
+        TypeError: an argument is of the wrong type; in `extend()` and `add()`, steps are no TensorDict.
+        ValueError: an argument is out of its range; in `extend()` and `add()`, steps lack the `episode_key`, or come in
+            another shape; in `sample()`, no episode has as many steps as a sequence.
 
     Example:
         >>> import logging, torch, torchrl
