@@ -222,18 +222,31 @@ def test_environments_whose_actions_do_not_fit():
     two = Actor(dcem.control.MPC(lambda x, u: x, lambda x, u: x.sum(-1), 3, 2))
     with pytest.raises(ValueError, match=r"action: expected an environment of actions of shape \(2,\), got \(1,\)"):
         TransformedEnv(pendulum_env(), two.make_tensordict_primer())
-    for bounds, fits in (((-2, 2), True), ((-1, 2), True), ((-2, 2.5), False), ((-2.5, 1), False), (None, True)):
+    for bounds, fits in (
+        ((-2, 2), True),
+        ((-1, 2), True),
+        ((-2, 2.5), False),
+        ((-2.5, 1), False),
+        (None, False),
+        ((-1, None), False),
+    ):
         wide = Actor(dcem.control.MPC(lambda x, u: x, lambda x, u: x.sum(-1), 3, 1, bounds))
         with (
             nullcontext()
             if fits
             else pytest.raises(
-                ValueError, match=r"action: expected an environment that takes the controller's actions, between \[-2"
+                ValueError,
+                match=r"action: expected .* takes the controller's actions, between \[-(2|1|inf).* give these to MPC as its bounds",
             )
         ):
             TransformedEnv(pendulum_env(), wide.make_tensordict_primer())
     for low, high, fits in ((0.0, torch.inf, False), (-1.0, torch.inf, True), (0.0, 1e6, False), (-1e6, 1.0, True)):
         assert _is_wider((torch.tensor([-1.0]), torch.tensor([1.0])), Bounded(low, high, (3, 1))) is not fits
+    for low, high, fits in ((-torch.inf, torch.inf, True), (-3e38, 3e38, False), (-torch.inf, 1.0, False)):
+        free = torch.tensor([-torch.inf]), torch.tensor([torch.inf])
+        assert _is_wider(free, Bounded(low, high, (3, 1))) is not fits
+    everywhere = torch.finfo(torch.float32)
+    assert not _is_wider(free, Bounded(everywhere.min, everywhere.max, (3, 1)))
     with pytest.raises(TypeError, match="action: expected an environment of continuous actions"):
         Collector(
             GymEnv("CartPole-v1"), actor, frames_per_batch=2, total_frames=2, auto_register_policy_transforms=True

@@ -123,7 +123,7 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
                 low, high = (bound.tolist() for bound in self.action_bounds)
                 raise ValueError(
                     f"{key}: expected an environment that takes the controller's actions, between {low} and {high}, "
-                    f"got one between {spec.low.tolist()} and {spec.high.tolist()}: give the controller its bounds"
+                    f"got one between {spec.low.tolist()} and {spec.high.tolist()}: give these to MPC as its bounds"
                 )
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -136,14 +136,16 @@ class Primer(TensorDictPrimer):  # type: ignore[misc]
 
 
 def _is_wider(bounds: tuple[Tensor, Tensor], spec: Bounded) -> bool:
-    """Whether actions within finite bounds can be none of the spec's, by more than rounding.
+    """Whether actions within bounds, or without any, can be none of the spec's, by more than rounding.
 
     An environment clips them in silence, and then what was applied is not what the policy's probability is of.
     """
     low, high = (bound.to(spec.low) for bound in bounds)
+    largest = torch.finfo(torch.float32).max  # which is no bound, in double precision neither
 
     def beyond(inner: Tensor, outer: Tensor) -> Tensor:
-        return inner.isfinite() & outer.isfinite() & (inner - outer > 1e-4 * torch.maximum(inner.abs(), outer.abs()))
+        rounding = 1e-4 * torch.maximum(inner.abs().nan_to_num(posinf=0.0), outer.abs())
+        return (outer.abs() < largest) & (inner - outer > rounding)
 
     return bool((beyond(high, spec.high) | beyond(-low, -spec.low)).any())
 
