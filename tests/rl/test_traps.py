@@ -387,3 +387,67 @@ def test_an_action_that_is_a_single_number():
     step = actor(TensorDict(observation=torch.zeros(5, 1), batch_size=[5]))
     assert step["action"].shape == step["action_log_prob"].shape == (5,)
     assert policy(mpc)(np.zeros(1)).shape == ()
+
+
+class Blinded(Filter):
+    """Believes in no numbers once it has seen a certain one."""
+
+    def observe(self, belief, action, observation):
+        belief = super().observe(belief, action, observation)
+        lost = (observation[..., :1] - 3.0).abs() < 0.5
+        return {**belief, "mean": torch.where(lost, torch.nan, belief["mean"])}
+
+
+def test_a_solve_that_failed_is_not_remembered():
+    """Neither by an actor nor by a policy: the next decision starts afresh, and has a gradient."""
+    model = Blinded()
+    actor, act = Actor(filter_mpc(model), model, std=0.3), policy(filter_mpc(model), model)
+    step = TransformedEnv(pendulum_env(), actor.make_tensordict_primer()).reset().unsqueeze(0)
+    step = step.select(*actor.in_keys)
+    for t, fails in enumerate([False, False, False, True, False, False]):
+        step = step.set("observation", torch.full((1, 3), float(t)))
+        with torch.no_grad():
+            decided = actor(step.copy())
+        act(step["observation"])
+        assert decided["next", "started"].item() is not fails
+        assert act.memory.started.item() is not fails
+        assert bool(decided["next", "belief", "0"].isnan().any()) is fails
+        last, step = step, decided["next"].copy()
+    actor.get_dist(last).log_prob(torch.zeros(1, 1)).sum().backward()
+    assert model.goal.grad.isfinite()
+    assert model.goal.grad != 0
+    with torch.no_grad():  # two steps after the failure it believes what it would have, had it begun there
+        belief, action = model.initial((1,)), torch.zeros(1, 1)
+        belief = model.observe(belief, action, torch.full((1, 3), 4.0))
+    torch.testing.assert_close(last["belief", "0"], belief["mean"])
+
+
+@pytest.mark.parametrize("make", [filtering_actor, lambda: Actor(pendulum_mpc(), std=0.3)])
+def test_an_actor_of_few_keys_forgets_nothing(make):
+    whole = collected(make())
+    actor = make().select_out_keys("action", "action_log_prob")
+    torch.manual_seed(0)
+    few = collected(actor)
+    assert "loc" not in few
+    assert few["started"].sum() == whole["started"].sum() > 0
+    inside = few["started"].squeeze(-1)[:, 1:]
+    for after in actor.remembered:
+        assert torch.equal(few[after[1:]][:, 1:][inside], few[after][:, :-1][inside])
+    actor.reset_out_keys()
+    assert "loc" in collected(actor)
+
+
+def test_observations_that_are_no_vectors():
+    state_of = nn.Sequential(nn.Flatten(-3), nn.Linear(48, 2))
+    mpc = dcem.control.MPC(lambda x, u: x + u, lambda x, u: x.square().sum(-1), 3, 2, (-1.0, 1.0), dcem.CEM(8, 2))
+    actor, images = Actor(mpc, state_of=state_of), torch.randn(2, 3, 4, 4)
+    says = r"observation: expected vectors \(\*batch, o\) \(flatten images, .*got \(2, 3, 4, 4\)"
+    primed = actor.make_tensordict_primer().primers.expand(2).zero()
+    for given in (TensorDict({}, [2]), primed):
+        with pytest.raises(Exception, match=says):
+            actor(given.set("observation", images))
+    with pytest.raises(ValueError, match=says):
+        policy(mpc, state_of=state_of)(images)
+    flat = nn.Sequential(nn.Unflatten(-1, (3, 4, 4)), state_of)
+    assert Actor(mpc, state_of=flat)(primed.set("observation", images.flatten(1)))["action"].shape == (2, 2)
+    assert policy(mpc, state_of=flat)(images.flatten(1)).shape == (2, 2)

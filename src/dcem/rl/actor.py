@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,17 +13,18 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules import ProbabilisticActor
+from torchrl.objectives import add_random_module
 
 from dcem._check import check_int, check_number, check_positive
 from dcem._tree import leaves
 from dcem.control import MPC
 from dcem.distributions import WhiteNoise
 from dcem.distributions.product import has_choices
+from dcem.gradients import Prune
 from dcem.rl.controller import Controller
 from dcem.rl.distribution import TruncatedNormal
+from dcem.rl.draws import made_again
 from dcem.rl.storage import ACTION, OBSERVATION, STARTED, Primer, Storage, after
-
-PROPOSALS = ("next", "proposals")
 
 
 class Actor(ProbabilisticActor):  # type: ignore[misc]
@@ -47,7 +49,8 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
     `auto_register_policy_transforms=True`. Without it an actor with a model refuses, since it would forget; one
     without a model plans every decision afresh, unless the loop carries the keys on from `"next"`, and with them, since
     nothing says that an episode has begun, the last plan of the episode before. The search makes the same draws at
-    every decision, and proposals are stored too.
+    every decision, and so do proposals, in every problem of a batch: from torch's global generators, or from the one
+    that they are given. All else is to draw nothing.
 
     TorchRL's losses keep the tensors that the controller has when they are made: `init_mean`, `init_std` and
     `action_rate_cost` are among them, so that a loss is made anew where one of these is set. Bounds and other settings
@@ -68,8 +71,9 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
         TypeError: an argument is of the wrong type.
         ValueError: `std` is 0, or of the wrong shape; the controller's actions are choices; in a call, the observation
             has the wrong shape or is not finite, a learned `std` has become 0 or NaN (both as far as they are on the
-            CPU), or what the actor has to remember is missing. The transform of `make_tensordict_primer` raises in an
-            environment whose actions are discrete, of another shape, or within narrower bounds than the controller has.
+            CPU), what the actor has to remember is missing, or the dynamics, the cost or a network draw random
+            numbers. The transform of `make_tensordict_primer` raises in an environment whose actions are discrete, of
+            another shape, or within narrower bounds than the controller has, or bounded where it has no bounds.
 
     Example:
         >>> import torch, dcem
@@ -118,6 +122,15 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
         """Decide, and draw an action as TorchRL's exploration type says."""
         out = super().forward(tensordict, tensordict_out, **kwargs)
         return out.set(after(ACTION), out.get("action").detach())
+
+    def select_out_keys(self, *out_keys: NestedKey) -> Actor:
+        """Write these only, and what the next decision needs: without that the actor would forget at every step."""
+        return super().select_out_keys(*out_keys, *(key for key in self.remembered if key not in out_keys))
+
+    @property
+    def remembered(self) -> list[NestedKey]:
+        """Where that lies which an environment carries to the next decision."""
+        return [*map(after, self.planner.storage.decided), after(ACTION)]
 
     def get_dist(
         self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None, **kwargs: Any
@@ -202,12 +215,13 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
         check_positive("std", std)  # one that is learned may have become NaN
         noise = self.noise.reshape(len(self.noise), *(1,) * len(batch), *self.noise.shape[1:])
         noise = noise.expand(len(noise), *batch, *self.noise.shape[1:])
-        decision = self.controller(observation, memory, noise=noise, proposals=tensordict.get(PROPOSALS, None))
+        decide = partial(self.controller, observation, memory, noise=noise)
+        # Prune draws, too, for the gradient alone.
+        may_draw = isinstance(self.controller.mpc.gradient, Prune) and torch.is_grad_enabled()
+        decision = decide() if may_draw else made_again(decide, observation)
         tensordict.set("loc", decision.action)
         tensordict.set("scale", std.to(decision.action).expand(decision.action.shape))
         self.storage.write(tensordict, decision.memory)
-        if decision.proposals is not None:
-            tensordict.set(PROPOSALS, decision.proposals.detach())
         return tensordict
 
     def distribution(self, loc: Tensor, scale: Tensor) -> TruncatedNormal:
@@ -231,6 +245,9 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
         if not bool((low.isfinite() & high.isfinite()).all()):
             return Unbounded(shape)
         return Bounded(low, high, shape)
+
+
+add_random_module(Planner)  # its proposals draw, which a loss that maps over networks has to allow
 
 
 class Observer(TensorDictModuleBase):  # type: ignore[misc]

@@ -10,11 +10,17 @@ from torch import Tensor, nn
 
 from dcem._eager import is_eager
 from dcem._given import brief, came, kind
-from dcem._tree import map_tensors
+from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds
 from dcem.control import MPC, WarmStart
-from dcem.control.initial import asked
 from dcem.control.rollout import drawn_by
+from dcem.rl.draws import asked_alike
+from dcem.solution import Status
+
+VECTORS = (
+    "expected vectors (*batch, o) (flatten images, as FlattenObservation(-3, -1, in_keys=['observation']) of "
+    "torchrl.envs does, and let state_of unflatten them)"
+)
 
 
 class Memory(NamedTuple):
@@ -24,7 +30,8 @@ class Memory(NamedTuple):
         belief: what the model believed before the observation, a tree of `(*batch, ...)`; None without a model.
         action: that has been applied since, `(*batch, *a)`.
         plan: the plan that it was the first action of.
-        started: `(*batch,)`, boolean: False where an episode begins.
+        started: `(*batch,)`, boolean: False where an episode begins, and after a solve that failed
+            ([`dcem.Status.NONFINITE`][]): what led to that would fail every solve that comes.
     """
 
     belief: Any
@@ -39,13 +46,11 @@ class Decision(NamedTuple):
     Attributes:
         action: the action to apply, `(*batch, *a)`, differentiable as the plan is.
         memory: for the next decision, all of it detached.
-        proposals: the candidates from outside that the plan was chosen among, `(*batch, M, H, *a)`, or None.
         status: of the plan, `(*batch,)`.
     """
 
     action: Tensor
     memory: Memory
-    proposals: Tensor | None
     status: Tensor
 
 
@@ -106,7 +111,7 @@ class Controller(nn.Module):
         """The state to plan from: the model's belief, or what the observation tells."""
         check_observation(observation, tuple(memory.started.shape), getattr(self.model, "observation_size", None))
         if self.model is None:
-            return observation if self.state_of is None else self.state_of(observation)
+            return observation if self.state_of is None else self._of_vectors(observation)
         fresh = self.model.initial(tuple(memory.started.shape))  # type: ignore[operator]
         belief = map_tensors(lambda new, old: _where(memory.started, old.to(new), new), fresh, memory.belief)
         action = _where(memory.started, memory.action, torch.zeros_like(memory.action))
@@ -119,7 +124,6 @@ class Controller(nn.Module):
         memory: Memory,
         *,
         noise: Tensor | None = None,
-        proposals: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Decision:
         """Decide.
@@ -127,8 +131,8 @@ class Controller(nn.Module):
         Args:
             observation: `(*batch, ...)`.
             memory: of the decision before, or `blank`.
-            noise: of the search, as [`dcem.control.MPC`][] takes it; drawn otherwise.
-            proposals: the candidates from outside; asked for otherwise.
+            noise: of the search, as [`dcem.control.MPC`][] takes it, in a decision that can be made again: then
+                proposals make the same draws each time, too. All is drawn otherwise.
             generator: source of what is drawn.
 
         Raises:
@@ -136,8 +140,9 @@ class Controller(nn.Module):
         """
         mpc = self.mpc
         state = self.state(observation, memory, generator)
-        if proposals is None and mpc.proposals is not None:
-            proposals = asked(mpc.proposals, state, mpc.horizon, mpc.num_proposals, generator)
+        proposals = None
+        if noise is not None and mpc.proposals is not None:
+            proposals = asked_alike(mpc.proposals, state, memory.started.dim(), mpc.horizon, mpc.num_proposals)
         plan = mpc(
             state,
             warm_start=self._warm_start(memory),
@@ -150,8 +155,8 @@ class Controller(nn.Module):
         if self.residual is not None:
             action = self._clipped(action + self._correction(state, action))
         belief = None if self.model is None else map_tensors(Tensor.detach, state)
-        started = torch.ones_like(memory.started)
-        return Decision(action, Memory(belief, action.detach(), plan.warm_start, started), proposals, plan.status)
+        memory = Memory(belief, action.detach(), plan.warm_start, plan.status != int(Status.NONFINITE))
+        return Decision(action, memory, plan.status)
 
     def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Lowest and highest first action, `(*a)` each, infinite where there is no bound."""
@@ -163,6 +168,18 @@ class Controller(nn.Module):
             for end, side in ends.items()
         )
         return low, high
+
+    def _of_vectors(self, observation: Tensor) -> Any:
+        """The state, of which `state_of` has to leave the batch as it is: of images it would be another one."""
+        assert self.state_of is not None
+        state, batch = self.state_of(observation), tuple(observation.shape[:-1])
+        for leaf in leaves(state):
+            if tuple(leaf.shape[: len(batch)]) != batch:
+                raise ValueError(
+                    f"observation: {VECTORS}, got {tuple(observation.shape)}, of which state_of made a state "
+                    f"{tuple(leaf.shape)}, not one of the batch {batch}"
+                )
+        return state
 
     def _warm_start(self, memory: Memory) -> WarmStart:
         """The plan before, with the action that was applied in the place of the one that was planned."""

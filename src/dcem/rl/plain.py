@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dcem._check import check_int
 from dcem.control import MPC
 from dcem.rl.controller import Controller, Memory
-from dcem.solution import Status
 
 
 def policy(
@@ -91,8 +90,7 @@ class Policy:
             generator = torch.Generator(seen.device).manual_seed(self.seed)
         decision = self.controller(seen, memory, generator=generator)
         # Kept from here on: a decision that raised has drawn nothing, and decides neither the batch nor the device.
-        failed = decision.status == Status.NONFINITE
-        self.memory, self.status = decision.memory._replace(started=~failed), decision.status
+        self.memory, self.status = decision.memory, decision.status
         self.generator = generator
         if isinstance(observation, Tensor):
             return decision.action.clone()

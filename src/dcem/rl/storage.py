@@ -13,7 +13,7 @@ from torchrl.envs import TensorDictPrimer
 from dcem._check import for_choices
 from dcem._tree import leaves, map_tensors
 from dcem.control import WarmStart
-from dcem.rl.controller import Controller, Memory
+from dcem.rl.controller import VECTORS, Controller, Memory
 
 OBSERVATION, STARTED, ACTION, PLAN, LATENT, BELIEF = (
     "observation", "started", "previous_action", "plan", "latent", "belief",
@@ -68,13 +68,17 @@ class Storage:
             )
         if missing:
             return observation, blank
+        started = tensordict.get(STARTED)
+        if started.numel() != blank.started.numel():
+            stored, came = tuple(started.shape[:-1]), tuple(observation.shape)
+            raise ValueError(f"{OBSERVATION}: {VECTORS}, the batch {stored} of what is remembered, got {came}")
         plan = [tensordict.get(key, of) for key, of in zip(self.plan_keys, blank.plan, strict=False)]
         belief = iter([tensordict.get(key) for key in self.belief_keys])
         return observation, Memory(
             map_tensors(lambda leaf: next(belief), blank.belief),
             tensordict.get(ACTION).to(like),
             WarmStart(plan[0].to(like), plan[-1].to(like)),
-            tensordict.get(STARTED).reshape(batch).to(like.device, torch.bool),
+            started.reshape(batch).to(like.device, torch.bool),
         )
 
     def write(self, tensordict: TensorDictBase, memory: Memory) -> None:
