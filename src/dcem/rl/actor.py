@@ -90,7 +90,8 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
         torch.Size([])
 
     Source: Amos & Yarats, ICML 2020, section 5.3: PPO through the controller. Gradients go through one decision: a
-    stored belief or plan is a constant, though it was made with older weights.
+    stored belief or plan is a constant, though it was made with older weights, and so are proposals, though they are
+    made with those of today.
     """
 
     def __init__(
