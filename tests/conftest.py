@@ -53,6 +53,11 @@ def pytest_collectstart() -> None:
     _set_up()
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Two processes that share the tests have to name them alike."""
+    assert " at 0x" not in item.nodeid, f"{item.nodeid}: expected ids without addresses"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Some of what is tested is of the CPU."""
     if DEVICE != "cpu" and item.get_closest_marker("cpu"):

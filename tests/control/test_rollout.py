@@ -287,7 +287,10 @@ DRAWN = {
 }
 
 
-@pytest.mark.parametrize("dynamics", [drift, timed, Drift(), Drift().forward, WholeDrift()], ids=str)
+DRIFTS = {"function": drift, "timed": timed, "module": Drift(), "method": Drift().forward, "whole": WholeDrift()}
+
+
+@pytest.mark.parametrize("dynamics", DRIFTS.values(), ids=DRIFTS)
 @pytest.mark.parametrize("options", DRAWN.values(), ids=DRAWN)
 def test_a_plan_by_random_dynamics_is_replayed_from_its_generator(dynamics, options):
     """And has the gradient of one that keeps all iterations, where each is made again."""
