@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -67,3 +70,21 @@ def exact_pendulum_env() -> object:
 
     exact = DTypeCastTransform(torch.float32, torch.float64, in_keys=["observation"], in_keys_inv=["action"])
     return short_pendulum_env().append_transform(exact)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def collected(
+    actor: object, frames: int = 24, make: Callable[[], object] = short_pendulum_env, num: int = 2, **options: object
+) -> Any:
+    """Steps of an actor, `(num, frames / num)`, as a collector makes them that carries what it remembers."""
+    from torchrl.collectors import Collector
+    from torchrl.envs import SerialEnv
+
+    collector = Collector(
+        SerialEnv(num, make), actor, frames_per_batch=frames, total_frames=frames,
+        auto_register_policy_transforms=True, **options,
+    )  # fmt: skip
+    collector.set_seed(0)
+    (data,) = list(collector)
+    collector.shutdown()
+    return data

@@ -12,10 +12,9 @@ from dcem.control.systems import Pendulum
 pytest.importorskip("torchrl")
 pytest.importorskip("gymnasium")
 
-from rl_cases import Filter, filter_mpc, pendulum_env, pendulum_mpc, short_pendulum_env
+from rl_cases import Filter, collected, filter_mpc, pendulum_env, pendulum_mpc, short_pendulum_env
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
-from torchrl.collectors import Collector
 from torchrl.data import MultiStep
 from torchrl.envs import ParallelEnv, SerialEnv, TransformedEnv
 from torchrl.modules import MLP, ValueOperator
@@ -61,18 +60,6 @@ ACTORS = {
 
 
 @torch.no_grad()
-def collected(actor, **options):
-    collector = Collector(
-        SerialEnv(2, short_pendulum_env), actor, frames_per_batch=20, total_frames=20,
-        auto_register_policy_transforms=True, **options,
-    )  # fmt: skip
-    collector.set_seed(0)
-    (data,) = list(collector)
-    collector.shutdown()
-    return data
-
-
-@torch.no_grad()
 def change(actor, data):
     """Of the log-probability of the actions, at most."""
     return (actor.get_dist(data).log_prob(data["action"]) - data["action_log_prob"]).abs().max().item()
@@ -81,7 +68,7 @@ def change(actor, data):
 @pytest.mark.parametrize("name", ACTORS)
 def test_the_inputs_are_all_that_a_decision_depends_on(name):
     actor = ACTORS[name]()
-    data = collected(actor)
+    data = collected(actor, frames=20)
     assert not any("proposals" in key for key in data.keys(True, True))
     inputs = data.select(*actor.in_keys, "action", "action_log_prob")
     rows = inputs.reshape(-1)

@@ -13,7 +13,7 @@ pytest.importorskip("torchrl")
 pytest.importorskip("gymnasium")
 
 import gymnasium
-from rl_cases import Filter, filter_mpc, pendulum_env, pendulum_mpc, short_pendulum_env
+from rl_cases import Filter, collected, filter_mpc, pendulum_env, pendulum_mpc
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.collectors import Collector
@@ -36,18 +36,6 @@ def filtering_actor(std=0.3):
 def belief_critic(actor):
     torch.manual_seed(1)
     return TensorDictSequential(actor.observer(), ValueOperator(MLP(4, 1, num_cells=[8]), in_keys=["state"]))
-
-
-@torch.no_grad()
-def collected(actor, frames=24, make=short_pendulum_env, num=2, **options):
-    collector = Collector(
-        SerialEnv(num, make), actor, frames_per_batch=frames, total_frames=frames,
-        auto_register_policy_transforms=True, **options,
-    )  # fmt: skip
-    collector.set_seed(0)
-    (data,) = list(collector)
-    collector.shutdown()
-    return data
 
 
 def test_gae_finds_at_each_next_step_the_belief_that_the_actor_found_there():
