@@ -99,7 +99,8 @@ def calls_only(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
     Those of a subclass do not: an adapter is an `nn.Linear` that adds something to it.
     """
     own = type(module)
-    return own.forward is kind.forward and own.__call__ is torch.nn.Module.__call__ and does_only_its_own(module)
+    step = getattr(own, "forward", None)  # a scripted module's class has none
+    return step is kind.forward and own.__call__ is torch.nn.Module.__call__ and does_only_its_own(module)
 
 
 def widest(device: torch.device) -> torch.dtype:

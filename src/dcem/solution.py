@@ -53,11 +53,11 @@ class Iteration(NamedTuple):
     Attributes:
         samples: the candidates, `(*batch, N, *event)`.
         values: the objective at them, `(*batch, N)`.
-        weights: the selection's weights, `(*batch, N)`: 0 for a candidate that failed, and even among the others where
-            nothing was selected.
+        weights: the selection's weights, `(*batch, N)`: 0 for a sample that failed, and even among the others where
+            nothing was selected; of a solver that does not sample, 1.
         distribution: `g_φ` after the iteration.
         effective_elites: `(Σw)² / Σw²`, `(*batch,)`: how many candidates share the weight. `k` for a hard
-            selection, up to `N` for a soft one, 0 where all candidates failed; choose the temperature by it.
+            selection, up to `N` for a soft one, 0 where all samples failed; choose the temperature by it.
         std: the root mean square of the std of `distribution`, `(*batch,)`; NaN for a family without one.
         gradient_norm: of what the last backward pass that reached them sent to the parameters of `distribution`,
             `(*batch,)`; NaN before there was one, and where nothing is differentiated.

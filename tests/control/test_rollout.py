@@ -1,12 +1,13 @@
 """Rollouts: states of any structure, models that roll out by themselves, and functions that write where they should not."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dcem
 from dcem.control import MPC, rollout
@@ -554,8 +555,64 @@ def test_cvar_counts_whole_particles():
 def test_a_simulator_in_numpy_is_told_where_it_belongs():
     says = r"dynamics: expected a next state of .*, got ndarray; make a Tensor .*; a simulator in NumPy .*PoolRollout"
     with pytest.raises(ValueError, match=says):
-        dcem.control.rollout(lambda x, u: x.numpy() + u.numpy(), torch.zeros(1), torch.ones(3, 1))
+        rollout(lambda x, u: x.numpy() + u.numpy(), torch.zeros(1), torch.ones(3, 1))
     with pytest.raises(
         TypeError, match=r"state: expected a tensor .*, got a dict of an ndarray of shape \(1,\); make a T"
     ):
-        dcem.control.rollout(torch.add, {"x": np.zeros(1)}, torch.ones(3, 1))
+        rollout(torch.add, {"x": np.zeros(1)}, torch.ones(3, 1))
+
+
+class Summed(nn.Module):
+    """With a rollout of its own step."""
+
+    def forward(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return x + u
+
+    @torch.jit.export
+    def rollout(self, x: torch.Tensor, us: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.unsqueeze(-2), x.unsqueeze(-2) + us.cumsum(-2)], -2)
+
+
+class Pushed(Summed):
+    def forward(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return x + u + 10.0
+
+
+class Holder(nn.Module):
+    """Its rollout is a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rollout = OfHolder()
+
+    def forward(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("expected to be asked for the whole sequence")
+
+
+class OfHolder(nn.Module):
+    def forward(self, x: torch.Tensor, us: torch.Tensor) -> torch.Tensor:
+        return Summed().rollout(x, us)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: torch.compile(net, backend="eager"), torch.jit.script])
+@pytest.mark.parametrize(("kind", "push"), [(Summed, 0.0), (Pushed, 10.0)])
+def test_wrapped_dynamics_are_followed_by_their_step(wrap, kind, push) -> None:
+    states = rollout(wrap(kind()), torch.zeros(2, 1), torch.ones(2, 3, 1))
+    torch.testing.assert_close(states[0, :, 0], (1 + push) * torch.arange(4.0))
+
+
+def test_a_rollout_that_is_a_module_is_asked() -> None:
+    states = rollout(Holder(), torch.zeros(2, 1), torch.ones(2, 3, 1))
+    torch.testing.assert_close(states[0, :, 0], torch.arange(4.0))
+
+
+def test_a_generator_that_was_bound_stays() -> None:
+    mine, other = torch.Generator(), torch.Generator()
+
+    def noisy(x, u, generator=None):
+        return x + u + torch.randn(x.shape, generator=generator)
+
+    mpc = MPC(functools.partial(noisy, generator=mine), lambda x, u: x.square().sum(-1), 2, 1)
+    mpc(torch.zeros(1), generator=other.manual_seed(0))
+    assert not torch.equal(mine.get_state(), torch.Generator().get_state())

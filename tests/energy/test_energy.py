@@ -219,3 +219,12 @@ def test_weights_that_a_hook_makes_are_trained(wrap, solver: dcem.Solver) -> Non
         model(x, generator=generator()).sum().backward()
     for name, parameter in energy.first.named_parameters():
         assert parameter.grad.abs().sum() > 0 or (name == "bias" and isinstance(solver, dcem.GradientDescent)), name
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_layer_is_called() -> None:
+    energy = MLPEnergy(3, 1, hidden=(8,))
+    x, y = torch.randn(2, 3), torch.randn(2, 5, 1)
+    before = energy(x, y)
+    energy.first = torch.jit.script(energy.first)
+    torch.testing.assert_close(energy(x, y), before)

@@ -152,16 +152,35 @@ def test_workers_that_carry_the_memory_themselves():
     assert change(actor, data) < 0.01
 
 
-def test_proposals_that_draw_and_cannot_be_mapped():
-    def proposals(x, horizon, num):
-        return torch.randn(*x.shape[:-1], num, horizon, 1) + (1.0 if x.sum().item() > 0 else 0.0)
+def of_a_branch(x, horizon, num):
+    return torch.randn(*x.shape[:-1], num, horizon, 1) + (1.0 if x.sum().item() > 0 else 0.0)
 
-    actor = Actor(pendulum_mpc(proposals=proposals, num_proposals=3))
-    actor(TensorDict(observation=torch.zeros(3), batch_size=[]))  # a single problem is none of a batch
+
+def around_a_mean(x, horizon, num):
+    return torch.distributions.Normal(x[..., :1], 0.5).sample((num, horizon)).movedim((0, 1), (-3, -2))
+
+
+@pytest.mark.parametrize("proposals", [of_a_branch, around_a_mean])
+def test_proposals_that_draw_and_cannot_be_mapped(proposals):
+    """They are asked problem by problem: the same in any batch."""
+    actor = Actor(pendulum_mpc(proposals=proposals, num_proposals=3, init_std=0.3))
+    observations = torch.tensor([[1.0, 0.0, 0.3], [-1.0, 0.1, 0.0], [0.0, 1.0, -2.0]])
     state = torch.get_rng_state()
-    with pytest.raises(Exception, match=r"proposals: expected a function that draws nothing, or one that torch.vmap"):
-        actor(TensorDict(observation=torch.zeros(2, 3), batch_size=[2]))
+    with torch.no_grad():
+        together = actor(TensorDict(observation=observations, batch_size=[3]))["loc"]
+        alone = [actor(TensorDict(observation=each, batch_size=[]))["loc"] for each in observations]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_residual_that_draws_is_refused():
+    residual = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+    actor = Actor(pendulum_mpc(), std=0.2, residual=residual)
+    observation = TensorDict(observation=torch.tensor([1.0, 0.0, 0.3]), batch_size=[])
+    with pytest.raises(Exception, match="mpc: expected a decision that is the same"):
+        actor(observation)
+    residual.eval()
+    assert "loc" in actor(observation)
 
 
 def noisy_pendulum(noise=torch.randn_like, more=int, **options):

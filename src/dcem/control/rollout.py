@@ -201,14 +201,13 @@ def rolls_out(dynamics: Dynamics) -> bool:
     """
     if getattr(dynamics, "rollout", None) is None:
         return False
-    step = "__call__"
+    step, own = "__call__", {*getattr(dynamics, "__dict__", ())}
     if isinstance(dynamics, nn.Module):
-        step = "forward"
-        if type(dynamics).forward is nn.Module.forward:  # it has no other step
-            return True
-        if not does_only_its_own(dynamics):
+        step, own = "forward", own | {name for name, _ in dynamics.named_children()}
+        has_step = getattr(type(dynamics), step, None) is not nn.Module.forward
+        if has_step and not does_only_its_own(dynamics):
             return False
-    if "rollout" in getattr(dynamics, "__dict__", ()):
+    if "rollout" in own:
         return True
     for kind in type(dynamics).__mro__:
         if "rollout" in vars(kind):
@@ -272,6 +271,8 @@ def drawn_by(fn: Callable[..., Any], generator: torch.Generator | None, after: i
 def takes(fn: Callable[..., Any], name: str, after: int) -> bool:
     """Whether `fn` has a parameter `name`, which is none of its first `after`."""
     fn = fn.forward if isinstance(fn, nn.Module) else fn
+    if isinstance(fn, functools.partial) and name in fn.keywords:  # it has been given one
+        return False
     code = getattr(getattr(fn, "__func__", fn), "__code__", None)
     if code is not None and not hasattr(fn, "__wrapped__"):  # a plain function says it at once
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]

@@ -126,7 +126,8 @@ class Actor(ProbabilisticActor):  # type: ignore[misc]
 
     def select_out_keys(self, *out_keys: NestedKey) -> Actor:
         """Write these only, and what the next decision needs: without that the actor would forget at every step."""
-        return super().select_out_keys(*out_keys, *(key for key in self.remembered if key not in out_keys))
+        needed = ["action", *self.remembered]
+        return super().select_out_keys(*out_keys, *(key for key in needed if key not in out_keys))
 
     @property
     def remembered(self) -> list[NestedKey]:

@@ -20,8 +20,8 @@ def asked_alike(proposals: Callable[..., Any], state: Any, batch_dims: int, hori
     """What a function proposes, as a function of the state alone: with the same draws in every problem and every time.
 
     A draw for a whole batch is another one for each of its problems, and another one in another batch. So a function
-    that has drawn is asked again, problem by problem (in one call, by `torch.vmap`); its own draws are from torch's
-    global generators or from the one that it is given.
+    that has drawn is asked again, problem by problem (in one call, by `torch.vmap`, where that can map it); its own
+    draws are from torch's global generators or from the one that it is given.
     """
     tensors = leaves(state)
     device, batch = tensors[0].device, tensors[0].shape[:batch_dims]
@@ -41,14 +41,16 @@ def asked_alike(proposals: Callable[..., Any], state: Any, batch_dims: int, hori
         actions = asked(proposals, state, horizon, num, own)
         if not (batch.numel() > 1 and _moved(every, before) and isinstance(actions, Tensor)):
             return actions
+        problems = [leaf.flatten(0, batch_dims - 1) for leaf in tensors]
         seeded()
         try:
-            actions = torch.vmap(one, randomness="same")(*(leaf.flatten(0, batch_dims - 1) for leaf in tensors))
-        except RuntimeError as error:
-            raise RuntimeError(
-                "proposals: expected a function that draws nothing, or one that torch.vmap can map over problems, so "
-                f"that each draws the same in any batch, got {error}"
-            ) from error
+            actions = torch.vmap(one, randomness="same")(*problems)
+        except RuntimeError:  # it cannot be mapped: draws around a batched mean, a branch, a write in place
+            alone: list[Tensor] = []
+            for of_problem in zip(*problems, strict=True):
+                seeded()
+                alone.append(one(*of_problem))
+            actions = torch.stack(alone)
         return actions.unflatten(0, batch)
     finally:
         put_back()
@@ -68,8 +70,9 @@ def made_again(decide: Callable[[], Any], like: Tensor) -> Any:
     if not _moved(every, before):
         return decision
     with torch.no_grad():
-        first, again = decision.memory.plan.actions, decide().memory.plan.actions
-    if bool((again - first).abs().max() > 1e-3 * first.abs().max()):
+        other = decide()
+    pairs = ((decision.memory.plan.actions, other.memory.plan.actions), (decision.action, other.action))
+    if any(bool((again - first).abs().max() > 1e-3 * first.abs().max()) for first, again in pairs):
         raise ValueError(
             "mpc: expected a decision that is the same whenever it is made of the same inputs, got another one the "
             "second time: its dynamics, cost, model or a network draw random numbers; let them draw once and keep "

@@ -50,7 +50,7 @@ class Step(NamedTuple):
 def _where_selected(valid: Tensor, weights: Tensor, values: Tensor) -> Tensor:
     """The weights where a selection was made; elsewhere all candidates count alike, but those that failed do not."""
     finite = values.isfinite()
-    even = weights.detach().sum(-1, keepdim=True) / finite.sum(-1, keepdim=True).clamp(min=1)
+    even = (weights.detach().sum(-1, keepdim=True) / finite.sum(-1, keepdim=True).clamp(min=1)).clamp(max=1)
     return torch.where(valid.unsqueeze(-1), weights, torch.where(finite, even, 0.0))
 
 
