@@ -48,7 +48,7 @@ def draw() -> None:
         of[task] = {method: [*records(f"{task}-{stem}").values()] for method, stem in stems.items()}
     for name, methods in TUNED.items():
         stems = {method: OTHERWISE.get((name, method), method) for method in methods}
-        # All ten seeds where there are so many: one of those of the cartpole's cost goes astray.
+        # All ten seeds where there are so many.
         of[name] = {
             method: [*records(f"{name}-{stem}", 10 if method == "sac-likelihood" else 5).values()]
             for method, stem in stems.items()
