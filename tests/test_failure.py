@@ -586,3 +586,15 @@ def test_what_failed_has_no_weight_in_the_record(solver, finite, dtype) -> None:
         alike = weights[i][~failed[i]]
         assert (alike == alike[:1]).all()
         torch.testing.assert_close(iteration.effective_elites[i].item(), float(finite))
+
+
+def test_the_record_of_gradient_descent_gives_a_candidate_that_failed_no_weight():
+    """Whether its value failed or its slope alone."""
+    init = torch.tensor([[1.0], [-1.0], [0.0]])
+
+    def objective(x):  # NaN below 0, an infinite slope at 0
+        return x.squeeze(-1).sqrt()
+
+    solution = dcem.minimize(objective, init, dcem.GradientDescent(0.1), num_iterations=1, record=True)
+    assert solution.history[0].weights.tolist() == [[1.0], [0.0], [0.0]]
+    assert solution.history[0].effective_elites.tolist() == [1.0, 0.0, 0.0]

@@ -54,7 +54,7 @@ class Iteration(NamedTuple):
         samples: the candidates, `(*batch, N, *event)`.
         values: the objective at them, `(*batch, N)`.
         weights: the selection's weights, `(*batch, N)`: 0 for a sample that failed, and even among the others where
-            nothing was selected; of a solver that does not sample, 1.
+            nothing was selected; of a solver that does not sample, 1 otherwise.
         distribution: `g_φ` after the iteration.
         effective_elites: `(Σw)² / Σw²`, `(*batch,)`: how many candidates share the weight. `k` for a hard
             selection, up to `N` for a soft one, 0 where all samples failed; choose the temperature by it.

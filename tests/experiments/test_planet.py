@@ -290,6 +290,27 @@ def test_a_controller_is_evaluated_with_other_numbers_of_candidates(phases, tmp_
         evaluation.main(few, started)
 
 
+def test_an_embedded_controller_is_searched_with_another_temperature_and_number_of_iterations(phases, tmp_path):
+    checkpoint, returns = str(phases / "embed" / "controller.pt"), {}
+    for name, changes in {"as-it-is": {}, "other": {"temperature": 0.1, "num_iterations": 3}}.items():
+        config = evaluation.Config(checkpoint=checkpoint, num_episodes=1, **changes)
+        config.check()
+        with Run(tmp_path / name, {}, seed=0, quiet=True, command="dcem planet-evaluate") as started:
+            metrics = evaluation.main(config, started)
+        returns[name] = metrics["returns"]
+        assert metrics["trajectories"] == 4 * (3 if changes else 2)
+    assert returns["other"] != returns["as-it-is"]
+
+
+def test_a_full_space_controller_has_no_temperature_to_change(phases, tmp_path):
+    config = evaluation.Config(checkpoint=str(phases / "model" / "controller.pt"), num_episodes=1, temperature=0.1)
+    with (
+        Run(tmp_path, {}, seed=0, quiet=True, command="dcem planet-evaluate") as started,
+        pytest.raises(ConfigError, match="temperature: expected 0 for a controller that plans by its planner; got 0.1"),
+    ):
+        evaluation.main(config, started)
+
+
 @pytest.mark.parametrize("num", [1, 3])
 def test_fewer_episodes_than_environments_are_played(phases, tmp_path, num):
     """Side by side: one round, in as many environments as there are episodes."""

@@ -94,7 +94,7 @@ class GradientDescent(Solver):
         if state.distribution.event_dims:
             smooth = smooth.flatten(values.dim()).all(-1)
         valid = (values.isfinite() & smooth).squeeze(-1)
-        gradient = slopes.squeeze(sample_dim)
+        gradient, weights = slopes.squeeze(sample_dim), valid.unsqueeze(-1).to(values.dtype)
         if not all_true(valid):  # zero where it is not finite: a learned step size would multiply it by a gradient of 0
             gradient = torch.where(valid.reshape(valid.shape + (1,) * (x.dim() - valid.dim())), gradient, 0.0)
         velocity = self.momentum * state.velocity + gradient
@@ -103,7 +103,7 @@ class GradientDescent(Solver):
         valid = valid & (inside.flatten(valid.dim()).all(-1) if state.distribution.event_dims else inside)
         distribution = state.distribution.with_mean(moved)
         next_state = GradientDescentState(distribution, state.iteration + 1, velocity)
-        return Step(next_state, samples, values, torch.ones_like(values), valid)
+        return Step(next_state, samples, values, weights, valid)
 
     def _lr(self, iteration: int, x: Tensor) -> float | Tensor:
         if not isinstance(self.lr, Tensor):

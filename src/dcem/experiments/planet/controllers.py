@@ -140,13 +140,16 @@ class Controller(NamedTuple):
             return full_space(self.model, self.config.planner)
         return embedded(self.model, self.decoder, self.config.embedding)
 
-    def with_samples(self, num_samples: int) -> Controller:
-        """The same, which plans with another number of candidates."""
+    def searched_with(self, **changes: float) -> Controller:
+        """The same, which plans by a search with other settings: those of `Planner` or `Embedding` by name."""
         name = "planner" if self.decoder is None else "embedding"
         search = getattr(self.config, name)
-        least = f"0, or at least {search.num_elites:g}, the elites of the search"
-        require(num_samples >= search.num_elites, "num_samples", least, num_samples)
-        return self._replace(config=replace(self.config, **{name: replace(search, num_samples=num_samples)}))
+        for change in changes:
+            require(hasattr(search, change), change, f"0 for a controller that plans by its {name}", changes[change])
+        changed = replace(search, **changes)
+        least = f"0, or at least {changed.num_elites:g}, the elites of the search"
+        require(changed.num_samples >= changed.num_elites, "num_samples", least, changed.num_samples)
+        return self._replace(config=replace(self.config, **{name: changed}))
 
 
 _OF_THE_MODEL = ("task", "model", "latent_size", "hidden", "discount")

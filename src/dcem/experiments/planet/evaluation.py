@@ -21,6 +21,8 @@ from dcem.plotting import save_gif
 
 TEST_SEED = 2_000_000
 """Neither training nor its evaluations start from these."""
+SEARCH = ("num_samples", "num_iterations", "temperature")
+"""Settings of the search that an evaluation may change."""
 
 
 @dataclass
@@ -34,6 +36,12 @@ class Config(Settings):
     """Played side by side, or all episodes if there are fewer."""
     num_samples: int = setting(0, at_least=0)
     """Candidates of an iteration of the search; 0: as many as the controller was learned with."""
+    num_iterations: int = setting(0, at_least=0)
+    """Of the search; 0: as it was learned with."""
+    temperature: float = setting(0.0, at_least=0)
+    """Of an embedded controller's selection; 0: as it was learned with. A decoder that was learned by a soft selection
+    is searched better by a harder one.
+    """
     animate: int = setting(0, at_least=0)
     """Decisions of one more episode to show in episode.gif, from its beginning; 0 for no picture.
 
@@ -69,8 +77,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     if config.animate:
         os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported
     controller, _ = load(Path(config.checkpoint), device=run.device)
-    if config.num_samples:
-        controller = controller.with_samples(config.num_samples)
+    controller = controller.searched_with(**{name: value for name in SEARCH if (value := getattr(config, name))})
     suite, mpc, returns = (
         Suite(controller.config.task, config.side_by_side, controller.config.episode_steps, run.device),
         controller.mpc,
