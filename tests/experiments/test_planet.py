@@ -14,7 +14,7 @@ pytest.importorskip("dm_control")
 
 from dcem.experiments import ConfigError
 from dcem.experiments.harness.run import Run
-from dcem.experiments.planet import Config, evaluation, main, study
+from dcem.experiments.planet import Config, evaluation, main, study, training
 from dcem.experiments.planet.controllers import Controller, last_beliefs, load, make_decoder, make_model
 from dcem.experiments.planet.replay import Replay
 from dcem.experiments.planet.settings import Embedding, Planner, Rates, Tuning
@@ -60,6 +60,52 @@ def test_each_phase_goes_on_where_the_one_before_has_ended(phases):
     changed = {key for key, tensor in weights(tuned).items() if not torch.equal(tensor, weights(embedded)[key])}
     assert {key.split(".")[1] for key in changed} >= {"reward", "dynamics", "layers"}
     assert not any(key.startswith(("model.encoder", "model.policy", "model.target")) for key in changed)
+
+
+@pytest.mark.parametrize("start", ["model", "embed"])
+def test_a_decoder_is_learned_from_a_controller_without_its_replay(phases, tmp_path, start):
+    """It fills one first, by what it plays, and learns nothing meanwhile; a decoder that is there goes on."""
+    checkpoint = phases / start / "controller.pt"
+    before, _ = load(checkpoint)
+    run(tmp_path, num_rounds=1, phase="embed", start=str(checkpoint), eval_every=1)
+    filled, _ = load(tmp_path / "controller.pt")
+    kept = torch.load(tmp_path / "checkpoint.pt")["tracked"]["replay"]["data"]
+    assert len(kept["episode"]) == 12
+    assert filled.env_steps == before.env_steps + 48
+    assert all(torch.equal(tensor, filled.model.state_dict()[key]) for key, tensor in before.model.state_dict().items())
+    if before.decoder is not None:
+        assert all(torch.equal(tensor, weights(filled)[key]) for key, tensor in weights(before).items())
+    run(tmp_path / "more", num_rounds=2, phase="embed", start=str(checkpoint))
+    learned, _ = load(tmp_path / "more" / "controller.pt")
+    assert learned.env_steps == before.env_steps + 96
+    changed = {key for key, tensor in weights(learned).items() if not torch.equal(tensor, weights(filled)[key])}
+    assert {key.split(".")[0] for key in changed} == {"model", "decoder"}
+
+
+def test_a_controller_fills_a_replay_by_its_own_plans(phases, tmp_path, monkeypatch):
+    """The full-space one over actions, the embedded one over its latent; at random only from nothing."""
+    played = []
+
+    def watched(suite, seed, model, mpc, **others):
+        played.append(None if model is None else "full" if mpc.decoder is None else "embedded")
+        return play(suite, seed, model, mpc, **others)
+
+    monkeypatch.setattr(training, "play", watched)
+    for phase, start, expected in [
+        ("model", "", [None, "full", "full"]),
+        ("embed", "model/controller.pt", ["full", "embedded", "embedded"]),
+        ("embed", "embed/controller.pt", ["embedded", "embedded", "embedded"]),
+        ("model", "embed/controller.pt", ["full", "full", "full"]),
+        ("embed", "model", ["embedded", "embedded", "embedded"]),
+    ]:
+        played.clear()
+        run(
+            tmp_path / f"{phase}-{start.replace('/', '-')}",
+            num_rounds=2,
+            phase=phase,
+            start=start and str(phases / start),
+        )
+        assert played == expected  # two rounds, and the evaluation
 
 
 RECURRENT = {"model": "rssm", "window": 5, "planner": replace(TINY["planner"], num_proposals=1),
@@ -415,6 +461,7 @@ def test_replayed_windows_are_steps_of_one_episode_in_order():
         ({"task": "cheetah.walk"}, "task: expected one of"),
         ({"phase": "all"}, "phase: expected one of model, embed, tune"),
         ({"phase": "embed"}, "start: expected"),
+        ({"seed_rounds": 3, "num_rounds": 2}, "seed_rounds: expected at most the 2 of num_rounds"),
         ({"episode_steps": 1001}, "episode_steps: expected a multiple"),
         ({"tuning": Tuning(parts=["encoder"])}, "tuning.parts: expected some of"),
         ({"planner": Planner(num_elites=1000)}, "planner.num_elites: expected 1 to num_samples"),

@@ -126,11 +126,15 @@ class Config(Settings):
     alone).
     """
     start: str = ""
-    """To embed: the folder of a run of the same task, whose model and replay go on. To tune: a controller.pt."""
+    """To embed: the folder of a run of the same task, whose model and replay go on, or a controller.pt, which goes on,
+    its decoder too where it has one, from a replay of what it plays in `seed_rounds`. To tune: a controller.pt.
+    """
     num_rounds: int = count(25)
     """Of one episode in each environment."""
     seed_rounds: int = count(1)
-    """With random actions, before anything is learned."""
+    """Before anything is learned: with random actions, or played by the controller.pt to start from; none where a
+    folder is started from.
+    """
     num_envs: int = count(4)
     """In lock-step, planned for in one batch."""
     episode_steps: int = 1000
@@ -163,17 +167,22 @@ class Config(Settings):
             most = self.episode_steps // repeat
             require(self.window <= most, "window", f"at most {most}, the decisions of an episode", self.window)
         started = self.phase == "model" or bool(self.start)
-        require(started, "start", "a run to embed or a controller to tune", self.start)
-        if self.phase == "tune":
+        require(started, "start", "a run or controller to embed, or a controller to tune", self.start)
+        if self.phase == "tune" or Path(self.start).is_file():
             require_controller(Path(self.start), "start")
         elif self.start:
             is_run = (Path(self.start) / CHECKPOINT).is_file()
-            require(is_run, "start", f"the folder of a run of dcem planet, with its {CHECKPOINT}", self.start)
+            one = f"the folder of a run of dcem planet, with its {CHECKPOINT}, or a {CONTROLLER}"
+            require(is_run, "start", one, self.start)
             require_controller(Path(self.start) / CONTROLLER, "start")
-        fits = bool(self.start) or self.seed_rounds <= self.num_rounds
-        require(
-            fits, "seed_rounds", f"at most the {self.num_rounds} of num_rounds, which they are among", self.seed_rounds
-        )
+        fits = self.phase == "tune" or self.seeding <= self.num_rounds
+        among = f"at most the {self.num_rounds} of num_rounds, which they are among"
+        require(fits, "seed_rounds", among, self.seed_rounds)
+
+    @property
+    def seeding(self) -> int:
+        """Rounds in which nothing is learned: none where there is something to replay."""
+        return 0 if self.start and not Path(self.start).is_file() else self.seed_rounds
 
 
 def require_controller(path: Path, key: str) -> None:

@@ -177,19 +177,22 @@ class _Updates:
 def learn(config: Config, run: Run) -> Controller:
     """Alternate decisions and updates for `num_rounds`, a checkpoint after each."""
     suite = Suite(config.task, config.num_envs, config.episode_steps, run.device)
-    model, replay, env_steps = _start(config, suite)
-    decoder = make_decoder(config, model) if config.phase == "embed" else None
+    before, replay = _start(config, suite)
+    model, decoder, env_steps = before.model, before.decoder, before.env_steps
+    seeds_by = model if Path(config.start).is_file() else None  # else at random
+    if config.phase == "embed" and decoder is None:
+        decoder = make_decoder(config, model)
     learner = Learner(config, model, decoder)
-    mpc = Controller(config, model, decoder, env_steps).mpc
+    controller = Controller(config, model, decoder, env_steps)
     run.track(replay=replay, **learner.tracked())
     updates = _Updates(learner, replay)
-    controller = Controller(config, model, decoder, env_steps)
+    mpc = controller.mpc
     for step in run.steps(config.num_rounds, 1, config.task):
         started = time.perf_counter()
-        seeding = step <= config.seed_rounds and not config.start
+        seeding = step <= config.seeding
         episodes = play(
-            suite, config.seed * 10_000 + step, None if seeding else model, mpc, explore=config.explore,
-            between=None if seeding else updates.after_a_decision,
+            suite, config.seed * 10_000 + step, seeds_by if seeding else model, before.mpc if seeding else mpc,
+            explore=config.explore, between=None if seeding else updates.after_a_decision,
         )  # fmt: skip
         replay.extend(episodes.observations, episodes.actions, episodes.rewards)
         controller = controller._replace(env_steps=env_steps + step * config.episode_steps * config.num_envs)
@@ -208,17 +211,21 @@ def learn(config: Config, run: Run) -> Controller:
     return controller
 
 
-def _start(config: Config, suite: Suite) -> tuple[Model, Replay, int]:
-    """Model, replay and the environment steps made: at the beginning, or taken over from the run `start`."""
-    model = make_model(config, suite)
+def _start(config: Config, suite: Suite) -> tuple[Controller, Replay]:
+    """At the beginning; or taken over from the run `start`, or, with nothing to replay, from a controller.pt."""
     decisions = config.episode_steps // suite.action_repeat * config.num_envs * config.num_rounds
-    if not config.start:
-        return model, Replay(decisions, config.batch_size, config.window, suite.device), 0
-    folder = Path(config.start)
-    before, _ = load(folder / CONTROLLER, config)
-    state = checkpoint_of(folder, torch.device("cpu"))["tracked"]
-    model.load_state_dict(state["model"])
-    kept = len(state["replay"]["data"]["episode"])
-    replay = Replay(decisions + kept, config.batch_size, config.window, suite.device)
-    replay.load_state_dict(state["replay"])
-    return model, replay, before.env_steps
+    start, replay, kept = Path(config.start), dict[str, Any](), 0
+    controller = Controller(config, make_model(config, suite), None, 0)
+    if start.is_file():
+        before, _ = load(start, config, suite.device)
+        controller = before._replace(config=config, decoder=before.decoder if config.phase == "embed" else None)
+    elif config.start:
+        before, _ = load(start / CONTROLLER, config)
+        state = checkpoint_of(start, torch.device("cpu"))["tracked"]
+        controller.model.load_state_dict(state["model"])
+        controller, replay = controller._replace(env_steps=before.env_steps), state["replay"]
+        kept = len(replay["data"]["episode"])
+    buffer = Replay(decisions + kept, config.batch_size, config.window, suite.device)
+    if replay:
+        buffer.load_state_dict(replay)
+    return controller, buffer
