@@ -21,10 +21,17 @@ class Clipped(dcem.CEM):
 
 
 class Wide(dcem.Gaussian):
-    """Keeps a std that exceeds the box."""
+    """Starts with a std that exceeds the box."""
+
+    def narrow(self, bounds):
+        return self
+
+
+class Capped(dcem.Gaussian):
+    """Has no std that exceeds half the box after a refit, either."""
 
     def clip(self, bounds):
-        return replace(self, mean=bounds.clip(self.mean))
+        return super().clip(bounds).narrow(bounds)
 
 
 class AboutNewMean(dcem.FullGaussian):
@@ -51,7 +58,12 @@ def bounds() -> None:
         for selection in SELECTIONS:
             for std in (0.5, 3.0):
                 errors = []
-                for solver, family in ((Clipped, Wide), (dcem.CEM, Wide), (dcem.CEM, dcem.Gaussian)):
+                for solver, family in (
+                    (Clipped, Wide),
+                    (dcem.CEM, Wide),
+                    (dcem.CEM, Capped),
+                    (dcem.CEM, dcem.Gaussian),
+                ):
                     x = dcem.minimize(
                         objective, family(torch.zeros(64, 10), std), solver(100, 10, selection), bounds=(-1.0, 1.0),
                         generator=torch.Generator().manual_seed(0), gradient=dcem.Detach(),

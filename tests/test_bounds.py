@@ -11,6 +11,7 @@ from torch import Tensor
 
 import dcem
 from dcem.bounds import Bounds, clip
+from dcem.distributions.shifted import Shifted
 
 NARROW = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -217,12 +218,41 @@ def test_gradients_with_bounds_are_those_of_finite_differences(solver, full, gen
     assert torch.autograd.gradcheck(answer, inputs)
 
 
-def test_the_std_is_at_most_half_the_box_where_there_is_one():
+@pytest.mark.parametrize(
+    "init",
+    [
+        dcem.Gaussian(torch.zeros(3), 9.0), dcem.FullGaussian(torch.zeros(3), 9 * torch.eye(3)),
+        dcem.Product((dcem.Gaussian(torch.zeros(1), 9.0), dcem.Gaussian(torch.zeros(2), 9.0))),
+        dcem.Mixture(torch.zeros(2, 3), 9.0), Shifted(dcem.Gaussian(torch.ones(3), 9.0), torch.zeros(3)),
+    ],
+    ids=lambda init: type(init).__name__,
+)  # fmt: skip
+def test_the_std_is_at_most_half_the_box_at_the_start(init):
     low, high = torch.tensor([-1.0, -math.inf, 0.2]), torch.tensor([2.0, 1.0, 0.2])
-    for init in (dcem.Gaussian(torch.zeros(3), 9.0), dcem.FullGaussian(torch.zeros(3), 9 * torch.eye(3))):
-        for bounds, expected in (((low, high), [1.5, 9.0, 1e-6]), ((None, high), [9.0] * 3), ((-1.0, 1.0), [1.0] * 3)):
+    for bounds, expected in (((low, high), [1.5, 9.0, 1e-6]), ((None, high), [9.0] * 3), ((-1.0, 1.0), [1.0] * 3)):
+        box = Bounds.check(bounds, init.event_shape, init.mean)
+        torch.testing.assert_close(init.narrow(box).std, torch.tensor(expected), atol=1e-6, rtol=1e-6)
+        if isinstance(init, dcem.Gaussian | dcem.FullGaussian):  # of which MPPI leaves the std as it is
             solution = dcem.minimize(lambda x: x.square().sum(-1), init, dcem.MPPI(20), num_iterations=1, bounds=bounds)
             torch.testing.assert_close(solution.distribution.std, torch.tensor(expected), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_std_of_a_refit_is_that_of_what_was_selected_and_has_its_gradient(full):
+    """Also where it is more than half the box: a limit would have no gradient."""
+    noise = torch.tensor([-3.0, -0.1, 0.2, 2.5], dtype=torch.float64).reshape(1, 4, 1)
+
+    def std(start: Tensor) -> Tensor:
+        init = dcem.FullGaussian(torch.zeros(1).double(), start.reshape(1, 1)) if full else dcem.Gaussian(
+            torch.zeros(1).double(), start
+        )  # fmt: skip
+        return dcem.minimize(
+            lambda x: -x.abs().sum(-1), init, dcem.CEM(4, 2, dcem.LML(0.1)), num_iterations=1, noise=noise, bounds=(-1.0, 1.0)
+        ).distribution.std  # fmt: skip
+
+    start = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    assert std(start) > 2
+    assert torch.autograd.gradcheck(std, start)
 
 
 def test_kept_elites_are_kept_as_they_were_drawn():
@@ -456,7 +486,7 @@ def test_a_side_that_learns_has_the_gradient_of_what_it_holds():
 )
 def test_a_std_of_half_the_width_of_the_box_learns(make):
     std = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    clipped = make(std).clip(Bounds.check((-2.0, 2.0), torch.Size([2]), std))
+    narrowed = make(std).narrow(Bounds.check((-2.0, 2.0), torch.Size([2]), std))
     noise = torch.ones(4, 2, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad(clipped.rsample(noise).sum(), std)
+    (gradient,) = torch.autograd.grad(narrowed.rsample(noise).sum(), std)
     assert gradient == noise.sum()

@@ -64,7 +64,7 @@ class Setup:
         box = Bounds.check(bounds, event_shape, mean, dtype)
         shape = (*batch_shape, solver.num_samples, *event_shape)
         draw = _draws(noise, num_iterations, shape, event_shape, mean, generator)
-        state = solver.init(distribution if box is None else distribution.clip(box))
+        state = solver.init(distribution if box is None else distribution.clip(box).narrow(box))
         if proposals is not None:
             state = _with_proposals(state, proposals, solver)
         # Views, since a solve looks at the slopes of its states: what the user gave has a life beside it.

@@ -149,9 +149,14 @@ class Distribution(ABC):
         return torch.zeros(self.batch_shape, dtype=torch.bool, device=self.mean.device)
 
     def clip(self, bounds: Bounds) -> Self:
-        """Bring the mean inside `bounds`, and the std to half their width at most.
+        """Bring the mean inside `bounds`. A family that lives inside them returns itself."""
+        return self
 
-        Of samples with a larger std, most would be at the bounds. A family that lives inside them returns itself.
+    def narrow(self, bounds: Bounds) -> Self:
+        """Bring the std to half the width of `bounds` at most, where a solve begins.
+
+        Of samples with a larger std, most would be at the bounds. What a refit makes of it later is left as it is: a
+        limit has no gradient. A family without a std returns itself.
         """
         return self
 

@@ -130,9 +130,11 @@ class Gaussian(Distribution):
         return floored.flatten(self.mean.dim() - self.event_dims).all(-1) if self.event_dims else floored
 
     def clip(self, bounds: Bounds) -> Self:
+        return dataclasses.replace(self, mean=bounds.clip(self.mean))
+
+    def narrow(self, bounds: Bounds) -> Self:
         widest = bounds.half_width()
-        std = self.std if widest is None else clip(self.std, high=widest)
-        return dataclasses.replace(self, mean=bounds.clip(self.mean), std=std)
+        return self if widest is None else dataclasses.replace(self, std=clip(self.std, high=widest))
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,11 +272,13 @@ class FullGaussian(Distribution):
         return (self._marginal <= min_std * (1 + 1e-5)).flatten(-2).all(-1)
 
     def clip(self, bounds: Bounds) -> Self:
-        clipped = dataclasses.replace(self, mean=bounds.clip(self.mean))
+        return dataclasses.replace(self, mean=bounds.clip(self.mean))
+
+    def narrow(self, bounds: Bounds) -> Self:
         widest = bounds.half_width()
         if isinstance(widest, Tensor):
             widest = widest.expand(self.event_shape).reshape(-1, 1)
-        return clipped if widest is None else clipped._rescale(lambda std: clip(std, high=widest))
+        return self if widest is None else self._rescale(lambda std: clip(std, high=widest))
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -218,6 +218,8 @@ class Mixture(Distribution):
         return floored.flatten(floored.dim() - self.event_dims - 1).all(-1)
 
     def clip(self, bounds: Bounds) -> Self:
+        return dataclasses.replace(self, means=bounds.clip(self.means))
+
+    def narrow(self, bounds: Bounds) -> Self:
         widest = bounds.half_width()
-        stds = self.stds if widest is None else clip(self.stds, high=widest)
-        return dataclasses.replace(self, means=bounds.clip(self.means), stds=stds)
+        return self if widest is None else dataclasses.replace(self, stds=clip(self.stds, high=widest))

@@ -121,8 +121,13 @@ class Product(Distribution):
         return torch.stack([part.is_collapsed(min_std) for part in self.parts]).all(0)
 
     def clip(self, bounds: Bounds) -> Self:
-        sizes = [part.mean.shape[-1] for part in self.parts]
-        return self._each(lambda part, box: part.clip(box), bounds.split(sizes, self.event_shape))
+        return self._each(lambda part, box: part.clip(box), self._boxes(bounds))
+
+    def narrow(self, bounds: Bounds) -> Self:
+        return self._each(lambda part, box: part.narrow(box), self._boxes(bounds))
+
+    def _boxes(self, bounds: Bounds) -> list[Bounds]:
+        return bounds.split([part.mean.shape[-1] for part in self.parts], self.event_shape)
 
 
 def has_choices(of: Any) -> bool:

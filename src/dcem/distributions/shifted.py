@@ -73,3 +73,6 @@ class Shifted(Distribution):
 
     def clip(self, bounds: Bounds) -> Self:
         return dataclasses.replace(self, mean=bounds.clip(self.mean))
+
+    def narrow(self, bounds: Bounds) -> Self:
+        return dataclasses.replace(self, base=self.base.narrow(bounds))
