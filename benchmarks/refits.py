@@ -1,7 +1,5 @@
 """The tables of docs/decisions.md on bounds and on covariances: `python benchmarks/refits.py`."""
 
-from dataclasses import replace
-
 import torch
 
 import dcem
