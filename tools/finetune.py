@@ -66,7 +66,7 @@ def draw() -> None:
 
 def compare(stem: str, oracle: str) -> None:
     """Print the differences of all seeds that both have."""
-    runs, truth = records(stem, 10), records(oracle, 10)
+    runs, truth = records(stem, 20), records(oracle, 20)
     seeds = [seed for seed in runs if seed in truth]
     best = [truth[seed][-1]["return"] for seed in seeds]
     print(f"{stem}: {len(seeds)} seeds, {-figures.WITHIN * abs(statistics.fmean(best)):.1f} is the goal")
