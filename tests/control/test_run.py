@@ -521,13 +521,13 @@ def test_a_task_of_dm_control_with_its_own_physics_as_the_model() -> None:
         model,
         lambda state, action: -state[..., 1].cos() + 0.1 * state[..., 0].square() + 0.01 * action.square().sum(-1),
         *(10, 1, model.bounds),
-        dcem.CEM(40, 8, dcem.HardTopK()),
-        num_iterations=3,
+        dcem.CEM(40, 8, dcem.HardTopK(), init_std=0.5),
+        num_iterations=5,
         gradient=dcem.Detach(),
     )
     episodes = run(mpc, envs, state_of=lambda _, env: model.state_of(env), seed=0)
     assert episodes.lengths.tolist() == [10, 10]
-    assert (episodes.returns > 0.9 * 10).all()
+    assert (episodes.returns > 0.97 * 10).all()
     assert episodes.returns[0] != episodes.returns[1]  # each environment has its own seed
     seen = run(lambda state: torch.zeros(1, 1), load(), seed=0, record=True).states[0, 0]
     env = load()
