@@ -321,6 +321,36 @@ def test_time_between_calls_is_no_part_of_a_start(monkeypatch: pytest.MonkeyPatc
     workers._all.clear()
 
 
+def test_threads_get_the_values_of_their_own_candidates() -> None:
+    """Two that call at once waited for the same workers, and took each other's answers for theirs."""
+    wrong: list[str] = []
+    objective = PoolObjective(lambda x: float(x.sum()), num_workers=2)
+
+    def call(of: int) -> None:
+        for i in range(40):
+            x = torch.full((8, 1), 100.0 * of + i)
+            try:
+                values = objective(x)
+            except Exception as error:
+                wrong.append(repr(error))
+            else:
+                wrong.extend([] if torch.equal(values, x.squeeze(-1)) else [f"{values} for {x}"])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=call, args=(of,), daemon=True) for of in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60.0)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not any(thread.is_alive() for thread in threads)
+    objective.close()
+    assert not wrong
+
+
 def test_a_worker_that_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Slow()
     monkeypatch.setattr(black_box.time, "monotonic", lambda: engine.now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -107,6 +108,7 @@ class Workers:
         self._all: list[Worker] = []
         self._starting: dict[Worker, float] = {}  # and since when somebody waits for it
         self._idle: list[Worker] = []
+        self._calling = threading.RLock()
         self._finalizer = weakref.finalize(self, _stop_all, self.engine, self._all, self._process)
 
     def __reduce__(self) -> Any:
@@ -124,14 +126,20 @@ class Workers:
 
         Raises:
             RuntimeError: it raised in every one of them, or no worker could be started.
+
+        Other threads wait for their turn: an answer does not say which call it is of.
         """
+        if self._process != os.getpid():  # forked since: workers and lock are those of another process
+            self._begin()
+        with self._calling:
+            return self._call(tasks)
+
+    def _call(self, tasks: list[tuple[Any, ...]]) -> list[Any]:
         results = [LOST] * len(tasks)
         waiting = deque((i, 0) for i in range(len(tasks)))
         running: dict[Worker, tuple[int, int, float]] = {}
         errors: list[str] = []  # not as they were raised: they hold this frame, and with it workers and tasks
         self._gone.clear()
-        if self._process != os.getpid():  # forked since: the workers are those of another process
-            self._begin()
         self._starting = dict.fromkeys(self._starting, time.monotonic())
         try:
             while waiting or running:
