@@ -373,3 +373,33 @@ def test_a_failed_candidate_does_not_lose_what_was_saved():
 def test_bounds_that_are_learned_are_saved_as_numbers():
     high = torch.full((2,), 2.0, requires_grad=True)
     assert not any(side.requires_grad for side in bounded((-2.0, high)).state_dict()["bounds"])
+
+
+@pytest.mark.parametrize("solver", [dcem.CEM(20, 5, dcem.LML(0.5), smoothing=0.5), dcem.MPPI(20, 0.3, smoothing=0.5)])
+def test_an_objective_may_write_into_what_the_search_starts_from(solver):
+    """As who evaluates a candidate by making it the weights of a model, at whose weights the search began."""
+    noise, target = torch.randn(T, 20, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, -2.0, 0.5])
+    options = {"num_iterations": T, "noise": noise, "gradient": dcem.Detach()}
+    expected = dcem.minimize(lambda x: (x - target).square().sum(-1), torch.zeros(3), solver, **options)
+    weights = torch.zeros(3)
+
+    def evaluate(x: Tensor) -> Tensor:
+        values = torch.stack([(weights.copy_(each) - target).square().sum() for each in x])
+        assert not torch.equal(weights, torch.zeros(3))
+        return values
+
+    assert_same(dcem.minimize(evaluate, weights, solver, **options), expected)
+    search = dcem.Search(weights.zero_(), solver, noise=noise)
+    for _ in range(T):
+        search.tell(evaluate(search.ask()))
+    assert_same(search.solution, expected)
+
+
+def test_what_a_search_was_given_may_be_written_to():
+    init, noise = torch.zeros(3, 2, dtype=torch.float64), torch.randn(T, 3, 30, 2, dtype=torch.float64)
+    bounds = (torch.full((2,), -1.0, dtype=torch.float64), torch.full((2,), 1.5, dtype=torch.float64))
+    expected = finish(dcem.Search(init, SOLVERS["dcem"], noise=noise, bounds=bounds))
+    search = dcem.Search(init, SOLVERS["dcem"], noise=noise, bounds=bounds)
+    for given in (init, noise, *bounds):
+        given.fill_(0.1)
+    assert_same(finish(search), expected)

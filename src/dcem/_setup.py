@@ -67,8 +67,9 @@ class Setup:
         state = solver.init(distribution if box is None else distribution.clip(box).narrow(box))
         if proposals is not None:
             state = _with_proposals(state, proposals, solver)
-        # Views, since a solve looks at the slopes of its states: what the user gave has a life beside it.
-        state = map_tensors(lambda leaf: leaf.view_as(leaf) if leaf.requires_grad else leaf, state)
+        # Copies: what the user gave has a life beside it. Objectives write candidates into the weights that a search
+        # starts from, and a solve looks at the slopes of its states.
+        state = map_tensors(Tensor.clone, state)
         return cls(solver, state, box, dtype, draw)
 
     def clip(self, x: Tensor) -> Tensor:

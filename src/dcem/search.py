@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -77,10 +78,13 @@ class Search:
         if type(solver).step is not SamplingSolver.step:
             raise TypeError(f"solver: expected one whose step is ask and tell, {type(solver).__name__} has its own")
         with torch.no_grad():
-            self._setup = Setup.of(
+            # Copies: between its calls what the user gave may be written to.
+            noise = noise.clone() if isinstance(noise, Tensor) else noise
+            setup = Setup.of(
                 init, solver, num_iterations=None, event_dims=event_dims, bounds=bounds, generator=generator,
                 noise=noise, proposals=proposals,
             )  # fmt: skip
+            self._setup = dataclasses.replace(setup, bounds=map_tensors(Tensor.clone, setup.bounds))
         self._solver, self._generator = solver, generator
         self._progress = Progress.start(self._setup)
         self._asked: Any = None
