@@ -183,3 +183,19 @@ def test_an_init_is_the_only_start():
     plain = MPC(drive, cost, 3, 4)
     noise = torch.randn(10, 100, 3, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(mpc(torch.zeros(2), noise=noise).actions, plain(torch.zeros(2), noise=noise).actions)
+
+
+@pytest.mark.parametrize("bounds", [(-0.5, 0.5), (torch.tensor([0.0, 0.5]), None), (0.0, [1.0, 0.9])])
+def test_bounds_that_choices_do_not_fit_into_are_refused(bounds):
+    """Meant for the numbers beside them, they made halves of choices; the answer was outside of them."""
+    init = dcem.Product([dcem.Gaussian(torch.zeros(3, 2), 1.0, 2), dcem.Categorical(torch.zeros(3, 2), 2)])
+    sides = [side if side is None or isinstance(side, float) else torch.cat([torch.zeros(2), torch.as_tensor(side)])
+             for side in bounds]  # fmt: skip
+    mpc = dcem.control.MPC(torch.add, lambda x, u: x.square().sum(-1), 3, 4, tuple(sides), init=init)
+    message = r"bounds: expected a box that holds the choices of a Categorical, from 0 to 1, got .*; a logit of -inf"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        mpc(torch.zeros(4))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        dcem.minimize(lambda x: x[..., 0], dcem.Categorical(torch.zeros(2)), bounds=bounds)
+    wide = dcem.minimize(lambda x: x[..., 0], dcem.Categorical(torch.zeros(2)), bounds=(0.0, torch.ones(2)))
+    assert wide.best_x.tolist() == [0.0, 1.0]

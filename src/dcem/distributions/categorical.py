@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_positive
+from dcem._eager import is_eager
 from dcem.distributions.base import Distribution, check_parameter
 from dcem.distributions.gaussian import safe_sqrt
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from dcem.bounds import Bounds
 
 SAMPLES = ("hard", "straight-through", "relaxed")
 
@@ -44,7 +48,8 @@ class Categorical(Distribution):
 
     Raises:
         TypeError: `logits` is not a floating-point tensor.
-        ValueError: `event_dims`, `samples` or `relaxation` is out of its range.
+        ValueError: `event_dims`, `samples` or `relaxation` is out of its range; in a solve, the bounds of a choice do
+            not hold 0 and 1.
 
     Example:
         >>> import torch, dcem
@@ -142,6 +147,16 @@ class Categorical(Distribution):
         certain = others <= min_std * (1 + rounding)
         return certain.flatten(certain.dim() - self.event_dims).all(-1)
 
+    def clip(self, bounds: Bounds) -> Self:
+        """Itself, which lives between 0 and 1: a narrower box is refused, whose candidates would be no choices."""
+        low, high = _known(bounds.low, torch.amax, -math.inf), _known(bounds.high, torch.amin, math.inf)
+        if low > 0 or high < 1:
+            raise ValueError(
+                f"bounds: expected a box that holds the choices of a Categorical, from 0 to 1, got {low:g} to "
+                f"{high:g}; a logit of -inf forbids a choice, and tensors bound the numbers beside choices alone"
+            )
+        return self
+
     def _of_problems(self, relaxation: Tensor) -> Tensor:
         """A number for each problem, `(*batch,)`."""
         batch = self.logits.shape[: self.logits.dim() - self.event_dims]
@@ -158,6 +173,13 @@ class Categorical(Distribution):
         """The member with these probabilities; what was forbidden stays so."""
         logits = probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
         return dataclasses.replace(self, logits=torch.where(self.logits == -math.inf, self.logits, logits))
+
+
+def _known(side: float | Tensor | None, innermost: Callable[[Tensor], Tensor], beyond: float) -> float:
+    """The innermost number of a side of a box; `beyond` where there is none, or none to look at at no cost."""
+    if isinstance(side, Tensor):
+        return innermost(side).item() if is_eager() and side.is_cpu else beyond
+    return beyond if side is None else side
 
 
 def _nearest_on_simplex(x: Tensor) -> Tensor:
