@@ -281,6 +281,26 @@ def test_no_component_falls_below_its_least_weight():
     assert weights.sum().item() == pytest.approx(1.0)
 
 
+def test_a_component_that_weighs_next_to_nothing_has_its_gradient():
+    """In single precision, too, where `min_weight=0` leaves it a weight by which slopes overflowed."""
+
+    def fitted(dtype: torch.dtype) -> Tensor:
+        theta = torch.tensor(-8.0, dtype=dtype, requires_grad=True)
+        means = torch.tensor([[-8.0, -8.0], [8.0, 8.0]], dtype=dtype, requires_grad=True)
+        solution = dcem.minimize(
+            lambda x: (x - theta).square().sum(-1), dcem.Mixture(means, 1.0, min_weight=0.0),
+            dcem.CEM(200, 20, dcem.LML(0.01)), num_iterations=1,
+            noise=torch.randn(1, 200, 2, generator=torch.Generator().manual_seed(0)),
+        )  # fmt: skip
+        light = torch.stack([solution.distribution.means[1], solution.distribution.stds[1]]).flatten()
+        assert solution.distribution.weights[1] < 1e-18
+        slopes = [torch.autograd.grad(number, [theta, means], retain_graph=True) for number in light]
+        assert solution.status == dcem.Status.OK
+        return torch.stack([torch.cat([of_theta.reshape(1), of_means[1]]) for of_theta, of_means in slopes])
+
+    torch.testing.assert_close(fitted(torch.float32), fitted(torch.float64).float(), atol=1e-5, rtol=1e-3)
+
+
 def test_a_mixture_that_selects_nothing_has_no_gradient_and_leaves_its_mates_alone():
     """Beside a large constant all values are equal up to rounding, once the search has converged."""
     theta, beside = torch.tensor(0.3, requires_grad=True), torch.tensor([[0.0], [1.0]])

@@ -114,7 +114,8 @@ class Mixture(Distribution):
 
     @property
     def _least(self) -> float:
-        return max(self.min_weight / self.logits.shape[-1], torch.finfo(self.logits.dtype).tiny)
+        # What a component is fitted to is divided by its weight, and the slopes of that once more.
+        return max(self.min_weight / self.logits.shape[-1], torch.finfo(self.logits.dtype).tiny ** 0.5)
 
     @property
     def weights(self) -> Tensor:
