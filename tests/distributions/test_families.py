@@ -163,3 +163,24 @@ class TestShifted(TestStranger):
 
     def test_bounds_hold_for_the_mean(self):
         DistributionContract.test_bounds_hold_for_the_mean(self)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+@pytest.mark.parametrize("family", ["full", "mixture"])
+def test_a_shifted_family_is_searched_as_the_same_family_elsewhere(family, smoothing):
+    """It selects, widens and interpolates in its own way."""
+    shift, means = random((3,), torch.float64, 1), torch.tensor([[0.0] * 3, [1.0] * 3], dtype=torch.float64)
+    base, moved = {
+        "full": tuple(dcem.FullGaussian(mean, 0.5 * torch.eye(3)) for mean in (means[0], shift)),
+        "mixture": tuple(dcem.Mixture(of, 0.5, torch.tensor([0.1, 0.0])) for of in (means, means + shift)),
+    }[family]
+    options = {"num_iterations": 8, "noise": random((8, 40, 3), torch.float64, 2)}
+    ours, theirs = (
+        dcem.minimize(
+            lambda x: (x - 2).square().sum(-1) + 10 * (x[..., 0] + x[..., 1]).square(), init,
+            dcem.CEM(40, 8, dcem.LML(0.2), smoothing=smoothing), **options,
+        )
+        for init in (dcem.distributions.Shifted(base, shift), moved)
+    )  # fmt: skip
+    torch.testing.assert_close(ours.x, theirs.x, atol=1e-10, rtol=0)
+    torch.testing.assert_close(ours.best_x, theirs.best_x, atol=1e-10, rtol=0)

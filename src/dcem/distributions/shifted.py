@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dcem.distributions.base import Distribution
+from dcem.distributions.base import Distribution, Weigh
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,8 +56,23 @@ class Shifted(Distribution):
         return self.base.rsample(noise) + self._offset.unsqueeze(self.sample_dim)
 
     def fit(self, samples: Tensor, weights: Tensor) -> Self:
-        base = self.base.fit(self._back(samples), weights)
-        return dataclasses.replace(self, base=base, mean=base.mean + self._offset)
+        return self._of(self.base.fit(self._back(samples), weights), self._offset)
+
+    def select(self, samples: Tensor, values: Tensor, weigh: Weigh) -> tuple[Self, Tensor, Tensor | None]:
+        base, weights, valid = self.base.select(self._back(samples), values, weigh)
+        return self if base is self.base else self._of(base, self._offset), weights, valid
+
+    def stretch(self, start: Self, clip: Callable[[Tensor], Tensor]) -> Self:
+        offset = self._offset
+        base = self.base.stretch(start.base, lambda mean: clip(mean + offset) - offset)
+        return self if base is self.base else dataclasses.replace(self, base=base)
+
+    def interpolate(self, other: Self, amount: float | Tensor) -> Self:
+        offset = self._offset + amount * (other._offset - self._offset)
+        return self._of(self.base.interpolate(other.base, amount), offset)
+
+    def _of(self, base: Distribution, offset: Tensor) -> Self:
+        return dataclasses.replace(self, base=base, mean=base.mean + offset)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self.base.log_prob(self._back(x))
