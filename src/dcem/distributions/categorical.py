@@ -147,7 +147,7 @@ class Categorical(Distribution):
         certain = others <= min_std * (1 + rounding)
         return certain.flatten(certain.dim() - self.event_dims).all(-1)
 
-    def clip(self, bounds: Bounds) -> Self:
+    def narrow(self, bounds: Bounds) -> Self:
         """Itself, which lives between 0 and 1: a narrower box is refused, whose candidates would be no choices."""
         low, high = _known(bounds.low, torch.amax, -math.inf), _known(bounds.high, torch.amin, math.inf)
         if low > 0 or high < 1:
