@@ -121,7 +121,10 @@ def test_a_study_compares_seeds_with_the_expert(
     assert "| decoder-8 | 8 × 3, 2 elites, mean | 24 | " in table
     for figure in ("convergence", "latent-space", "samples-forces", "samples-pole"):
         assert (tmp_path / "study" / f"{figure}.png").stat().st_size > 1000
-    searches = json.loads((tmp_path / "study" / "summary.json").read_text())["metrics"]["searches"]
+    found = json.loads((tmp_path / "study" / "summary.json").read_text())["metrics"]
+    for row in found["rows"]:  # the mean as answer, whatever the training had: compared with the paper's factors
+        assert (row["cost_mean"] == row["cost_hard"]) is (row["answer"] == "mean")
+    searches = found["searches"]
     for method, tried in evaluation.rivals(24).items():  # each at its best on the validation states
         lowest = min(evaluation.mean_cost(rival.controller(), validation_states(4)) for rival in tried)
         assert [s["validation"] for s in searches if s["over"] == method] == [pytest.approx(lowest)]

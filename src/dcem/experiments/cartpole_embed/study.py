@@ -104,9 +104,11 @@ def row(group: Sequence[Trained], states: Tensor, test: Tensor, expert: dict[str
     """Costs and improvement factors of the weights that were kept, a number a seed."""
     config = group[0].config
     search = config.search
-    as_paper = search == Search(100, 10, 10, temperature=config.temperature) and not config.sees_state
-    deployed = DEPLOYED.get(search.num_trajectories, search.but(temperature=0.0, answer="best"))
-    searched = {"soft": search, "hard": search.but(temperature=0.0), "deployed": deployed}
+    hard = search.but(temperature=0.0)
+    averaged = hard.but(answer="mean")
+    as_paper = averaged == Search(100, 10, 10) and not config.sees_state
+    deployed = DEPLOYED.get(search.num_trajectories, hard.but(answer="best"))
+    searched = {"soft": search, "hard": hard, "mean": averaged, "deployed": deployed}
     costs: dict[str, list[float]] = {}
     for kind, used in searched.items():
         costs[f"cost_{kind}"] = [mean_cost(embedded(trained.decoder, used), states) for trained in group]
@@ -116,6 +118,7 @@ def row(group: Sequence[Trained], states: Tensor, test: Tensor, expert: dict[str
         "sees_state": config.sees_state,
         "temperature": config.temperature,
         "search": str(search),
+        "answer": search.answer,
         "deployed": str(searched["deployed"]),
         "updates": config.num_updates,
         "batch_size": config.batch_size,
@@ -123,7 +126,7 @@ def row(group: Sequence[Trained], states: Tensor, test: Tensor, expert: dict[str
         "seeds": len(group),
         "trajectories": config.num_updates * config.trajectories_an_update,
         **costs,
-        **{f"factor_{kind}": [cost / expert["validation"] for cost in costs[f"cost_{kind}"]] for kind in SELECTIONS},
+        **{f"factor_{k}": [cost / expert["validation"] for cost in costs[f"cost_{k}"]] for k in (*SELECTIONS, "mean")},
         "factor_test": [cost / expert["test"] for cost in costs["test"]],
         "factor_paper": PAPER.get(config.latent, {}).get(config.temperature) if as_paper else None,
     }
@@ -139,21 +142,23 @@ def tables(rows: list[dict[str, Any]], searches: list[dict[str, Any]], bests: di
         "Search: samples × iterations, elites, and whether the mean or the best sample is the answer. soft: the "
         "selection of the training; hard: the same decoder with a hard one (both on the validation states, which "
         "chose the evaluation whose weights were kept). test: on the test states, hard, the best sample of as "
-        "many trajectories. best: of the seeds, soft or hard. paper: of its best models, read off a plot. trained "
-        "with: trajectories, in millions."
+        "many trajectories. mean: hard, with the mean as answer whatever the training had. best: of the factors of "
+        "the seeds with the mean as answer, soft or hard. paper: of its best models, read off a plot, with the "
+        "mean as answer. trained with: trajectories, in millions."
     )
     head = ["latent", "sees the state", "τ", "search", "updates", "rate", "seeds", "trained with"]
-    head += ["soft", "hard", "factor, soft", "factor, hard", "best", "paper", "test", "factor"]
+    head += ["soft", "hard", "mean", "factor, soft", "factor, hard", "factor, mean", "best", "paper", "test", "factor"]
     cells = []
     for r in rows:
-        names = ("cost_soft", "cost_hard", "factor_soft", "factor_hard", "test", "factor_test")
-        soft, hard, *factors, test, factor = (plus_minus(interval(r[name]), ".2f") for name in names)
-        top = max(r["factor_soft"] + r["factor_hard"])
+        kinds = (*SELECTIONS, "mean")
+        names = [*(f"cost_{kind}" for kind in kinds), *(f"factor_{kind}" for kind in kinds), "test", "factor_test"]
+        *found, test, factor = (plus_minus(interval(r[name]), ".2f") for name in names)
+        top = max(r["factor_mean"] + (r["factor_soft"] if r["answer"] == "mean" else []))
         paper = "" if r["factor_paper"] is None else f"{r['factor_paper']:.2f}"
         updates = f"{r['updates']} of {r['batch_size']}"
         first = [str(r["latent"]), "yes" if r["sees_state"] else "no", f"{r['temperature']:g}", r["search"], updates]
         first += [f"{r['lr']:g}", str(r["seeds"]), f"{r['trajectories'] / 1e6:.1f}"]
-        cells.append([*first, soft, hard, *factors, f"{top:.2f}", paper, test, factor])
+        cells.append([*first, *found, f"{top:.2f}", paper, test, factor])
     lines = [note, "", markdown(head, cells)]
     lines += ["The best decoders, with weights rounded to half precision and a hard selection, in other searches:"]
     for budget, best in sorted(bests.items(), reverse=True):
