@@ -221,6 +221,29 @@ def test_the_callback_stops_with_any_true(stop):
     assert len(seen) == 1
 
 
+def test_a_stop_is_refused_where_the_gradient_of_the_last_iterations_was_asked_for():
+    """The iterations that were to carry it are not made: the answer would have none, or that of fewer, in silence."""
+    at = torch.ones(3, requires_grad=True)
+
+    def solve(made, **options):
+        seen = []
+        stop = lambda iteration: bool(seen.append(iteration) or len(seen) == made)  # noqa: E731
+        return dcem.minimize(
+            lambda x: sphere(x - at), ZEROS, generator=torch.Generator().manual_seed(0), callback=stop, **options
+        )
+
+    for made in (2, 8):
+        with pytest.raises(
+            ValueError, match=rf"^callback: expected no stop with Truncate\(last=3\).* after {made} of 10"
+        ):
+            solve(made, gradient=dcem.Truncate(3))
+        with torch.no_grad():
+            stopped = solve(made, gradient=dcem.Truncate(3)).x
+        assert torch.equal(stopped, solve(made).x)
+    whole = [torch.autograd.grad(solve(made, gradient=dcem.Truncate(3)).x.sum(), at)[0] for made in (10, 0)]
+    assert torch.equal(*whole)
+
+
 @pytest.mark.parametrize("go_on", [None, False, np.False_, torch.tensor(False), 1, 0.5, "yes", torch.ones(3)], ids=repr)
 def test_the_callback_goes_on_with_anything_else(go_on):
     seen = []

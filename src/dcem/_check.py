@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numbers
 import operator
-from typing import Any, Generic, SupportsIndex, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, cast
 
 from torch import Tensor
 
 from dcem._eager import is_eager
 from dcem._given import brief, kind
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 T = TypeVar("T")
 _OR_TENSOR = "a number or a Tensor"
@@ -72,6 +75,14 @@ def check_count(name: str, value: SupportsIndex) -> int:
     return count
 
 
+def check_dims(name: str, value: SupportsIndex) -> int:
+    """A number of axes: a whole number of at least zero."""
+    dims = check_int(name, value)
+    if dims < 0:
+        raise ValueError(f"{name}: expected at least 0, got {dims}")
+    return dims
+
+
 def is_true(value: object) -> bool:
     """Whether this is the true of Python, NumPy or torch; any other thing is not."""
     return _is_boolean(value) and bool(value)
@@ -91,7 +102,7 @@ def check_flag(name: str, value: object) -> bool:
 def check_fraction(name: str, value: float | Tensor, *, below_one: bool = False) -> None:
     """A number in `[0, 1]`, or in `[0, 1)`; or a tensor of such numbers."""
     expected = f"in [0, 1{')' if below_one else ']'}"
-    if isinstance(value, Tensor):
+    if _is_real(value, name):
         _check_all(name, value, ((value >= 0) & (value < 1 if below_one else value <= 1)), expected)
         return
     check_number(name, value, _OR_TENSOR)
@@ -107,7 +118,7 @@ def check_scalar(name: str, value: float | Tensor) -> None:
 
 def check_std(name: str, value: float | Tensor) -> None:
     """A finite number of at least zero; or a tensor of such numbers."""
-    if isinstance(value, Tensor):
+    if _is_real(value, name):
         _check_all(name, value, (value >= 0) & value.isfinite(), ">= 0 and finite")
         return
     check_number(name, value, _OR_TENSOR)
@@ -117,12 +128,19 @@ def check_std(name: str, value: float | Tensor) -> None:
 
 def check_positive(name: str, value: float | Tensor) -> None:
     """A finite number above zero; or a tensor of such numbers."""
-    if isinstance(value, Tensor):
+    if _is_real(value, name):
         _check_all(name, value, (value > 0) & value.isfinite(), "> 0 and finite")
         return
     check_number(name, value, _OR_TENSOR)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+
+
+def _is_real(value: object, name: str) -> TypeIs[Tensor]:
+    """Whether this is a Tensor, of numbers that can be compared."""
+    if isinstance(value, Tensor) and value.is_complex():
+        raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
+    return isinstance(value, Tensor)
 
 
 def _check_all(name: str, value: Tensor, holds: Tensor, expected: str) -> None:

@@ -12,13 +12,15 @@ from dcem._check import check_int
 from dcem._given import brief
 
 
-def check_widths(name: str, widths: Sequence[int], *, empty: bool = False) -> None:
-    """Check the widths of hidden layers."""
+def check_widths(name: str, widths: Sequence[int], *, empty: bool = False) -> list[int]:
+    """The widths of hidden layers, checked."""
     given: Any = widths
     if not isinstance(given, Sequence):
         raise TypeError(f"{name}: expected a sequence of ints, got {brief(given)}")
-    if not (widths or empty) or any(check_int(name, width) < 1 for width in widths):
-        raise ValueError(f"{name}: expected {'' if empty else 'at least one '}positive width, got {tuple(widths)}")
+    plain = [check_int(name, width) for width in widths]
+    if not (plain or empty) or any(width < 1 for width in plain):
+        raise ValueError(f"{name}: expected {'' if empty else 'at least one '}positive width, got {tuple(plain)}")
+    return plain
 
 
 def check_makes_modules(activation: Any) -> None:

@@ -38,6 +38,11 @@ def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
     return tree
 
 
+def is_leaf(tree: Any) -> bool:
+    """Whether a tree has no parts."""
+    return _children(tree) is None
+
+
 def copied(tree: Any) -> Any:
     """The same tensors in containers of its own."""
     return map_tensors(_itself, tree)

@@ -181,7 +181,7 @@ def diagnosed(
     seed: int,
 ) -> Diagnosis:
     """What is found about `solve(gradient, seed, record)`, a search by `solver`."""
-    check_count("num_seeds", num_seeds)
+    num_seeds = check_count("num_seeds", num_seeds)
     if num_seeds < 2:
         raise ValueError(f"num_seeds: expected at least 2, got {num_seeds}")
     asked = None if parameters is None else checked(parameters)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dcem._check import check_count, check_flag, check_positive, is_true
+from dcem._check import check_count, check_flag, check_positive, check_scalar, is_true
 from dcem._eager import all_true, is_under_autocast
 from dcem._evaluate import Evaluation, check_axis, hides_axis
 from dcem._given import brief
@@ -172,6 +172,7 @@ def minimize(
             if record:
                 history.append(iteration)
             if callback is not None and is_true(_shown_to(callback, iteration)):
+                _check_stop(gradient, t + 1, num_iterations)
                 break
         if progress.done is not None and all_true(progress.done):
             break
@@ -192,6 +193,15 @@ def _shown_to(callback: Callable[[Iteration], object], iteration: Iteration) -> 
     return answer
 
 
+def _check_stop(gradient: GradientMode, made: int, num_iterations: int) -> None:
+    """Refuse to stop before iterations that a mode has kept the gradient for."""
+    if gradient.counts_back and torch.is_grad_enabled() and made < num_iterations:
+        raise ValueError(
+            f"callback: expected no stop with {gradient}, which has to know which iterations are the last, got one "
+            f"after {made} of {num_iterations}: use Unroll() or Implicit(), or torch.no_grad() for no gradient"
+        )
+
+
 def check_options(
     objective: object, *, num_iterations: int, gradient: object, tolerance: float | None, validate: object,
     callback: object, record: bool,
@@ -199,6 +209,7 @@ def check_options(
     """Check the arguments of `minimize` that `Setup` does not know; returns `num_iterations` and `record`."""
     num_iterations, record = check_count("num_iterations", num_iterations), check_flag("record", record)
     if tolerance is not None:
+        check_scalar("tolerance", tolerance)
         check_positive("tolerance", tolerance)
     if not callable(objective):
         raise TypeError(f"objective: expected a callable (*batch, N, *event) -> (*batch, N), got {brief(objective)}")

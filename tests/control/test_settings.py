@@ -3,11 +3,12 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import dcem
-from dcem.control import MPC, Compiled
+from dcem.control import MPC, Compiled, closed_loop, rollout
 from dcem.control.systems import Pendulum
 
 
@@ -137,6 +138,43 @@ def test_bad_settings_are_refused_at_construction_and_afterwards(name, value, er
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize("integer", [np.int64, torch.tensor], ids=lambda i: i.__name__)
+def test_counts_may_be_integers_of_any_library(integer):
+    for name in ("horizon", "num_iterations", "num_particles", "num_proposals", "chunk_size"):
+        options = {"proposals": lambda state, horizon, num: torch.zeros(3, num, horizon, 2)} if "prop" in name else {}
+        mpc = controller(**{name: integer(2)}, **options)
+        assert type(getattr(mpc, name)) is int
+        assert plan_of(mpc).actions.isfinite().all()
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda dims: controller(state_dims=dims)(torch.zeros(3, 2)), TypeError, "state_dims: expected an int, got"),
+        (lambda dims: rollout(torch.add, torch.zeros(2), torch.ones(3, 2), state_dims=dims), TypeError, "state_dims: "),
+        (lambda dims: rollout(torch.add, torch.zeros(2), torch.ones(3, 2), action_dims=dims), TypeError, "action_dims"),
+        (lambda dims: rollout(torch.add, torch.zeros(2), dims), TypeError, r"actions: expected a Tensor \(\*batch, H"),
+        (lambda dims: rollout(dims, torch.zeros(2), torch.ones(3, 2)), TypeError, "dynamics: expected a callable, got"),
+        (lambda dims: closed_loop(dims, torch.add, torch.zeros(2), 2), TypeError, "policy: expected a callable, got"),
+        (lambda dims: closed_loop(abs, dims, torch.zeros(2), 2), TypeError, "plant: expected a callable, got"),
+        (lambda dims: closed_loop(abs, torch.add, dims, 2), TypeError, r"state: expected a Tensor \(\*batch, s\)"),
+    ],
+)
+def test_arguments_of_a_rollout_are_named(call, error, message):
+    for given in (None, 0.5, "x"):
+        with pytest.raises(error, match=f"^{message}"):
+            call(given)
+
+
+@pytest.mark.cpu
+def test_numbers_of_axes_are_not_negative():
+    with pytest.raises(ValueError, match="^state_dims: expected at least 0, got -1"):
+        MPC(torch.add, lambda x, u: x.square(), 3, (), state_dims=-1)(torch.zeros(4))
+    with pytest.raises(ValueError, match="^action_dims: expected at least 0, got -1"):
+        rollout(torch.add, torch.zeros(2), torch.ones(3, 2), action_dims=-1)
+
+
 def test_a_weight_that_was_filled_or_learned_below_zero_is_refused():
     mpc = controller(action_rate_cost=torch.nn.Parameter(torch.zeros(2)))
     with torch.no_grad():

@@ -271,6 +271,9 @@ class DistributionContract:
         torch.testing.assert_close(torch.func.jacfwd(answer)(target), jacobian)
         targets = torch.stack([target.detach(), target.detach() - 0.2])
         torch.testing.assert_close(torch.func.vmap(answer)(targets), torch.stack([answer(t) for t in targets]))
+        each = torch.stack([torch.autograd.functional.jacobian(answer, t) for t in targets])
+        torch.testing.assert_close(torch.func.vmap(torch.func.jacrev(answer))(targets), each)
+        torch.testing.assert_close(torch.func.vmap(torch.func.jacfwd(answer))(targets), each)
 
     def test_the_gradient_of_the_parameters_is_that_of_finite_differences(self):
         """Where samples move with them; a hard sample does not, and its probabilities have no gradient on this way."""

@@ -503,3 +503,30 @@ def test_single_precision_finds_and_differentiates_what_double_does_in_a_narrow_
 
     assert solve(torch.float32, 60)[0] < 1e-6
     torch.testing.assert_close(solve(torch.float32, 20)[1], solve(torch.float64, 20)[1], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-6, 1e-4, 1e-3])
+def test_where_one_sample_has_all_the_weight_the_gradient_is_finite(dtype, temperature):
+    """A fitted variance is then that of weights next to the smallest number, whose slopes overflow."""
+    for init in (
+        dcem.Gaussian(torch.zeros(15, 2, dtype=dtype), 1.0),
+        dcem.FullGaussian(torch.zeros(15, 2, dtype=dtype), torch.eye(2, dtype=dtype)),
+    ):
+        target = torch.ones(15, 2, dtype=dtype, requires_grad=True)
+        solution = dcem.minimize(
+            lambda x, target=target: (x - target.unsqueeze(1)).square().sum(-1), init,
+            dcem.CEM(100, 1, dcem.LML(temperature)), num_iterations=10, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        assert torch.autograd.grad(solution.x.sum(), target)[0].isfinite().all()
+        assert (solution.status != dcem.Status.NONFINITE).all()
+
+
+def test_a_fit_to_nearly_one_sample_has_a_finite_gradient():
+    g = dcem.FullGaussian(torch.zeros(2).double(), torch.eye(2).double())
+    weights = torch.tensor([1.2e-308, 1.0], dtype=torch.float64, requires_grad=True)
+    samples = torch.tensor([[0.1, 0.2], [0.0, 0.0]], dtype=torch.float64)
+    for fitted in (g.fit(samples, weights), g.fit(samples, weights).clamp_std(1e-6, None)):
+        assert torch.autograd.grad(fitted.scale_tril.sum(), weights, retain_graph=True)[0].isfinite().all()
+    lost = g.fit(samples * float("nan"), weights)
+    assert lost.scale_tril.diagonal().isnan().all()

@@ -260,6 +260,8 @@ class TestSpline:
     def test_refuses_what_makes_no_sense(self):
         with pytest.raises(ValueError, match="num_knots: expected 1 to the horizon 5, got 6"):
             SplineDecoder(6, 5)
+        with pytest.raises(TypeError, match="^num_knots: expected an int, got None"):
+            SplineDecoder(None, (5, 1))
         with pytest.raises(ValueError, match="degree: expected 1 or 3, got 2"):
             SplineDecoder(3, 5, degree=2)
         with pytest.raises(ValueError, match=r"x: expected .* event \(5,\), got \(4,\)"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -253,6 +255,11 @@ class TestConvEnergyOfChannels(EnergyContract):
         (lambda: SPEN(1, 2, global_hidden=(0,)), r"global_hidden: expected .* got \(0,\)"),
         (lambda: SPEN(1, 2, entropy=-1), r"entropy: expected .* got -1"),
         (lambda: SPEN(1, (2, 0)), r"event_shape: expected positive sizes, got \(2, 0\)"),
+        (lambda: MLPEnergy(1, 2, (3, 0)), r"hidden: expected .* got \(3, 0\)"),
+        (
+            lambda: EnergyModel(lambda x, y: y, 1, dcem.CEM(), feature_dims=-1),
+            r"feature_dims: expected at least 0, got -1",
+        ),
         (lambda: ICNN(1, 2, strong_convexity=-1), r"strong_convexity: expected .* got -1"),
         (lambda: ConvEnergy((1, 8), (1, 8, 4)), r"feature_shape: expected \(channels, height, width\), got \(1, 8\)"),
         (lambda: ConvEnergy((1, 8, 4), (1, 7, 4), axis=2), r"event_shape: expected \(1, 8, 4\) .* got \(1, 7, 4\)"),
@@ -264,6 +271,34 @@ class TestConvEnergyOfChannels(EnergyContract):
 def test_errors_name_the_argument(call, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: SPEN(1, 2, entropy=None), "entropy: expected a number, got None"),
+        (lambda: SPEN(1, 2, conditional=math.nan), "conditional: expected True or False, got nan"),
+        (lambda: ICNN(1, 2, strong_convexity="x"), "strong_convexity: expected a number, got 'x'"),
+        (lambda: ICNN(1, 2, strong_convexity=torch.ones(2)), "strong_convexity: expected a number, got "),
+        (
+            lambda: EnergyModel(lambda x, y: y, 1, dcem.CEM(), feature_dims=0.5),
+            "feature_dims: expected an int, got 0.5",
+        ),
+        (
+            lambda: EnergyModel(lambda x, y: y, 1, dcem.CEM(), feature_dims=None),
+            "feature_dims: expected an int, got None",
+        ),
+    ],
+)
+def test_wrong_types_name_the_argument(call, match: str) -> None:
+    with pytest.raises(TypeError, match=f"^{match}"):
+        call()
+
+
+def test_widths_may_be_integers_of_any_library() -> None:
+    for integer in (np.int64, torch.tensor):
+        assert MLPEnergy(1, 2, (integer(3),))(torch.zeros(4, 1), torch.zeros(4, 5, 2)).shape == (4, 5)
+        assert ICNN(1, 2, [integer(3)])(torch.zeros(4, 1), torch.zeros(4, 5, 2)).shape == (4, 5)
 
 
 def test_an_overridden_energy_is_called_as_it_is() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dcem._check import check_count
+from dcem._check import check_count, check_tensor
+from dcem._given import brief
 from dcem.control.rollout import Dynamics, rollout
 
 
@@ -35,7 +36,11 @@ def closed_loop(
         >>> states.squeeze(-1), actions.squeeze(-1)
         (tensor([1.0000, 0.5000, 0.2500, 0.1250]), tensor([-0.5000, -0.2500, -0.1250]))
     """
-    check_count("num_steps", num_steps)
+    num_steps = check_count("num_steps", num_steps)
+    for name, given in {"policy": policy, "plant": plant}.items():
+        if not callable(given):
+            raise TypeError(f"{name}: expected a callable, got {brief(given)}")
+    check_tensor("state", state, "(*batch, s)")
     visited, applied, step = [state.unsqueeze(-2)], list[Tensor](), 0
     while step < num_steps:
         actions = policy(state)[..., : num_steps - step, :]

@@ -251,7 +251,7 @@ class MPC(Argmin):
             evaluate: say where the plan leads. False saves a rollout, a third of a decision by one iteration: `states`
                 are None, `cost` and `violation` NaN, and `NONFINITE` is a failed solve or actions that are not finite.
         """
-        check_flag("evaluate", evaluate)
+        evaluate, record = check_flag("evaluate", evaluate), check_flag("record", record)
         batch = batch_of(state, self.state_dims)
         if sent is not None:
             state = arrived(self.dynamics, state, sent, batch, self.action_shape, self.num_particles, generator)

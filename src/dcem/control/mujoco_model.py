@@ -99,10 +99,8 @@ class MujocoModel:
         if isinstance(sensors, str):
             raise TypeError(f"sensors: expected a sequence of names, got {sensors!r}")
         self._source = source
-        self.frame_skip = own_frame_skip(source) if frame_skip is None else frame_skip
-        self.num_threads = torch.get_num_threads() if num_threads is None else num_threads
-        check_count("frame_skip", self.frame_skip)
-        check_count("num_threads", self.num_threads)
+        self.frame_skip = check_count("frame_skip", own_frame_skip(source) if frame_skip is None else frame_skip)
+        self.num_threads = check_count("num_threads", torch.get_num_threads() if num_threads is None else num_threads)
         self.sensors, self.num_carried = tuple(sensors), num_carried
         self.num_physical = model.nq + model.nv + model.na
         simulated = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)

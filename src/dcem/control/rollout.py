@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcem._check import check_dims, check_tensor
 from dcem._eager import does_only_its_own, may_look
 from dcem._given import brief, from_numpy
 from dcem._guard import beside
-from dcem._tree import copied, difference, leaves, map_tensors
+from dcem._tree import copied, difference, is_leaf, leaves, map_tensors
 from dcem._unchanged import Versions
 
 Dynamics = Callable[..., Any]
@@ -55,8 +56,11 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
 
     Source: Amos & Yarats, ICML 2020, section 4.3: the constraint `x_{t+1} = f_θ(x_t, u_t)`.
     """
+    if not callable(dynamics):
+        raise TypeError(f"dynamics: expected a callable, got {brief(dynamics)}")
+    check_tensor("actions", actions, "(*batch, H, *a)")
     batch = batch_of(state, state_dims)
-    time_dim = actions.dim() - action_dims - 1
+    time_dim = actions.dim() - check_dims("action_dims", action_dims) - 1
     if time_dim < 0 or tuple(actions.shape[:time_dim]) != batch:
         raise ValueError(
             f"actions: expected (*batch, H, *a) with the state's batch {batch} and {action_dims} action axes, "
@@ -294,13 +298,14 @@ def batch_of(state: Any, state_dims: Any) -> tuple[int, ...]:
     """The batch that all tensors of a state share."""
     shapes: list[tuple[tuple[int, ...], Tensor]] = []
 
-    def note(leaf: Tensor, dims: int) -> Tensor:
+    def note(leaf: Tensor, dims: Any) -> Tensor:
+        dims = check_dims("state_dims", dims)
         if leaf.dim() < dims:
             raise ValueError(f"state: expected at least {dims} axes (*batch, *s), got shape {tuple(leaf.shape)}")
         shapes.append((tuple(leaf.shape[: leaf.dim() - dims]), leaf))
         return leaf
 
-    if isinstance(state_dims, int):
+    if is_leaf(state_dims):
         map_tensors(lambda leaf: note(leaf, state_dims), state)
     else:
         map_tensors(note, state, state_dims)

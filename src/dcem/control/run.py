@@ -138,7 +138,7 @@ def run(
         (tensor([200]), True)
     """
     if num_steps is not None:
-        check_count("num_steps", num_steps)
+        num_steps = check_count("num_steps", num_steps)
     seed = None if seed is None else check_int("seed", seed)
     once = num_steps is None
     plant = plant_of(envs, _flattened if state_of is None else state_of, once=once)

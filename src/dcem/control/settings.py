@@ -43,7 +43,7 @@ def checked(mpc: Any, name: str, value: Any) -> Any:
         if not callable(value):
             raise TypeError(f"risk: expected a callable, got {brief(value)}")
     elif name in COUNTS or (name == "chunk_size" and value is not None):
-        check_count(name, value)
+        value = check_count(name, value)
     elif name in START:
         if name != "action_rate_cost" and mpc.__dict__.get("init") is not None:
             raise ValueError(f"{name}: expected to be left alone, init says where a search starts")

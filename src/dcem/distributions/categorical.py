@@ -100,7 +100,8 @@ class Categorical(Distribution):
         exponential = -torch.special.log_ndtr(noise)
         gumbel = -exponential.clamp(min=torch.finfo(noise.dtype).tiny).log()
         logits = self.logits.unsqueeze(self.sample_dim)
-        hard = torch.nn.functional.one_hot((logits + gumbel).argmax(-1), logits.shape[-1]).to(noise)
+        choice = (logits + gumbel).argmax(-1, keepdim=True)
+        hard = (choice == torch.arange(logits.shape[-1], device=noise.device)).to(noise)
         if self.samples == "hard":
             return hard
         forbidden = logits == -math.inf  # which have no part in the derivative with respect to `relaxation`

@@ -260,12 +260,18 @@ class FullGaussian(Distribution):
         return self._rescale(lambda std: clip(std, low, high))
 
     def _rescale(self, to: Callable[[Tensor], Tensor]) -> Self:
-        """Scale the rows of `L`, which changes each dimension's std and leaves correlations alone."""
+        """Scale the rows of `L`, which changes each dimension's std and leaves correlations alone.
+
+        A row that is nothing beside what it becomes says its direction by rounding: that has no gradient.
+        """
         std = self._marginal
-        positive, new = std > 0, to(std)
-        scaled = self.scale_tril * (new / std.where(positive, 1.0))
+        new = to(std)
+        lost = std <= torch.finfo(std.dtype).eps * new
+        row, size = self.scale_tril.detach(), std.detach()
         identity = torch.eye(std.shape[-2], dtype=std.dtype, device=std.device)
-        return dataclasses.replace(self, scale_tril=torch.where(positive, scaled, new * identity))
+        direction = torch.where(size > 0, row / size.where(size > 0, 1.0), identity)
+        scaled = self.scale_tril * (new / std.where(~lost, 1.0))
+        return dataclasses.replace(self, scale_tril=torch.where(lost, direction * new, scaled))
 
     def is_collapsed(self, min_std: float) -> Tensor:
         # A rescaled row has its std only up to rounding.
@@ -290,22 +296,25 @@ def _cholesky(covariance: Tensor, dtype: torch.dtype) -> Tensor:
 
     Correlations are factorised, so that scales along the axes do not matter. They are shrunk by a few units of
     rounding, of theirs or, squared, of the samples', or by more where that is too little: so a factor exists where
-    there are fewer samples than dimensions. The variances stay.
+    there are fewer samples than dimensions. The variances stay; those that have lost digits to underflow are 0.
     """
-    std = safe_sqrt(covariance.diagonal(dim1=-2, dim2=-1))
-    inverse = torch.where(std > 0, std.where(std > 0, 1.0).reciprocal(), 0.0)
+    variance, info = covariance.diagonal(dim1=-2, dim2=-1), torch.finfo(covariance.dtype)
+    normal = ~(variance < info.tiny / info.eps)
+    # Constants: `L` is the same in any unit, `chol(U A U) = U chol(A)`, and slopes of a unit's inverse overflow.
+    unit = variance.detach().where(normal, 1.0).sqrt()
+    inverse = torch.where(normal, unit.reciprocal(), 0.0)
     correlation = covariance * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
-    size, rounding = std.shape[-1], max(torch.finfo(std.dtype).eps, torch.finfo(dtype).eps ** 2)
-    identity = torch.eye(size, dtype=std.dtype, device=std.device)
+    size, rounding = variance.shape[-1], max(info.eps, torch.finfo(dtype).eps ** 2)
+    identity = torch.eye(size, dtype=variance.dtype, device=variance.device)
+    ones = torch.where(normal.unsqueeze(-1), correlation, 1.0)
 
     def factor(shrinkage: float | Tensor) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor]
-        result = torch.linalg.cholesky_ex(torch.where(identity > 0, identity, (1 - shrinkage) * correlation))
+        result = torch.linalg.cholesky_ex(torch.where(identity > 0, ones, (1 - shrinkage) * correlation))
         return result
 
     little, much = (16 + 2 * size) * rounding, 16 * rounding**0.5
-    found, info = factor(little)
-    if not all_true(info == 0):
-        shrinkage = torch.where(info == 0, little, much).to(std.dtype)[..., None, None]
-        found, _ = factor(shrinkage)
-    return (std.unsqueeze(-1) * found).to(dtype)
+    found, error = factor(little)
+    if not all_true(error == 0):
+        found, _ = factor(torch.where(error == 0, little, much).to(variance.dtype)[..., None, None])
+    return (torch.where(normal, unit, 0.0).unsqueeze(-1) * found).to(dtype)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dcem._check import check_fraction, check_std
+from dcem._check import check_fraction, check_scalar, check_std
+from dcem._given import brief
 from dcem.bounds import clip
 from dcem.distributions.base import Distribution, Weigh, check_parameter
 from dcem.distributions.gaussian import log_normal, root_of_squares
@@ -76,13 +77,18 @@ class Mixture(Distribution):
             )
         shape = means.shape[: means.dim() - event_dims]
         check_std("stds", stds)
+        check_scalar("min_weight", min_weight)
         check_fraction("min_weight", min_weight)
         given = {"stds": (stds, means.shape), "logits": (0.0 if logits is None else logits, shape)}
         for name, (value, expected) in given.items():
             try:
-                expanded = torch.as_tensor(value, dtype=means.dtype, device=means.device).expand(expected)
+                tensor = torch.as_tensor(value, dtype=means.dtype, device=means.device)
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(f"{name}: expected a number or a Tensor, got {brief(value)}") from None
+            try:
+                expanded = tensor.expand(expected)
             except RuntimeError:
-                came = tuple(torch.as_tensor(value, device=means.device).shape)
+                came = tuple(tensor.shape)
                 raise ValueError(f"{name}: expected a shape that broadcasts to {tuple(expected)}, got {came}") from None
             object.__setattr__(self, name, expanded)
         object.__setattr__(self, "means", means)

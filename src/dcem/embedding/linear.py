@@ -72,7 +72,7 @@ class LinearDecoder(Decoder):
 
         Source: Wang et al., "Bayesian optimization in high dimensions via random embeddings", IJCAI 2013.
         """
-        check_count("latent_size", latent_size)
+        latent_size = check_count("latent_size", latent_size)
         device = mean.device if generator is None else generator.device
         weight = torch.randn(latent_size, len(mean), generator=generator, device=device, dtype=mean.dtype)
         return cls(weight.to(mean.device) * (std / math.sqrt(latent_size)), mean, bounds=bounds)
@@ -91,7 +91,7 @@ class LinearDecoder(Decoder):
 
         Source: Jolliffe, "Principal component analysis", Springer 2002.
         """
-        check_count("latent_size", latent_size)
+        latent_size = check_count("latent_size", latent_size)
         mean = solutions.mean(0)
         _, scale, directions = torch.linalg.svd(solutions - mean, full_matrices=False)
         kept = min(latent_size, len(scale))

@@ -49,7 +49,7 @@ class MLPDecoder(Decoder):
         activation: Callable[[], nn.Module] = nn.ELU,
     ) -> None:
         super().__init__(latent_shape, event_shape, bounds=bounds)
-        check_widths("hidden", hidden, empty=True)
+        hidden = check_widths("hidden", hidden, empty=True)
         check_makes_modules(activation)
         self.layers = mlp([math.prod(self.latent_shape), *hidden, math.prod(self.event_shape)], activation)
 

@@ -51,7 +51,7 @@ class RecurrentDecoder(Decoder):
         bounds: BoundsLike | None = None,
     ) -> None:
         super().__init__(latent_shape, as_sequence(event_shape), bounds=bounds)
-        check_widths("hidden", [hidden])
+        (hidden,) = check_widths("hidden", [hidden])
         latent = math.prod(self.latent_shape)
         self.first = nn.Linear(latent, hidden)
         self.unit = nn.GRU(latent, hidden, batch_first=True)

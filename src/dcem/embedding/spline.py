@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dcem._check import check_count, check_int
 from dcem.bounds import BoundsLike
 from dcem.embedding.decoder import Decoder, as_sequence
 
@@ -50,7 +51,8 @@ class SplineDecoder(Decoder):
         self, num_knots: int, event_shape: int | Sequence[int], *, degree: int = 1, bounds: BoundsLike | None = None
     ) -> None:
         horizon, *action = as_sequence(event_shape)
-        if not 1 <= num_knots <= horizon:
+        num_knots, degree = check_count("num_knots", num_knots), check_int("degree", degree)
+        if num_knots > horizon:
             raise ValueError(f"num_knots: expected 1 to the horizon {horizon}, got {num_knots}")
         if degree not in (1, 3):
             raise ValueError(f"degree: expected 1 or 3, got {degree}")

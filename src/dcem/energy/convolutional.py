@@ -47,8 +47,8 @@ class ConvEnergy(Energy):
         activation: Callable[[], nn.Module] = nn.Softplus,
     ) -> None:
         super().__init__(feature_shape, event_shape)
-        check_widths("channels", channels)
-        check_widths("hidden", hidden, empty=True)
+        channels = check_widths("channels", channels)
+        hidden = check_widths("hidden", hidden, empty=True)
         check_makes_modules(activation)
         if axis not in (0, 1, 2):
             raise ValueError(f"axis: expected 0 (channels), 1 (height) or 2 (width), got {axis}")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcem._check import check_number, check_std
 from dcem._mlp import check_makes_modules, check_widths
 from dcem.energy.base import Energy, flat
 
@@ -59,10 +60,10 @@ class ICNN(Energy):
         activation: Callable[[], nn.Module] = nn.Softplus,
     ) -> None:
         super().__init__(feature_shape, event_shape)
-        check_widths("hidden", hidden)
+        hidden = check_widths("hidden", hidden)
         check_makes_modules(activation)
-        if not 0 <= strong_convexity < math.inf:
-            raise ValueError(f"strong_convexity: expected a finite number >= 0, got {strong_convexity}")
+        strong_convexity = check_number("strong_convexity", strong_convexity)
+        check_std("strong_convexity", strong_convexity)
         self.strong_convexity, self.activation = strong_convexity, activation()
         check_activation(self.activation)
         inputs, outputs = math.prod(self.feature_shape), math.prod(self.event_shape)

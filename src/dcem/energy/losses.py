@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcem._check import check_count, check_positive, check_tensor
+from dcem._check import check_count, check_flag, check_positive, check_tensor
 from dcem._evaluate import Evaluation
 from dcem._guard import WithData
 from dcem.bounds import Bounds
@@ -111,7 +111,7 @@ def contrastive_loss(
     check_targets(model, x, y)
     num_negatives, num_starts = check_count("num_negatives", num_negatives), check_count("num_starts", num_starts)
     check_positive("temperature", temperature)
-    if correction:
+    if check_flag("correction", correction):
         check_correction(model, options)
     batch_dims, event_dims = len(model.batch_shape(x)), len(model.event_shape)
     with torch.no_grad():

@@ -48,7 +48,7 @@ class MLPEnergy(Energy):
         activation: Callable[[], nn.Module] = nn.Softplus,
     ) -> None:
         super().__init__(feature_shape, event_shape)
-        check_widths("hidden", hidden)
+        hidden = check_widths("hidden", hidden)
         check_makes_modules(activation)
         self.features = math.prod(self.feature_shape)
         self.first = nn.Linear(self.features + math.prod(self.event_shape), hidden[0])

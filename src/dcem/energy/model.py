@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dcem._check import check_tensor
+from dcem._check import check_dims, check_tensor
 from dcem._evaluate import check_axis, hides_axis
 from dcem._given import brief, came
 from dcem._guard import Cut, WithData
@@ -94,7 +94,7 @@ class EnergyModel(Argmin):
             latent_shape=latent_shape,
             shard=shard,
         )
-        self.energy, self.feature_dims = energy, feature_dims
+        self.energy, self.feature_dims = energy, check_dims("feature_dims", feature_dims)
 
     def solve(
         self, x: Tensor, *, num_iterations: int | None = None, init: Distribution | Tensor | None = None, **options: Any

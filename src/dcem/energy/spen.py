@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from dcem._check import check_flag, check_number, check_std
 from dcem._mlp import check_makes_modules, check_widths, mlp
 from dcem.energy.base import Energy, flat
 
@@ -56,11 +57,11 @@ class SPEN(Energy):
         activation: Callable[[], nn.Module] = nn.Softplus,
     ) -> None:
         super().__init__(feature_shape, event_shape)
-        check_widths("hidden", hidden)
-        check_widths("global_hidden", global_hidden)
+        hidden = check_widths("hidden", hidden)
+        global_hidden = check_widths("global_hidden", global_hidden)
         check_makes_modules(activation)
-        if not 0 <= entropy < math.inf:
-            raise ValueError(f"entropy: expected a finite number >= 0, got {entropy}")
+        entropy, conditional = check_number("entropy", entropy), check_flag("conditional", conditional)
+        check_std("entropy", entropy)
         outputs = math.prod(self.event_shape)
         self.entropy, self.conditional = entropy, conditional
         self.features = nn.Sequential(mlp([math.prod(self.feature_shape), *hidden], activation), activation())

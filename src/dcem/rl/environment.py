@@ -31,7 +31,7 @@ class SystemEnv(EnvBase):  # type: ignore[misc]
     """
 
     def __init__(self, system: System, num_envs: int, seed: int = 0) -> None:
-        check_count("num_envs", num_envs)
+        num_envs = check_count("num_envs", num_envs)
         super().__init__(batch_size=[num_envs])
         self.system = system
         size, (low, high) = system.state_shape[0], system.bounds

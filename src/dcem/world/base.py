@@ -91,9 +91,8 @@ class WorldModel(nn.Module, ABC):
 
     def __init__(self, observation_size: int, action_size: int) -> None:
         super().__init__()
-        check_count("observation_size", observation_size)
-        check_count("action_size", action_size)
-        self.observation_size, self.action_size = observation_size, action_size
+        self.observation_size = check_count("observation_size", observation_size)
+        self.action_size = check_count("action_size", action_size)
 
     @abstractmethod
     def initial(self, batch_shape: tuple[int, ...] = ()) -> Belief:

@@ -66,9 +66,8 @@ def replay(
 
     Source: Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching", 1992.
     """
-    check_count("capacity", capacity)
-    check_count("batch_size", batch_size)
-    check_count("length", length)
+    capacity, batch_size = check_count("capacity", capacity), check_count("batch_size", batch_size)
+    length = check_count("length", length)
     if not 2 <= length <= capacity:
         raise ValueError(f"length: expected 2 to capacity={capacity} steps, got {length}")
     if generator is not None and not isinstance(generator, torch.Generator):

@@ -79,7 +79,7 @@ class DynamicsNet(nn.Module):
 
     def __init__(self, width: int, data: Transitions) -> None:
         super().__init__()
-        check_count("width", width)
+        width = check_count("width", width)
         self.num_states = data.state.shape[-1]
         self.inner = nn.Linear(self.num_states + data.action.shape[-1], width)
         self.outer = nn.Linear(width, self.num_states)

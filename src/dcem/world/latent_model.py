@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dcem._check import check_count, check_fraction, check_positive
+from dcem._check import check_count, check_flag, check_fraction, check_positive
 from dcem._given import brief
 from dcem.bounds import Bounds, BoundsLike, clip
 from dcem.world.base import WorldModel, batch_axes
@@ -85,9 +85,10 @@ class LatentModel(WorldModel):
         target_rate: float = 0.01,
     ) -> None:
         super().__init__(observation_size, action_size)
-        counts = {"latent_size": latent_size, "group_size": group_size, "hidden": hidden, "num_values": num_values}
-        for name, count in counts.items():
-            check_count(name, count)
+        observation_size, action_size = self.observation_size, self.action_size
+        latent_size = check_count("latent_size", latent_size)
+        group_size, hidden = check_count("group_size", group_size), check_count("hidden", hidden)
+        num_values, terminates = check_count("num_values", num_values), check_flag("terminates", terminates)
         if latent_size % group_size:
             raise ValueError(f"latent_size: expected a multiple of group_size={group_size}, got {latent_size}")
         if num_values < 2:

@@ -99,9 +99,10 @@ class RSSM(WorldModel):
         kl_weight: float = 1.0,
     ) -> None:
         super().__init__(observation_size, action_size)
-        check_count("deterministic_size", deterministic_size)
-        check_count("stochastic_size", stochastic_size)
-        check_widths("hidden_sizes", hidden_sizes)
+        observation_size, action_size = self.observation_size, self.action_size
+        deterministic_size = check_count("deterministic_size", deterministic_size)
+        stochastic_size = check_count("stochastic_size", stochastic_size)
+        hidden_sizes = check_widths("hidden_sizes", hidden_sizes)
         check_positive("min_std", min_std)
         if carry not in CARRIED:
             raise ValueError(f"carry: expected one of {', '.join(CARRIED)}, got {carry!r}")
