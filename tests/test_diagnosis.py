@@ -53,6 +53,15 @@ def test_a_gradient_that_is_wrong_is_called_wrong():
     assert any(sentence.startswith("gradient: it is") for sentence in found.advice)
 
 
+def test_a_gradient_of_nothing_is_said():
+    """Differences smaller than a step of the objective agree with it."""
+    theta = target(0.5, -0.5)
+    stepped = lambda x: torch.floor(5 * (x - theta)).square().sum(-1)  # noqa: E731
+    for parameters in (None, [theta]):
+        found = dcem.diagnose(stepped, torch.zeros(2, dtype=torch.float64), GOOD, parameters=parameters)
+        assert any(sentence.startswith("gradient: it is exactly 0") for sentence in found.advice)
+
+
 @pytest.mark.parametrize(
     ("solver", "iterations", "says"),
     [

@@ -208,7 +208,10 @@ def test_a_solver_that_cannot_be_cut_in_two_is_refused(solver):
     [
         ({"init": torch.zeros(4, 2)}, r"state_dict\.state\.distribution\.mean: expected shape \(4, 2\), got \(3, 2\)"),
         ({"init": dcem.FullGaussian(torch.zeros(3, 2), torch.eye(2))}, "scale_tril"),
-        ({"init": torch.zeros(3, 2), "generator": None}, "none as generator"),
+        (
+            {"init": torch.zeros(3, 2), "generator": None},
+            "of a search without a generator, as this one is, got one with: make this Search with gen",
+        ),
     ],
 )
 def test_the_state_of_another_search_is_refused(other, message):

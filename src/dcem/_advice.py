@@ -224,4 +224,10 @@ def _of_gradient(comparison: Comparison | None, gradient: GradientMode, solver: 
             "gradient: finite differences of several step sizes do not agree: the answer jumps with the parameters; "
             + (f"raise {softer}, or use float64" if softer else "use float64")
         )
+    elif comparison is not None and comparison.given == 0:
+        advice.append(
+            "gradient: it is exactly 0: the answer does not depend on the parameters, lies on bounds, or the objective "
+            "is constant in steps (floor, round, argmax), which neither it nor small differences see; if the answer "
+            "follows larger changes of the parameters, learn through something smooth instead"
+        )
     return advice

@@ -155,8 +155,11 @@ class Search:
             raise ValueError(f"state_dict: expected what state_dict() returned, got the keys {[*state_dict]}")
         generator = state_dict.get("generator")
         if (generator is None) != (self._generator is None):
-            has, had = ("none" if one is None else "one" for one in (self._generator, generator))
-            raise ValueError(f"state_dict: expected the state of a search with {has} as generator, got one with {had}")
+            has, had = ("without" if one is None else "with" for one in (self._generator, generator))
+            raise ValueError(
+                f"state_dict: expected the state of a search {has} a generator, as this one is, got one {had}: make "
+                f"this Search {had} generator= to go on from it"
+            )
         progress = restored(Progress.start(self._setup), state_dict.get("progress"), "state_dict")
         mean = progress.state.distribution.mean  # elites, of which a new search has none, are of its dtype, too
         progress = progress._replace(state=map_tensors(lambda leaf: _like(leaf, mean), progress.state))

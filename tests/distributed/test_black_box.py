@@ -655,3 +655,14 @@ def test_ray_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ImportError, match=r"RayObjective: expected Ray: pip install 'dcem\[ray\]'"):
         RayObjective(bowl, 1)
+
+
+def dies(x: Any) -> float:
+    os._exit(3)
+
+
+def test_where_no_worker_ever_answers_it_is_said_why() -> None:
+    says = pytest.warns(RuntimeWarning, match="function: no worker gave any answer, the last: .*exit code 3")
+    with PoolObjective(dies, 2, retries=0) as objective, says:
+        values = objective(torch.zeros(3, 2))
+    assert not values.isfinite().any()

@@ -522,6 +522,12 @@ def test_where_one_sample_has_all_the_weight_the_gradient_is_finite(dtype, tempe
         assert (solution.status != dcem.Status.NONFINITE).all()
 
 
+def test_a_matrix_that_is_not_triangular_is_refused():
+    """Samples would have its covariance, and densities that of its triangle."""
+    with pytest.raises(ValueError, match="^scale_tril: expected a lower triangular matrix, got"):
+        dcem.FullGaussian(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+
+
 def test_a_fit_to_nearly_one_sample_has_a_finite_gradient():
     g = dcem.FullGaussian(torch.zeros(2).double(), torch.eye(2).double())
     weights = torch.tensor([1.2e-308, 1.0], dtype=torch.float64, requires_grad=True)

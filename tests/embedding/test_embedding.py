@@ -460,6 +460,12 @@ class TestStep:
             step_of(MLPDecoder(2, 3), lambda x: x.sum(-1), other)
         with pytest.raises(ValueError, match="optimizer: expected parameters that the value .* depends on"):
             step_of(SplineDecoder(2, 3), lambda x: x.sum(-1), other)
+        with pytest.raises(
+            ValueError, match="^objective: expected values with a gradient, which the decoder learns from"
+        ):
+            step_of(MLPDecoder(2, 3), lambda x: torch.from_numpy(x.detach().numpy().sum(-1)))
+        with pytest.raises(TypeError, match="^optimizer: expected a torch optimizer, got None"):
+            decoder_step(lambda x: x.sum(-1), MLPDecoder(2, 3), None, torch.zeros(2))
         with pytest.raises(ValueError, match="max_grad_norm: expected a finite number > 0, got 0"):
             step_of(MLPDecoder(2, 3), lambda x: x.sum(-1), max_grad_norm=0)
 

@@ -102,7 +102,8 @@ def run(
             a float32 vector by default, and `lambda _, env: model.state_of(env)` for a `MujocoModel`. Of a
             vector environment `env` is the single environment where it can be reached, else the whole; with
             `AutoresetMode.SAME_STEP` it has started anew already when the state that an episode ended in is asked.
-        num_steps: decisions in each environment, one episode after the other; None for one episode each.
+        num_steps: decisions in each environment, one episode after the other; None for one episode each, which an
+            environment without a time limit (`gymnasium.wrappers.TimeLimit`) may never end.
         seed: of the controller and, `seed + i`, of environment `i`.
         delay: how many steps after it was sent an action takes effect in these environments. An `MPC` then plans
             from the state that the actions on their way will lead to, by its model (its `sent`); before the first

@@ -7,6 +7,7 @@ import random
 import sys
 import threading
 import time
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -138,6 +139,7 @@ class Workers:
         results = [LOST] * len(tasks)
         waiting = deque((i, 0) for i in range(len(tasks)))
         running: dict[Worker, tuple[int, int, float]] = {}
+        lost = ""  # why the last was
         errors: list[str] = []  # not as they were raised: they hold this frame, and with it workers and tasks
         self._gone.clear()
         self._starting = dict.fromkeys(self._starting, time.monotonic())
@@ -149,7 +151,8 @@ class Workers:
                     try:
                         answer = self.engine.take(worker)
                     except Lost as error:
-                        self._lose(worker, running, waiting, str(error))
+                        lost = str(error)
+                        self._lose(worker, running, waiting, lost)
                         continue
                     except Failed as error:
                         errors.append(str(error))
@@ -158,13 +161,16 @@ class Workers:
                         results[running.pop(worker)[0]] = answer
                         self._gone.clear()
                 for worker in [worker for worker, end in self._ends(running).items() if end < time.monotonic()]:
-                    self._lose(worker, running, waiting, "it was not there in time")
+                    lost = "it was not there in time"
+                    self._lose(worker, running, waiting, lost)
                 self._show(len(tasks) - len(waiting) - len(running), len(tasks))
         finally:
             for worker in list(running):  # interrupted: what they would answer belongs to no later call
                 self._drop(worker)
         if errors and len(errors) == len(tasks):
             raise RuntimeError(f"function: raised for every candidate, the last time {errors[-1]}")
+        if tasks and all(result is LOST for result in results) and not errors:
+            warnings.warn(f"function: no worker gave any answer, the last: {lost}", RuntimeWarning, stacklevel=2)
         return results
 
     def _assign(self, tasks: list[Any], waiting: deque[tuple[int, int]], running: dict[Worker, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dcem._check import check_std
-from dcem._eager import all_true, widest
+from dcem._eager import all_true, is_eager, widest
 from dcem._given import kind
 from dcem.bounds import clip
 from dcem.distributions.base import Distribution, check_parameter
@@ -188,6 +188,8 @@ class FullGaussian(Distribution):
                 raise ValueError(
                     f"scale_tril: expected a shape that broadcasts to {expected}, got {tuple(scale_tril.shape)}"
                 ) from None
+        if is_eager() and scale_tril.is_cpu and (scale_tril.detach().triu(1).abs() > 0).any():
+            raise ValueError(f"scale_tril: expected a lower triangular matrix, got {scale_tril}")
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "scale_tril", scale_tril)
         object.__setattr__(self, "event_dims", event_dims)

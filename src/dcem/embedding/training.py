@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import check_positive
+from dcem._given import brief
 from dcem._guard import evaluated
 from dcem._setup import NoiseSource
 from dcem._tree import detach
@@ -107,6 +108,8 @@ def decoder_step(
     """
     if max_grad_norm is not None:
         check_positive("max_grad_norm", max_grad_norm)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected a torch optimizer, got {brief(optimizer)}")
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     latent_objective = embed(objective, decoder)
     with torch.enable_grad():
@@ -130,6 +133,12 @@ def decoder_step(
     with torch.no_grad():
         x = decode(decoder, z).squeeze(sample_dim)
     norm = loss.new_tensor(math.nan)
+    learns = isinstance(decoder, nn.Module) and any(weight.requires_grad for weight in decoder.parameters())
+    if learns and not loss.requires_grad:
+        raise ValueError(
+            "objective: expected values with a gradient, which the decoder learns from, got values without (no_grad, "
+            "detach, NumPy, a simulator)"
+        )
     if finite.any():
         gradients = _gradients(loss, parameters)
         norm = nn.utils.get_total_norm([g for g in gradients if g is not None])
