@@ -54,8 +54,12 @@ test: $(READY)
 ON_A_GPU := $(addprefix tests/,control distributions embedding energy implicit kernels projections solvers world \
 	$(addprefix test_,bounds.py capturing.py compile.py devices.py diagnosis.py exporting.py failure.py gradients.py \
 	layer.py memory.py minimize.py replay.py results.py robustness.py rounding.py search.py stopping.py))
-gpu: $(READY)
-	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'gpu: expected a CUDA device'"
+# Whether there is a device is asked before anything is installed.
+CUDA := $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2>/dev/null
+gpu:
+	@$(CUDA) || nvidia-smi -L >/dev/null 2>&1 || { echo "gpu: expected a CUDA device; got none" >&2; exit 2; }
+	@$(MAKE) --no-print-directory setup
+	@$(CUDA) || { echo "gpu: expected a torch built for CUDA; got another in $(VENV)" >&2; exit 2; }
 	DCEM_TEST_DEVICE=cuda $(BIN)/python -m pytest $(ON_A_GPU)
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/tables.py

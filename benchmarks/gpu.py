@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS, action="append", help="of all; may be given more than once")
     parts = parser.parse_args().part or PARTS
+    if not torch.cuda.is_available():
+        print(f"gpu: expected a CUDA device, and a torch built for it; got torch {torch.__version__}", file=sys.stderr)
+        sys.exit(2)
     torch.cuda.set_stream(torch.cuda.Stream())  # the default one cannot be recorded
     record: dict[str, Any] = {"made_on": {}} | (json.loads(OUT.read_text()) if OUT.exists() else {})
     record["command"] = "python benchmarks/gpu.py"

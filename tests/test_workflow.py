@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,21 @@ def assert_made(target: str) -> None:
         pytest.skip("needs make")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     subprocess.run(["make", "-n", target], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_without_a_gpu_its_benchmarks_and_tests_say_so_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    outer = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    without = outer | {"CUDA_VISIBLE_DEVICES": "", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    benchmark = [sys.executable, str(ROOT / "benchmarks/gpu.py")]
+    done = subprocess.run(benchmark, cwd=ROOT, env=without, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpu: expected a CUDA device, ")
+    assert done.stderr.count("\n") == 1
+    if shutil.which("make") is None:
+        return
+    command = ["make", "-f", str(ROOT / "Makefile"), "gpu", "PYTHON=false"]
+    made = subprocess.run(command, cwd=tmp_path, env=without, capture_output=True, text=True, check=False)
+    assert made.stderr.splitlines()[0] == "gpu: expected a CUDA device; got none"
+    assert not (tmp_path / ".venv").exists()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -92,11 +93,80 @@ def test_of_two_sweeps_at_once_one_goes_on(tmp_path: Path, capsys: pytest.Captur
     with taken(tmp_path / "sweep", "sweep", is_new=True):
         assert main(command) == 2
     assert "hydra.sweep.dir: expected a folder in which nothing runs now" in capsys.readouterr().err
-    (tmp_path / "sweep" / "multirun.yaml").touch()
+
+
+def swept(folder: Path, *more: str) -> list[str]:
+    return [*SMALL, "-m", "seed=0,1,2", *more, f"hydra.sweep.dir={folder}"]
+
+
+def test_a_sweep_that_was_stopped_is_finished_by_its_own_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[tuple[int, int]] = []
+
+    def track(run: Run, _track: Callable[..., None] = Run.track, **objects: object) -> None:
+        _track(run, **objects)
+        begun.append((run.seed, run.step))
+
+    def stop(run: Run, step: int, _log: Callable[..., None] = Run.log, **values: float) -> None:
+        _log(run, step, **values)
+        if (run.seed, step) == (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", stop)
+        assert main(swept(tmp_path / "sweep")) == 128 + signal.SIGTERM
+    told = capsys.readouterr().out.splitlines()[-1].removeprefix("continue with: dcem ")
+    assert sorted(shlex.split(told)) == sorted(swept(tmp_path / "sweep"))
+    first = {path: data for path, data in contents(tmp_path).items() if path.parts[-2].startswith("0-")}
+    monkeypatch.setattr(Run, "track", track)
+    assert main(shlex.split(told)) == 0
+    assert begun == [(1, 2), (2, 0)]
+    assert f"{tmp_path}/sweep/0-" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in first} == first
+    folders = sorted(path.parent for path in (tmp_path / "sweep").glob("*/summary.json"))
+    assert len(folders) == 3
+    assert all([record["step"] for record in records_of(folder)] == [0, 2, 4] for folder in folders)
+
+
+def test_a_sweep_leaves_the_runs_of_another_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, numbered = tmp_path / "sweep", "hydra.sweep.subdir=${hydra.job.num}"
+    assert main(swept(folder, numbered)) == 0
     before = contents(tmp_path)
-    assert main(command) == 2
-    assert "hydra.sweep.dir: expected a new folder" in capsys.readouterr().err
+    others = {
+        f"hydra.sweep.dir: expected a new folder, or one with runs of this sweep; {folder}/0 holds a run with "
+        "lr=0.003, where this one has 0.1": swept(folder, numbered, "lr=0.1"),
+        f"{folder}/1 holds a run with seed=1, where this one has 5": swept(folder, numbered, "seed=0,5"),
+        f"{folder}/2 holds a run that is not one of them": swept(folder, numbered, "seed=0,1"),
+        f"{folder}/0 holds a run with solver.": swept(folder, numbered, "solver=dcem"),
+        f"hydra.run.dir: expected a new folder; {folder} holds the runs of a sweep": [
+            *SMALL,
+            f"hydra.run.dir={folder}",
+        ],
+        f"resume: expected the folder of one run; a sweep goes on by its own command; got {folder}": [
+            "regression",
+            f"resume={folder}",
+        ],
+    }
+    for message, command in others.items():
+        capsys.readouterr()
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
     assert contents(tmp_path) == before
+    assert main(swept(folder, numbered, "seed=0,1,2,3")) == 0
+    assert (folder / "3" / "summary.json").exists()
+
+
+def test_a_run_of_a_sweep_that_resumes_by_itself_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = swept(tmp_path, "hydra.sweep.subdir=${hydra.job.num}")
+    assert main(command) == 0
+    with taken(tmp_path / "1", "resume", is_new=False):
+        assert main(command) == 2
+    assert "expected a folder in which nothing runs now; a run is writing to " in capsys.readouterr().err
 
 
 def test_a_process_that_is_killed_holds_no_folder(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ Runs are left under runs/<experiment>/; hydra.run.dir=<folder> says where else."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, 1 for a failed run, 2 for a command that makes no sense."""
+    """Run the command line; the exit status is 0, 1 for a failed run, 2 for a command that makes no sense,
+    and 130 or 143 for a run that was stopped by SIGINT or SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, EXPERIMENTS))

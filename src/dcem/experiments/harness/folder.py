@@ -23,16 +23,18 @@ class BadCommand(Exception):
 
 
 @contextmanager
-def taken(folder: Path, key: str, *, is_new: bool) -> Iterator[None]:
+def taken(folder: Path, key: str, *, is_new: bool, of_sweep: bool = False) -> Iterator[None]:
     """Have a folder, made where it is missing, for this process alone, until the block or the process ends.
 
     Args:
         folder: of a run, or of a sweep.
         key: the setting that names it, for messages.
         is_new: whether a run begins, and the folder may hold none.
+        of_sweep: whether it is of a sweep, which goes on with its own runs in it.
 
     Raises:
-        BadCommand: it cannot be written, another process has it, or it holds a run. Then nothing has been changed.
+        BadCommand: it cannot be written, another process has it, or it holds a run or a sweep.
+            Then nothing has been changed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,9 @@ def taken(folder: Path, key: str, *, is_new: bool) -> Iterator[None]:
     with lock:  # the system frees it with the process, however that ends
         if not _locked(lock):
             raise BadCommand(f"{key}: expected a folder in which nothing runs now; a run is writing to {folder}")
-        if is_new and any((folder / name).exists() for name in (CHECKPOINT, CONFIG, OF_A_SWEEP)):
+        if is_new and not of_sweep and (folder / OF_A_SWEEP).exists():
+            raise BadCommand(f"{key}: expected a new folder; {folder} holds the runs of a sweep")
+        if is_new and any((folder / name).exists() for name in (CHECKPOINT, CONFIG)):
             raise BadCommand(f"{key}: expected a new folder; {folder} holds a run (resume={folder})")
         yield
 

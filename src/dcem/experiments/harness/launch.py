@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import is_dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,11 +35,12 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dcem.experiments import EXPERIMENTS, ConfigError
 from dcem.experiments.harness.explain import explain, known
-from dcem.experiments.harness.folder import BadCommand, taken
+from dcem.experiments.harness.folder import OF_A_SWEEP, BadCommand, taken
 from dcem.experiments.harness.processes import joined, own_folder
-from dcem.experiments.harness.reading import CONFIG, experiment_of, yaml_of
+from dcem.experiments.harness.reading import CONFIG, SUMMARY, experiment_of, summary_of, yaml_of
 from dcem.experiments.harness.run import Interrupted, Run
 from dcem.experiments.harness.settings import choose_device, require
+from dcem.experiments.harness.sweep import KEY, require_its_own, require_same
 
 FOLDER = re.compile(r"(resume|\+{0,2}hydra\.run\.dir)=(.*)", re.DOTALL)
 KINDS = {"Integer": "a whole number (no point, no exponent)", "Float": "a number"}
@@ -76,13 +78,16 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
     sweeps, shows = bool(SWEEPS & set(flags)), bool(SHOWS & set(flags))
     if not shows:
         _refuse_ignored(overrides, sweeps)
-    task = _task(name, module, None if sweeps else overrides, resumed)
     ours = [override for override in overrides if not override.lstrip("+").startswith("hydra")]
     where = [*_folders(name, ours), f"hydra.job.name={name}"]
     if sweeps:
         for each in _each(overrides):
             with initialize_config_module("dcem.experiments", version_base="1.3"):
-                folder = Path(str(_composed(name, module, [*where, *each]).hydra.sweep.dir))
+                config = _composed(name, module, [*where, *each])
+        folder = Path(str(config.hydra.sweep.dir))
+        others = [argument for argument in arguments if argument.lstrip("+").partition("=")[0] != KEY]
+        again = " ".join(["dcem", name, *map(_in_shell, [*others, f"{KEY}={_quote(str(folder))}"])])
+    task = _task(name, module, overrides, resumed, again if sweeps else None)
     if shows:
         if not sweeps:  # what makes no sense is refused in one line here, too; `job` is of `--cfg job`
             settings = [override for override in overrides if "=" in override or override.startswith("~")]
@@ -90,7 +95,8 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
                 _composed(name, module, [*where, *settings])
         _by_hydra(task, name, [*where, *arguments])
     elif sweeps:
-        with taken(folder, "hydra.sweep.dir", is_new=True):
+        with taken(folder, KEY, is_new=True, of_sweep=True):
+            _require_its_own(name, module, folder, config, [*where, *(o for o in overrides if o not in ours)], ours)
             _by_hydra(task, name, [*where, *arguments])
     else:
         with initialize_config_module("dcem.experiments", version_base="1.3"):
@@ -103,35 +109,59 @@ def _launch(name: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _task(name: str, module: ModuleType, overrides: list[str] | None, resumed: bool) -> Any:
-    """What Hydra is to do with a config; `overrides` that made it, None where each run of a sweep has its own."""
+def _task(name: str, module: ModuleType, overrides: list[str], resumed: bool, sweep: str | None) -> Any:
+    """What Hydra is to do with a config; `overrides` made it, or, of a run of a sweep, its own; `sweep` is the command
+    that goes on with that.
+    """
 
     def task(config: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
-        own = hydra_config.overrides.task if overrides is None else overrides
+        own = hydra_config.overrides.task if sweep else overrides
         command = " ".join(["dcem", name, *map(_in_shell, own)])
-        if resumed:
-            config = _continued(config, folder / CONFIG)
-        settings: Any = OmegaConf.to_object(config)
         try:
-            settings.check()
-            (folder / CONFIG).write_text(OmegaConf.to_yaml(config), "utf-8")
-            plain: Any = OmegaConf.to_container(config)
-            device = choose_device(settings.device)
-            torch.set_num_threads(settings.threads)
-            with Run(folder, plain, seed=settings.seed, device=device, command=command, resume=resumed) as run:
-                return module.main(settings, run)
-        except ConfigError as error:  # a file that is not what its setting says
+            with taken(folder, KEY, is_new=False) if sweep else nullcontext():
+                begun = resumed or (sweep is not None and (folder / CONFIG).exists())
+                if sweep and begun:
+                    require_same(folder, config)
+                    if (folder / SUMMARY).exists():
+                        print(f"{folder}: finished before", flush=True)
+                        return summary_of(folder)["metrics"]
+                return _run(module, _continued(config, folder / CONFIG) if begun else config, command, begun)
+        except (ConfigError, BadCommand) as error:  # a file that is not what its setting says; a folder in use
             raise SystemExit(f"{name}: {error}") from None
         except (Interrupted, KeyboardInterrupt) as stopped:  # the latter comes where no updates are made
             if not (folder / CONFIG).exists():
                 raise
-            print(f"continue with: dcem {name} resume={_in_shell(str(folder))}", flush=True)
+            print(f"continue with: {sweep or f'dcem {name} resume={_in_shell(str(folder))}'}", flush=True)
             raise stopped if isinstance(stopped, Interrupted) else Interrupted(128 + signal.SIGINT) from None
 
     task.__module__ = "__main__"
     return task
+
+
+def _run(module: ModuleType, config: DictConfig, command: str, begun: bool) -> Any:
+    """Run the experiment in the folder that Hydra has made, or go on with what was begun there."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    settings: Any = OmegaConf.to_object(config)
+    settings.check()
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(config), "utf-8")
+    plain: Any = OmegaConf.to_container(config)
+    device = choose_device(settings.device)
+    torch.set_num_threads(settings.threads)
+    with Run(folder, plain, seed=settings.seed, device=device, command=command, resume=begun) as run:
+        return module.main(settings, run)
+
+
+def _require_its_own(
+    name: str, module: ModuleType, folder: Path, config: DictConfig, hydras: list[str], ours: list[str]
+) -> None:
+    """Refuse the folder of a sweep if it holds runs of another; `hydras` are the overrides of Hydra's own settings."""
+    try:
+        with initialize_config_module("dcem.experiments", version_base="1.3"):
+            require_its_own(folder, config.hydra.sweeper, ours, lambda own: _composed(name, module, [*hydras, *own]))
+    except ConfigError as error:
+        raise BadCommand(str(error)) from None
 
 
 def _by_hydra(task: Any, name: str, arguments: list[str]) -> None:
@@ -188,6 +218,8 @@ def _resume(name: str, arguments: list[str]) -> tuple[list[str], bool]:
         raise BadCommand("resume: expected the folder of a run, resume=<folder>; got nothing")
     folder = Path(asked[0].removeprefix("resume=")).resolve()
     recorded = folder / ".hydra" / "overrides.yaml"
+    if (folder / OF_A_SWEEP).exists():
+        raise BadCommand(f"resume: expected the folder of one run; a sweep goes on by its own command; got {folder}")
     if not recorded.exists() or not (folder / CONFIG).exists():
         raise BadCommand(f"resume: expected the folder of a run, with its {CONFIG}; got {folder}")
     try:

@@ -19,6 +19,7 @@ def main(config: Config, run: Run) -> dict[str, float]:
     model = train(config, run)
     draw(model, config, run)
     metrics = {f"mse_{t}": error for t, error in errors(model, config).items()}
+    metrics |= deployed_error(model, config)
     run.finish(**metrics)
     return metrics
 
@@ -69,10 +70,16 @@ def evaluate(model: EnergyModel, config: Config, run: Run, step: int = 0, **more
     its minima; and at either end of the run the errors after the other numbers of iterations.
     """
     metrics = {f"mse_{t}": e for t, e in errors(model, config, trained_only=0 < step < config.num_updates).items()}
-    searched, settings = deployed(model, config)
-    if settings != config:
-        metrics["mse_deployed"] = errors(searched, settings, trained_only=True)[settings.num_iterations]
+    metrics |= deployed_error(model, config)
     if step % max(1, config.num_updates // 20) < config.eval_every or step == config.num_updates:
-        valley, distance = minima(searched, settings, num=401)
+        valley, distance = minima(*deployed(model, config), num=401)
         metrics |= {"valley_to_target": float(valley.median()), "prediction_to_minimum": float(distance.median())}
     run.log(step, **more, **metrics)
+
+
+def deployed_error(model: EnergyModel, config: Config) -> dict[str, float]:
+    """The error of the search that the energy is compared by, as `mse_deployed`; nothing if that is the one trained."""
+    searched, settings = deployed(model, config)
+    if settings == config:
+        return {}
+    return {"mse_deployed": errors(searched, settings, trained_only=True)[settings.num_iterations]}
