@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, MultiDiscrete
 
 import dcem
 from dcem.control import CostPlanner
@@ -115,3 +115,54 @@ def test_the_noise_is_that_of_the_source():
     made = planner(solver=dcem.CEM(7, 2, dcem.HardTopK()), noise=noise)
     assert made.solve(INFO)["actions"].eq(1.0).all()
     assert seen[0] == (3, 7, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("space", "n_envs", "config", "error", "says"),
+    [
+        (
+            Box(-1, 1, (2,)),
+            1,
+            {},
+            ValueError,
+            r"action_space: expected that of a vectorised .* n_envs = 1 .*, got \(2,\)",
+        ),
+        (Box(-1, 1, (2,)), 2, {}, ValueError, r"action_space: .* at least one axis of actions, got \(2,\)"),
+        (Box(-1, 1, (3, 2)), 5, {}, ValueError, r"action_space: .* n_envs = 5 .*, got \(3, 2\)"),
+        (MultiDiscrete([3, 3]), 2, {}, TypeError, r"action_space: expected a Box .*, got MultiDiscrete\(\[3 3\]\)"),
+        (None, 2, {}, TypeError, "action_space: expected a Box .*, got None"),
+        (Box(-1, 1, (3, 2)), 0, {}, ValueError, "n_envs: expected at least 1, got 0"),
+        (Box(-1, 1, (3, 2)), 3, {"horizon": 0}, ValueError, "config.horizon: expected at least 1, got 0"),
+        (Box(-1, 1, (3, 2)), 3, {"action_block": 1.5}, TypeError, "config.action_block: expected an int, got 1.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(space, n_envs, config, error, says):
+    """The first is a plain environment's space in place of the vectorised one's."""
+    made = planner()
+    given = SimpleNamespace(**({"horizon": 4, "action_block": 1} | config))
+    with pytest.raises(error, match=says):
+        made.configure(action_space=space, n_envs=n_envs, config=given)
+    assert (made.n_envs, made.horizon, made.action_dim) == (3, 4, 4)
+
+
+def test_a_config_is_an_object():
+    space = Box(-1, 1, (3, 2))
+    with pytest.raises(TypeError, match=r"config: expected an object with horizon .*, got \{'horizon': 4\}.*Namespace"):
+        planner().configure(action_space=space, n_envs=3, config={"horizon": 4})
+    with pytest.raises(TypeError, match="config: expected an object .* without action_block as an attribute$"):
+        planner().configure(action_space=space, n_envs=3, config=SimpleNamespace(horizon=4))
+
+
+def test_a_plan_goes_on_from_an_array_too():
+    first = np.random.default_rng(0).uniform(-1, 1, (3, 2, 4))
+    found = planner().solve(INFO, init_action=first)["actions"]
+    assert found.equal(planner().solve(INFO, init_action=torch.tensor(first))["actions"])
+    with pytest.raises(ValueError, match=r"init_action: expected .* of \(3, 4, 4\), got \(3, 4, 2\)"):
+        planner().solve(INFO, np.zeros((3, 4, 2)))
+    with pytest.raises(TypeError, match="init_action: expected a Tensor or an array .*, got 'zeros'"):
+        planner().solve(INFO, "zeros")
+
+
+def test_the_action_space_says_how_many_numbers_and_limits_none():
+    """As the guide says."""
+    assert planner().solve({**INFO, "goal": np.full((3, 2), 40.0, np.float32)})["actions"].max() > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -303,6 +304,7 @@ def test_a_path_that_leads_nowhere_is_refused_before_anything_runs(path: str, sa
 
 BROKEN = """
 import numpy as np
+import torch
 import beside
 
 class Planner:
@@ -316,6 +318,10 @@ class Planner:
     def solve(self, info_dict, init_action=None):
         if self.fails == "answer":
             return None
+        if self.fails == "tensor":
+            return torch.zeros(self.shape)
+        if self.fails == "without":
+            return {"costs": 1, "status": 2}
         if self.fails == "shape":
             return {"actions": np.zeros(self.shape[1:])}
         if self.fails == "exit":
@@ -329,12 +335,14 @@ class Planner:
 @pytest.mark.parametrize(
     ("fails", "says"),
     [
-        ("made", "planner: expected it to be made; got KeyError: 'no weights', at broken.py:9"),
-        ("configured", "planner: expected configure to work; got AssertionError: too many, at broken.py:12"),
-        ("solve", "planner: expected solve to work; got KeyError: 'nothing', at broken.py:21"),
-        ("exit", "planner: expected solve to work; got SystemExit: 0, at broken.py:19"),
+        ("made", "planner: expected it to be made; got KeyError: 'no weights', at broken.py:10"),
+        ("configured", "planner: expected configure to work; got AssertionError: too many, at broken.py:13"),
+        ("solve", "planner: expected solve to work; got KeyError: 'nothing', at broken.py:26"),
+        ("exit", "planner: expected solve to work; got SystemExit: 0, at broken.py:24"),
         ("leave", "planner: expected module:name of what makes a planner; got broken:Planner: SystemExit"),
-        ("answer", "planner: expected solve to return a dict with actions; got TypeError: 'NoneType' object"),
+        ("answer", "planner: expected solve to return a dict with actions; got None (broken"),
+        ("tensor", "planner: expected solve to return a dict with actions; got a Tensor of shape (3, 1, 1) (broken"),
+        ("without", "planner: expected solve to return a dict with actions; got a dict with costs, status (broken"),
         ("shape", "planner: expected solve to return actions (n_envs, at least 1, action_dim) = (3, at least 1, 1)"),
         ("nan", "planner: expected finite actions; got some that are not"),
         ("import", "planner: expected module:name of what makes a planner; got broken:Planner: ZeroDivisionError"),
@@ -361,6 +369,33 @@ def test_what_is_wrong_with_a_planner_is_said_before_anything_is_played(
     assert error.count("\n") == 1
     assert fails in ("import", "leave") or "(broken:Planner on energy)" in error
     assert not Path("run/metrics.jsonl").exists() or not Path("run/metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_goes_on_with_the_planner_once_it_is_corrected(
+    late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command that the error names: the folder is not new any more. `late` fails after what has been played."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    beside = tmp_path / "beside.py"
+    beside.write_text("FAILS = 'shape'")
+    monkeypatch.chdir(tmp_path)
+    if late:
+        monkeypatch.setattr(study.Benchmark, "rehearse", lambda self: None)
+    arguments = ["tasks=[energy]", "planners=[cem]", "num_problems=3", "fit_updates=2", "learn=false"]
+    for fails in ("shape", ""):
+        for module in ("broken", "beside"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        if fails:
+            assert main(["benchmark", *arguments, "planner=broken:Planner", "hydra.run.dir='a run'"]) == 2
+            said = capsys.readouterr().err.strip()
+            (command,) = re.findall(r"; once it is corrected, go on with dcem (.*)$", said)
+        else:
+            beside.write_text("FAILS = ''")
+            assert main(shlex.split(command)) == 0
+    scores = json.loads(Path("a run/summary.json").read_text())["metrics"]["energy"]["scores"]
+    assert scores.keys() == {"cem", "broken:Planner"}
 
 
 def test_a_planner_is_rehearsed_in_every_task_and_plays_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -89,3 +90,76 @@ def test_weights_that_a_hook_makes_are_trained() -> None:
         torch.nn.utils.spectral_norm(layer)
     net.squared_errors(data).sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "says"),
+    [
+        (
+            Transitions(torch.zeros(40, 100, 3), torch.zeros(40, 100, 1), torch.zeros(40, 100, 3)),
+            ValueError,
+            r"data.state: expected \(n, s\), got \(40, 100, 3\); .*flatten\(0, 1\)",
+        ),
+        (Transitions(torch.zeros(9), torch.zeros(9, 1), torch.zeros(9)), ValueError, r"data.state: .*, got \(9,\)$"),
+        (
+            Transitions(torch.zeros(9, 3), np.zeros((9, 1)), torch.zeros(9, 3)),
+            TypeError,
+            r"data.action: expected a Tensor \(n, a\), got ndarray; make a Tensor of an array",
+        ),
+        (
+            (torch.zeros(9, 3), torch.zeros(9, 1), torch.zeros(9, 3)),
+            TypeError,
+            r"data: expected Transitions\(state, action, after\), got a tuple of a Tensor",
+        ),
+        (
+            Transitions(torch.zeros(9, 3), torch.zeros(8, 1), torch.zeros(9, 3)),
+            ValueError,
+            "data.action: expected one for each of the 9 states, got 8",
+        ),
+        (
+            Transitions(torch.zeros(9, 3), torch.zeros(9, 1), torch.zeros(1, 3)),
+            ValueError,
+            r"data.after: expected the shape of data.state, \(9, 3\), got \(1, 3\)",
+        ),
+        (
+            Transitions(torch.zeros(0, 3), torch.zeros(0, 1), torch.zeros(0, 3)),
+            ValueError,
+            "data: expected at least one",
+        ),
+    ],
+)
+def test_data_of_another_form_are_refused(data, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        DynamicsNet(4, data)
+    net = DynamicsNet(4, Transitions(torch.randn(9, 3), torch.randn(9, 1), torch.randn(9, 3)))
+    with pytest.raises(error, match=says):
+        net.squared_errors(data)
+
+
+@pytest.mark.parametrize("has_hook", [False, True])
+def test_states_and_actions_of_other_sizes_are_refused(has_hook: bool) -> None:
+    """Three states of four numbers are as many numbers as four states of three."""
+    net = DynamicsNet(4, Transitions(torch.randn(9, 3), torch.randn(9, 1), torch.randn(9, 3)))
+    if has_hook:
+        net.inner.register_forward_hook(lambda layer, given, result: result)
+    with pytest.raises(ValueError, match=r"state: expected \(\*batch, 3\), got \(3, 4\)"):
+        net(torch.zeros(3, 4), torch.zeros(4, 1))
+    with pytest.raises(
+        ValueError, match=r"action: expected \(\*batch, 1\) with the state's batch \(5,\), got \(5, 2\)"
+    ):
+        net(torch.zeros(5, 3), torch.zeros(5, 2))
+    with pytest.raises(ValueError, match=r"action: expected .* batch \(5,\), got \(1, 1\)"):
+        net(torch.zeros(5, 3), torch.zeros(1, 1))
+    with pytest.raises(ValueError, match=r"actions: expected \(\*batch, H, 1\) .* batch \(5,\), got \(5, 1\)"):
+        net.rollout(torch.zeros(5, 3), torch.zeros(5, 1))
+    with pytest.raises(TypeError, match=r"state: expected a Tensor \(\*batch, 3\), got ndarray"):
+        net(np.zeros((5, 3)), torch.zeros(5, 1))
+    assert net(torch.zeros(3), torch.zeros(1)).shape == (3,)
+    assert net.rollout(torch.zeros(2, 5, 3), torch.zeros(2, 5, 2, 1)).shape == (2, 5, 3, 3)
+
+
+def test_transitions_are_of_a_batch_of_sequences() -> None:
+    with pytest.raises(ValueError, match=r"states: expected \(m, s\), got \(3,\)"):
+        transitions(torch.add, torch.zeros(3), torch.zeros(4, 3))
+    with pytest.raises(TypeError, match="states: expected a Tensor"):
+        transitions(torch.add, np.zeros((2, 3)), torch.zeros(2, 4, 3))

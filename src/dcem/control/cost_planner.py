@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._check import check_count, for_choices
 from dcem._given import brief
 from dcem._setup import NoiseSource
 from dcem.bounds import BoundsLike
@@ -31,7 +32,8 @@ class CostPlanner:
             `(E, N, ...)`.
         solver: [`dcem.CEM`][] by default.
         num_iterations: of the solver, a plan.
-        bounds: of the actions as the model has them, which need not be those of the environments.
+        bounds: of the actions as the model has them, which need not be those of the environments. Without them actions
+            have no limits: those of `action_space` are not looked at.
         generator: source of randomness, so that a plan can be replayed.
         noise: a source of the draws such as [`dcem.ColoredNoise`][], with time as axis `-2`.
         answer: which actions to return: the `"best"` sample of the whole search, or the `"mean"` of the final
@@ -39,10 +41,11 @@ class CostPlanner:
         gradient: how the mean is differentiated with respect to what the model's costs depend on.
 
     Raises:
-        TypeError: the model has no `get_cost`.
+        TypeError: the model has no `get_cost`; `configure` is given discrete actions, or a config without a horizon;
+            `init_action` is neither a Tensor nor an array.
         RuntimeError: `solve` before `configure`.
-        ValueError: `answer` is neither, or a gradient of the best sample is asked for; `init_action` is of another
-            shape; or what [`dcem.minimize`][] raises.
+        ValueError: `answer` is neither, or a gradient of the best sample is asked for; the action space is not that of
+            so many environments; `init_action` is of another shape; or what [`dcem.minimize`][] raises.
 
     Example:
         >>> import gymnasium, torch, types
@@ -83,24 +86,31 @@ class CostPlanner:
         self.n_envs = self.horizon = self.action_dim = 0
 
     def configure(self, *, action_space: Any, n_envs: int, config: Any) -> None:
-        """Plan for `n_envs` environments with the batched `action_space` `(n_envs, *a)`, `config.horizon` steps of
-        `config.action_block` actions each.
+        """Plan for `n_envs` environments with the batched `action_space` `(n_envs, *a)` of a vectorised environment,
+        `config.horizon` steps of `config.action_block` actions each.
         """
-        self.n_envs, self.horizon = n_envs, config.horizon
-        self.action_dim = math.prod(action_space.shape[1:]) * config.action_block
+        num = check_count("n_envs", n_envs)
+        size = math.prod(_shape_of_actions(action_space, num))
+        for name in ("horizon", "action_block"):
+            if not hasattr(config, name):
+                remedy = "; make it one with types.SimpleNamespace(**config)" if isinstance(config, Mapping) else ""
+                raise TypeError(
+                    f"config: expected an object with horizon and action_block, got {brief(config)}, without {name} "
+                    f"as an attribute{remedy}"
+                )
+        horizon = check_count("config.horizon", config.horizon)
+        self.action_dim = size * check_count("config.action_block", config.action_block)
+        self.n_envs, self.horizon = num, horizon
 
-    def solve(self, info_dict: Mapping[str, Any], init_action: Tensor | None = None) -> dict[str, Tensor]:
-        """The `actions` `(n_envs, horizon, action_dim)` that were found, searched for from `init_action` `(n_envs, t,
-        action_dim)`, `t <= horizon`, and zeros; with their `costs` `(n_envs,)` and their `status`.
+    def solve(self, info_dict: Mapping[str, Any], init_action: Any = None) -> dict[str, Tensor]:
+        """The `actions` `(n_envs, horizon, action_dim)` that were found, with their `costs` `(n_envs,)` and `status`.
+
+        They are searched for from `init_action` `(n_envs, t, action_dim)`, `t <= horizon`, a Tensor or an array, and
+        zeros after it.
         """
         if not self.horizon:
             raise RuntimeError("solve: expected configure(action_space=..., n_envs=..., config=...) before")
-        start = torch.zeros(self.n_envs, self.horizon, self.action_dim)
-        if init_action is not None:
-            given = tuple(init_action.shape)
-            if len(given) != 3 or given[1] > self.horizon or given != (self.n_envs, given[1], self.action_dim):
-                raise ValueError(f"init_action: expected (n_envs, t, action_dim) of {tuple(start.shape)}, got {given}")
-            start = torch.cat([init_action.to(torch.float32), start.to(init_action.device)[:, given[1] :]], 1)
+        start = self._start(init_action)
 
         def cost(actions: Tensor) -> Tensor:
             info = {key: _for_candidates(value, actions.shape[1]) for key, value in info_dict.items()}
@@ -117,6 +127,34 @@ class CostPlanner:
         return {"actions": solution.x, "costs": costs, "status": solution.status}
 
     __call__ = solve
+
+    def _start(self, init_action: Any) -> Tensor:
+        """What is left of the last plan, `(n_envs, t, action_dim)`, and zeros."""
+        start = torch.zeros(self.n_envs, self.horizon, self.action_dim)
+        if init_action is None:
+            return start
+        if not isinstance(init_action, Tensor):
+            if not hasattr(init_action, "dtype"):
+                expected = "a Tensor or an array (n_envs, t, action_dim)"
+                raise TypeError(f"init_action: expected {expected}, got {brief(init_action)}")
+            init_action = torch.tensor(init_action)  # an array of NumPy
+        given = tuple(init_action.shape)
+        if len(given) != 3 or given[1] > self.horizon or given != (self.n_envs, given[1], self.action_dim):
+            raise ValueError(f"init_action: expected (n_envs, t, action_dim) of {tuple(start.shape)}, got {given}")
+        return torch.cat([init_action.to(torch.float32), start.to(init_action.device)[:, given[1] :]], 1)
+
+
+def _shape_of_actions(space: Any, num: int) -> tuple[int, ...]:
+    """The shape `*a` of an action in a batched space `(num, *a)`."""
+    shape = getattr(space, "shape", None)
+    if not isinstance(shape, tuple) or for_choices(space):
+        raise TypeError(f"action_space: expected a Box of actions, (n_envs, *a), got {brief(space)}")
+    if len(shape) < 2 or shape[0] != num:
+        raise ValueError(
+            f"action_space: expected that of a vectorised environment, (n_envs, *a) with n_envs = {num} and at least "
+            f"one axis of actions, got {tuple(shape)}"
+        )
+    return shape[1:]
 
 
 def _for_candidates(value: Any, num: int) -> Any:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dcem._check import check_count
+from dcem._check import check_count, check_tensor
 from dcem._eager import calls_only
+from dcem._given import brief
 from dcem.control.rollout import rollout, rolls_out
 
 
@@ -39,11 +40,18 @@ def transitions(plant: Callable[[Tensor, Tensor], Tensor], states: Tensor, actio
     Returns:
         `m T` transitions, those of one sequence after those of the other.
 
+    Raises:
+        TypeError: `states` or `actions` is no Tensor.
+        ValueError: one is of another shape.
+
     Example:
         >>> import torch
         >>> transitions(torch.add, torch.zeros(1, 1), torch.ones(1, 3, 1)).after.squeeze(-1)
         tensor([1., 2., 3.])
     """
+    check_tensor("states", states, "(m, s)")
+    if states.dim() != 2:
+        raise ValueError(f"states: expected (m, s), got {tuple(states.shape)}")
     visited = rollout(plant, states, actions)
     return Transitions(visited[:, :-1].flatten(0, 1), actions.flatten(0, 1), visited[:, 1:].flatten(0, 1))
 
@@ -62,7 +70,9 @@ class DynamicsNet(nn.Module):
     Shapes: `state` `(*batch, s)`, `action` `(*batch, a)` -> the next state `(*batch, s)`.
 
     Raises:
-        ValueError: `width` is not positive.
+        TypeError: `data` are no `Transitions`, or something is no Tensor.
+        ValueError: `width` is not positive; the transitions are sequences, differ in number, or are none; a state or an
+            action is of another size than theirs, or their batches differ.
 
     Example:
         >>> import torch
@@ -80,6 +90,7 @@ class DynamicsNet(nn.Module):
     def __init__(self, width: int, data: Transitions) -> None:
         super().__init__()
         width = check_count("width", width)
+        _check(data)
         self.num_states = data.state.shape[-1]
         self.inner = nn.Linear(self.num_states + data.action.shape[-1], width)
         self.outer = nn.Linear(width, self.num_states)
@@ -89,11 +100,26 @@ class DynamicsNet(nn.Module):
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """The next state."""
+        self._expect(state, action, "action", ())
         return self._followed(state, action.unsqueeze(-2)).select(-2, 1)
 
     def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
         """All states at once."""
+        self._expect(state, actions, "actions", ("H",))
         return self._followed(state, actions) if rolls_out(self) else rollout(self, state, actions)
+
+    def _expect(self, state: Tensor, action: Tensor, name: str, steps: tuple[str, ...]) -> None:
+        """A state and an action, or one for each of some `steps`, that share their batch."""
+        size = len(self.input_scale) - self.num_states
+        of_state, of_action = f"(*batch, {self.num_states})", f"({', '.join(['*batch', *steps, str(size)])})"
+        check_tensor("state", state, of_state)
+        check_tensor(name, action, of_action)
+        if state.shape[-1:] != (self.num_states,):
+            raise ValueError(f"state: expected {of_state}, got {tuple(state.shape)}")
+        batch = tuple(state.shape[:-1])
+        has_axes = action.dim() == len(batch) + len(steps) + 1
+        if not has_axes or action.shape[-1] != size or tuple(action.shape[: len(batch)]) != batch:
+            raise ValueError(f"{name}: expected {of_action} with the state's batch {batch}, got {tuple(action.shape)}")
 
     def _followed(self, state: Tensor, actions: Tensor) -> Tensor:
         """What depends on actions alone is computed ahead, each step is two matrix products."""
@@ -126,7 +152,28 @@ class DynamicsNet(nn.Module):
 
         The negative log-likelihood of a Gaussian with those variances is half its sum, but for a constant.
         """
+        _check(data)
         return ((self(data.state, data.action) - data.after) / self.change_scale).square().mean(0)
+
+
+def _check(data: Transitions) -> None:
+    """Transitions, at least one, each with a state, an action and the state after it."""
+    if not isinstance(data, Transitions):
+        raise TypeError(f"data: expected Transitions(state, action, after), got {brief(data)}")
+    for name, value in data._asdict().items():
+        shape = "(n, a)" if name == "action" else "(n, s)"
+        check_tensor(f"data.{name}", value, shape)
+        if value.dim() != 2:
+            remedy = "; put sequences after one another with .flatten(0, 1)" if value.dim() == 3 else ""
+            raise ValueError(f"data.{name}: expected {shape}, got {tuple(value.shape)}{remedy}")
+    num = len(data.state)
+    if not num:
+        raise ValueError("data: expected at least one transition, got none")
+    if len(data.action) != num:
+        raise ValueError(f"data.action: expected one for each of the {num} states, got {len(data.action)}")
+    if data.after.shape != data.state.shape:
+        expected = f"the shape of data.state, {tuple(data.state.shape)}"
+        raise ValueError(f"data.after: expected {expected}, got {tuple(data.after.shape)}")
 
 
 def _scale(data: Tensor, *sizes: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dcem._given import brief
 from dcem.experiments import ConfigError
 from dcem.experiments.benchmark.planners import Make
 from dcem.experiments.harness.training import Schedule, descend
@@ -89,6 +90,10 @@ class Planning:
         left = None if afresh else self.left
         info = {"state": states.clone()}  # the planner's own: what it does to it changes no result
         found = _asked("solve to work", lambda: self.planner.solve(info, init_action=left))
+        keys = list(found.keys()) if isinstance(found, Mapping) else None
+        if keys is None or "actions" not in keys:
+            came = brief(found) if keys is None else f"a dict with {', '.join(map(str, keys)) or 'nothing'}"
+            raise ConfigError(f"planner: expected solve to return a dict with actions; got {came}")
         told = _asked("solve to return a dict with actions", lambda: torch.as_tensor(found["actions"]))
         actions: Tensor = told.to(states)  # NumPy's are of double precision
         made = (self.told.num_evaluated - before) / self.num

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -90,6 +91,18 @@ def _named(planner: str, task: str) -> Iterator[None]:
         raise ConfigError(f"{error} ({planner or 'the reference'} on {task})") from error.__cause__
 
 
+@contextmanager
+def _to_correct(run: Run, planner: str) -> Iterator[None]:
+    """Errors of your planner say how the run goes on with it once it is corrected."""
+    try:
+        yield
+    except ConfigError as error:
+        if not planner:
+            raise
+        command = f"dcem benchmark resume={shlex.quote(str(run.folder))}"
+        raise ConfigError(f"{error}; once it is corrected, go on with {command}") from error.__cause__
+
+
 def _listed(**of: Tensor) -> dict[str, float]:
     """Numbers by name and place, as a line of metrics has them."""
     return {f"{name}_{i}": value for name, values in of.items() for i, value in enumerate(values.tolist())}
@@ -103,11 +116,15 @@ def main(config: Config, run: Run) -> dict[str, Any]:
             run.say(f"{planners.LABELS[name]} is left out: {methods.RIVALS[name]} is not installed")
     run.track()
     if not run.records():
-        benchmark.rehearse()
+        with _to_correct(run, config.planner):
+            benchmark.rehearse()
     jobs = benchmark.jobs()
     run.verbose = False
     for step in run.steps(len(jobs), 1, "jobs"):
-        run.log(step, **benchmark.do(jobs[step - 1]))
+        job = jobs[step - 1]
+        with _to_correct(run, job.planner if job.planner == config.planner else ""):
+            found = benchmark.do(job)
+        run.log(step, **found)
     scores = Scores.of(jobs, run.records(), config.num_problems)
     write_table(run, table(scores, config))
     run.figure("scores", draw(scores))
