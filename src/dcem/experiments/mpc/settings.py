@@ -27,7 +27,7 @@ class Config(Settings):
     num_elites: int = setting(6, at_least=2, at_most="num_samples")
     num_iterations: int = count(3)
     length: float = setting(1.0, above=0, at_most=1)
-    """Of an episode, as a share of the task's whole episode: at 0.5 half of it is played."""
+    """Share of each task's episode that is played: 1 is the whole."""
     decoder_updates: int = count(300)
     timing_rounds: int = count(10)
     videos: bool = False
