@@ -464,6 +464,8 @@ class TestStep:
             ValueError, match="^objective: expected values with a gradient, which the decoder learns from"
         ):
             step_of(MLPDecoder(2, 3), lambda x: torch.from_numpy(x.detach().numpy().sum(-1)))
+        failed = step_of(MLPDecoder(2, 3), lambda x: torch.full(x.shape[:-1], math.nan))
+        assert not failed.updated
         with pytest.raises(TypeError, match="^optimizer: expected a torch optimizer, got None"):
             decoder_step(lambda x: x.sum(-1), MLPDecoder(2, 3), None, torch.zeros(2))
         with pytest.raises(ValueError, match="max_grad_norm: expected a finite number > 0, got 0"):

@@ -298,11 +298,12 @@ def _cholesky(covariance: Tensor, dtype: torch.dtype) -> Tensor:
 
     Correlations are factorised, so that scales along the axes do not matter. They are shrunk by a few units of
     rounding, of theirs or, squared, of the samples', or by more where that is too little: so a factor exists where
-    there are fewer samples than dimensions. The variances stay; those that have lost digits to underflow are 0.
+    there are fewer samples than dimensions. The variances stay; those that have lost digits to underflow, and whose
+    slopes would overflow, are 0.
     """
     variance, info = covariance.diagonal(dim1=-2, dim2=-1), torch.finfo(covariance.dtype)
     normal = ~(variance < info.tiny / info.eps)
-    # Constants: `L` is the same in any unit, `chol(U A U) = U chol(A)`, and slopes of a unit's inverse overflow.
+    # Constants, without a slope: `L` is the same in any unit, `chol(U A U) = U chol(A)`.
     unit = variance.detach().where(normal, 1.0).sqrt()
     inverse = torch.where(normal, unit.reciprocal(), 0.0)
     correlation = covariance * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)

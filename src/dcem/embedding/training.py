@@ -108,7 +108,7 @@ def decoder_step(
     """
     if max_grad_norm is not None:
         check_positive("max_grad_norm", max_grad_norm)
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if not hasattr(optimizer, "param_groups"):
         raise TypeError(f"optimizer: expected a torch optimizer, got {brief(optimizer)}")
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     latent_objective = embed(objective, decoder)
@@ -134,7 +134,7 @@ def decoder_step(
         x = decode(decoder, z).squeeze(sample_dim)
     norm = loss.new_tensor(math.nan)
     learns = isinstance(decoder, nn.Module) and any(weight.requires_grad for weight in decoder.parameters())
-    if learns and not loss.requires_grad:
+    if learns and finite.any() and not loss.requires_grad:  # what failed altogether may be a constant
         raise ValueError(
             "objective: expected values with a gradient, which the decoder learns from, got values without (no_grad, "
             "detach, NumPy, a simulator)"
