@@ -27,6 +27,13 @@ def best_of(samples: Tensor, values: Tensor, num: int = 1) -> tuple[Tensor, Tens
     return torch.take_along_dim(samples, index, values.dim() - 1), lowest
 
 
+def finite_range(values: Tensor, *, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest finite value of `(*batch, N)`, `(*batch,)` each; `inf` and `-inf` of none."""
+    finite = values.isfinite()
+    low = torch.where(finite, values, torch.inf).amin(-1, keepdim=keepdim)
+    return low, torch.where(finite, values, -torch.inf).amax(-1, keepdim=keepdim)
+
+
 class Best(NamedTuple):
     """The best candidate of a problem so far, and what came since: many are compared at a time, which costs less.
 

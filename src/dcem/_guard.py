@@ -19,6 +19,7 @@ from __future__ import annotations
 import cmath
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
 from dcem._eager import in_forward_mode, is_eager, is_transformed, is_unchecked, may_have_gradient, may_look
-from dcem._replay import randomness
+from dcem._replay import randomness, replayed
 from dcem._tree import leaves, map_tensors
 
 
@@ -102,6 +103,7 @@ def guarded(
     if not may_have_gradient() or is_unchecked():
         return evaluate(samples, data, uncut)
     looks = is_eager() and (may_look(samples) or samples.is_meta)  # there nothing fails
+    put_back = None
     if is_transformed():
         with torch.no_grad():
             first = evaluate(samples, data, uncut)
@@ -112,15 +114,14 @@ def guarded(
         first = evaluate(samples.view_as(samples), data, uncut)
         if not (in_forward_mode() or any(leaf.requires_grad for leaf in leaves(first))):
             return first
-        if put_back is not None:
-            if _all_finite(judge(first)):
-                return first
-            put_back()
+        if put_back is not None and _all_finite(judge(first)):
+            return first
     failed = find_failed(judge(first), batch_dims)
     if looks and (failed.all() or not failed.any()):
         return map_tensors(_constant, first) if failed.any() else first
 
-    again = evaluate(*stand_ins(samples, data, failed, batch_dims), Cut(failed))
+    with nullcontext() if put_back is None else replayed(put_back, samples.device, generator):
+        again = evaluate(*stand_ins(samples, data, failed, batch_dims), Cut(failed))
     return map_tensors(lambda new, old: torch.where(beside(failed, new), old.detach(), new), again, first)
 
 

@@ -60,8 +60,9 @@ def refuse_simulated(outcome: Tensor, actions: Tensor) -> Tensor:
         actions,
         "dynamics: expected states with a gradient, which the plan was asked for one through its actions, got states "
         "without (no_grad, detach, NumPy, a simulator): say gradient=dcem.Truncate(1) for the part of the last "
-        "iteration or gradient=dcem.Detach() to train around the solve; to states that are steps of the actions add "
-        "0 * u.sum(-1, keepdim=True)",
+        "iteration, which plan.actions has and plan.cost has not, or gradient=dcem.Detach() to train around the solve, "
+        "with which plan.cost has the gradient of what the cost has learned; to states that are steps of the actions "
+        "add 0 * u.sum(-1, keepdim=True)",
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dcem._best import finite_range
 from dcem._eager import as_promised, in_forward_mode, is_eager, is_transformed, is_unchecked, may_look
 
-_REMEDY = (
+_ALIKE = (
     "draw from torch's global generator, or from the one that the solve was given, keep no state between calls, and "
     "change no parameter before the last backward pass; or use another gradient mode"
 )
@@ -31,6 +33,19 @@ def randomness(device: torch.device, generator: torch.Generator | None) -> Calla
             generator.set_state(given)
 
     return put_back
+
+
+@contextlib.contextmanager
+def replayed(put_back: Callable[[], None], device: torch.device, generator: torch.Generator | None) -> Iterator[None]:
+    """With the random numbers as they were when `put_back` was made; after it, as they are now. So what is drawn later
+    does not depend on whether, or how, something was evaluated a second time.
+    """
+    put_here = randomness(device, generator)
+    put_back()
+    try:
+        yield
+    finally:
+        put_here()
 
 
 def forgotten(
@@ -79,7 +94,9 @@ def forgotten(
     return result
 
 
-def check_alike(first: Tensor, again: Tensor, where: str, spread_of: Tensor | None = None) -> None:
+def check_alike(
+    first: Tensor, again: Tensor, where: str, *, remedy: str = _ALIKE, spread_of: Tensor | None = None
+) -> None:
     """Raise where values `(*batch, N)` differ by more than rounding can do: more than a hundredth of their spread."""
     if is_unchecked() or not may_look(first):
         return
@@ -87,12 +104,10 @@ def check_alike(first: Tensor, again: Tensor, where: str, spread_of: Tensor | No
     if not change.any():
         return
     values = first if spread_of is None else spread_of
-    finite = values.isfinite()
-    low = torch.where(finite, values, torch.inf).amin(-1)
-    high = torch.where(finite, values, -torch.inf).amax(-1)
+    low, high = finite_range(values)
     rounding = 32 * torch.finfo(values.dtype).eps * torch.maximum(high, -low)
-    if (change.mean(-1) > 0.01 * (high - low) + rounding).any():
+    if ((change.mean(-1) > 0.01 * (high - low) + rounding) & (low <= high)).any():
         raise RuntimeError(
             f"objective: expected the values that it had before where {where} evaluates it a second time, got others: "
-            f"{_REMEDY}"
+            f"{remedy}"
         )

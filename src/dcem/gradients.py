@@ -22,6 +22,10 @@ from dcem.solvers.base import Objective, Step
 
 Iterate = Callable[[Any, Tensor], Step]
 Weigh = Callable[[Tensor], tuple[Tensor, "Tensor | None"]]
+_NO_DRAWS = (
+    "draw nothing, whatever from, as other candidates are evaluated then, and keep no state between calls; or use "
+    "gradient=dcem.Checkpoint()"
+)
 
 
 class GradientMode:
@@ -88,7 +92,8 @@ class Truncate(GradientMode):
 
     Iterations count whether or not they move anything. Where values are equal up to rounding they do not, and have no
     gradient: a problem that came to rest more than `last` iterations before the end has the gradient 0, and the
-    status `OK` of its answer. Make fewer iterations, or take `Unroll` or `Implicit`.
+    status `OK` of its answer. Make fewer iterations, or take `Unroll` or `Implicit`. A `tolerance`, or a callback that
+    stops, is an error where gradients are enabled: it has to be known which iterations are the last.
 
     Args:
         last: how many iterations to differentiate through, at least 1.
@@ -241,7 +246,7 @@ class Prune(GradientMode):
             index = kept.reshape(kept.shape + (1,) * (samples.dim() - values.dim()))
             again = objective(torch.take_along_dim(samples, index, sample_dim))
             if is_eager():
-                check_alike(values.gather(-1, kept), again, "Prune", spread_of=values)
+                check_alike(values.gather(-1, kept), again, "Prune", remedy=_NO_DRAWS, spread_of=values)
             # The values stay as they are; their gradient comes from the samples computed again. A selection depends
             # on differences of values only: what all samples have in common must cancel although few are left.
             change = torch.where(again.isfinite(), again - again.detach(), 0.0)

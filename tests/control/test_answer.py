@@ -188,3 +188,33 @@ def test_data_without_the_axis_of_candidates_are_refused_where_no_shape_shows_it
     )
     with pytest.raises(ValueError, match="cost: expected"):
         mpc(torch.zeros(5, 1), evaluate=evaluate)
+
+
+@pytest.mark.parametrize("answer", ["best", "last"])
+def test_a_plan_does_not_depend_on_a_mate_that_failed(answer):
+    """It draws nothing more for it, and follows no more."""
+
+    def pushed(x, u, generator):
+        return x + 0.1 * u + 0.3 * torch.randn(x.shape, generator=generator)
+
+    mpc = MPC(
+        pushed, lambda x, u: x.square().sum(-1), 6, 1, (-1.0, 1.0), dcem.CEM(64, 8), num_iterations=3, answer=answer
+    )
+
+    def planned(mate):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            plan = mpc(torch.tensor([[1.0], [mate]]), generator=generator)
+        return plan.actions[0], plan.cost[0], plan.states[0], torch.rand(1, generator=generator)
+
+    assert all(map(torch.equal, planned(0.0), planned(torch.nan)))
+
+
+@pytest.mark.parametrize("answer", ["mean", "best", "last"])
+def test_where_it_leads_is_not_said_unless_asked(answer):
+    with torch.no_grad():
+        plan = controller(answer=answer)(body((2,)), evaluate=False)
+    assert plan.states is None
+    assert plan.cost.isnan().all()
+    assert plan.violation.isnan().all()
+    assert (plan.status == dcem.Status.OK).all()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dcem._best import best_of
+from dcem._guard import beside
+from dcem._replay import randomness
 from dcem._tree import map_tensors
 from dcem.control.problem import Outcome
 from dcem.solution import Solution
@@ -72,20 +75,33 @@ class Seen:
         best = Followed(of_best(actions, dim), of_best(outcome.cost, dim), of_best(outcome.violation, dim), states)
         self._best.append((lowest.squeeze(-1), best))
 
-    def best(self) -> Followed | None:
-        """The best of all that was noted, the first of equals; None if a problem has none whose cost is finite."""
+    def answer(self, follow: Callable[[], Followed], evaluate: bool, generator: torch.Generator | None) -> Followed:
+        """The best that was noted; what `follow` says of problems of which no candidate was finite.
+
+        What that draws for them counts for nothing: of the others, the next plan does not depend on it.
+        """
+        best, found = self._best_of_all()
+        if not evaluate:
+            best = Followed.not_at_all(best.actions, self._dim)
+        if found.all():
+            return best
+        put_back = randomness(found.device, generator)
+        alone = follow()
+        put_back()
+        merged: Followed = map_tensors(lambda of, other: torch.where(beside(found, of), of, other), best, alone)
+        return merged
+
+    def _best_of_all(self) -> tuple[Followed, Tensor]:
+        """The best of all that was noted, the first of equals, and which problems have one whose cost is finite."""
         lowest = torch.stack([cost for cost, _ in self._best])
         index = lowest.argmin(0, keepdim=True)
-        if not lowest.gather(0, index).isfinite().all():
-            return None
 
         def of_best(*leaf: Tensor) -> Tensor:
             at = index.reshape(index.shape + (1,) * (leaf[0].dim() - self._dim))
             return torch.take_along_dim(torch.stack(leaf), at, 0).squeeze(0)
 
         first, *others = (followed for _, followed in self._best)
-        followed: Followed = map_tensors(of_best, first, *others)
-        return followed
+        return map_tensors(of_best, first, *others), lowest.gather(0, index).squeeze(0).isfinite()
 
 
 def batch_first(states: Any, batch_dims: int, num_particles: int) -> Any:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dcem._check import as_scalar
 from dcem._eager import is_eager, is_unchecked, may_look, widest
 from dcem._given import came
 from dcem._guard import beside
 from dcem._no_gradient import depend, refuse_simulated
-from dcem._replay import forgotten, randomness
+from dcem._replay import forgotten, randomness, replayed
 from dcem._tree import leaves, map_tensors
 from dcem._unchanged import Versions
 from dcem.control.rollout import Dynamics, Path, any_beyond, follow, follow_until, knows_time
@@ -51,7 +53,7 @@ class Problem:
     continues: Callable[[Any], Tensor] | None
     action_rate_cost: Tensor | None
     constraint: Callable[[Any], Tensor] | None
-    constraint_weight: float
+    constraint_weight: float | Tensor
     num_particles: int
     risk: Callable[[Tensor], Tensor]
     action_dims: int
@@ -124,10 +126,9 @@ class Problem:
             return outcome._replace(cost=cost, violation=violation)
         if not guards or ended is None or not _ends_with_gradient(ended, outcome):
             return outcome
-        if put_back is not None:
-            put_back()
-        alive, until = follow_until(self.dynamics, start, given, ended, path, generator)
-        again, _ = self._judged(alive, controls, until, previous, ended)
+        with nullcontext() if put_back is None else replayed(put_back, controls.device, generator):
+            alive, until = follow_until(self.dynamics, start, given, ended, path, generator)
+            again, _ = self._judged(alive, controls, until, previous, ended)
         cost = torch.where(outcome.cost.isnan(), torch.nan, again.cost)  # of what was lost, too
         whole = path.until(ended, alive)
         return Outcome(cost, again.violation, whole, whole.states(0, horizon))
@@ -177,7 +178,7 @@ class Problem:
             excess = self._excess(path.states(1, None), (horizon, *shape))  # (H, [P,] *batch, n, m)
             charged = _charged(excess, weights, ended, slice(1, None))
             excess = _charged(excess, None, ended, slice(1, None))  # as it is, until the end
-            total = total + self.constraint_weight * charged.sum((0, -1))
+            total = total + as_scalar(self.constraint_weight) * charged.sum((0, -1))
             violation = excess.amax((0, 1, -1) if particles else (0, -1))
         if path.lost is not None or not (_all_finite(states) and _all_finite(last) and _all_finite(controls)):
             total = torch.where(self._failed(path, controls, ended, len(shape)), torch.nan, total)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from dcem._best import finite_range
 from dcem._eager import all_true, is_eager
 
 ROUNDING = 32
@@ -21,10 +22,7 @@ def coarse(values: Tensor, returned: torch.dtype) -> Tensor | None:
     eps = torch.finfo(returned).eps
     if eps <= torch.finfo(values.dtype).eps:
         return None
-    values = values.detach()
-    finite = values.isfinite()
-    low = torch.where(finite, values, torch.inf).amin(-1)
-    high = torch.where(finite, values, -torch.inf).amax(-1)
+    low, high = finite_range(values.detach())
     return (high >= low) & ~_tells_apart(low, high, _half_of_spread(low, high), returned)
 
 
@@ -53,8 +51,7 @@ def scores_of(values: Tensor, num_required: float, *, standardize: bool) -> tupl
     finite = values.isfinite()
     count = finite.sum(-1, keepdim=True)
     with torch.no_grad():
-        low = torch.where(finite, values, torch.inf).amin(-1, keepdim=True)
-        high = torch.where(finite, values, -torch.inf).amax(-1, keepdim=True)
+        low, high = finite_range(values, keepdim=True)
         half = _half_of_spread(low, high)
         valid = (count >= num_required) & _tells_apart(low, high, half)
         low, half = torch.where(valid, low, 0.0), torch.where(valid, half, 0.0)
