@@ -358,3 +358,81 @@ def test_values_with_an_axis_too_many_have_a_remedy():
         dcem.control.MPC(lambda s, a: s, lambda s, a: s[..., :1], 5, 2)(torch.zeros(4))
     with pytest.raises(ValueError, match=r"energy: expected values .*, got \(3, 100, 1\); append \.squeeze\(-1\)$"):
         dcem.energy.EnergyModel(lambda x, y: net(y), 4, dcem.CEM())(torch.zeros(3, 2))
+
+
+def of_learned_std():
+    return dcem.Argmin(2, CEM, init=(0.0, nn.Parameter(torch.tensor(-1.5))))
+
+
+def test_the_magnitude_of_a_learned_std_counts_whether_or_not_it_is_learned_now():
+    """Frozen, called with other parameters, exported or in an ensemble, a layer is the one that was trained."""
+    layer, noise = of_learned_std(), torch.randn(10, 20, 2)
+    goal = to(torch.tensor([2.0, 1.0]))
+    trained = layer(goal, noise=noise).x.detach()
+    assert torch.equal(copy.deepcopy(layer).requires_grad_(False)(goal, noise=noise).x, trained)
+    state = {name: value.detach() for name, value in layer.state_dict().items()}
+    assert torch.equal(torch.func.functional_call(layer, state, (goal,), {"noise": noise}).x, trained)
+    twice = {name: torch.stack([value, value]) for name, value in state.items()}
+    with torch.no_grad():
+        both = torch.func.vmap(lambda state: torch.func.functional_call(layer, state, (goal,), {"noise": noise}).x)(
+            twice
+        )
+    torch.testing.assert_close(both, trained.expand(2, 2))
+
+
+WHOLE = [
+    lambda: dcem.Gaussian(nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(2))),
+    lambda: dcem.FullGaussian(nn.Parameter(torch.zeros(2)), nn.Parameter(torch.eye(2))),
+    lambda: dcem.Mixture(
+        nn.Parameter(torch.tensor([[-1.0, 0.0], [1.0, 0.4]])),
+        nn.Parameter(torch.ones(2, 2)),
+        nn.Parameter(torch.zeros(2)),
+    ),
+    lambda: dcem.Categorical(
+        nn.Parameter(torch.zeros(2)), samples="relaxed", relaxation=nn.Parameter(torch.tensor(0.5))
+    ),
+]
+
+
+@pytest.mark.parametrize("make", WHOLE)
+def test_the_parameters_of_a_distribution_to_start_from_are_the_layers(make):
+    family = make()
+    layer = dcem.Argmin(2, CEM, init=family)
+    given = [leaf for leaf in vars(family).values() if isinstance(leaf, nn.Parameter)]
+    assert {id(leaf) for leaf in layer.parameters()} == {id(leaf) for leaf in given}
+    copied = copy.deepcopy(layer)
+    for parameter in layer.parameters():
+        parameter.data.mul_(0.5)
+    copied.load_state_dict(layer.state_dict())
+    noise = torch.randn(10, 20, 2)
+    goal = to(torch.tensor([0.2, 0.1]))
+    assert torch.equal(copied(goal, noise=noise).x, layer(goal, noise=noise).x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dcem.Mixture(torch.tensor([[-1.0, 0.0], [1.0, 0.4]]), 1.0),
+        lambda: dcem.Gaussian(torch.zeros(2), torch.tensor(1.0)),
+        lambda: (torch.tensor(0.5).expand(2), torch.tensor(1.0).expand(2)),
+    ],
+)
+def test_a_start_that_was_broadcast_is_loaded(make):
+    layer = dcem.Argmin(2, CEM, init=make())
+    layer.load_state_dict(dcem.Argmin(2, CEM, init=make()).state_dict())
+    copy.deepcopy(layer)
+
+
+def test_layers_that_were_made_of_the_same_tensor_do_not_share_it():
+    std = torch.ones(2)
+    layers = [dcem.Argmin(2, CEM, init=(0.0, std)) for _ in range(2)]
+    layers[0].init_std.fill_(3.0)
+    assert layers[1].init_std.equal(torch.ones(2))
+    assert std.equal(torch.ones(2))
+
+
+def test_a_start_that_was_computed_of_parameters_is_refused():
+    """No optimiser would find them, and no copy or checkpoint would have them."""
+    family = dcem.Gaussian(nn.Parameter(torch.zeros(2)), nn.Parameter(torch.tensor(1.0)))
+    with pytest.raises(ValueError, match=r"^init: expected tensors .* std, .* in the full shape \(2,\)"):
+        dcem.Argmin(2, CEM, init=family)

@@ -250,3 +250,35 @@ def test_a_leak_would_be_seen():
         return [objective, objective.features], answer
 
     assert left_by(make, backward) == ["Nearest", "Tensor"]
+
+
+@pytest.mark.parametrize(
+    "kept_as",
+    [lambda found: found.detach(), copy.deepcopy, lambda found: found.detach().to(torch.float64), lambda found: found.x.detach()],
+    ids=["detach", "deepcopy", "to", "tensor"],
+)  # fmt: skip
+def test_a_result_that_is_kept_keeps_numbers_alone(kept_as):
+    def solved():
+        features = encoded()
+        solution = dcem.minimize(Nearest(features), torch.zeros(2), CEM, num_iterations=2)
+        solution.x.sum().backward()
+        return kept_as(solution), weakref.ref(features)
+
+    kept, features = solved()
+    gc.collect()
+    assert features() is None, kept
+
+
+def test_a_step_of_a_decoder_keeps_numbers_alone():
+    decoder = dcem.embedding.MLPDecoder(2, 3, (8,))
+
+    def stepped():
+        features = torch.randn(3)
+        optimizer = torch.optim.Adam(decoder.parameters())
+        objective = Nearest(features)
+        step = dcem.embedding.decoder_step(objective, decoder, optimizer, torch.zeros(2), CEM, num_iterations=2)
+        return step, weakref.ref(features)
+
+    step, features = stepped()
+    gc.collect()
+    assert features() is None, step

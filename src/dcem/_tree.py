@@ -1,5 +1,6 @@
 """States as nested trees of tensors (dataclasses, tuples, lists, dicts): map over them, list them, compare them."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -22,20 +23,34 @@ def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
         children = [map_tensors(fn, *leaves) for leaves in zip(tree, *others, strict=True)]
         return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
     if isinstance(tree, list):
-        return [map_tensors(fn, *leaves) for leaves in zip(tree, *others, strict=True)]
+        return _like(tree, [map_tensors(fn, *leaves) for leaves in zip(tree, *others, strict=True)])
     if isinstance(tree, dict):
-        return {key: map_tensors(fn, leaf, *(other[key] for other in others)) for key, leaf in tree.items()}
+        mapped = {key: map_tensors(fn, leaf, *(other[key] for other in others)) for key, leaf in tree.items()}
+        return _like(tree, mapped)
     if _is_dataclass(tree):
         # Copied field by field: `__init__` need not take every field, and what it computes is there already.
         new = object.__new__(type(tree))
         if not torch.compiler.is_compiling():  # torch 2.9 does not trace it
             for name, value in getattr(tree, "__dict__", {}).items():
-                object.__setattr__(new, name, value)
+                if name != "_work":  # of a result, which is no data: it would keep the solve in memory
+                    object.__setattr__(new, name, value)
         for field in dataclasses.fields(tree):
             leaf = map_tensors(fn, getattr(tree, field.name), *(getattr(other, field.name) for other in others))
             object.__setattr__(new, field.name, leaf)
         return new
     return tree
+
+
+def _like(container: Any, mapped: Any) -> Any:
+    """A list or a dict as one of the class of another, with what that keeps beside what it holds."""
+    if type(container) in (list, dict):
+        return mapped
+    new = copy.copy(container)
+    if isinstance(new, list):
+        new[:] = mapped
+    else:
+        new.update(mapped)
+    return new
 
 
 def is_leaf(tree: Any) -> bool:
@@ -149,6 +164,20 @@ def difference(tree: Any, other: Any, where: str = "") -> str | None:
         if found is not None:
             return found
     return None
+
+
+def has_structure(tree: Any, like: Any) -> bool:
+    """Whether a tree has the containers of another; leaves count alike, whatever they are."""
+    parts, others = _parts(tree), _parts(like)
+    if parts is None or others is None:
+        return parts is others
+    return parts.keys() == others.keys() and all(has_structure(part, others[key]) for key, part in parts.items())
+
+
+def precision_of(module: torch.nn.Module) -> torch.dtype:
+    """The dtype of a module's first floating-point parameter, or else buffer; single precision where it has none."""
+    held = (x.dtype for of in (module.parameters(), module.buffers()) for x in of if x.is_floating_point())
+    return next(held, torch.float32)
 
 
 def _is_dataclass(tree: Any) -> bool:

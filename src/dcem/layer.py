@@ -28,9 +28,9 @@ class Argmin(nn.Module):
     """Minimise whatever objective it is given, `x̂ = argmin_x f(x)`, in the same way: a layer to build models from.
 
     It holds the solver, where it starts, the bounds, how the answer is differentiated and, if the search is for a
-    latent, the decoder. What of these is an `nn.Parameter` or a module is the layer's own: `layer.parameters()` trains
-    it, `layer.to(...)` moves it, `layer.state_dict()` saves it. `dcem.energy.EnergyModel` and `dcem.control.MPC` are
-    such layers with an objective of their own.
+    latent, the decoder. What of these, bounds apart, is an `nn.Parameter` or a module is the layer's own:
+    `layer.parameters()` trains it, `layer.to(...)` moves it, `layer.state_dict()` saves it. `dcem.energy.EnergyModel`
+    and `dcem.control.MPC` are such layers with an objective of their own.
 
     Args:
         event_shape: Shape of one candidate; an int is `(int,)`.
@@ -229,16 +229,23 @@ class Argmin(nn.Module):
             leaf: Tensor = getattr(self, f"init_{name}")
             return leaf.to(like) if like is not None and like.is_floating_point() else leaf
 
-        if self._family is not None:
-            held = iter(named_leaves(self._family))
-            family: Distribution = map_tensors(lambda _: now(next(held)[0]), self._family)
+        family = self._held_family(now)
+        if family is not None:
             return family.expand(batch_shape)
         mean = now("mean").expand((*batch_shape, *self.latent_shape))
         if self.init_std is None:
             return mean
         std = now("std")
-        std = std.abs() if std.requires_grad else std
-        return Gaussian(mean, std.to(mean).expand(mean.shape), len(self.latent_shape))
+        return Gaussian(mean, std.abs().to(mean).expand(mean.shape), len(self.latent_shape))
+
+    def _held_family(self, now: Callable[[str], Tensor] | None = None) -> Distribution | None:
+        """The distribution to start from, of the tensors that the layer holds; None where it starts from a mean."""
+        if self._family is None:
+            return None
+        names = iter(name for name, _ in named_leaves(self._family))
+        of = now or (lambda name: getattr(self, f"init_{name}"))
+        family: Distribution = map_tensors(lambda _: of(next(names)), self._family)
+        return family
 
     @property
     def solver(self) -> Solver:
@@ -255,9 +262,7 @@ class Argmin(nn.Module):
     def solver(self, solver: Solver) -> None:
         if not isinstance(solver, Solver):
             raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {brief(solver)}")
-        for held in (self._parameters, self._buffers, self._modules):
-            for name in [name for name in held if name.startswith("solver_")]:
-                del held[name]
+        self._drop("solver_")
         self._solver = solver
         for name, value in vars(solver).items():
             if isinstance(value, (Tensor, nn.Module)):
@@ -266,6 +271,7 @@ class Argmin(nn.Module):
     def _hold_start(self, init: Any) -> None:
         """Keep the start's tensors as `init_<name>`, and the family of a distribution."""
         what = self._event_name if self.decoder is None else "latent"
+        self._drop("init_")
         self._family = init if isinstance(init, Distribution) else None
         if self._family is not None:
             batch, event = tuple(self._family.batch_shape), tuple(self._family.event_shape)
@@ -275,7 +281,13 @@ class Argmin(nn.Module):
                     f"got the batch {batch} and events {event}"
                 )
             for name, leaf in named_leaves(self._family):
-                self._hold(f"init_{name}", leaf)
+                if leaf.requires_grad and not leaf.is_leaf:
+                    raise ValueError(
+                        f"init: expected tensors that can be learned as they are, got one, {name}, that was computed "
+                        f"of others: give a parameter in the full shape {tuple(leaf.shape)}, or call the layer with "
+                        "init="
+                    )
+                self._hold(f"init_{name}", leaf if leaf.requires_grad else leaf.clone())
             return
         if isinstance(init, (tuple, list)) and len(init) != 2:
             raise ValueError(f"init: expected a pair (mean, std), got {len(init)} of them")
@@ -287,6 +299,12 @@ class Argmin(nn.Module):
             if not std.requires_grad:
                 check_std("init_std", std)
         self._hold("init_std", std)
+
+    def _drop(self, prefix: str) -> None:
+        """Hold nothing any more whose name begins so."""
+        for held in (self._parameters, self._buffers, self._modules):
+            for name in [name for name in held if name.startswith(prefix)]:
+                del held[name]
 
     def _hold(self, name: str, value: Any) -> None:
         """Register a parameter, a tensor (or the place of one) or a module; of the rest, nothing is held."""
@@ -307,7 +325,8 @@ def behind(objective: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Ten
 def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> Tensor:
     """A number or a tensor that broadcasts to `shape`, as a tensor.
 
-    A number keeps its digits, for a solve in double precision; but a mean says in which precision a layer solves.
+    A number keeps its digits, for a solve in double precision; but a mean says in which precision a layer solves. One
+    without a gradient is copied: layers that were made of the same tensor do not share it.
     """
     dtype = torch.get_default_dtype() if name in ("init", "init_mean") else torch.float64
     try:
@@ -320,7 +339,7 @@ def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> T
         raise ValueError(
             f"{name}: expected a number or a tensor that broadcasts to {what} {shape}, got {tuple(tensor.shape)}"
         ) from None
-    return tensor
+    return tensor if tensor.requires_grad else tensor.clone()
 
 
 def latent_shape_of(decoder: Any, given: Any, event_shape: tuple[int, ...], what: str) -> tuple[int, ...]:
@@ -342,10 +361,17 @@ def latent_shape_of(decoder: Any, given: Any, event_shape: tuple[int, ...], what
     return next(found for found in (shape, own, event_shape) if found is not None)
 
 
-def decoded(decoder: Callable[[Tensor], Tensor], z: Tensor, latent_shape: Any, event_shape: Any) -> Tensor:
+def decoded(
+    decoder: Callable[..., Tensor],
+    z: Tensor,
+    latent_shape: Any,
+    event_shape: Any,
+    what: str = "candidates (*batch, N, *event)",
+    **seen: Any,
+) -> Tensor:
     """`dec(z)` `(*batch, N, *event)` of latents `(*batch, N, *latent)`, checked; of any shape if these are None."""
-    noted = Versions(z)
-    x: Any = decoder(z)
+    noted = Versions(z, seen)
+    x: Any = decoder(z, **seen)
     if noted.changed():
         raise ValueError("decoder: expected to leave its latents as they are, got them changed in place")
     if not isinstance(x, Tensor):
@@ -353,5 +379,5 @@ def decoded(decoder: Callable[[Tensor], Tensor], z: Tensor, latent_shape: Any, e
     if latent_shape is not None and event_shape is not None:
         expected = (*z.shape[: z.dim() - len(latent_shape)], *event_shape)
         if tuple(x.shape) != expected:
-            raise ValueError(f"decoder: expected candidates (*batch, N, *event) = {expected}, got {came(x, expected)}")
+            raise ValueError(f"decoder: expected {what} = {expected}, got {came(x, expected)}")
     return x

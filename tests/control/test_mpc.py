@@ -611,3 +611,57 @@ def test_a_solver_put_in_the_place_of_another_is_used():
     copied.solver_init_std.fill_(2.0)
     wide = controller(solver=dcem.CEM(64, 8, init_std=2.0))
     assert torch.equal(copied(states(2), generator=seeded()).actions, wide(states(2), generator=seeded()).actions)
+
+
+class Named(dict):
+    """A state of a class of its own."""
+
+    unit = "m"
+
+
+@pytest.mark.cpu
+def test_a_state_of_a_subclass_of_dict_stays_one():
+    def pushed(x, u):
+        assert type(x) is Named
+        return Named(place=x["place"] + u)
+
+    state = Named(place=torch.zeros(2, 1))
+    plan = MPC(pushed, lambda x, u: (x["place"] - 1).square().sum(-1), 3, 1, state_dims={"place": 1})(state)
+    assert type(plan.states) is Named
+
+
+@pytest.mark.cpu
+def test_in_inference_mode_too_what_is_written_in_place_is_an_error():
+    def pushed(x, u):
+        return x.add_(u)
+
+    def clipping(x):
+        return x.clamp_(-0.1, 0.1).square().sum(-1)
+
+    with torch.inference_mode():
+        with pytest.raises(ValueError, match="dynamics: expected a new tensor for each state"):
+            MPC(pushed, lambda x, u: x.square().sum(-1), 3, 1)(torch.ones(1))
+        with pytest.raises(ValueError, match="objective: expected to leave its candidates as they are"):
+            dcem.minimize(clipping, torch.zeros(2))
+        assert dcem.minimize(lambda x: (x / 0).abs().sum(-1), torch.zeros(2)).status == dcem.Status.NONFINITE
+
+
+@pytest.mark.cpu
+def test_what_a_plan_through_a_simulator_says_of_its_cost_works():
+    """The remedies of the error, each for what it is said of."""
+    weight = torch.tensor(2.0, requires_grad=True)
+
+    def simulate(x, u):
+        return torch.from_numpy(x.detach().numpy() + 0.1 * u.detach().numpy())
+
+    mpc = MPC(
+        simulate, lambda x, u: weight * x.square().sum(-1) + u.square().sum(-1), 3, 1, (-1.0, 1.0), dcem.CEM(30, 5)
+    )
+    state = torch.ones(1)
+    with pytest.raises(RuntimeError, match=r"Truncate\(1\) .* plan.actions has and plan.cost has not, or .*Detach\(\)"):
+        mpc(state, gradient=dcem.Truncate(1)).cost.backward()
+    (slope,) = torch.autograd.grad(mpc(state, gradient=dcem.Truncate(1)).actions.sum(), weight)
+    assert slope != 0
+    plan = mpc(state, gradient=dcem.Detach())
+    (slope,) = torch.autograd.grad(plan.cost, weight)
+    torch.testing.assert_close(slope, plan.states[:-1].square().sum())

@@ -335,3 +335,26 @@ def test_a_world_model_in_the_place_of_its_method_is_refused(name, method):
     model = dcem.world.LatentModel(2, 2)
     with pytest.raises(TypeError, match=f"^{name}: expected world_model.{method}, got the model itself, LatentModel"):
         controller(**{name: model})
+
+
+def test_a_learned_distribution_to_start_from_is_the_controllers() -> None:
+    def make(mean: torch.Tensor) -> MPC:
+        init = dcem.Gaussian(mean, torch.ones(4, 1), event_dims=2)
+        return MPC(torch.add, lambda x, u: x.square().sum(-1), 4, 1, None, dcem.CEM(20, 5), num_iterations=1, init=init)
+
+    learned, other = make(torch.nn.Parameter(torch.full((4, 1), 0.3))), make(torch.zeros(4, 1))
+    assert [name for name, _ in learned.named_parameters()] == ["init_mean"]
+    other.load_state_dict(learned.state_dict())
+    noise = torch.randn(1, 20, 4, 1)
+    assert torch.equal(*(mpc(torch.ones(1), noise=noise).actions for mpc in (learned, other)))
+    (slope,) = torch.autograd.grad(learned(torch.ones(1), noise=noise).actions.sum(), learned.init_mean)
+    assert slope.abs().sum() > 0
+    learned.double()
+    assert learned.init.mean.dtype == torch.float64
+    learned.init = None
+    assert learned.init is None
+    assert learned.init_std is None
+    assert not list(learned.parameters())
+    learned.init_std = 0.5
+    with pytest.raises(ValueError, match="init: expected None, or init_mean and init_std left alone"):
+        learned.init = dcem.Gaussian(torch.zeros(4, 1), 1.0, event_dims=2)

@@ -12,11 +12,9 @@ from torch import Tensor
 from dcem._check import Fixed, as_shape, check_flag
 from dcem._eager import all_true, is_eager, may_have_gradient
 from dcem._evaluate import hides_axis
-from dcem._given import came
 from dcem._guard import Cut, Reports, WithData, Work, guarded, marked
 from dcem._setup import NoiseSource
 from dcem._tree import leaves, map_tensors
-from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
 from dcem.control.answer import Followed, Seen, batch_first, chosen
 from dcem.control.delay import arrived
@@ -28,7 +26,7 @@ from dcem.control.settings import EVENT, START, checked
 from dcem.distributions import Distribution
 from dcem.distributions.product import has_choices
 from dcem.gradients import GradientMode, Implicit
-from dcem.layer import Argmin, broadcastable
+from dcem.layer import Argmin, broadcastable, decoded
 from dcem.loop import Shard
 from dcem.solution import Status
 from dcem.solvers import SamplingSolver, Solver
@@ -78,7 +76,7 @@ class MPC(Argmin):
             before the first is that of the warm start's plan, if there is one.
         constraint: `g(state) -> (...,)` or `(..., m)`, of which every entry should be at most 0 in the states
             `x_1 ... x_H`; each is charged `constraint_weight * max(g, 0)`.
-        constraint_weight: the price of violation; large enough, the penalty is exact.
+        constraint_weight: the price of violation, which may be learned; large enough, the penalty is exact.
         num_particles: `P`; above 1 every candidate is rolled out `P` times, states and actions having a first axis
             `P`: for stochastic dynamics, or an ensemble with a member a particle.
         risk: what the costs of the particles count as: `Mean`, `WorstCase`, `CVaR`, or any
@@ -155,7 +153,7 @@ class MPC(Argmin):
         num_proposals: int = 16,
         action_rate_cost: float | Tensor = 0.0,
         constraint: Callable[[Any], Tensor] | None = None,
-        constraint_weight: float = 1000.0,
+        constraint_weight: float | Tensor = 1000.0,
         num_particles: int = 1,
         risk: Callable[[Tensor], Tensor] | None = None,
         noise: NoiseSource | None = None,
@@ -191,7 +189,17 @@ class MPC(Argmin):
         self.action_rate_cost: Tensor
         rate = broadcastable("action_rate_cost", action_rate_cost, *self._start_shape("action_rate_cost"))
         self._hold("action_rate_cost", checked(self, "action_rate_cost", rate))
-        self.init = init
+        if init is not None:
+            self.init = init
+
+    @property
+    def init(self) -> Distribution | None:
+        """What every search starts from, with its tensors as they are now: learned, loaded or moved."""
+        return self._held_family()
+
+    @init.setter
+    def init(self, init: Distribution | None) -> None:
+        self._hold_start((0.0, None) if init is None else init)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in START and (name in self._buffers or name in self._parameters):
@@ -259,7 +267,7 @@ class MPC(Argmin):
         if self.answer != "mean" and isinstance(gradient, Implicit) and torch.is_grad_enabled():
             raise ValueError(f"answer: Implicit differentiates the mean, not a sample; got answer={self.answer!r}")
         like = next((leaf for leaf in leaves(state) if leaf.is_floating_point()), torch.empty(()))
-        fresh = self._fresh(batch, like)
+        fresh = self.initial(batch, like)
         mean = fresh.mean if isinstance(fresh, Distribution) else fresh
         mean, previous = warm(warm_start, reset, mean, batch, self.actions_shape, self.decoder)
         problem, box = self._problem(), Bounds.check(self.bounds, torch.Size(self.actions_shape), like)
@@ -297,13 +305,15 @@ class MPC(Argmin):
 
         particles = self.num_particles > 1
         reports = Reports(int(Status.NONFINITE), work := Work())
-        answer = None if seen is None else seen.best()
-        if answer is None:
+
+        def alone() -> Followed:
             z = chosen(self.answer, solution, len(self.latent_shape)).unsqueeze(len(batch))
             judge = operator.attrgetter("cost" if evaluate else "actions")
-            alone = guarded(watched, z, (state, previous), len(batch), judge=judge, generator=generator)
+            found = guarded(watched, z, (state, previous), len(batch), judge=judge, generator=generator)
             # Copied: what a model or a decoder returned it may fill again in the next plan.
-            answer = map_tensors(lambda leaf: leaf.squeeze(len(batch)).clone(), alone)
+            return map_tensors(lambda leaf: leaf.squeeze(len(batch)).clone(), found)
+
+        answer = alone() if seen is None else seen.answer(alone, evaluate, generator)
         actions, cost, violation, states = answer
         reports.of_loss(cost if evaluate else actions, len(batch))
         finite = cost.isfinite() if evaluate else actions.isfinite().flatten(len(batch)).all(-1)
@@ -328,13 +338,6 @@ class MPC(Argmin):
         """
         return tuple(self.forward(state, warm_start=WarmStart(*before), noise=noise).warm_start)  # type: ignore[return-value]
 
-    def _fresh(self, batch: tuple[int, ...], like: Tensor) -> Distribution | Tensor:
-        """Where a search starts that has no warm start: `init`, or the means alone."""
-        if self.init is None:
-            return self.initial(batch, like)
-        init: Distribution = map_tensors(lambda leaf: leaf.to(like), self.init)
-        return init.expand(batch)
-
     def _problem(self) -> Problem:
         rate = self.action_rate_cost if self._charges_rate() else None
         if rate is not None:  # which may have been learned, loaded or filled
@@ -342,7 +345,7 @@ class MPC(Argmin):
         return Problem(
             self.dynamics, self.cost, self.terminal_cost, self.discount, self.continues, rate, self.constraint,
             self.constraint_weight, self.num_particles, self.risk, len(self.action_shape),
-            [False] if has_choices(self.init) else [],  # of a choice states are steps: there is no gradient to lose
+            [False] if has_choices(self._family) else [],  # of a choice states are steps: there is no gradient to lose
         )  # fmt: skip
 
     def _actions(self, z: Tensor, box: Bounds | None, state: Any) -> Tensor:
@@ -358,16 +361,9 @@ class MPC(Argmin):
                 return leaf.expand(*leaf.shape[:sample_dim], z.shape[sample_dim], *leaf.shape[sample_dim + 1 :])
 
             seen = {"state": map_tensors(for_each, state)}
-        noted = Versions(z, seen)
-        actions: Any = self.decoder(z, **seen)
-        if noted.changed():
-            raise ValueError("decoder: expected to leave its latents as they are, got them changed in place")
-        expected = (*z.shape[: z.dim() - len(self.latent_shape)], *self.actions_shape)
-        if not isinstance(actions, Tensor) or tuple(actions.shape) != expected:
-            raise ValueError(
-                f"decoder: expected actions (*batch, N, horizon, *a) = {expected} for latents {tuple(z.shape)}, "
-                f"got {came(actions, expected)}"
-            )
+        actions = decoded(
+            self.decoder, z, self.latent_shape, self.actions_shape, "actions (*batch, N, horizon, *a)", **seen
+        )
         return actions if box is None else box.clip(actions)
 
     def _proposed(
