@@ -323,3 +323,15 @@ def test_components_with_too_few_samples_each_share_the_elites_of_all():
     (first,) = solution.history
     assert first.weights.sum() > 4
     assert not torch.equal(solution.distribution.means, init.means)
+
+
+def test_a_density_is_0_where_one_of_its_parts_says_so():
+    """Though another part has all of its mass there, where its density is infinite."""
+    inf, nothing = torch.inf, dcem.Gaussian(torch.zeros(1), 0.0)
+    x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    assert dcem.Product((nothing, nothing)).log_prob(x).tolist() == [inf, -inf, -inf, -inf]
+    assert dcem.Gaussian(torch.zeros(2), 0.0).log_prob(x).tolist() == [inf, -inf, -inf, -inf]
+    choice = dcem.Categorical(torch.tensor([0.0, -inf]))
+    assert dcem.Product((nothing, choice)).log_prob(torch.tensor([[0.0, 0.0, 1.0]])).tolist() == [-inf]
+    mixture = dcem.Mixture(torch.tensor([[-1.0], [1.0]]), 0.0, torch.tensor([0.0, -inf]))
+    assert mixture.log_prob(torch.tensor([[1.0], [-1.0], [0.0]])).tolist() == [-inf, inf, -inf]

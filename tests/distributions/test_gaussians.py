@@ -536,3 +536,16 @@ def test_a_fit_to_nearly_one_sample_has_a_finite_gradient():
         assert torch.autograd.grad(fitted.scale_tril.sum(), weights, retain_graph=True)[0].isfinite().all()
     lost = g.fit(samples * float("nan"), weights)
     assert lost.scale_tril.diagonal().isnan().all()
+
+
+def test_a_matrix_is_looked_at_once(monkeypatch):
+    """What is fitted is triangular: only what a user gives is checked."""
+    looks = []
+    original = torch.Tensor.triu
+    monkeypatch.setattr(torch.Tensor, "triu", lambda self, *given: looks.append(1) or original(self, *given))
+    start = dcem.FullGaussian(torch.zeros(2), torch.eye(2))
+    assert looks
+    given = len(looks)
+    fitted = start.fit(torch.randn(10, 2), torch.full((10,), 0.1)).clamp_std(1e-3, 2.0).interpolate(start, 0.5)
+    assert len(looks) == given
+    assert fitted.scale_tril.triu(1).abs().sum() == 0

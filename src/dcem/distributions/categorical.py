@@ -161,6 +161,8 @@ class Categorical(Distribution):
     def _of_problems(self, relaxation: Tensor) -> Tensor:
         """A number for each problem, `(*batch,)`."""
         batch = self.logits.shape[: self.logits.dim() - self.event_dims]
+        if relaxation.shape == batch and relaxation.dtype == self.logits.dtype:
+            return relaxation.to(self.logits)  # a parameter stays the parameter that it is
         number = relaxation.reshape(()) if relaxation.numel() == 1 else relaxation
         try:
             return number.to(self.logits).expand(batch)

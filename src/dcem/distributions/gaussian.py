@@ -57,8 +57,14 @@ def log_normal(away: Tensor, std: Tensor) -> Tensor:
     collapsed = std == 0
     std = torch.where(collapsed, 1.0, std)
     density = -0.5 * ((away / std).square() + math.log(2 * math.pi)) - std.log()
-    outside = (collapsed & (away != 0)).any(-1)
-    return torch.where(outside, -math.inf, torch.where(collapsed, math.inf, density).sum(-1))
+    density = torch.where(collapsed, math.inf, density).masked_fill(collapsed & (away != 0), -math.inf)
+    return add_log_densities(density, -1)
+
+
+def add_log_densities(each: Tensor, dim: int) -> Tensor:
+    """Their sum: `-inf` where one of them is, though another has all of its mass there."""
+    outside = (each == -math.inf).any(dim, keepdim=True)
+    return torch.where(outside.squeeze(dim), -math.inf, torch.where(outside, 0.0, each).sum(dim))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,10 +195,20 @@ class FullGaussian(Distribution):
                     f"scale_tril: expected a shape that broadcasts to {expected}, got {tuple(scale_tril.shape)}"
                 ) from None
         if is_eager() and scale_tril.is_cpu and (scale_tril.detach().triu(1).abs() > 0).any():
-            raise ValueError(f"scale_tril: expected a lower triangular matrix, got {scale_tril}")
+            largest = float(scale_tril.detach().triu(1).abs().max())
+            raise ValueError(
+                f"scale_tril: expected a lower triangular matrix, got up to {largest:g} above its diagonal"
+            )
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "scale_tril", scale_tril)
         object.__setattr__(self, "event_dims", event_dims)
+
+    def _of(self, mean: Tensor, scale_tril: Tensor) -> Self:
+        """With other parameters, which were made here: what a user gives is checked, once."""
+        new = object.__new__(type(self))
+        for name, value in {**vars(self), "mean": mean, "scale_tril": scale_tril}.items():
+            object.__setattr__(new, name, value)
+        return new
 
     @property
     def covariance(self) -> Tensor:
@@ -244,19 +260,19 @@ class FullGaussian(Distribution):
         mean, deviations = self.weighted_deviations(samples, weights)
         deviations = _wide(deviations)
         covariance = deviations.mT @ (weights.unsqueeze(-1) * deviations)
-        return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance, self.mean.dtype))
+        return self._of(mean, _cholesky(covariance, self.mean.dtype))
 
     def interpolate(self, other: Self, amount: float | Tensor) -> Self:
         # Of the covariances, not of their factors: those of two directions have less variance half-way than either.
         mean = self.mean + amount * (other.mean - self.mean)
         covariance = self._covariance + amount * (other._covariance - self._covariance)
-        return dataclasses.replace(self, mean=mean, scale_tril=_cholesky(covariance, self.mean.dtype))
+        return self._of(mean, _cholesky(covariance, self.mean.dtype))
 
     def stretch(self, start: Self, clip: Callable[[Tensor], Tensor]) -> Self:
         step = _wide(clip(self.mean) - start.mean).reshape(*self.scale_tril.shape[:-1], 1)
         widened = _cholesky(self._covariance + step @ step.mT, self.mean.dtype)
         moved = (step != 0).any(-2, keepdim=True)
-        return dataclasses.replace(self, scale_tril=torch.where(moved, widened, self.scale_tril))
+        return self._of(self.mean, torch.where(moved, widened, self.scale_tril))
 
     def clamp_std(self, low: float, high: float | None) -> Self:
         return self._rescale(lambda std: clip(std, low, high))
@@ -273,14 +289,14 @@ class FullGaussian(Distribution):
         identity = torch.eye(std.shape[-2], dtype=std.dtype, device=std.device)
         direction = torch.where(size > 0, row / size.where(size > 0, 1.0), identity)
         scaled = self.scale_tril * (new / std.where(~lost, 1.0))
-        return dataclasses.replace(self, scale_tril=torch.where(lost, direction * new, scaled))
+        return self._of(self.mean, torch.where(lost, direction * new, scaled))
 
     def is_collapsed(self, min_std: float) -> Tensor:
         # A rescaled row has its std only up to rounding.
         return (self._marginal <= min_std * (1 + 1e-5)).flatten(-2).all(-1)
 
     def clip(self, bounds: Bounds) -> Self:
-        return dataclasses.replace(self, mean=bounds.clip(self.mean))
+        return self._of(bounds.clip(self.mean), self.scale_tril)
 
     def narrow(self, bounds: Bounds) -> Self:
         widest = bounds.half_width()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dcem._check import check_fraction, check_scalar, check_std
+from dcem._check import as_scalar, check_fraction, check_std
 from dcem._given import brief
 from dcem.bounds import clip
 from dcem.distributions.base import Distribution, Weigh, check_parameter
-from dcem.distributions.gaussian import log_normal, root_of_squares
+from dcem.distributions.gaussian import add_log_densities, log_normal, root_of_squares
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,7 +77,6 @@ class Mixture(Distribution):
             )
         shape = means.shape[: means.dim() - event_dims]
         check_std("stds", stds)
-        check_scalar("min_weight", min_weight)
         check_fraction("min_weight", min_weight)
         given = {"stds": (stds, means.shape), "logits": (0.0 if logits is None else logits, shape)}
         for name, (value, expected) in given.items():
@@ -86,14 +85,15 @@ class Mixture(Distribution):
             except (TypeError, ValueError, RuntimeError):
                 raise TypeError(f"{name}: expected a number or a Tensor, got {brief(value)}") from None
             try:
-                expanded = tensor.expand(expected)
+                # A parameter in the full shape stays the parameter that it is.
+                expanded = tensor if tensor.shape == expected else tensor.expand(expected)
             except RuntimeError:
                 came = tuple(tensor.shape)
                 raise ValueError(f"{name}: expected a shape that broadcasts to {tuple(expected)}, got {came}") from None
             object.__setattr__(self, name, expanded)
         object.__setattr__(self, "means", means)
         object.__setattr__(self, "event_dims", event_dims)
-        object.__setattr__(self, "min_weight", min_weight)
+        object.__setattr__(self, "min_weight", as_scalar(min_weight))
 
     @property
     def _heaviest(self) -> Tensor:
@@ -146,7 +146,8 @@ class Mixture(Distribution):
     def log_prob(self, x: Tensor) -> Tensor:
         means, stds = self._flat_components()
         of_component = log_normal(self.flat(x).unsqueeze(-3) - means, stds)
-        return (self.logits.log_softmax(-1).unsqueeze(-1) + of_component).logsumexp(-2)
+        prior = self.logits.log_softmax(-1).unsqueeze(-1).expand_as(of_component)
+        return add_log_densities(torch.stack([prior, of_component]), 0).logsumexp(-2)
 
     def _flat_components(self) -> tuple[Tensor, Tensor]:
         """Means and stds with the event as one axis, `(*batch, M, 1, D)`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcem.distributions.base import Distribution
 from dcem.distributions.categorical import Categorical
+from dcem.distributions.gaussian import add_log_densities
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,7 +100,8 @@ class Product(Distribution):
         return self._each(lambda part, x: part.fit(x, weights), self._split(samples))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return torch.stack([part.log_prob(y) for part, y in zip(self.parts, self._split(x), strict=True)]).sum(0)
+        each = torch.stack([part.log_prob(y) for part, y in zip(self.parts, self._split(x), strict=True)])
+        return add_log_densities(each, 0)
 
     def with_mean(self, mean: Tensor) -> Self:
         return self._each(lambda part, x: part.with_mean(x), self._split(mean))
