@@ -539,3 +539,28 @@ def test_once_is_enough_where_the_candidate_is_a_constant(theta, mode, num_itera
     solver = dcem.GradientDescent(0.05)
     x = dcem.minimize(linear, torch.ones(D).double(), solver, num_iterations=num_iterations, gradient=mode).x
     torch.testing.assert_close(torch.autograd.grad(x.sum(), theta)[0], torch.full_like(theta, -0.05))
+
+
+@pytest.mark.cpu
+def test_second_derivatives_under_hooks_on_saved_tensors():
+    """A checkpoint around a gradient of a solve: torch.func refuses such hooks."""
+    noise = torch.randn(2, 50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
+    def penalty(theta):
+        point = theta * torch.ones(1, dtype=torch.float64)
+        x = dcem.minimize(
+            lambda x: (x - point).square().sum(-1), torch.zeros(1, dtype=torch.float64), dcem.CEM(50, 5, dcem.LML(1.0)),
+            num_iterations=2, noise=noise,
+        ).x  # fmt: skip
+        return torch.autograd.grad(x.sin().sum(), point, create_graph=True)[0].square().sum()
+
+    (expected,) = torch.autograd.grad(penalty(theta), theta)
+    again = torch.utils.checkpoint.checkpoint(penalty, theta, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(again, theta)[0], expected)
+    with torch.autograd.graph.save_on_cpu():
+        kept = penalty(theta)
+    torch.testing.assert_close(torch.autograd.grad(kept, theta)[0], expected)
+    h = 1e-6
+    slope = (penalty(theta + h) - penalty(theta - h)) / (2 * h)
+    torch.testing.assert_close(expected, slope.detach(), rtol=1e-6, atol=1e-8)

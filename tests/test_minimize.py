@@ -331,3 +331,43 @@ def test_tensors_out_of_range_are_refused_whenever_they_became_so(make, name, va
         learned.fill_(value)
     with pytest.raises(ValueError, match=f"^{name}: expected .*got|^init: expected .*got"):
         dcem.minimize(sphere, ZEROS, solver)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("init", [torch.zeros(2), dcem.FullGaussian(torch.zeros(2), torch.eye(2))])
+def test_a_noise_source_of_another_dtype_does_not_change_that_of_the_solve(init):
+    """One that draws by NumPy draws doubles."""
+    numbers = np.random.default_rng(0)
+
+    def source(shape, *, dtype=None, device=None, generator=None):
+        return torch.from_numpy(numbers.standard_normal(shape))
+
+    solution = dcem.minimize(lambda x: x.square().sum(-1), init, dcem.CEM(20, 5), noise=source)
+    assert {leaf.dtype for leaf in (solution.x, solution.distribution.mean, solution.best_value)} == {torch.float32}
+    with pytest.raises(TypeError, match="noise: expected the source to return floating-point draws, got torch.int64"):
+        dcem.minimize(
+            lambda x: x.square().sum(-1), init, dcem.CEM(20, 5),
+            noise=lambda shape, **_: torch.ones(shape, dtype=torch.int64),
+        )  # fmt: skip
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda one: dcem.CEM(20, 4, smoothing=one), lambda one: dcem.MPPI(20, 0.5, smoothing=one),
+        lambda one: dcem.GradientDescent(0.1, one),
+    ],
+)  # fmt: skip
+def test_a_tensor_of_one_number_is_a_number_whatever_its_axes(make, shape):
+    noise = torch.randn(3, 20, 2)
+    plain, given = make(0.25), make(torch.full(shape, 0.25))
+    solutions = [
+        dcem.minimize(
+            lambda x: (x - 0.3).square().sum(-1), torch.zeros(2), solver, num_iterations=3,
+            noise=noise if solver.num_samples > 1 else None,
+        )
+        for solver in (plain, given)
+    ]  # fmt: skip
+    torch.testing.assert_close(solutions[1].x, solutions[0].x)

@@ -204,3 +204,14 @@ def test_drift_is_of_the_farthest_coordinate_and_needs_a_std():
     assert dcem.Iteration.of(step, dcem.Gaussian(torch.zeros(2), torch.tensor([0.1, 0.5]))).drift == 2
     assert dcem.Iteration.of(step, dcem.Gaussian(torch.zeros(2), torch.tensor([0.0, 1.0]))).drift == 1  # at rest is 0
     assert dcem.Iteration.of(step, Start()).drift.isnan()
+
+
+def test_a_problem_whose_values_are_equal_is_at_rest_too():
+    """Its std is below the tolerance, and nothing moves it."""
+    seen = []
+    solution = dcem.minimize(
+        lambda x: 0 * x.sum(-1), dcem.Gaussian(torch.zeros(2), 1e-3), dcem.CEM(20), num_iterations=50, tolerance=1e-2,
+        callback=seen.append,
+    )  # fmt: skip
+    assert len(seen) == 1
+    assert solution.status == dcem.Status.FLAT

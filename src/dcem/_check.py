@@ -6,6 +6,7 @@ import numbers
 import operator
 from typing import TYPE_CHECKING, Any, Generic, SupportsIndex, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from dcem._eager import is_eager
@@ -40,6 +41,8 @@ class Fixed(Generic[T]):
 
 def check_number(name: str, value: object, expected: str = "a number") -> float:
     """A plain number, also one of NumPy's: as an int or a float."""
+    if type(value) is int or type(value) is float:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {expected}, got {brief(value)}")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
@@ -100,7 +103,8 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_fraction(name: str, value: float | Tensor, *, below_one: bool = False) -> None:
-    """A number in `[0, 1]`, or in `[0, 1)`; or a tensor of such numbers."""
+    """A number in `[0, 1]`, or in `[0, 1)`; or a tensor of one."""
+    check_scalar(name, value)
     expected = f"in [0, 1{')' if below_one else ']'}"
     if _is_real(value, name):
         _check_all(name, value, ((value >= 0) & (value < 1 if below_one else value <= 1)), expected)
@@ -124,6 +128,23 @@ def check_std(name: str, value: float | Tensor) -> None:
     check_number(name, value, _OR_TENSOR)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+
+
+def as_floating(x: Tensor) -> Tensor:
+    """Whole numbers in the default precision."""
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+
+def as_scalar(value: float | Tensor) -> float | Tensor:
+    """What `check_scalar` let pass, as a number or a tensor without axes: those would be axes of the result."""
+    return value.reshape(()) if isinstance(value, Tensor) else value
+
+
+def check_weight(name: str, value: float | Tensor) -> float | Tensor:
+    """A finite number of at least zero, or a tensor of one, which may be learned."""
+    check_std(name, value)
+    check_scalar(name, value)
+    return value if isinstance(value, Tensor) else check_number(name, value)
 
 
 def check_positive(name: str, value: float | Tensor) -> None:

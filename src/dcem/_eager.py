@@ -138,6 +138,12 @@ def is_under_autocast(device_type: str) -> bool:
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Products of numbers such as `x` as precise as they are."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if is_under_autocast(device) else contextlib.nullcontext()
+
+
 def all_true(mask: Tensor) -> bool:
     """Whether every element is true, where that can be known without waiting for a GPU; otherwise False."""
     return (

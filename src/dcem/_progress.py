@@ -68,7 +68,7 @@ class Progress(NamedTuple):
         """With the problems done that came to rest in this step."""
         rests = setup.solver.is_converged(before.state, self.state, tolerance)
         if step.valid is not None:  # or it stays where it is for having failed
-            rests = rests & step.valid
+            rests = rests & (step.valid if step.flat is None else step.valid | step.flat)
         return self._replace(done=rests if self.done is None else rests | self.done)
 
     def solution(

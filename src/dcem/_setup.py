@@ -216,4 +216,6 @@ class Drawn:
         drawn: Any = self.source(self.shape, dtype=self.dtype, device=self.device, generator=self.generator)
         if not isinstance(drawn, Tensor) or tuple(drawn.shape) != self.shape:
             raise ValueError(f"noise: expected the source to return {self.shape}, got {came(drawn)}")
-        return drawn
+        if not drawn.is_floating_point():
+            raise TypeError(f"noise: expected the source to return floating-point draws, got {drawn.dtype}")
+        return drawn.to(self.device, self.dtype)

@@ -18,9 +18,10 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
     """Make one decision of a controller, or one prediction of an energy model, a program of torch's own operations.
 
     The program takes the inputs and then the `noise` of the search, `(T, *batch, N, *event)` (`*latent` with a
-    decoder): draw it anew for each decision, or always give the same. `torch.export.save` writes it to a file, which
-    `torch.export.load` reads where dcem is not installed; `torch._inductor.aoti_compile_and_package` makes
-    machine code of it. It holds the parameters as they are now, has the shapes of these inputs and no gradient.
+    decoder), of the layer's precision, single at least: draw it anew for each decision, or always give the same.
+    `torch.export.save` writes the program to a file, which `torch.export.load` reads where dcem is not installed;
+    `torch._inductor.aoti_compile_and_package` makes machine code of it. It holds the parameters as they are now, has
+    the shapes of these inputs and no gradient.
 
     Args:
         layer: a [`dcem.control.MPC`][], [`dcem.energy.EnergyModel`][], or an [`dcem.Argmin`][] of your own
@@ -59,7 +60,8 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
         batch = _batch_of(layer, *inputs[:1])
         shape = (layer.num_iterations, *batch, layer.solver.num_samples, *layer.latent_shape)
         like = next((leaf for leaf in layer.parameters() if leaf.is_floating_point()), torch.empty(()))
-        noise = torch.zeros(shape, device=like.device)
+        dtype = torch.promote_types(like.dtype, torch.float32)  # that of the search
+        noise = torch.zeros(shape, dtype=dtype, device=like.device)
         return torch.export.export(_Decision(layer), (*inputs, noise))
 
 

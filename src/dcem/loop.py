@@ -87,7 +87,8 @@ def minimize(
         validate: a check of the answers `(*batch, *event)` that returns booleans `(*batch,)`: a problem whose
             answer does not pass has the status `INVALID`.
         callback: called after each iteration with its [`dcem.Iteration`][], of which the tensors are the solve's own:
-            clone what is to be written to. Return True (Python's, NumPy's or torch's) to stop.
+            clone what is to be written to. Return True (Python's, NumPy's or torch's) to stop; not with `Truncate`
+            while gradients are enabled, as the last iterations would carry them.
         record: keep every [`dcem.Iteration`][] in `solution.history`.
         shard: divide the work among processes: `dcem.distributed.Samples()` or `Problems()`.
 
@@ -100,8 +101,8 @@ def minimize(
             values.
         RuntimeError: in the backward pass, a gradient is asked for through a selection, or the values of an objective,
             that have none.
-        ValueError: an argument has the wrong shape or range, the objective returns the wrong shape or device, or a
-            gradient is asked for that the mode cannot give.
+        ValueError: an argument has the wrong shape or range, the objective returns the wrong shape or device, a
+            gradient is asked for that the mode cannot give, or a callback changes what it is shown or stops too early.
 
     Example:
         >>> import torch, dcem

@@ -261,6 +261,8 @@ class TestConvEnergyOfChannels(EnergyContract):
             r"feature_dims: expected at least 0, got -1",
         ),
         (lambda: ICNN(1, 2, strong_convexity=-1), r"strong_convexity: expected .* got -1"),
+        (lambda: ICNN(1, 2, strong_convexity=torch.tensor(-1.0)), r"strong_convexity: expected .* got -1"),
+        (lambda: ICNN(1, 2, strong_convexity=torch.ones(2)), r"strong_convexity: expected .* got shape \(2,\)"),
         (lambda: ConvEnergy((1, 8), (1, 8, 4)), r"feature_shape: expected \(channels, height, width\), got \(1, 8\)"),
         (lambda: ConvEnergy((1, 8, 4), (1, 7, 4), axis=2), r"event_shape: expected \(1, 8, 4\) .* got \(1, 7, 4\)"),
         (lambda: ConvEnergy((1, 8, 4), (1, 8, 4), axis=3), r"axis: expected .* got 3"),
@@ -276,10 +278,9 @@ def test_errors_name_the_argument(call, match: str) -> None:
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: SPEN(1, 2, entropy=None), "entropy: expected a number, got None"),
+        (lambda: SPEN(1, 2, entropy=None), "entropy: expected a number or a Tensor, got None"),
         (lambda: SPEN(1, 2, conditional=math.nan), "conditional: expected True or False, got nan"),
-        (lambda: ICNN(1, 2, strong_convexity="x"), "strong_convexity: expected a number, got 'x'"),
-        (lambda: ICNN(1, 2, strong_convexity=torch.ones(2)), "strong_convexity: expected a number, got "),
+        (lambda: ICNN(1, 2, strong_convexity="x"), "strong_convexity: expected a number or a Tensor, got 'x'"),
         (
             lambda: EnergyModel(lambda x, y: y, 1, dcem.CEM(), feature_dims=0.5),
             "feature_dims: expected an int, got 0.5",
@@ -308,3 +309,24 @@ def test_an_overridden_energy_is_called_as_it_is() -> None:
 
     model = EnergyModel(Regularised(1, 1, (4,)), 1, dcem.GradientDescent(5e-7))
     assert abs(model(torch.ones(1)).item() - 0.25) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(lambda w: ICNN(2, 2, strong_convexity=w), "strong_convexity"), (lambda w: SPEN(2, 2, entropy=w), "entropy")],
+)
+@pytest.mark.parametrize("start", [0.0, 0.3])
+def test_weights_can_be_learned(make, name: str, start: float) -> None:
+    """A parameter is one of the energy's, and is the number that it holds."""
+    weight = torch.nn.Parameter(torch.tensor(start))
+    torch.manual_seed(0)
+    learned = make(weight)
+    torch.manual_seed(0)
+    fixed = make(start)
+    assert dict(learned.named_parameters())[name] is weight
+    x, y = torch.randn(3, 2), torch.rand(3, 5, 2)
+    torch.testing.assert_close(learned(x, y), fixed(x, y))
+    (slope,) = torch.autograd.grad(learned(x, y).sum(), weight)
+    torch.manual_seed(0)
+    above = make(start + 1.0)
+    torch.testing.assert_close(slope, (above(x, y) - fixed(x, y)).sum())  # the energy is linear in it

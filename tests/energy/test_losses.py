@@ -46,7 +46,7 @@ def test_likelihood_trains_the_energy() -> None:
     [
         ({"y": torch.zeros(2, 3)}, r"y: expected \(\*batch, d\) with d of 1 or 2, got \(2, 3\)"),
         ({"y": torch.full((2, 1), 5.0)}, r"y: expected values between low=-1 and high=1, got 5 to 5"),
-        ({"low": 1}, r"low, high: expected low < high"),
+        ({"low": 1}, r"low, high: expected finite low < high"),
         ({"num_points": 0}, r"num_points: expected at least 1, got 0"),
         ({"energy": lambda x, y: y}, r"energy: expected values \(\*batch, N\) = \(2, 513\)"),
     ],

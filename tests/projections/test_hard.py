@@ -55,7 +55,7 @@ def test_compile(backend: str) -> None:
 def test_mistakes() -> None:
     x = torch.zeros(2, 5)
     for k, remedy in ((2.0, "; 2 would do"), (2.5, ""), (True, ""), ("2", "")):
-        with pytest.raises(TypeError, match=rf"k: expected an int, got .*\){remedy}$"):
+        with pytest.raises(TypeError, match=rf"k: expected an int, got [^;]*{remedy}$"):
             hard_topk(x, k)  # type: ignore[arg-type]
     for k in (0, 6):
         with pytest.raises(ValueError, match="k: expected an int with 0 < k <= 5"):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcem._check import check_number, check_std
+from dcem._check import as_scalar, check_weight
 from dcem._mlp import check_makes_modules, check_widths
 from dcem.energy.base import Energy, flat
 
@@ -27,7 +27,7 @@ class ICNN(Energy):
         event_shape: Shape of one candidate; an int is `(int,)`.
         hidden: Widths of the hidden layers, in the path of `x` and in that of `y`.
         strong_convexity: `μ >= 0`: `μ/2 ‖y‖²` is added, which makes the minimiser exist and unique, and its
-        derivative bounded by `1/μ`.
+        derivative bounded by `1/μ`. An `nn.Parameter` is learned.
         activation: Makes the function between two layers of the path of `y`: convex and non-decreasing, such as
         `nn.Softplus`, `nn.ReLU`, `nn.ELU`.
 
@@ -56,15 +56,14 @@ class ICNN(Energy):
         event_shape: int | Sequence[int],
         hidden: Sequence[int] = (64, 64),
         *,
-        strong_convexity: float = 0.1,
+        strong_convexity: float | Tensor = 0.1,
         activation: Callable[[], nn.Module] = nn.Softplus,
     ) -> None:
         super().__init__(feature_shape, event_shape)
         hidden = check_widths("hidden", hidden)
         check_makes_modules(activation)
-        strong_convexity = check_number("strong_convexity", strong_convexity)
-        check_std("strong_convexity", strong_convexity)
-        self.strong_convexity, self.activation = strong_convexity, activation()
+        self.strong_convexity = check_weight("strong_convexity", strong_convexity)
+        self.activation = activation()
         check_activation(self.activation)
         inputs, outputs = math.prod(self.feature_shape), math.prod(self.event_shape)
         widths_x = [inputs, *hidden]  # the widths of the path of x: u_0 = x, u_1, ...
@@ -97,7 +96,7 @@ class ICNN(Energy):
                 if gate_z is not None:
                     value = value + F.linear(z * gate_z, positive[i - 1])
                 z = self.activation(value) if i < len(self.path) else value
-            return z.squeeze(-1) + 0.5 * self.strong_convexity * y.square().sum(-1)
+            return z.squeeze(-1) + 0.5 * as_scalar(self.strong_convexity) * y.square().sum(-1)
 
         return energy
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dcem._check import check_positive, check_tensor
+from dcem._check import check_count, check_positive, check_tensor
 from dcem._given import brief
 from dcem.energy.base import condition
 from dcem.energy.model import check_energy
@@ -67,13 +67,11 @@ def log_likelihood(
     check_positive("inverse_temperature", inverse_temperature)
     if not y.is_floating_point():
         y = y.to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
-    points = POINTS[size] if num_points is None else num_points
-    if points < 1:
-        raise ValueError(f"num_points: expected at least 1, got {points}")
+    points = POINTS[size] if num_points is None else check_count("num_points", num_points)
     single = torch.promote_types(y.dtype, torch.float32)  # half precision could not tell the cells of a grid apart
     sides = [torch.as_tensor(side, dtype=single, device=y.device).expand(size) for side in (low, high)]
-    if not (sides[0] < sides[1]).all():
-        raise ValueError(f"low, high: expected low < high, got {brief(low)} and {brief(high)}")
+    if not all(((sides[0] < sides[1]) & side.isfinite()).all() for side in sides):
+        raise ValueError(f"low, high: expected finite low < high, got {brief(low)} and {brief(high)}")
     if ((y < sides[0].to(y)) | (y > sides[1].to(y))).any():
         raise ValueError(
             f"y: expected values between low={low} and high={high}, got {float(y.min()):g} to {float(y.max()):g}"

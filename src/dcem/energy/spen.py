@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dcem._check import check_flag, check_number, check_std
+from dcem._check import as_scalar, check_flag, check_weight
 from dcem._mlp import check_makes_modules, check_widths, mlp
 from dcem.energy.base import Energy, flat
 
@@ -27,7 +27,7 @@ class SPEN(Energy):
         global_hidden: Widths of the global network's hidden layers.
         conditional: Whether the global network also sees `F(x)`; without, it knows `y` alone.
         entropy: `ε >= 0`, the weight of the entropy `H(y) = -y log y - (1-y) log(1-y)`, which pulls the minimiser
-        from the corners of the box into its inside.
+        from the corners of the box into its inside. An `nn.Parameter` is learned.
         activation: Makes the module between two layers.
 
     Shapes: `x` `(*batch, *feature)`, `y` `(*batch, N, *event)` -> `(*batch, N)`.
@@ -53,15 +53,14 @@ class SPEN(Energy):
         global_hidden: Sequence[int] = (64,),
         *,
         conditional: bool = False,
-        entropy: float = 0.0,
+        entropy: float | Tensor = 0.0,
         activation: Callable[[], nn.Module] = nn.Softplus,
     ) -> None:
         super().__init__(feature_shape, event_shape)
         hidden = check_widths("hidden", hidden)
         global_hidden = check_widths("global_hidden", global_hidden)
         check_makes_modules(activation)
-        entropy, conditional = check_number("entropy", entropy), check_flag("conditional", conditional)
-        check_std("entropy", entropy)
+        entropy, conditional = check_weight("entropy", entropy), check_flag("conditional", conditional)
         outputs = math.prod(self.event_shape)
         self.entropy, self.conditional = entropy, conditional
         self.features = nn.Sequential(mlp([math.prod(self.feature_shape), *hidden], activation), activation())
@@ -80,7 +79,9 @@ class SPEN(Energy):
             hidden = self.from_y(y)
             whole = self.rest(hidden if shift is None else hidden + shift).squeeze(-1)
             value = whole - (local * y).sum(-1)
-            return value - self.entropy * binary_entropy(y).sum(-1) if self.entropy else value
+            if not isinstance(self.entropy, Tensor) and self.entropy == 0:
+                return value
+            return value - as_scalar(self.entropy) * binary_entropy(y).sum(-1)
 
         return energy
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcem._eager import without_autocast
+
 
 def rounding(size: int, dtype: torch.dtype) -> float:
     """The smallest singular value, relative to the largest, that is more than the rounding of `size²` entries.
@@ -77,20 +79,23 @@ class Spectrum(NamedTuple):
         """`A⁻¹`, with 0 in place of the inverse of what is not curved."""
         inverse = torch.where(self.curved, 1 / self.values, 0.0)
         half = self.scale.unsqueeze(-1) * self.vectors
-        return (half * inverse.unsqueeze(-2)) @ half.mT
+        with without_autocast(half):
+            return (half * inverse.unsqueeze(-2)) @ half.mT
 
     def pseudo_inverse(self) -> tuple[Tensor, Tensor]:
         """`A⁺`, and where it has no meaning; of what comes nearest to solving `A x = b`, `A⁺ b` is the shortest."""
         inverse, flat = self.inverse(), self.flat
         if flat.any():
-            keep = torch.eye(flat.shape[-1], dtype=flat.dtype, device=flat.device) - flat @ torch.linalg.pinv(flat)
-            inverse = keep @ inverse @ keep
+            with without_autocast(flat):
+                keep = torch.eye(flat.shape[-1], dtype=flat.dtype, device=flat.device) - flat @ torch.linalg.pinv(flat)
+                inverse = keep @ inverse @ keep
         return inverse, self.values.isnan().any(-1)
 
 
 def apply(a: Tensor, b: Tensor) -> Tensor:
     """The product with each problem's vector."""
-    return (a @ b.unsqueeze(-1)).squeeze(-1)
+    with without_autocast(a):
+        return (a @ b.unsqueeze(-1)).squeeze(-1)
 
 
 def smallest_eigenvalue(a: Tensor) -> Tensor:

@@ -126,10 +126,13 @@ def minimum_residual(matvec: MatVec, b: Tensor, tolerance: float, max_iterations
     return LinearSolve(x, _ratio(left, size), _ratio(left, lowest * x.norm(dim=-1)), outside, lowest, highest)
 
 
-def gmres(matvec: MatVec, b: Tensor, tolerance: float, max_iterations: int, restart: int = 50) -> LinearSolve:
+_RESTART = 50  # directions that are kept before it begins anew
+
+
+def gmres(matvec: MatVec, b: Tensor, tolerance: float, max_iterations: int) -> LinearSolve:
     """Solve `A x = b` for any non-singular `A`: restarted GMRES (Saad & Schultz 1986)."""
     batch, n = b.shape
-    restart = min(restart, n)
+    restart = min(_RESTART, n)
     least, eps = rounding(n, b.dtype), torch.finfo(b.dtype).eps
     b, failed = _finite(b)
     size = b.norm(dim=-1)

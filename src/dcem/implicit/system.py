@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dcem._eager import without_autocast
 from dcem.implicit.dense import Spectrum, apply, invert
 from dcem.implicit.krylov import ACCURACY, LinearSolve, conjugate_gradient, gmres, minimum_residual
 
@@ -50,9 +51,10 @@ class System:
         """`vᵀ J` for every problem; with `rows`, for a further leading axis of `v`."""
         weights = v.reshape(*v.shape[:1], *self.x.shape) if rows else v.reshape(self.x.shape)
         if self.value.requires_grad:
-            (out,) = torch.autograd.grad(
-                self.value, self.x, weights, retain_graph=True, allow_unused=True, is_grads_batched=rows
-            )
+            with without_autocast(v):  # as a backward pass should be
+                (out,) = torch.autograd.grad(
+                    self.value, self.x, weights, retain_graph=True, allow_unused=True, is_grads_batched=rows
+                )
             if out is not None:
                 return out.reshape(v.shape)
         if self.options.minimum_norm:  # flat in every direction, or held in all
@@ -104,7 +106,8 @@ class System:
             image = self.vjp(v.to(b.dtype)).to(wide)
             return image if free is None else torch.where(free, image, 0.0)
 
-        return solver(product, b.to(wide), *self._limits())
+        with without_autocast(b):
+            return solver(product, b.to(wide), *self._limits())
 
     def _limits(self) -> tuple[float, int]:
         default = 1e-10 if self.x.dtype == torch.float64 else 1e-5

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import numbers
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcem._check import as_int, check_int, check_positive
+from dcem._check import as_int, check_int, check_number, check_positive
 from dcem._eager import is_eager
 from dcem._given import brief, kind
 
@@ -47,31 +45,17 @@ def check_k(k: float | Tensor, scores: Tensor, dim: int, *, integer: bool = Fals
                 f"k: expected numbers with 0 < k <= {n}, the number of scores, got {rows.detach()[~fits][0].item():g}"
             )
         return torch.where(fits, rows, math.nan)
-    number = _plain(k)
-    if number is None or (integer and not isinstance(number, int)):
-        raise TypeError(f"k: expected {kind}, got {brief(k)} ({type(k).__name__}){as_int(k)}")
+    number = check_number("k", k, kind)
+    if integer and not isinstance(number, int):
+        raise TypeError(f"k: expected {kind}, got {brief(k)}{as_int(k)}")
     if not 0 < number <= n:
         raise ValueError(f"k: expected {kind} with 0 < k <= {n}, the number of scores, got {k}")
     return number
 
 
-def _plain(number: Any) -> float | None:
-    """A number as an int or a float, also one of NumPy's; None if it is none."""
-    if isinstance(number, (int, float)):
-        return None if isinstance(number, bool) else number
-    if isinstance(number, numbers.Real):
-        return int(number) if isinstance(number, numbers.Integral) else float(number)
-    return None
-
-
-def check_number(temperature: object) -> float:
-    """A positive finite temperature."""
-    number = _plain(temperature)
-    if number is None:
-        raise TypeError(
-            f"temperature: expected a positive number or a Tensor, got {brief(temperature)} "
-            f"({type(temperature).__name__})"
-        )
+def check_plain_temperature(temperature: object) -> float:
+    """A positive finite number."""
+    number = check_number("temperature", temperature, "a positive number or a Tensor")
     if not 0 < number < math.inf:
         raise ValueError(f"temperature: expected a positive finite number, got {temperature}")
     return number
@@ -82,11 +66,7 @@ def check_effective(effective: float | Tensor, k: float | Tensor, scores: Tensor
     if isinstance(effective, Tensor):
         rows = of_rows("effective", effective, scores, dim)
         return torch.where(rows > 0, rows.clamp(max=scores.shape[dim]), math.nan)
-    number = _plain(effective)
-    if number is None:
-        raise TypeError(
-            f"effective: expected a number or a Tensor, got {brief(effective)} ({type(effective).__name__})"
-        )
+    number = check_number("effective", effective, "a number or a Tensor")
     n = scores.shape[dim]
     if not (0 if isinstance(k, Tensor) else k) < number <= n:
         raise ValueError(f"effective: expected a number with k < effective <= {n}, for k = {brief(k)}, got {effective}")
@@ -97,7 +77,7 @@ def check_temperature(temperature: float | Tensor, scores: Tensor, dim: int) -> 
     """A number, or a Tensor of the dtype of `scores` and its shape but for a 1 at `dim`."""
     if isinstance(temperature, Tensor):
         return _row_temperature(temperature, scores, dim)
-    temperature = check_number(temperature)
+    temperature = check_plain_temperature(temperature)
     # a temperature that would underflow, or whose multiples would overflow, in the precision of the scores
     info = torch.finfo(scores.dtype)
     return float(min(max(temperature, info.tiny), info.max * 1e-6))

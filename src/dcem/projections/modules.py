@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dcem._check import check_positive
 
-from .checks import check_number
+from .checks import check_plain_temperature
 from .functional import hard_topk, soft
 
 
@@ -32,7 +32,7 @@ class _Soft(nn.Module):
         if effective is not None:
             return
         if not isinstance(temperature, Tensor):
-            self.temperature = check_number(temperature)
+            self.temperature = check_plain_temperature(temperature)
             return
         check_positive("temperature", temperature)
         if isinstance(temperature, nn.Parameter):
@@ -65,6 +65,10 @@ class LML(_Soft):
             temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
             `temperature`, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
 
+    Raises:
+        TypeError: `temperature` or `effective` is neither a number nor a tensor.
+        ValueError: one of them is not positive, or both are given.
+
     Example:
         >>> import torch
         >>> LML(temperature=0.5)
@@ -93,6 +97,10 @@ class ConstrainedSoftmax(_Soft):
             temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
             `temperature`, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
 
+    Raises:
+        TypeError: `temperature` or `effective` is neither a number nor a tensor.
+        ValueError: one of them is not positive, or both are given.
+
     Example:
         >>> import torch
         >>> ConstrainedSoftmax()(torch.tensor([2.0, 0.0, 0.0]), 2)
@@ -113,6 +121,10 @@ class ConstrainedSparsemax(_Soft):
             `k` (which is a hard selection) and at most `n` (where all weigh the same). Every row gets the
             temperature that this takes, whatever the unit and the shape of its scores. A number or a tensor, as
             `temperature`, and differentiable; a row that cannot reach it, by ties or masks, comes as close as it can.
+
+    Raises:
+        TypeError: `temperature` or `effective` is neither a number nor a tensor.
+        ValueError: one of them is not positive, or both are given.
 
     Example:
         >>> import torch

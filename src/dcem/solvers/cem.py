@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dcem._best import best_of
-from dcem._check import check_count, check_flag, check_fraction, check_number, check_positive, check_scalar, check_std
+from dcem._check import as_scalar, check_count, check_flag, check_fraction, check_number, check_positive, check_std
 from dcem._eager import is_eager
 from dcem._given import brief, came
 from dcem._no_gradient import refuse_gradient
@@ -111,7 +111,6 @@ class CEM(SamplingSolver):
         if self.max_std is not None and not self.max_std >= self.min_std:
             raise ValueError(f"max_std: expected at least min_std={self.min_std}, got {self.max_std}")
         check_fraction("smoothing", self.smoothing, below_one=True)
-        check_scalar("smoothing", self.smoothing)
         check_fraction("keep_elites", self.keep_elites)
         if self.keep_elites > 0 and self.num_samples == 1:
             raise ValueError(f"keep_elites: expected 0 where num_samples is 1, got {self.keep_elites}")
@@ -124,7 +123,6 @@ class CEM(SamplingSolver):
 
     def init(self, distribution: Distribution) -> SamplingState:
         check_fraction("smoothing", self.smoothing, below_one=True)
-        check_scalar("smoothing", self.smoothing)
         temperature = getattr(self.selection, "temperature", 1.0)
         if isinstance(temperature, Tensor):
             check_positive("temperature", temperature)
@@ -177,7 +175,7 @@ class CEM(SamplingSolver):
 
     def _smooth(self, old: Distribution, fitted: Distribution) -> Distribution:
         if isinstance(self.smoothing, Tensor) or self.smoothing > 0:
-            return old.interpolate(fitted, 1 - self.smoothing)
+            return old.interpolate(fitted, 1 - as_scalar(self.smoothing))
         return fitted
 
     def refit(

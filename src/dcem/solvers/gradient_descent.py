@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dcem._check import check_fraction, check_positive, check_scalar
+from dcem._check import as_scalar, check_fraction, check_positive
 from dcem._eager import all_true, in_forward_mode, is_eager
 from dcem._evaluate import Evaluation
 from dcem._second import OnceOnly, first_only
@@ -64,7 +64,6 @@ class GradientDescent(Solver):
     def __post_init__(self) -> None:
         check_positive("lr", self.lr)
         check_fraction("momentum", self.momentum, below_one=True)
-        check_scalar("momentum", self.momentum)
 
     def init(self, distribution: Distribution) -> GradientDescentState:
         self.__post_init__()  # tensors may have been learned since
@@ -97,7 +96,7 @@ class GradientDescent(Solver):
         gradient, weights = slopes.squeeze(sample_dim), valid.unsqueeze(-1).to(values.dtype)
         if not all_true(valid):  # zero where it is not finite: a learned step size would multiply it by a gradient of 0
             gradient = torch.where(valid.reshape(valid.shape + (1,) * (x.dim() - valid.dim())), gradient, 0.0)
-        velocity = self.momentum * state.velocity + gradient
+        velocity = as_scalar(self.momentum) * state.velocity + gradient
         moved = clip(x - self._lr(state.iteration, x) * velocity)
         inside = moved.isfinite()  # a step may leave the range of numbers though its slope does not
         valid = valid & (inside.flatten(valid.dim()).all(-1) if state.distribution.event_dims else inside)

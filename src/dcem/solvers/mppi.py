@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dcem._check import check_count, check_flag, check_fraction, check_positive, check_scalar, check_std
+from dcem._check import as_scalar, check_count, check_flag, check_fraction, check_positive, check_std
 from dcem.distributions import Distribution
 from dcem.projections.checks import of_rows
 from dcem.solvers.base import SamplingSolver, SamplingState
@@ -59,7 +59,6 @@ class MPPI(SamplingSolver):
     def _check_tensors(self) -> None:
         check_positive("temperature", self.temperature)
         check_fraction("smoothing", self.smoothing, below_one=True)
-        check_scalar("smoothing", self.smoothing)
 
     def init(self, distribution: Distribution) -> SamplingState:
         self._check_tensors()  # which may have been learned since
@@ -81,5 +80,5 @@ class MPPI(SamplingSolver):
     def fit(self, distribution: Distribution, samples: Tensor, weights: Tensor) -> Distribution:
         mean = distribution.weighted_mean(samples, weights)
         if isinstance(self.smoothing, Tensor) or self.smoothing > 0:
-            mean = distribution.mean + (1 - self.smoothing) * (mean - distribution.mean)
+            mean = distribution.mean + (1 - as_scalar(self.smoothing)) * (mean - distribution.mean)
         return distribution.with_mean(mean)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._eager import all_true, does_only_its_own
+from dcem._eager import all_true, does_only_its_own, is_transformed
 from dcem.distributions import Gaussian
 from dcem.kernels import differentiate, operators
 from dcem.projections import LML, lml
@@ -95,8 +95,15 @@ def _pull(values: Tensor, samples: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         found = _reference(values, samples, *options)
         return tuple(found[i] for i in given)  # type: ignore[misc]
 
-    pulled: tuple[Tensor, Tensor] = torch.func.vjp(outputs, values, samples)[1](tuple(grads[i] for i in given))
-    return pulled
+    asked = tuple(grads[i] for i in given)
+    if is_transformed():
+        pulled: tuple[Tensor, Tensor] = torch.func.vjp(outputs, values, samples)[1](asked)
+        return pulled
+    # A transform of torch.func refuses hooks on saved tensors, such as those of torch.utils.checkpoint.
+    with torch.enable_grad():
+        values, samples = (x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in (values, samples))
+        slopes = torch.autograd.grad(outputs(values, samples), (values, samples), asked, create_graph=True)
+    return slopes[0], slopes[1]
 
 
 differentiate(operators.refit, _composite, _setup_context, _backward)
