@@ -490,3 +490,10 @@ def test_a_std_of_half_the_width_of_the_box_learns(make):
     noise = torch.ones(4, 2, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(narrowed.rsample(noise).sum(), std)
     assert gradient == noise.sum()
+
+
+def test_arrays_of_any_strides_are_sides():
+    low, high = np.array([-2.0, -1.0])[::-1], np.array([2.0, 1.0])[::-1]
+    box = Bounds.check((low, high), torch.Size([2]), torch.zeros(()))
+    assert box.low.tolist() == [-1.0, -2.0]
+    assert box.high.tolist() == [1.0, 2.0]

@@ -14,6 +14,7 @@ from dcem._given import came, kind
 from dcem._guard import Cut, Reports, WithData, find_failed, guarded, stand_ins, uncut
 from dcem._no_gradient import refuse_outside
 from dcem._replay import randomness
+from dcem._unchanged import Versions, is_changed
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +99,9 @@ class Evaluation:
         eager = is_eager()
         # A copy where NumPy can write to the memory: torch counts writes of its own only.
         given = samples.to(self.dtype, copy=eager and samples.is_cpu)
-        version = version_of(given)
+        noted = Versions(given)
         values = (self._called if eager else self.objective.function)(given, data, cut)
-        check_left(given, version)
+        check_left(noted)
         expected = (*self.batch_shape, samples.shape[samples.dim() - self.event_dims - 1])
         values = as_values("objective", values, expected, samples)
         if torch.finfo(values.dtype).eps > torch.finfo(samples.dtype).eps:
@@ -109,7 +110,7 @@ class Evaluation:
         if not values.requires_grad:
             return values.to(samples.dtype, copy=True)
         if eager:
-            if any(earlier._version != version for earlier, version in self.returned):
+            if any(is_changed(earlier, version) for earlier, version in self.returned):
                 raise ValueError(
                     "objective: expected to leave values that it has returned as they are, got them filled again"
                 )
@@ -128,14 +129,9 @@ class Evaluation:
             ) from error
 
 
-def version_of(candidates: Tensor) -> int | None:
-    """How often they have been written to, where that is counted."""
-    return candidates._version if is_eager() and not candidates.is_inference() else None
-
-
-def check_left(candidates: Tensor, version: int | None) -> None:
-    """Refuse an objective that has written to its candidates since they were of this version."""
-    if version is not None and candidates._version != version:
+def check_left(candidates: Versions) -> None:
+    """Refuse an objective that has written to its candidates since they were noted."""
+    if candidates.changed():
         raise ValueError("objective: expected to leave its candidates as they are, got them changed in place")
 
 

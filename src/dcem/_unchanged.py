@@ -18,7 +18,7 @@ class Versions:
     """
 
     def __init__(self, *trees: Any) -> None:
-        self._noted: list[tuple[Tensor, int]] = []
+        self._noted: list[tuple[Tensor, int | Tensor]] = []
         self._eager = is_eager()
         for tree in trees:
             self.note(tree)
@@ -28,14 +28,11 @@ class Versions:
         if not self._eager:  # nothing has an address, or a past
             return
         for leaf in (tree,) if isinstance(tree, Tensor) else leaves(tree):
-            try:
-                self._noted.append((leaf, leaf._version))
-            except RuntimeError:  # an inference tensor
-                self._noted.append((leaf, -1))
+            self._noted.append((leaf, version_of(leaf)))
 
     def changed(self) -> bool:
         """Whether any of them has been written to since it was noted."""
-        if any(version >= 0 and leaf._version != version for leaf, version in self._noted):
+        if any(is_changed(leaf, version) for leaf, version in self._noted):
             return True
         if len(self._noted) < 2:
             return False
@@ -45,6 +42,18 @@ class Versions:
             if address and at.setdefault(address, leaf) is not leaf and _storage(leaf) != _storage(at[address]):
                 return True
         return False
+
+
+def version_of(x: Tensor) -> int | Tensor:
+    """How often `x` has been written to; of a tensor of inference mode, which does not count it, a copy."""
+    return x.clone() if x.is_inference() else x._version
+
+
+def is_changed(x: Tensor, version: int | Tensor) -> bool:
+    """Whether `x` has been written to since it was of that version."""
+    if isinstance(version, Tensor):
+        return x.is_cpu and not bool(((x == version) | ((x != x) & (version != version))).all())
+    return x._version != version
 
 
 def _storage(leaf: Tensor) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dcem._arrays import as_tensor
 from dcem._check import for_choices
 from dcem._eager import is_eager, may_have_gradient
 from dcem._given import brief, kind
@@ -236,7 +237,7 @@ def _side(name: str, side: Any, event_shape: torch.Size, beyond: float) -> float
         return float(side)
     if not isinstance(side, Tensor) and (hasattr(side, "__array__") or isinstance(side, (list, tuple))):
         try:
-            side = torch.as_tensor(side, dtype=torch.float64, device="cpu")
+            side = as_tensor(side, torch.float64, "cpu")
         except (TypeError, ValueError):  # of strings, or ragged
             raise TypeError(f"{name}: expected numbers, got {brief(side)}") from None
     if not isinstance(side, Tensor):

@@ -5,9 +5,10 @@ import functools
 
 import pytest
 import torch
+from torch import nn
 
 import dcem
-from dcem.control import MPC
+from dcem.control import MPC, Compiled, rollout
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.*Leaf.*:FutureWarning"),
@@ -66,3 +67,22 @@ def test_compiled_dynamics_copy_step_and_refuse():
         dcem.control.Compiled(compiled)
     with pytest.raises(TypeError, match="dynamics: expected a callable"):
         dcem.control.Compiled(3)
+
+
+class Clock(nn.Module):
+    def forward(self, x, u, t=0):
+        return x + u + t
+
+
+@pytest.mark.parametrize("wrap", [lambda f: torch.compile(f, backend="eager"), Compiled], ids=["compile", "Compiled"])
+def test_what_is_wrapped_to_be_compiled_is_told_what_it_wants(wrap):
+    clock = wrap(Clock())
+    with torch._dynamo.config.patch(disable=True):
+        assert rollout(clock, torch.zeros(1), torch.zeros(4, 1)).flatten().tolist() == [0, 0, 1, 3, 6]
+        plan = MPC(clock, lambda x, u: x.square().sum(-1), 2, 1)(torch.zeros(1), sent=torch.zeros(3, 1))
+    assert plan.states[0].item() == -6
+
+
+def test_dynamics_that_draw_by_a_generator_are_not_compiled():
+    with pytest.raises(ValueError, match="^dynamics: expected none with a keyword generator"):
+        Compiled(lambda x, u, generator=None: x + torch.rand(x.shape, generator=generator))

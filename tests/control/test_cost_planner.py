@@ -166,3 +166,44 @@ def test_a_plan_goes_on_from_an_array_too():
 def test_the_action_space_says_how_many_numbers_and_limits_none():
     """As the guide says."""
     assert planner().solve({**INFO, "goal": np.full((3, 2), 40.0, np.float32)})["actions"].max() > 1
+
+
+def test_it_plans_where_the_tensors_of_the_environments_are():
+    """The meta device stands for any other than the CPU."""
+    made = CostPlanner(Goal(), num_iterations=2)
+    made.configure(action_space=Box(-1, 1, (3, 2)), n_envs=3, config=SimpleNamespace(horizon=4, action_block=2))
+    info = {"id": "x", "position": torch.zeros(3, 2, device="meta"), "goal": torch.zeros(3, 2, device="meta")}
+    assert made.solve(info)["actions"].device.type == "meta"
+    assert made.solve(info, init_action=np.zeros((3, 1, 4)))["actions"].device.type == "meta"
+
+
+def test_an_environment_that_is_lost_leaves_the_gradient_of_the_others_alone():
+    class Weighed:
+        weight = torch.tensor(1.0, requires_grad=True)
+
+        def get_cost(self, info, actions):
+            return self.weight * (actions.sum(-2) - info["goal"]).square().sum(-1)
+
+    def slope(other):
+        model = Weighed()
+        made = CostPlanner(
+            model, dcem.CEM(50, 5, dcem.LML(1.0)), answer="mean", gradient=dcem.Unroll(),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        made.configure(action_space=Box(-1, 1, (2, 2)), n_envs=2, config=SimpleNamespace(horizon=4, action_block=1))
+        found = made.solve({"goal": torch.tensor([[1.0, 1.0], [other, 1.0]])})
+        assert found["status"].tolist() == [0, 0 if other == other else 2]
+        return torch.autograd.grad(found["actions"][0].sum() + found["costs"][0], model.weight)[0]
+
+    torch.testing.assert_close(slope(torch.nan), slope(0.5))
+
+
+def test_arrays_of_any_strides_and_byte_order_are_plans():
+    made = planner(solver=dcem.CEM(50, 5, init_std=1e-3))
+    first = np.arange(24, dtype=np.float64).reshape(3, 2, 4) / 100
+    expected = planner(solver=dcem.CEM(50, 5, init_std=1e-3)).solve(INFO, init_action=first)["actions"]
+    for same in (first[:, ::-1].copy()[:, ::-1], first.astype(">f4")):
+        made = planner(solver=dcem.CEM(50, 5, init_std=1e-3))
+        torch.testing.assert_close(made.solve(INFO, init_action=same)["actions"], expected)
+    with pytest.raises(TypeError, match="^init_action: expected numbers"):
+        planner().solve(INFO, init_action=np.full((3, 2, 4), "x"))

@@ -120,3 +120,47 @@ def test_bad_delays() -> None:
     for policy, delay in ((controller(), -1), (lambda state: state[:, :1], 1)):
         with pytest.raises(ValueError, match="delay: expected an int >= 0"):
             run(policy, Late(1), delay=delay)
+
+
+def test_a_problem_that_is_lost_on_the_way_leaves_the_gradient_of_the_others_alone() -> None:
+    theta = torch.tensor(0.5, requires_grad=True)
+    mpc = MPC(
+        lambda x, u: x + 0.1 * u + theta * x.sin(), lambda x, u: x.square().sum(-1), 4, 1, (-1.0, 1.0), dcem.CEM(30, 5),
+        num_iterations=3,
+    )  # fmt: skip
+    noise = torch.randn(3, 2, 30, 4, 1)
+
+    def slope(other: float) -> Tensor:
+        plan = mpc(torch.tensor([[1.0], [other]]), sent=torch.zeros(2, 2, 1), noise=noise)
+        assert plan.status.tolist() == [0, 2 if other != other else 0]
+        return torch.autograd.grad(plan.actions[0].sum(), theta)[0]
+
+    torch.testing.assert_close(slope(float("nan")), slope(0.3))
+
+
+def test_what_dynamics_write_in_place_does_not_reach_what_was_sent() -> None:
+    def clipped(x: Tensor, u: Tensor) -> Tensor:
+        u.numpy().clip(-1, 1, out=u.numpy())
+        return x + u
+
+    sent, state = torch.full((2, 1, 1), 4.0), torch.ones(2, 1)
+    with torch.no_grad():
+        plan = MPC(clipped, lambda x, u: x.square().sum(-1), 3, 1, num_iterations=1)(state, sent=sent)
+    assert sent.equal(torch.full((2, 1, 1), 4.0))
+    assert plan.states[:, 0].equal(torch.full((2, 1), 2.0))
+
+
+def test_a_number_that_was_infinite_from_the_start_may_stay_so() -> None:
+    """A deadline that never comes."""
+    theta = torch.tensor(0.5, requires_grad=True)
+
+    def step(state: Any, u: Tensor) -> Any:
+        return {"place": state["place"] + theta * u, "deadline": state["deadline"] - 1}
+
+    mpc = MPC(step, lambda s, u: s["place"].square().sum(-1), 3, 1, (-1.0, 1.0), dcem.CEM(30, 5), num_iterations=2)
+    state = {"place": torch.ones(2, 1), "deadline": torch.tensor([[torch.inf], [5.0]])}
+    plan = mpc(state, sent=torch.full((2, 1, 1), 0.5))
+    assert (plan.status == dcem.Status.OK).all()
+    (slope,) = torch.autograd.grad(plan.states["place"][0].sum(), theta)
+    assert slope.isfinite()
+    assert slope != 0

@@ -389,3 +389,13 @@ def test_what_others_are_derived_of_refuses_to_be_set() -> None:
         model.frame_skip = 5
     model.model.opt.timestep = 0.01
     assert model.dt == pytest.approx(0.03)
+
+
+def test_whole_numbers_are_a_state():
+    """They are not what all states are rounded to."""
+    model = MujocoModel(mujoco.MjModel.from_xml_string(PENDULUM))
+    state, actions = torch.tensor([1, 0]), torch.ones(4, 1)
+    assert torch.equal(model.rollout(state, actions), model.rollout(state.to(torch.get_default_dtype()), actions))
+    for wrong, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="^num_carried: expected"):
+            MujocoModel(mujoco.MjModel.from_xml_string(PENDULUM), num_carried=wrong)

@@ -95,3 +95,13 @@ def test_what_is_shown_tells_how_it_went():
         assert repr(alone).endswith(f", status: {way})")
     assert max(map(len, repr(plan).splitlines())) < 200
     assert repr(plan.to("meta")).endswith("status: not known)")
+
+
+def test_a_plan_of_beliefs_is_read_as_data(tmp_path):
+    """With `weights_only=True`, which runs nothing."""
+    world = dcem.world.RSSM(3, 1, deterministic_size=8, stochastic_size=2, hidden_sizes=(8,))
+    plan = dcem.control.MPC(world.imagine, world.cost, 3, 1, (-1.0, 1.0), num_iterations=1)(world.initial((2,)))
+    torch.save(plan, tmp_path / "plan.pt")
+    read = torch.load(tmp_path / "plan.pt", weights_only=True)
+    assert torch.equal(read.actions, plan.actions)
+    assert torch.equal(read.states.deterministic, plan.states.deterministic)

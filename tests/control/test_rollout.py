@@ -616,3 +616,46 @@ def test_a_generator_that_was_bound_stays() -> None:
     mpc = MPC(functools.partial(noisy, generator=mine), lambda x, u: x.square().sum(-1), 2, 1)
     mpc(torch.zeros(1), generator=other.manual_seed(0))
     assert not torch.equal(mine.get_state(), torch.Generator().get_state())
+
+
+def drawn_without_default(x, u, generator):
+    return x + torch.rand(x.shape, generator=generator)
+
+
+class Drawing(torch.nn.Module):
+    def forward(self, x, u, generator):
+        return drawn_without_default(x, u, generator)
+
+
+@pytest.mark.parametrize("dynamics", [drawn_without_default, Drawing()])
+def test_dynamics_that_want_a_generator_get_none_where_there_is_none(dynamics):
+    def seeded():
+        torch.manual_seed(0)
+        return rollout(dynamics, torch.zeros(1), torch.zeros(3, 1))
+
+    assert torch.equal(seeded(), seeded())
+    MPC(dynamics, lambda x, u: x.square().sum(-1), 3, 1)(torch.zeros(1))
+
+
+def test_a_generator_of_their_own_is_kept_where_there_is_no_other():
+    def drawn(x, u, generator=torch.Generator().manual_seed(1)):  # noqa: B008
+        assert generator is not None
+        return x + torch.rand(x.shape, generator=generator)
+
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(1)).cumsum(0)
+    torch.testing.assert_close(rollout(drawn, torch.zeros(1), torch.zeros(3, 1))[1:, 0], expected)
+
+
+def test_dims_of_another_structure_are_named():
+    state = {"a": torch.zeros(2, 1)}
+    for dims in ({"b": 1}, {"a": 1, "b": 1}, (1,), {"a": (1, 2)}):
+        with pytest.raises(ValueError, match="^state_dims: expected an int, or ints in the structure of the state"):
+            rollout(lambda x, u: x, state, torch.zeros(2, 3, 1), state_dims=dims)
+
+
+def test_what_rolls_out_need_not_be_called():
+    class Simulator:
+        def rollout(self, state, actions):
+            return torch.cat([state.unsqueeze(-2), state.unsqueeze(-2) + actions.cumsum(-2)], -2)
+
+    assert rollout(Simulator(), torch.zeros(1), torch.ones(3, 1)).flatten().tolist() == [0.0, 1.0, 2.0, 3.0]

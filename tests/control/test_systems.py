@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dcem
+from dcem.control import closed_loop
 from dcem.control.systems import Acrobot, Cartpole, Pendulum, PointMass, Quadrotor, System
 from dcem.control.systems.drawing import Line
 
@@ -182,7 +184,7 @@ class TestEverySystem:
     def test_wrong_arguments(self, name: str) -> None:
         kind, parameters = SYSTEMS[name]
         first = next(iter(parameters))
-        with pytest.raises(TypeError, match=f"{first}: expected a number or a Tensor, got str"):
+        with pytest.raises(TypeError, match=f"{first}: expected a number or a Tensor, got 'heavy'"):
             kind(**{first: "heavy"})
         with pytest.raises(ValueError, match="dt: expected seconds above 0, got 0"):
             kind(dt=0)
@@ -395,3 +397,36 @@ def polar_to_columns(state: tuple[float, ...]) -> Tensor:
     """Gymnasium's ``(x, ẋ, θ, θ̇)`` as ours."""
     x, velocity, angle, speed = map(float, state)
     return torch.tensor([x, velocity, math.cos(angle), math.sin(angle), speed], dtype=torch.float64)
+
+
+def test_the_plant_of_a_closed_loop_knows_the_time():
+    """However many actions of an answer are applied."""
+
+    def plant(x, u, t):
+        return x + t
+
+    for ahead in (1, 2, 4):
+        states, _ = closed_loop(lambda x, ahead=ahead: torch.zeros(ahead, 1), plant, torch.zeros(1), 4)
+        assert states.flatten().tolist() == [0.0, 0.0, 1.0, 3.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "says"),
+    [
+        (lambda x: torch.zeros(1), ValueError, r"policy: expected actions .* got \(1,\)"),
+        (
+            lambda x: torch.zeros(2, 1, 1),
+            ValueError,
+            r"policy: expected actions .* of the batch \(\), .* got \(2, 1, 1\)",
+        ),
+        (lambda x: dcem.control.MPC(torch.add, lambda x, u: x.sum(-1), 2, 1)(x), TypeError, "policy: .* got Plan"),
+    ],
+)
+def test_policies_of_a_closed_loop_that_give_something_else(answer, error, says):
+    with pytest.raises(error, match=says):
+        closed_loop(answer, torch.add, torch.zeros(1), 4)
+
+
+def test_numbers_of_numpy_are_parameters():
+    assert Pendulum(mass=np.float32(1.5)).mass == 1.5
+    assert Pendulum(mass=np.int64(2)).mass == 2

@@ -260,6 +260,12 @@ class Slow(Engine):
         pass
 
 
+def test_no_sequences_need_no_simulator() -> None:
+    with PoolRollout(lambda state, actions: None, 1) as simulator:
+        assert simulator.rollout(torch.zeros(2, 0, 3), torch.zeros(2, 0, 4, 1)).shape == (2, 0, 5, 3)
+        assert simulator(torch.zeros(0, 3), torch.zeros(0, 1)).shape == (0, 3)
+
+
 def test_the_start_of_a_worker_is_no_part_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Slow()
     monkeypatch.setattr(black_box.time, "monotonic", lambda: engine.now)

@@ -484,3 +484,12 @@ def test_bounds_of_double_precision_are_exact_in_a_module_of_single() -> None:
         decoder.load_state_dict(decoder.state_dict())
         assert decoder(double).tolist() == [0.3, -0.3]
     assert (spline(double.float()).double().abs() <= 0.3).all()
+
+
+@pytest.mark.parametrize("degree", [1, 3])
+def test_whole_numbers_are_numbers(degree):
+    """They are not what fractions are rounded to."""
+    spline = dcem.embedding.SplineDecoder(3, 5, degree=degree)
+    knots, sequence = torch.tensor([0, 4, 2]), torch.tensor([0, 2, 4, 3, 2])
+    torch.testing.assert_close(spline(knots), spline(knots.float()))
+    torch.testing.assert_close(spline.encode(sequence), spline.encode(sequence.float()))

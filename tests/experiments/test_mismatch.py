@@ -141,7 +141,7 @@ def test_a_net_rolls_out_as_it_steps_and_its_errors_have_the_unit_of_the_data() 
     state, actions = data.state[:6].reshape(2, 3, 5), data.action[:24].reshape(2, 3, 4, 1)
     states = state
     for t in range(4):
-        x = torch.cat([states, actions[:, :, t]], -1) / model.input_scale
+        x = (torch.cat([states, actions[:, :, t]], -1) - model.input_mean) / model.input_scale
         states = states + model.change_scale * model.outer(model.inner(x).tanh())
         torch.testing.assert_close(model.rollout(state, actions)[:, :, t + 1], states)
     torch.testing.assert_close(model(state, actions[:, :, 0]), model.rollout(state, actions)[:, :, 1])

@@ -1,23 +1,26 @@
 """The controller as a plain function, in a loop of one's own and in `dcem.control.run`."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import dcem
-from dcem.control import run
+from dcem.control import MPC, run
 
 gymnasium = pytest.importorskip("gymnasium")
 pytest.importorskip("torchrl")
 
 from rl_cases import Filter, filter_mpc, pendulum_mpc, short_pendulum_env  # noqa: E402
+from tensordict import TensorDict  # noqa: E402
 from tensordict.nn import TensorDictModule  # noqa: E402
 from torchrl.collectors import Collector  # noqa: E402
 from torchrl.envs import SerialEnv  # noqa: E402
 
 from dcem.rl import policy  # noqa: E402
-from dcem.world import RSSM, LatentModel  # noqa: E402
+from dcem.world import RSSM, LatentModel, WorldModel  # noqa: E402
 
 
 def test_a_loop_of_ones_own():
@@ -283,3 +286,58 @@ def test_a_controller_as_a_plain_policy_of_torchrl() -> None:
     for data in collector:
         torch.testing.assert_close(data["action"], plan(data["observation"]), rtol=1e-3, atol=1e-3)
     collector.shutdown()
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_a_belief_that_is_what_was_seen_is_not_the_callers_buffer(as_array):
+    class LastTwo(WorldModel):
+        """Believes the last two observations."""
+
+        def __init__(self):
+            super().__init__(1, 1)
+
+        def initial(self, batch_shape=()):
+            return torch.zeros(*batch_shape, 1), torch.zeros(*batch_shape, 1)
+
+        def observe(self, belief, action, observation):
+            return observation, belief[0]
+
+        def imagine(self, belief, action):
+            return belief[0] + (belief[0] - belief[1]) + 0.5 * action, belief[0]
+
+        def cost(self, belief, action):
+            return belief[0].square().sum(-1)
+
+        def loss(self, sequences):
+            raise NotImplementedError
+
+    model = LastTwo()
+    mpc = MPC(model.imagine, model.cost, 4, 1, (-1.0, 1.0), dcem.CEM(64, 8), num_iterations=2)
+
+    def play(reuse):
+        act, actions = dcem.rl.policy(mpc, model, seed=0), []
+        buffer = np.zeros(1, np.float32) if as_array else torch.zeros(1)
+        for place in (1.0, 0.6, 0.3, 0.1):
+            buffer[:] = place
+            actions.append(act(buffer if reuse else copy.deepcopy(buffer)).item())
+        return actions
+
+    assert play(reuse=True) == play(reuse=False)
+
+
+def test_a_controller_in_double_precision_is_given_doubles():
+    class Step(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+
+        def forward(self, x, u):
+            return x + self.layer(torch.cat([x, u], -1))
+
+    mpc = MPC(Step(), lambda x, u: x.square().sum(-1), 4, 1, (-2.0, 2.0), dcem.CEM(16, 3), num_iterations=2).double()
+    for controller in (mpc, dcem.rl.policy(mpc)):
+        env = gymnasium.make("Pendulum-v1", max_episode_steps=3)
+        assert dcem.control.run(controller, env, seed=0, record=True).states.dtype == torch.float64
+    assert dcem.rl.policy(mpc)(np.zeros((2, 3))[::-1]).dtype == np.float64
+    step = TensorDict(observation=torch.zeros(2, 3, dtype=torch.float64), batch_size=[2])
+    assert dcem.rl.Actor(mpc)(step)["loc"].dtype == torch.float64

@@ -439,3 +439,8 @@ def test_observations_that_are_no_vectors():
     flat = nn.Sequential(nn.Unflatten(-1, (3, 4, 4)), state_of)
     assert Actor(mpc, state_of=flat)(primed.set("observation", images.flatten(1)))["action"].shape == (2, 2)
     assert policy(mpc, state_of=flat)(images.flatten(1)).shape == (2, 2)
+
+
+def test_what_is_no_system_is_no_environment():
+    with pytest.raises(TypeError, match="^system: expected a system such as .*, got None, without state_shape"):
+        dcem.rl.SystemEnv(None, 1)

@@ -158,8 +158,75 @@ def test_states_and_actions_of_other_sizes_are_refused(has_hook: bool) -> None:
     assert net.rollout(torch.zeros(2, 5, 3), torch.zeros(2, 5, 2, 1)).shape == (2, 5, 3, 3)
 
 
+@pytest.mark.parametrize(("batch", "horizon"), [((2,), 0), ((0,), 3), ((2, 0), 0), ((), 0), ((), 2)])
+@pytest.mark.parametrize("has_hook", [False, True])
+def test_nothing_to_follow_is_followed(batch: tuple[int, ...], horizon: int, has_hook: bool) -> None:
+    data = explored(lambda state, action: state + action[..., :1], torch.randn(5, 1), torch.float32)
+    net = DynamicsNet(8, data)
+    if has_hook:
+        net.inner.register_forward_hook(lambda *_: None)
+    state = torch.randn(*batch, 1)
+    states = net.rollout(state, torch.randn(*batch, horizon, 2))
+    assert states.shape == (*batch, horizon + 1, 1)
+    assert states[..., 0, :].equal(state)
+    assert net(state, torch.randn(*batch, 2)).shape == (*batch, 1)
+
+
 def test_transitions_are_of_a_batch_of_sequences() -> None:
     with pytest.raises(ValueError, match=r"states: expected \(m, s\), got \(3,\)"):
         transitions(torch.add, torch.zeros(3), torch.zeros(4, 3))
     with pytest.raises(TypeError, match="states: expected a Tensor"):
         transitions(torch.add, np.zeros((2, 3)), torch.zeros(2, 4, 3))
+
+
+def test_states_far_from_zero_are_learned_as_those_about_zero() -> None:
+    """A position in metres from somewhere else: only the changes count."""
+
+    def error(offset: float) -> float:
+        torch.manual_seed(0)
+
+        def plant(state: Tensor, action: Tensor) -> Tensor:
+            place, speed = state[..., :1], state[..., 1:]
+            pull = torch.sin(30 * (place - offset))
+            return torch.cat([place + 0.02 * speed, speed - 0.1 * pull + 0.1 * action[..., :1]], -1)
+
+        start = torch.cat([offset + 0.1 * torch.randn(64, 1), torch.randn(64, 1)], -1)
+        data = explored(plant, start, torch.float64)
+        net = DynamicsNet(16, data)
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+        for _ in range(60):
+            loss = net.squared_errors(data).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach())
+
+    assert error(50.0) == pytest.approx(error(0.0), rel=1e-3)
+
+
+def test_the_layers_have_the_precision_of_the_data() -> None:
+    data = explored(lambda state, action: state + action[..., :1], torch.randn(5, 1), torch.float64)
+    assert DynamicsNet(8, data)(data.state, data.action).dtype == torch.float64
+
+
+def test_under_autocast_the_change_alone_is_in_half_precision() -> None:
+    """A state of which the last digits are lost at each step goes elsewhere."""
+    data = explored(lambda state, action: state + 0.01 * action[..., :1], 100 + torch.randn(5, 1), torch.float32)
+    net = DynamicsNet(8, data)
+    actions = torch.randn(5, 20, 2)
+    exact = net.rollout(data.state[:5], actions)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = net.rollout(data.state[:5], actions)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).abs().max() < 0.02 * (exact - data.state[:5, None]).abs().max() + 1e-4
+
+
+def test_data_that_are_not_finite_or_no_floating_point_numbers_are_refused() -> None:
+    numbers, whole = torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.int64)
+    lost = torch.tensor([[0.0], [torch.nan], [1.0]])
+    with pytest.raises(
+        ValueError, match="^data.after: expected finite floating-point numbers, got 1 of 3 that are not"
+    ):
+        DynamicsNet(4, Transitions(numbers, numbers, lost))
+    with pytest.raises(ValueError, match="^data.state: expected finite floating-point numbers, got torch.int64"):
+        DynamicsNet(4, Transitions(whole, numbers, whole))

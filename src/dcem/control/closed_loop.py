@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dcem._check import check_count, check_tensor
 from dcem._given import brief
-from dcem.control.rollout import Dynamics, rollout
+from dcem.control.rollout import Dynamics, follow
 
 
 def closed_loop(
@@ -20,7 +20,7 @@ def closed_loop(
     Args:
         policy: from states `(*batch, s)` to the actions of the next steps, `(*batch, n, a)`: all of them are
             applied before it is asked again. `n` may change from one time to the next.
-        plant: `(state, action) -> next_state`.
+        plant: `(state, action) -> next_state`; one with a keyword `t` is told the number of the step, from 0.
         state: where it begins, `(*batch, s)`.
         num_steps: steps in all; of the last answer of the policy what goes beyond them is left out.
 
@@ -43,10 +43,15 @@ def closed_loop(
     check_tensor("state", state, "(*batch, s)")
     visited, applied, step = [state.unsqueeze(-2)], list[Tensor](), 0
     while step < num_steps:
-        actions = policy(state)[..., : num_steps - step, :]
-        if not actions.shape[-2]:
-            raise ValueError(f"policy: expected actions (*batch, n, a) with n at least 1, got {tuple(actions.shape)}")
-        path = rollout(plant, state, actions)
+        actions = policy(state)
+        check_tensor("policy", actions, "of actions (*batch, n, a)")
+        if actions.shape[:-2] != state.shape[:-1] or actions.dim() < 2 or not actions.shape[-2]:
+            raise ValueError(
+                f"policy: expected actions (*batch, n, a) of the batch {tuple(state.shape[:-1])}, with n at least 1, "
+                f"got {tuple(actions.shape)}"
+            )
+        actions, dims = actions[..., : num_steps - step, :], state.dim() - 1
+        path = follow(plant, state, actions.movedim(-2, 0), dims, first=step).states(0, None, dims)
         visited.append(path[..., 1:, :])
         applied.append(actions)
         state, step = path[..., -1, :], step + actions.shape[-2]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcem._given import brief
 from dcem._tree import map_tensors
-from dcem.control.rollout import Dynamics, batch_of, follow, rolls_out
+from dcem.control.rollout import Dynamics, batch_of, follow, rolls_out, takes
 
 
 class Compiled(nn.Module):
@@ -21,12 +21,13 @@ class Compiled(nn.Module):
     run for long. First derivatives are compiled too; second ones, and `torch.func` transforms, are not to be had.
 
     Args:
-        dynamics: `f(state, action) -> next_state`, in operations that `torch.compile` understands.
+        dynamics: `f(state, action) -> next_state`, in operations that `torch.compile` understands. One with a keyword
+            `t` is told the step of the plan.
         state_dims: how many trailing axes of a state are one state, as in [`dcem.control.MPC`][].
 
     Raises:
         TypeError: `dynamics` is not callable.
-        ValueError: `dynamics` rolls out by itself.
+        ValueError: `dynamics` rolls out by itself, or draws by a `generator`, which `torch.compile` does not trace.
 
     Example:
         >>> import torch
@@ -45,15 +46,25 @@ class Compiled(nn.Module):
             raise TypeError(f"dynamics: expected a callable (state, action) -> next_state, got {brief(dynamics)}")
         if rolls_out(dynamics):
             raise ValueError(f"dynamics: expected steps to compile, got {dynamics!r}, which rolls out by itself")
+        if takes(dynamics, "generator", 2):
+            raise ValueError(
+                "dynamics: expected none with a keyword generator, which torch.compile does not trace, got "
+                f"{brief(dynamics)}"
+            )
         self.dynamics, self.state_dims = dynamics, state_dims
         for name in ("state_shape", "action_shape", "bounds", "dt"):  # what makes it a Model, if the dynamics are one
             if hasattr(dynamics, name):
                 setattr(self, name, getattr(dynamics, name))
         self._compiled: Any = None
 
-    def forward(self, state: Any, action: Tensor) -> Any:
+    @property
+    def _follows(self) -> Dynamics:
+        """The dynamics, which say what they want to be told."""
+        return self.dynamics
+
+    def forward(self, state: Any, action: Tensor, **told: Any) -> Any:
         """One step, as it was."""
-        return self.dynamics(state, action)
+        return self.dynamics(state, action, **told)
 
     def rollout(self, state: Any, actions: Tensor) -> Any:
         """The states `(*batch, H + 1, *s)` of actions `(*batch, H, *a)`."""

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._arrays import as_tensor
 from dcem._check import check_count, for_choices
+from dcem._evaluate import check_axis, hides_axis
 from dcem._given import brief
+from dcem._guard import Cut, WithData, evaluated
 from dcem._setup import NoiseSource
 from dcem.bounds import BoundsLike
 from dcem.gradients import Detach, GradientMode
@@ -106,42 +109,50 @@ class CostPlanner:
         """The `actions` `(n_envs, horizon, action_dim)` that were found, with their `costs` `(n_envs,)` and `status`.
 
         They are searched for from `init_action` `(n_envs, t, action_dim)`, `t <= horizon`, a Tensor or an array, and
-        zeros after it.
+        zeros after it, on the device of the first tensor of `info_dict`, or else of `init_action`.
         """
         if not self.horizon:
             raise RuntimeError("solve: expected configure(action_space=..., n_envs=..., config=...) before")
-        start = self._start(init_action)
+        start = self._start(init_action, info_dict)
 
-        def cost(actions: Tensor) -> Tensor:
-            info = {key: _for_candidates(value, actions.shape[1]) for key, value in info_dict.items()}
-            costs: Tensor = self.model.get_cost(info, actions)
+        def cost(actions: Tensor, info: Mapping[str, Any], cut: Cut) -> Tensor:
+            given = {key: _for_candidates(value, actions.shape[1]) for key, value in info.items()}
+            costs: Tensor = self.model.get_cost(given, actions)
             return costs
 
+        # Of an environment that is lost, the data are kept from the gradient of what it shares with others.
+        objective = WithData(cost, dict(info_dict))
+        if hides_axis((self.n_envs,), getattr(self.solver, "num_samples", 1)):
+            check_axis("model.get_cost", objective, start.unsqueeze(1), (self.n_envs,), self.generator)
         solution = minimize(
-            cost, start, self.solver, num_iterations=self.num_iterations, gradient=self.gradient, event_dims=2,
+            objective, start, self.solver, num_iterations=self.num_iterations, gradient=self.gradient, event_dims=2,
             bounds=self.bounds, generator=self.generator, noise=self.noise,
         )  # fmt: skip
         if self.answer == "best":
             return {"actions": solution.best_x, "costs": solution.best_value, "status": solution.status}
-        costs = cost(solution.x.unsqueeze(1)).squeeze(1)
+        costs = evaluated(objective, solution.x.unsqueeze(1), 1).squeeze(1)
         return {"actions": solution.x, "costs": costs, "status": solution.status}
 
     __call__ = solve
 
-    def _start(self, init_action: Any) -> Tensor:
+    def _start(self, init_action: Any, info_dict: Mapping[str, Any]) -> Tensor:
         """What is left of the last plan, `(n_envs, t, action_dim)`, and zeros."""
-        start = torch.zeros(self.n_envs, self.horizon, self.action_dim)
+        there = [value.device for value in (*info_dict.values(), init_action) if isinstance(value, Tensor)]
+        start = torch.zeros(self.n_envs, self.horizon, self.action_dim, device=there[0] if there else None)
         if init_action is None:
             return start
         if not isinstance(init_action, Tensor):
             if not hasattr(init_action, "dtype"):
                 expected = "a Tensor or an array (n_envs, t, action_dim)"
                 raise TypeError(f"init_action: expected {expected}, got {brief(init_action)}")
-            init_action = torch.tensor(init_action)  # an array of NumPy
+            try:
+                init_action = as_tensor(init_action, torch.float32)
+            except (TypeError, ValueError):
+                raise TypeError(f"init_action: expected numbers, got {brief(init_action)}") from None
         given = tuple(init_action.shape)
         if len(given) != 3 or given[1] > self.horizon or given != (self.n_envs, given[1], self.action_dim):
             raise ValueError(f"init_action: expected (n_envs, t, action_dim) of {tuple(start.shape)}, got {given}")
-        return torch.cat([init_action.to(torch.float32), start.to(init_action.device)[:, given[1] :]], 1)
+        return torch.cat([init_action.to(start), start[:, given[1] :]], 1)
 
 
 def _shape_of_actions(space: Any, num: int) -> tuple[int, ...]:

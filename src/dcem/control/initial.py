@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcem._arrays import as_tensor
 from dcem._eager import all_true
 from dcem._given import brief, kind
 from dcem.control.plan import Plan, WarmStart
 from dcem.control.problem import unchanging
-from dcem.control.rollout import takes
+from dcem.control.rollout import drawn_by
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def warm(
 def _mask(reset: Any, batch: tuple[int, ...], device: torch.device) -> Tensor:
     """Which problems start afresh, as a tensor of the batch, or one for all."""
     if isinstance(reset, bool) or hasattr(reset, "__array__"):  # as environments say what is done
-        reset = torch.as_tensor(reset, device=device)
+        reset = as_tensor(reset, device=device)
     if not isinstance(reset, Tensor) or reset.dtype != torch.bool or tuple(reset.shape) not in (batch, ()):
         came = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else kind(reset)
         raise ValueError(f"reset: expected a boolean tensor of the batch {batch}, or one for all, got {came}")
@@ -85,8 +86,7 @@ def _not_finite(x: Tensor, batch_dims: int) -> Tensor:
 @torch.no_grad()
 def asked(proposals: Callable[..., Any], state: Any, horizon: int, num: int, generator: torch.Generator | None) -> Any:
     """What a function that proposes action sequences says; one with a keyword `generator` draws by that."""
-    drawn_by = {"generator": generator} if takes(proposals, "generator", 3) else {}
-    return unchanging("proposals", proposals, state, horizon, num, **drawn_by)
+    return unchanging("proposals", proposals, state, horizon, num, **drawn_by(proposals, generator, 3))
 
 
 @torch.no_grad()

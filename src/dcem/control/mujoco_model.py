@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dcem._check import Fixed, check_count
+from dcem._check import Fixed, as_floating, check_count, check_dims
 from dcem._given import brief
 from dcem.control.mujoco_pool import Pool
 from dcem.control.mujoco_source import check_actions, check_inputs, current_model, data_of, own_frame_skip, sensor_range
@@ -101,7 +101,7 @@ class MujocoModel:
         self._source = source
         self.frame_skip = check_count("frame_skip", own_frame_skip(source) if frame_skip is None else frame_skip)
         self.num_threads = check_count("num_threads", torch.get_num_threads() if num_threads is None else num_threads)
-        self.sensors, self.num_carried = tuple(sensors), num_carried
+        self.sensors, self.num_carried = tuple(sensors), check_dims("num_carried", num_carried)
         self.num_physical = model.nq + model.nv + model.na
         simulated = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS.value)
         if simulated != 1 + self.num_physical:
@@ -109,7 +109,7 @@ class MujocoModel:
                 f"source: expected a model whose state is (qpos, qvel, act), {self.num_physical} numbers; this one has "
                 f"{simulated - 1}, of plugins or delays"
             )
-        self.state_shape = (self.num_physical + len(self._readings(model)) + num_carried,)
+        self.state_shape = (self.num_physical + len(self._readings(model)) + self.num_carried,)
         self.action_shape = (model.nu,)
         self._pools: dict[int, Pool] = {}  # by process
 
@@ -152,7 +152,7 @@ class MujocoModel:
         batch = torch.broadcast_shapes(state.shape[:-1], actions.shape[:-2])  # type: ignore[no-untyped-call]
         horizon = actions.shape[-2]
         num = math.prod(batch)
-        flat = state.expand(*batch, -1).reshape(num, *self.state_shape)
+        flat = as_floating(state).expand(*batch, -1).reshape(num, *self.state_shape)
         sequences = actions.expand(*batch, -1, -1).reshape(num, horizon, *self.action_shape)
         states: Tensor = _Simulation.apply(flat, sequences, self)  # type: ignore[no-untyped-call]
         if self.num_carried:

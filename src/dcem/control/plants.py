@@ -139,7 +139,7 @@ class _Singles:
 class _Gymnasium:
     def __init__(self, env: Any) -> None:
         self.env, self.space = env, _box(env.action_space)
-        self.dt = 1 / env.metadata.get("render_fps", 30)
+        self.dt = 1 / (env.metadata.get("render_fps") or 30)
 
     def reset(self, seed: int | None) -> Any:
         return self.env.reset(seed=seed)[0]
@@ -188,7 +188,7 @@ class _Vector:
         self.vector, self.num_envs, self.state_of = envs, envs.num_envs, state_of
         self.envs = getattr(envs, "envs", [envs] * self.num_envs)
         self.space = _box(envs.single_action_space)
-        self.dt = 1 / envs.metadata.get("render_fps", 30)
+        self.dt = 1 / (envs.metadata.get("render_fps") or 30)
         mode = envs.metadata.get("autoreset_mode")
         self.mode = getattr(mode, "name", "NEXT_STEP")
         self.restarting: Any = [False] * self.num_envs

@@ -16,7 +16,7 @@ from dcem._check import check_dims, check_tensor
 from dcem._eager import does_only_its_own, may_look
 from dcem._given import brief, from_numpy
 from dcem._guard import beside
-from dcem._tree import copied, difference, is_leaf, leaves, map_tensors
+from dcem._tree import copied, difference, has_structure, is_leaf, leaves, map_tensors
 from dcem._unchanged import Versions
 
 Dynamics = Callable[..., Any]
@@ -56,7 +56,7 @@ def rollout(dynamics: Dynamics, state: Any, actions: Tensor, *, state_dims: Any 
 
     Source: Amos & Yarats, ICML 2020, section 4.3: the constraint `x_{t+1} = f_θ(x_t, u_t)`.
     """
-    if not callable(dynamics):
+    if not (callable(dynamics) or rolls_out(dynamics)):
         raise TypeError(f"dynamics: expected a callable, got {brief(dynamics)}")
     check_tensor("actions", actions, "(*batch, H, *a)")
     batch = batch_of(state, state_dims)
@@ -268,13 +268,20 @@ def knows_time(fn: Callable[..., Any]) -> bool:
 
 
 def drawn_by(fn: Callable[..., Any], generator: torch.Generator | None, after: int = 2) -> dict[str, Any]:
-    """The keyword `generator` for a function that takes one beside its first `after`, where there is one to give."""
-    return {"generator": generator} if generator is not None and takes(fn, "generator", after) else {}
+    """The keyword `generator` for a function that takes one beside its first `after`: where there is none to give, its
+    own default if it has one, and None.
+    """
+    if not takes(fn, "generator", after):
+        return {}
+    signature = inspect.signature(_function(fn)) if generator is None else None
+    if signature is not None and signature.parameters["generator"].default is not inspect.Parameter.empty:
+        return {}
+    return {"generator": generator}
 
 
 def takes(fn: Callable[..., Any], name: str, after: int) -> bool:
     """Whether `fn` has a parameter `name`, which is none of its first `after`."""
-    fn = fn.forward if isinstance(fn, nn.Module) else fn
+    fn = _function(fn)
     if isinstance(fn, functools.partial) and name in fn.keywords:  # it has been given one
         return False
     code = getattr(getattr(fn, "__func__", fn), "__code__", None)
@@ -285,6 +292,15 @@ def takes(fn: Callable[..., Any], name: str, after: int) -> bool:
         return name in list(inspect.signature(fn).parameters)[after:]
     except (TypeError, ValueError):  # a builtin without a signature
         return False
+
+
+def _function(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """What says which parameters a callable has: the `forward` of a module, also of one that `torch.compile` wraps, and
+    what a wrapper of ours names as what it `_follows`.
+    """
+    while (inner := getattr(fn, "_follows", None) or getattr(fn, "_orig_mod", None)) is not None:
+        fn = inner
+    return fn.forward if isinstance(fn, nn.Module) else fn
 
 
 def _stack(parts: tuple[Tensor, ...], dim: int) -> Tensor:
@@ -307,6 +323,8 @@ def batch_of(state: Any, state_dims: Any) -> tuple[int, ...]:
 
     if is_leaf(state_dims):
         map_tensors(lambda leaf: note(leaf, state_dims), state)
+    elif not has_structure(state_dims, state):
+        raise ValueError(f"state_dims: expected an int, or ints in the structure of the state, got {state_dims}")
     else:
         map_tensors(note, state, state_dims)
     if not shapes:

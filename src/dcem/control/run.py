@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dcem._arrays import as_tensor
 from dcem._check import check_count, check_flag, check_int
 from dcem._given import brief, kind
 from dcem._guard import beside
-from dcem._tree import difference, leaves, map_tensors
+from dcem._tree import difference, leaves, map_tensors, precision_of
 from dcem.control.mpc import MPC
 from dcem.control.plan import Plan
 from dcem.control.plants import Plant, PlantStep, plant_of
@@ -99,12 +100,13 @@ def run(
             environments of one kind. Their action space must be a box; actions are brought to its dtype (whole numbers
             are rounded to) and clipped to it.
         state_of: `(observation, env) -> state`, the model's state of one environment; the observation flattened to
-            a float32 vector by default, and `lambda _, env: model.state_of(env)` for a `MujocoModel`. Of a
-            vector environment `env` is the single environment where it can be reached, else the whole; with
-            `AutoresetMode.SAME_STEP` it has started anew already when the state that an episode ended in is asked.
+            a vector by default (of float32, or of the precision of a policy that is a module), and
+            `lambda _, env: model.state_of(env)` for a `MujocoModel`. Of a vector environment `env` is the single
+            environment where it can be reached, else the whole; with `AutoresetMode.SAME_STEP` it has started anew
+            already when the state that an episode ended in is asked.
         num_steps: decisions in each environment, one episode after the other; None for one episode each, which an
             environment without a time limit (`gymnasium.wrappers.TimeLimit`) may never end.
-        seed: of the controller and, `seed + i`, of environment `i`.
+        seed: of an `MPC` (another policy draws as it does) and, `seed + i`, of environment `i`.
         delay: how many steps after it was sent an action takes effect in these environments. An `MPC` then plans
             from the state that the actions on their way will lead to, by its model (its `sent`); before the first
             one of an episode zeros are taken to have been sent.
@@ -142,7 +144,7 @@ def run(
         num_steps = check_count("num_steps", num_steps)
     seed = None if seed is None else check_int("seed", seed)
     once = num_steps is None
-    plant = plant_of(envs, _flattened if state_of is None else state_of, once=once)
+    plant = plant_of(envs, _flat_in(_precision(policy)) if state_of is None else state_of, once=once)
     if video and not plant.can_render():
         raise ValueError('video: expected an environment that renders, made with render_mode="rgb_array"')
     check_flag("video", video)
@@ -356,20 +358,25 @@ class _Log:
         return numbers, list(finals)
 
 
-def _flattened(observation: Any, env: Any) -> Tensor:
+def _precision(policy: Any) -> torch.dtype:
+    said = precision_of(policy) if isinstance(policy, nn.Module) else getattr(policy, "dtype", None)
+    return said if isinstance(said, torch.dtype) else torch.float32
+
+
+def _flat_in(dtype: torch.dtype) -> Callable[[Any, Any], Tensor]:
     """An observation as one vector, the parts of a dict in the order of its space, as Gymnasium flattens it."""
-    return _in_order(observation, getattr(env, "observation_space", None))
+    return lambda observation, env: _in_order(observation, getattr(env, "observation_space", None), dtype)
 
 
-def _in_order(observation: Any, space: Any) -> Tensor:
+def _in_order(observation: Any, space: Any, dtype: torch.dtype) -> Tensor:
     if isinstance(observation, Mapping):
         of_space = getattr(space, "spaces", None)
         named = of_space if isinstance(of_space, Mapping) and of_space.keys() == observation.keys() else observation
-        return torch.cat([_in_order(observation[name], named[name]) for name in named])
+        return torch.cat([_in_order(observation[name], named[name], dtype) for name in named])
     if isinstance(observation, tuple):
         spaces: Any = getattr(space, "spaces", observation)
-        return torch.cat([_in_order(part, of) for part, of in zip(observation, spaces, strict=True)])
-    return torch.tensor(observation, dtype=torch.float32).reshape(-1)
+        return torch.cat([_in_order(part, of, dtype) for part, of in zip(observation, spaces, strict=True)])
+    return as_tensor(observation, dtype).reshape(-1).clone()
 
 
 def _stacked(states: list[Any]) -> Any:

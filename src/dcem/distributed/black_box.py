@@ -295,7 +295,7 @@ def _tensor(result: Any, expected: str, dtype: torch.dtype | None = None) -> Ten
         raise TypeError(f"function: expected to return {expected}, got complex ones, {brief(result)}")
     try:
         return torch.as_tensor(result, dtype=dtype)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"function: expected to return {expected}, got {brief(result)}") from None
 
 
@@ -342,6 +342,8 @@ class BlackBoxRollout(BlackBox):
         if not isinstance(state, Tensor):
             raise TypeError(f"state: expected a tensor (*batch, s), got {kind(state)}")
         batch = state.shape[:-1]
+        if 0 in batch:
+            return state.new_empty(*batch, actions.shape[len(batch)] + 1, state.shape[-1])
         starts = _given(state).reshape(-1, state.shape[-1])
         sequences = _given(actions).reshape(len(starts), *actions.shape[len(batch) :])
         found = self.workers.call(list(zip(starts, sequences, strict=True)))

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcem._evaluate import as_values, check_left, version_of
+from dcem._evaluate import as_values, check_left
 from dcem._guard import Cut, WithData
 from dcem._no_gradient import refuse_outside
+from dcem._unchanged import Versions
 from dcem.distributed.outside import Outside, OwnWork
 from dcem.distributed.ranks import Gather, Ranks, Scatter, digest, tied
 
@@ -38,10 +39,10 @@ class SharedObjective:
         work = OwnWork(self.outside)
         own = self._own(samples, work)
         failed = None if cut.failed is None else self._own(cut.failed, work)
-        version = version_of(own)
+        noted = Versions(own)
         with work:
             values: Any = self.whole.function(own, data, Cut(failed))
-        check_left(own, version)
+        check_left(noted)
         work.check(values)
         values = as_values("objective", values, tuple(own.shape[: self.dim + 1]), own)
         if values.requires_grad:

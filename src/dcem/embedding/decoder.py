@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcem._check import as_shape
+from dcem._check import as_floating, as_shape
 from dcem._eager import is_eager
 from dcem.bounds import Bounds, BoundsLike
 
@@ -68,7 +68,7 @@ class Decoder(nn.Module, ABC):
         dims = len(self.latent_shape)
         if z.dim() < dims or tuple(z.shape[z.dim() - dims :]) != self.latent_shape:
             raise ValueError(f"z: expected (..., *latent) with latent {self.latent_shape}, got {tuple(z.shape)}")
-        return self.decode(z)
+        return self.decode(as_floating(z))
 
     def squash(self, x: Tensor) -> Tensor:
         """Free numbers `(..., *event)` smoothly into the box: a sigmoid between two sides, a softplus from one."""

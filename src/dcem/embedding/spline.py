@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dcem._check import check_count, check_int
+from dcem._check import as_floating, check_count, check_int
 from dcem.bounds import BoundsLike
 from dcem.embedding.decoder import Decoder, as_sequence
 
@@ -69,7 +69,7 @@ class SplineDecoder(Decoder):
         dims = len(self.event_shape)
         if x.dim() < dims or tuple(x.shape[x.dim() - dims :]) != self.event_shape:
             raise ValueError(f"x: expected (..., *event) with event {self.event_shape}, got {tuple(x.shape)}")
-        return self._along_time("inverse", x)
+        return self._along_time("inverse", as_floating(x))
 
     def _along_time(self, name: str, sequence: Tensor) -> Tensor:
         matrix: Tensor = getattr(self, name)

@@ -34,6 +34,7 @@ _ROLES: dict[Role, str] = {
 }
 _DPI = 100
 _MOST_FPS = 50
+_NUM_COLOURS = 128
 
 
 def frames(system: System, states: Tensor, *, height: int = 200) -> Frames:
@@ -101,7 +102,7 @@ def save_gif(path: str | Path, frames: Frames | Tensor, fps: float) -> None:
     if not 0 < fps < math.inf:
         raise ValueError(f"fps: expected pictures a second, a finite number above 0, got {fps}")
     every = max(1, math.ceil(fps / _MOST_FPS - 1e-6))
-    palette, pictures = _quantize(frames[::every], num_colours=128)
+    palette, pictures = _quantize(frames[::every])
     first, *others = (Image.fromarray(picture) for picture in pictures)
     for picture in (first, *others):
         picture.putpalette(palette.tobytes())
@@ -176,8 +177,8 @@ def _draw(axis: Axes, shape: Shape, points_per_metre: float) -> None:
         axis.add_patch(Box(corner, shape.width, shape.height, color=colour, linewidth=0, zorder=2))
 
 
-def _quantize(frames: Frames, num_colours: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A palette `(num_colours, 3)` and the pictures in it, `(num_frames, height, width)`.
+def _quantize(frames: Frames) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A palette `(n, 3)` of at most 128 colours and the pictures in it, `(num_frames, height, width)`.
 
     Pillow's own loses flat colours (white becomes grey). Here each next colour of the palette is the one whose pixels
     have the largest squared error in total so far, the first the commonest.
@@ -190,7 +191,7 @@ def _quantize(frames: Frames, num_colours: int) -> tuple[NDArray[np.uint8], NDAr
     chosen = [int(counts[present].argmax())]
     error = np.square(colours - colours[chosen[0]]).sum(-1)
     nearest = np.zeros(len(present), dtype=np.uint8)
-    while len(chosen) < min(num_colours, len(present)):
+    while len(chosen) < min(_NUM_COLOURS, len(present)):
         worst = int((counts[present] * error).argmax())
         other = np.square(colours - colours[worst]).sum(-1)
         nearest[other < error] = len(chosen)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcem._eager import is_eager
 from dcem._given import brief, came, kind
-from dcem._tree import leaves, map_tensors
+from dcem._tree import leaves, map_tensors, precision_of
 from dcem.bounds import Bounds
 from dcem.control import MPC, WarmStart
 from dcem.control.rollout import drawn_by
@@ -90,6 +90,11 @@ class Controller(nn.Module):
         """Where its tensors are: arrays come from environments, which know nothing of devices."""
         held = [*self.parameters(), *self.buffers()]
         return held[0].device if held else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what floating-point numbers it has, the first of its parameters."""
+        return precision_of(self)
 
     @property
     def keeps_latent(self) -> bool:
@@ -225,3 +230,6 @@ def check_observation(observation: Any, batch_shape: tuple[int, ...], size: int 
 
 def _where(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(mask.reshape(*mask.shape, *(1,) * (yes.dim() - mask.dim())), yes, no)
+
+
+torch.serialization.add_safe_globals([Memory])

@@ -10,7 +10,10 @@ from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from dcem._check import check_count
+from dcem._given import brief
 from dcem.control.systems import System
+
+_NEEDED = ("state_shape", "action_shape", "bounds", "sample_states", "cost")
 
 
 class SystemEnv(EnvBase):  # type: ignore[misc]
@@ -23,14 +26,24 @@ class SystemEnv(EnvBase):  # type: ignore[misc]
         num_envs: how many, side by side.
         seed: of the initial states.
 
+    Raises:
+        TypeError: `system` has not what a system has, or `num_envs` no whole number.
+        ValueError: `num_envs` is below 1.
+
     Example:
         >>> from dcem.control.systems import Pendulum
         >>> env = SystemEnv(Pendulum(), num_envs=2, seed=0)
         >>> env.rollout(3)["next", "reward"].shape
         torch.Size([2, 3, 1])
+
+    Source: the environments of TorchRL, whose specs and batched resets these are.
     """
 
     def __init__(self, system: System, num_envs: int, seed: int = 0) -> None:
+        missing = [name for name in _NEEDED if not hasattr(system, name)]
+        if missing:
+            expected = "a system such as dcem.control.systems.Pendulum()"
+            raise TypeError(f"system: expected {expected}, got {brief(system)}, without {missing[0]}")
         num_envs = check_count("num_envs", num_envs)
         super().__init__(batch_size=[num_envs])
         self.system = system

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcem._arrays import as_tensor
 from dcem._check import check_int
 from dcem.control import MPC
 from dcem.rl.controller import Controller, Memory
@@ -77,7 +78,8 @@ class Policy:
 
         A decision whose solve failed ([`dcem.Status.NONFINITE`][]) is not remembered: the next one starts afresh.
         """
-        seen = observation if isinstance(observation, Tensor) else _as_tensor(observation).to(self.controller.device)
+        # A copy: a model may believe what it sees as it is, and a loop fill its buffer again.
+        seen = observation.clone() if isinstance(observation, Tensor) else _as_tensor(observation, self.controller)
         batch = tuple(seen.shape[:-1])
         memory = self.controller.blank(batch, seen) if self.memory is None else self.memory
         if tuple(memory.started.shape) != batch:
@@ -97,6 +99,11 @@ class Policy:
         action = decision.action.to("cpu", copy=True)  # what is remembered is not the caller's
         return (action.float() if action.dtype == torch.bfloat16 else action).numpy()  # NumPy has no bfloat16
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the controller's numbers, in which [`dcem.control.run`][] gives it observations."""
+        return self.controller.dtype
+
     def applied(self, action: Any) -> None:
         """Say what was applied in place of the last action, where something was added to it or cut off.
 
@@ -109,7 +116,7 @@ class Policy:
         if self.memory is None:
             raise RuntimeError("applied: expected an action to have been decided since the last reset")
         before = self.memory.action
-        taken = torch.as_tensor(action).detach().to(before, copy=True)  # a loop may fill its buffer again
+        taken = as_tensor(action).detach().to(before, copy=True)  # a loop may fill its buffer again
         if taken.shape != before.shape:
             raise ValueError(
                 f"action: expected the shape {tuple(before.shape)} of the last one, got {tuple(taken.shape)}"
@@ -129,7 +136,7 @@ class Policy:
             self.memory = None
         elif self.memory is not None:
             started = self.memory.started
-            mask = where if isinstance(where, Tensor) else torch.as_tensor(where)
+            mask = where if isinstance(where, Tensor) else as_tensor(where)
             if mask.dtype != torch.bool:
                 raise TypeError(f"where: expected booleans, got {mask.dtype}")
             if mask.shape != started.shape and mask.dim() and mask.all():
@@ -141,15 +148,11 @@ class Policy:
             self.memory = self.memory._replace(started=started & ~mask.to(started.device))
 
 
-def _as_tensor(observation: Any) -> Tensor:
-    """An array or a list as a float32 tensor."""
+def _as_tensor(observation: Any, like: Controller) -> Tensor:
+    """An array or a list as a tensor, as the controller has them."""
     if isinstance(observation, tuple):
         raise TypeError("observation: expected an array or a tensor, got a tuple: observation, info = env.reset()")
-    if hasattr(observation, "__array__"):
-        import numpy as np
-
-        observation = np.ascontiguousarray(observation)  # torch takes no reversed views
     try:
-        return torch.as_tensor(observation, dtype=torch.float32)
+        return as_tensor(observation, like.dtype, like.device).clone()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"observation: expected an array or a tensor, got {type(observation).__name__}") from None

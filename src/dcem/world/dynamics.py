@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,20 +60,21 @@ def transitions(plant: Callable[[Tensor, Tensor], Tensor], states: Tensor, actio
 class DynamicsNet(nn.Module):
     """One hidden layer that predicts how a state changes: `x + W₂ tanh(W₁ [x, u] + b₁) + b₂`.
 
-    Inputs and changes are on the scale of the data, or on their own where they are constant in it, as a goal is.
+    Inputs are taken from their mean in the data, and they and changes are on the scale of the data, or on their own
+    where they are constant in it, as a goal is.
     Sequences are followed at once by `rollout`, which is what a controller that plans with the net asks for. A subclass
     with a `forward` of its own, and a net with hooks, are called at each step.
 
     Args:
         width: of the hidden layer.
-        data: transitions that inputs and changes have their scale from.
+        data: transitions that inputs and changes have their scale from, and the layers their precision.
 
     Shapes: `state` `(*batch, s)`, `action` `(*batch, a)` -> the next state `(*batch, s)`.
 
     Raises:
         TypeError: `data` are no `Transitions`, or something is no Tensor.
-        ValueError: `width` is not positive; the transitions are sequences, differ in number, or are none; a state or an
-            action is of another size than theirs, or their batches differ.
+        ValueError: `width` is not positive; the transitions are sequences, differ in number, are none, or hold what is
+            not finite; a state or an action is of another size than theirs, or their batches differ.
 
     Example:
         >>> import torch
@@ -84,6 +86,7 @@ class DynamicsNet(nn.Module):
         True
     """
 
+    input_mean: Tensor
     input_scale: Tensor
     change_scale: Tensor
 
@@ -92,9 +95,10 @@ class DynamicsNet(nn.Module):
         width = check_count("width", width)
         _check(data)
         self.num_states = data.state.shape[-1]
-        self.inner = nn.Linear(self.num_states + data.action.shape[-1], width)
-        self.outer = nn.Linear(width, self.num_states)
         inputs = torch.cat([data.state, data.action], -1)
+        self.inner = nn.Linear(self.num_states + data.action.shape[-1], width, dtype=inputs.dtype)
+        self.outer = nn.Linear(width, self.num_states, dtype=inputs.dtype)
+        self.register_buffer("input_mean", inputs.mean(0))
         self.register_buffer("input_scale", _scale(inputs, inputs))
         self.register_buffer("change_scale", _scale(data.after - data.state, data.state, data.after))
 
@@ -128,13 +132,15 @@ class DynamicsNet(nn.Module):
         *batch, horizon, size = actions.shape
         weight = self.inner.weight / self.input_scale
         of_state, of_action = weight[:, : self.num_states].T, weight[:, self.num_states :]
-        rows = actions.movedim(-2, 0).reshape(horizon, -1, size)
-        driven = nn.functional.linear(rows, of_action, self.inner.bias)
-        out, bias = (self.outer.weight.T * self.change_scale), self.outer.bias * self.change_scale
-        states = [state.reshape(-1, self.num_states)]
+        center, mean_action = self.input_mean[: self.num_states], self.input_mean[self.num_states :]
+        rows = actions.movedim(-2, 0).reshape(horizon, math.prod(batch), size)
+        driven = nn.functional.linear(rows - mean_action, of_action, self.inner.bias)
+        out, bias = self.outer.weight.T * self.change_scale, self.outer.bias * self.change_scale
+        states = [state.reshape(math.prod(batch), self.num_states)]
         for drive in driven.unbind(0):
-            hidden = torch.addmm(drive, states[-1], of_state).tanh()
-            states.append(torch.addmm(states[-1] + bias, hidden, out))
+            hidden = torch.addmm(drive, states[-1] - center, of_state).tanh()
+            change = torch.addmm(bias, hidden, out)  # which alone is in half precision under autocast
+            states.append(states[-1] + change)
         return torch.stack(states).reshape(horizon + 1, *batch, self.num_states).movedim(0, -2)
 
     def _called(self, state: Tensor, actions: Tensor) -> Tensor:
@@ -143,7 +149,7 @@ class DynamicsNet(nn.Module):
         """
         states = [state]
         for action in actions.unbind(-2):
-            hidden = self.inner(torch.cat([states[-1], action], -1) / self.input_scale).tanh()
+            hidden = self.inner((torch.cat([states[-1], action], -1) - self.input_mean) / self.input_scale).tanh()
             states.append(states[-1] + self.change_scale * self.outer(hidden))
         return torch.stack(states, -2)
 
@@ -163,6 +169,8 @@ def _check(data: Transitions) -> None:
     for name, value in data._asdict().items():
         shape = "(n, a)" if name == "action" else "(n, s)"
         check_tensor(f"data.{name}", value, shape)
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise ValueError(f"data.{name}: expected finite floating-point numbers, got {_wrong(value)}")
         if value.dim() != 2:
             remedy = "; put sequences after one another with .flatten(0, 1)" if value.dim() == 3 else ""
             raise ValueError(f"data.{name}: expected {shape}, got {tuple(value.shape)}{remedy}")
@@ -176,7 +184,16 @@ def _check(data: Transitions) -> None:
         raise ValueError(f"data.after: expected {expected}, got {tuple(data.after.shape)}")
 
 
+def _wrong(value: Tensor) -> str:
+    if not value.is_floating_point():
+        return str(value.dtype)
+    return f"{int((~value.isfinite()).sum())} of {value.numel()} that are not"
+
+
 def _scale(data: Tensor, *sizes: Tensor) -> Tensor:
     """The standard deviation of each column of `(n, m)`: 1 where it is no more than rounding of numbers as `sizes`."""
     spread, largest = data.std(0, correction=min(1, len(data) - 1)), torch.cat(sizes).abs().amax(0)
     return spread.masked_fill(spread <= 4 * torch.finfo(data.dtype).eps * largest, 1.0)
+
+
+torch.serialization.add_safe_globals([Transitions])

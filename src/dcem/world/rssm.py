@@ -286,3 +286,6 @@ def _sample(normal: Normal, generator: torch.Generator | None) -> Tensor:
     mean = normal.mean
     noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
     return torch.addcmul(mean, normal.stddev, noise)
+
+
+torch.serialization.add_safe_globals([RSSMBelief])  # a plan, whose states are beliefs, is read with weights_only=True

@@ -7,7 +7,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
-from dcem._given import kind
+from dcem._check import check_number
 from dcem.bounds import clip
 from dcem.control.systems.drawing import Shape, View
 
@@ -54,8 +54,7 @@ class System(nn.Module, abc.ABC):
         self.dt = dt
         self.bounds = bounds
         for name, value in parameters.items():
-            if not isinstance(value, (Tensor, int, float)):
-                raise TypeError(f"{name}: expected a number or a Tensor, got {kind(value)}")
+            value = value if isinstance(value, Tensor) else check_number(name, value, "a number or a Tensor")
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)
             else:

@@ -26,6 +26,10 @@ class Cartpole(System):
         max_force: the most that pushes the cart, N.
         dt: seconds a step.
 
+    Raises:
+        TypeError: a parameter is neither a number nor a Tensor.
+        ValueError: `dt` or the limit of the action is not above 0; in a call, state or action has another shape.
+
     Example:
         >>> import torch
         >>> from dcem.control.systems import Cartpole

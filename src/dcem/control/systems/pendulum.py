@@ -27,6 +27,10 @@ class Pendulum(System):
         max_torque: the most that the motor gives, N·m.
         dt: seconds a step.
 
+    Raises:
+        TypeError: a parameter is neither a number nor a Tensor.
+        ValueError: `dt` or the limit of the action is not above 0; in a call, state or action has another shape.
+
     Example:
         >>> import torch
         >>> from dcem.control.systems import Pendulum

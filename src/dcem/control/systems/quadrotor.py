@@ -24,6 +24,10 @@ class Quadrotor(System):
         max_thrust: the most of one rotor, N.
         dt: seconds a step. Accelerations are held over it, so that free fall and turning on the spot are exact.
 
+    Raises:
+        TypeError: a parameter is neither a number nor a Tensor.
+        ValueError: `dt` or the limit of the action is not above 0; in a call, state or action has another shape.
+
     Example:
         >>> import torch
         >>> from dcem.control.systems import Quadrotor

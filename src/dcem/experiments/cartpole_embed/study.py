@@ -223,12 +223,12 @@ def follow(state: Tensor, actions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def landscape(trained: Trained, state: Tensor, num: int = 101) -> Landscape:
+def landscape(trained: Trained, state: Tensor) -> Landscape:
     """The cost over a decoder's two latent numbers, and the way of a search."""
-    grid = torch.linspace(-1, 1, num)
+    grid = torch.linspace(-1, 1, 101)
     actions = trained.decoder(torch.cartesian_prod(grid, grid))
     path = follow(state, actions)
-    cost = SYSTEM.cost(path[:, :HORIZON], actions).sum(-1).reshape(num, num)
+    cost = SYSTEM.cost(path[:, :HORIZON], actions).sum(-1).reshape(len(grid), len(grid))
     search = trained.config.search.but(temperature=0.0)
     made = plan(embedded(trained.decoder, search), state, record=True)
     passed = [iteration.distribution for iteration in made.solution.history]

@@ -75,13 +75,11 @@ def descend(counted: Counted, x: Tensor, rate: float, num_steps: int) -> Tensor:
     return x.detach()
 
 
-def restarted_descent(
-    counted: Counted, generator: torch.Generator, rate: float, num_steps: int, together: int = 10
-) -> Outcome:
-    """Gradient descent from random starts, so many at a time."""
+def restarted_descent(counted: Counted, generator: torch.Generator, rate: float, num_steps: int) -> Outcome:
+    """Gradient descent from random starts, ten at a time."""
     num, size = counted.problems.own.shape
     while not counted.done:
-        starts = torch.rand(num, together, size, generator=generator, device=counted.problems.own.device)
+        starts = torch.rand(num, 10, size, generator=generator, device=counted.problems.own.device)
         descend(counted, starts, rate, num_steps)
     return counted.outcome()
 

@@ -24,18 +24,18 @@ class Finished(NamedTuple):
     records: list[dict[str, Any]]
 
 
-def finished_runs(folder: str, experiment: str | None = None, key: str = "runs") -> list[Finished]:
-    """The finished runs in a folder, at any depth, but no parts of runs; `key` is the setting that names the folder.
+def finished_runs(folder: str, experiment: str | None = None) -> list[Finished]:
+    """The finished runs in a folder, at any depth, but no parts of runs; `runs` is the setting that names the folder.
     All of them have to be of the `experiment`, where they say of which they are.
     """
     root = Path(folder)
-    require(root.is_dir(), key, "a folder of run folders", folder)
+    require(root.is_dir(), "runs", "a folder of run folders", folder)
     places = [path.parent for path in sorted(root.rglob(SUMMARY))]
     within = {place: [root / part for part in place.relative_to(root).parents] for place in places}
     runs = [place for place in places if not any((above / METRICS).exists() for above in within[place])]
-    require(bool(runs), key, f"folders of finished runs, with a {SUMMARY}", f"none in {folder}")
+    require(bool(runs), "runs", f"folders of finished runs, with a {SUMMARY}", f"none in {folder}")
     for place in runs if experiment else ():
-        require_run_of(str(experiment), place, key)
+        require_run_of(str(experiment), place, "runs")
     return [finished(place) for place in runs]
 
 
