@@ -564,3 +564,31 @@ def test_second_derivatives_under_hooks_on_saved_tensors():
     h = 1e-6
     slope = (penalty(theta + h) - penalty(theta - h)) / (2 * h)
     torch.testing.assert_close(expected, slope.detach(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    "selection", [dcem.LML(0.5), dcem.LML(torch.tensor(0.5, dtype=torch.float64))], ids=["fused", "not"]
+)
+def test_third_derivatives(selection):
+    """Torch's own of a layer norm is wrong (2.13); nor may the weights alone lose theirs."""
+    noise = torch.randn(3, 20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    way, theta = torch.tensor([0.7, -0.4], dtype=torch.float64), torch.tensor([0.3, -0.2], dtype=torch.float64)
+
+    def solved(theta):
+        return dcem.minimize(
+            lambda x: (x - theta).square().sum(-1) + (x**4).sum(-1), torch.zeros(2, dtype=torch.float64),
+            dcem.CEM(20, 5, selection), num_iterations=3, noise=noise, record=True,
+        )  # fmt: skip
+
+    def second(value, theta):
+        (slope,) = torch.autograd.grad(value(theta), theta, create_graph=True)
+        return torch.autograd.grad(slope @ way, theta, create_graph=True)[0]
+
+    for value in (lambda t: solved(t).x @ way, lambda t: solved(t).history[0].weights.square().sum()):
+        theta = theta.detach().requires_grad_()
+        (third,) = torch.autograd.grad(second(value, theta) @ way, theta)
+        h = 1e-5
+        for i, unit in enumerate(torch.eye(2, dtype=torch.float64)):
+            ends = [second(value, (theta.detach() + side * h * unit).requires_grad_()) @ way for side in (1, -1)]
+            torch.testing.assert_close(third[i], ((ends[0] - ends[1]) / (2 * h)).detach(), rtol=1e-5, atol=1e-6)

@@ -431,8 +431,34 @@ def test_layers_that_were_made_of_the_same_tensor_do_not_share_it():
     assert std.equal(torch.ones(2))
 
 
-def test_a_start_that_was_computed_of_parameters_is_refused():
-    """No optimiser would find them, and no copy or checkpoint would have them."""
+def test_a_parameter_that_was_broadcast_is_refused_and_what_is_computed_is_not():
+    """No optimiser would find it, and no copy or checkpoint would have it. A network that says where to start has its own
+    parameters."""
     family = dcem.Gaussian(nn.Parameter(torch.zeros(2)), nn.Parameter(torch.tensor(1.0)))
-    with pytest.raises(ValueError, match=r"^init: expected tensors .* std, .* in the full shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"^init: expected parameters in the full shape, \(2,\) of std, got one"):
         dcem.Argmin(2, CEM, init=family)
+    start = nn.Parameter(torch.zeros(2))
+    layer = dcem.Argmin(2, CEM, init=dcem.Gaussian(start.tanh(), torch.ones(2)), num_iterations=1)
+    (slope,) = torch.autograd.grad(layer(to(torch.ones(2)), noise=torch.randn(1, 20, 2)).x.sum(), start)
+    assert slope.abs().sum() > 0
+
+
+@pytest.mark.parametrize("make", [lambda p: (p, None), lambda p: dcem.Gaussian(p, torch.ones(2))])
+def test_a_frozen_parameter_is_a_parameter(make):
+    parameter = nn.Parameter(torch.zeros(2), requires_grad=False)
+    layer = dcem.Argmin(2, CEM, init=make(parameter))
+    layer.requires_grad_(True)
+    assert dict(layer.named_parameters())["init_mean"] is parameter
+
+
+def test_what_a_subclass_calls_its_own_stays_when_the_start_changes():
+    class Amortised(dcem.control.MPC):
+        def __init__(self, *given):
+            super().__init__(*given)
+            self.init_net = nn.Linear(2, 2)
+
+    mpc = Amortised(torch.add, lambda x, u: x.square().sum(-1), 3, 1)
+    mpc.init = dcem.Mixture(torch.zeros(2, 3, 1), 1.0, event_dims=2)
+    mpc.init = dcem.Mixture(torch.ones(2, 3, 1), 1.0, event_dims=2)  # which has no mean of its own
+    assert isinstance(mpc.init_net, nn.Linear)
+    assert mpc.init.mean.equal(torch.ones(3, 1))

@@ -9,12 +9,15 @@ from torch import Tensor
 
 
 def as_tensor(value: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-    """What `torch.as_tensor` makes; of arrays with any strides and byte order, which it refuses, too."""
+    """What `torch.as_tensor` makes; of arrays with any strides and byte order, which it refuses, and those that
+    are read-only, of which it warns.
+    """
     if hasattr(value, "__array__") and not isinstance(value, Tensor):
         import numpy as np
 
         array = np.asarray(value)
-        if array.dtype.byteorder not in "=|" or any(stride < 0 for stride in array.strides):
+        backwards = any(stride < 0 for stride in array.strides)
+        if backwards or not array.flags.writeable or array.dtype.byteorder not in "=|":
             array = array.astype(array.dtype.newbyteorder("="), order="C")
         value = array
     return torch.as_tensor(value, dtype=dtype, device=device)

@@ -140,6 +140,14 @@ def as_scalar(value: float | Tensor) -> float | Tensor:
     return value.reshape(()) if isinstance(value, Tensor) else value
 
 
+def magnitude(weight: float | Tensor) -> float | Tensor:
+    """A weight that `check_weight` let pass; of one that is learned the magnitude counts."""
+    if not isinstance(weight, Tensor):
+        return weight
+    weight = weight.reshape(())
+    return torch.where(weight < 0, -weight, weight)  # at 0, too, it has a slope to leave it by
+
+
 def check_weight(name: str, value: float | Tensor) -> float | Tensor:
     """A finite number of at least zero, or a tensor of one, which may be learned."""
     check_std(name, value)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,15 +43,27 @@ def map_tensors(fn: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def _like(container: Any, mapped: Any) -> Any:
-    """A list or a dict as one of the class of another, with what that keeps beside what it holds."""
-    if type(container) in (list, dict):
+    """A list or a dict as one of the class of another. Where that shows its tensors elsewhere, too, they would stay the
+    old ones: then it is a plain one, as it is inside `torch.compile`.
+    """
+    if (
+        type(container) in (list, dict)
+        or torch.compiler.is_compiling()
+        or leaves(list(_attributes(container).values()))
+    ):
         return mapped
     new = copy.copy(container)
     if isinstance(new, list):
-        new[:] = mapped
+        list.__setitem__(new, slice(None), mapped)
     else:
-        new.update(mapped)
+        for key, value in mapped.items():
+            dict.__setitem__(new, key, value)
     return new
+
+
+def _attributes(container: Any) -> dict[str, Any]:
+    kept: dict[str, Any] = getattr(container, "__dict__", {})
+    return kept
 
 
 def is_leaf(tree: Any) -> bool:
@@ -175,9 +188,15 @@ def has_structure(tree: Any, like: Any) -> bool:
 
 
 def precision_of(module: torch.nn.Module) -> torch.dtype:
-    """The dtype of a module's first floating-point parameter, or else buffer; single precision where it has none."""
-    held = (x.dtype for of in (module.parameters(), module.buffers()) for x in of if x.is_floating_point())
-    return next(held, torch.float32)
+    """The dtype of a module's first floating-point parameter, of where a layer in it starts to search, or of its first
+    buffer; single precision where it has none. Settings of a layer are in double precision whatever it solves in.
+    """
+    parameters = (x.dtype for x in module.parameters() if x.is_floating_point())
+    layers: Any = (layer for layer in module.modules() if hasattr(type(layer), "start_dtype"))
+    starts = (layer.start_dtype for layer in layers)
+    buffers = (x.dtype for x in module.buffers() if x.is_floating_point())
+    found: torch.dtype = next(itertools.chain(parameters, starts, buffers), torch.float32)
+    return found
 
 
 def _is_dataclass(tree: Any) -> bool:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dcem._check import Fixed, as_shape, check_count, check_number, check_std
-from dcem._given import brief, came, kind
-from dcem._guard import WithData
+from dcem._given import brief
+from dcem._latent import behind, decoded, latent_shape_of
 from dcem._tree import leaves, map_tensors, named_leaves
-from dcem._unchanged import Versions
 from dcem.bounds import Bounds, BoundsLike
 from dcem.diagnosis import Diagnosis, Searched, diagnosed
 from dcem.distributions import Distribution, Gaussian
@@ -69,6 +68,7 @@ class Argmin(nn.Module):
     event_shape = Fixed[tuple[int, ...]]()
     latent_shape = Fixed[tuple[int, ...]]()
     _event_name = "event"  # what errors call a candidate
+    _start_names: tuple[str, ...] = ()  # of what is held of the start
     _searches: list[Searched] | None = None  # where a diagnosis finds those that a call has made
 
     def __init__(
@@ -238,6 +238,11 @@ class Argmin(nn.Module):
         std = now("std")
         return Gaussian(mean, std.abs().to(mean).expand(mean.shape), len(self.latent_shape))
 
+    @property
+    def start_dtype(self) -> torch.dtype:
+        """The precision of what a search starts from, which it is made in."""
+        return leaves(self.init_mean if self._family is None else self._held_family())[0].dtype
+
     def _held_family(self, now: Callable[[str], Tensor] | None = None) -> Distribution | None:
         """The distribution to start from, of the tensors that the layer holds; None where it starts from a mean."""
         if self._family is None:
@@ -262,7 +267,7 @@ class Argmin(nn.Module):
     def solver(self, solver: Solver) -> None:
         if not isinstance(solver, Solver):
             raise TypeError(f"solver: expected a dcem solver such as dcem.CEM(), got {brief(solver)}")
-        self._drop("solver_")
+        self._drop([f"solver_{name}" for name in vars(getattr(self, "_solver", None) or solver)])
         self._solver = solver
         for name, value in vars(solver).items():
             if isinstance(value, (Tensor, nn.Module)):
@@ -271,7 +276,8 @@ class Argmin(nn.Module):
     def _hold_start(self, init: Any) -> None:
         """Keep the start's tensors as `init_<name>`, and the family of a distribution."""
         what = self._event_name if self.decoder is None else "latent"
-        self._drop("init_")
+        self._drop(self._start_names)
+        self._start_names = ()
         self._family = init if isinstance(init, Distribution) else None
         if self._family is not None:
             batch, event = tuple(self._family.batch_shape), tuple(self._family.event_shape)
@@ -281,30 +287,33 @@ class Argmin(nn.Module):
                     f"got the batch {batch} and events {event}"
                 )
             for name, leaf in named_leaves(self._family):
-                if leaf.requires_grad and not leaf.is_leaf:
+                if _is_broadcast(leaf):
                     raise ValueError(
-                        f"init: expected tensors that can be learned as they are, got one, {name}, that was computed "
-                        f"of others: give a parameter in the full shape {tuple(leaf.shape)}, or call the layer with "
-                        "init="
+                        f"init: expected parameters in the full shape, {tuple(leaf.shape)} of {name}, got one that was "
+                        "broadcast to it, of which no optimiser would know"
                     )
-                self._hold(f"init_{name}", leaf if leaf.requires_grad else leaf.clone())
+                self._hold_as_start(name, _own(leaf))
             return
         if isinstance(init, (tuple, list)) and len(init) != 2:
             raise ValueError(f"init: expected a pair (mean, std), got {len(init)} of them")
         paired = isinstance(init, (tuple, list))
         mean, std = init if paired else (init, None)
-        self._hold("init_mean", broadcastable("init_mean" if paired else "init", mean, self.latent_shape, what))
+        self._hold_as_start("mean", broadcastable("init_mean" if paired else "init", mean, self.latent_shape, what))
         if std is not None:
             std = broadcastable("init_std", std, self.latent_shape, what)
             if not std.requires_grad:
                 check_std("init_std", std)
-        self._hold("init_std", std)
+        self._hold_as_start("std", std)
 
-    def _drop(self, prefix: str) -> None:
-        """Hold nothing any more whose name begins so."""
+    def _hold_as_start(self, name: str, value: Tensor | None) -> None:
+        self._hold(f"init_{name}", value)
+        self._start_names += (f"init_{name}",)
+
+    def _drop(self, names: Iterable[str]) -> None:
+        """Hold these no more."""
         for held in (self._parameters, self._buffers, self._modules):
-            for name in [name for name in held if name.startswith(prefix)]:
-                del held[name]
+            for name in names:
+                held.pop(name, None)
 
     def _hold(self, name: str, value: Any) -> None:
         """Register a parameter, a tensor (or the place of one) or a module; of the rest, nothing is held."""
@@ -314,12 +323,6 @@ class Argmin(nn.Module):
             self.register_buffer(name, value)
         elif isinstance(value, nn.Module):
             self.add_module(name, value)
-
-
-def behind(objective: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`f(dec(z))` as an objective over `z`."""
-    decoded = WithData.of(objective)
-    return WithData(lambda z, data, cut: decoded.function(cut(decode(z)), data, cut), decoded.data)
 
 
 def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> Tensor:
@@ -339,45 +342,17 @@ def broadcastable(name: str, value: Any, shape: tuple[int, ...], what: str) -> T
         raise ValueError(
             f"{name}: expected a number or a tensor that broadcasts to {what} {shape}, got {tuple(tensor.shape)}"
         ) from None
-    return tensor if tensor.requires_grad else tensor.clone()
+    return _own(tensor)
 
 
-def latent_shape_of(decoder: Any, given: Any, event_shape: tuple[int, ...], what: str) -> tuple[int, ...]:
-    """The shape of what is searched: that of the decoder's latent, or of a candidate where there is none."""
-    shape = None if given is None else as_shape("latent_shape", given)
-    if decoder is None:
-        if shape not in (None, event_shape):
-            raise ValueError(f"latent_shape: expected None without a decoder, got {given}")
-        return event_shape
-    if not callable(decoder):
-        raise TypeError(f"decoder: expected a callable, got {brief(decoder)}")
-    own = getattr(decoder, "latent_shape", None)
-    own = None if own is None else as_shape("latent_shape", own)
-    if own is not None and shape not in (None, own):
-        raise ValueError(f"latent_shape: expected that of the decoder, {own}, got {shape}")
-    event = getattr(decoder, "event_shape", None)
-    if event is not None and tuple(event) != event_shape:
-        raise ValueError(f"decoder: expected one that gives {what} = {event_shape}, got one that gives {tuple(event)}")
-    return next(found for found in (shape, own, event_shape) if found is not None)
+def _own(tensor: Tensor) -> Tensor:
+    """A parameter, or what has a gradient, as it is; a copy of the rest, which several layers may be made of."""
+    return tensor if isinstance(tensor, nn.Parameter) or tensor.requires_grad else tensor.clone()
 
 
-def decoded(
-    decoder: Callable[..., Tensor],
-    z: Tensor,
-    latent_shape: Any,
-    event_shape: Any,
-    what: str = "candidates (*batch, N, *event)",
-    **seen: Any,
-) -> Tensor:
-    """`dec(z)` `(*batch, N, *event)` of latents `(*batch, N, *latent)`, checked; of any shape if these are None."""
-    noted = Versions(z, seen)
-    x: Any = decoder(z, **seen)
-    if noted.changed():
-        raise ValueError("decoder: expected to leave its latents as they are, got them changed in place")
-    if not isinstance(x, Tensor):
-        raise TypeError(f"decoder: expected to return a Tensor, got {kind(x)}")
-    if latent_shape is not None and event_shape is not None:
-        expected = (*z.shape[: z.dim() - len(latent_shape)], *event_shape)
-        if tuple(x.shape) != expected:
-            raise ValueError(f"decoder: expected {what} = {expected}, got {came(x, expected)}")
-    return x
+def _is_broadcast(tensor: Tensor) -> bool:
+    """Whether this is a parameter in another shape or dtype, and nothing besides."""
+    node: Any = tensor.grad_fn
+    while type(node).__name__ in ("ExpandBackward0", "ViewBackward0", "ToCopyBackward0"):
+        node = node.next_functions[0][0]
+    return isinstance(getattr(node, "variable", None), nn.Parameter)

@@ -207,3 +207,18 @@ def test_arrays_of_any_strides_and_byte_order_are_plans():
         torch.testing.assert_close(made.solve(INFO, init_action=same)["actions"], expected)
     with pytest.raises(TypeError, match="^init_action: expected numbers"):
         planner().solve(INFO, init_action=np.full((3, 2, 4), "x"))
+
+
+def test_what_is_nested_in_the_info_has_no_axis_of_environments():
+    class Gained:
+        weight = torch.tensor(1.0, requires_grad=True)
+
+        def get_cost(self, info, actions):
+            far = (actions.sum(-2) * self.weight - info["goal"]).square().sum(-1)
+            return far * info["params"]["gain"]
+
+    made = CostPlanner(Gained(), dcem.CEM(50, 5), answer="mean", gradient=dcem.Unroll())
+    made.configure(action_space=Box(-1, 1, (2, 2)), n_envs=2, config=SimpleNamespace(horizon=4, action_block=1))
+    goal = torch.tensor([[1.0, 1.0], [torch.nan, 1.0]])
+    found = made.solve({"goal": goal, "params": {"gain": torch.tensor(2.0)}})
+    assert found["status"].tolist() == [0, 2]

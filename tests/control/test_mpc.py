@@ -665,3 +665,28 @@ def test_what_a_plan_through_a_simulator_says_of_its_cost_works():
     plan = mpc(state, gradient=dcem.Detach())
     (slope,) = torch.autograd.grad(plan.cost, weight)
     torch.testing.assert_close(slope, plan.states[:-1].square().sum())
+
+
+@pytest.mark.cpu
+def test_the_price_of_violation_is_learned_by_its_magnitude():
+    def planned(weight):
+        mpc = MPC(
+            torch.add, lambda x, u: u.square().sum(-1), 3, 1, (-1.0, 1.0), dcem.CEM(20, 5),
+            constraint=lambda x: 1 - x[..., 0], constraint_weight=weight,
+        )  # fmt: skip
+        return mpc, mpc(torch.zeros(1), noise=torch.randn(10, 20, 3, 1, generator=torch.Generator().manual_seed(0)))
+
+    price = torch.nn.Parameter(torch.tensor(10.0))
+    mpc, plan = planned(price)
+    assert dict(mpc.named_parameters())["constraint_weight"] is price
+    (slope,) = torch.autograd.grad(planned(price)[1].cost, price)
+    assert slope != 0
+    price.data.neg_()
+    assert planned(10.0)[1].cost == plan.cost
+    with torch.no_grad():
+        assert (
+            mpc(torch.zeros(1), noise=torch.randn(10, 20, 3, 1, generator=torch.Generator().manual_seed(0))).cost
+            == plan.cost
+        )
+    with pytest.raises(ValueError, match="constraint_weight: expected"):
+        mpc.constraint_weight = -1.0

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import inspect
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -659,3 +661,34 @@ def test_what_rolls_out_need_not_be_called():
             return torch.cat([state.unsqueeze(-2), state.unsqueeze(-2) + actions.cumsum(-2)], -2)
 
     assert rollout(Simulator(), torch.zeros(1), torch.ones(3, 1)).flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+class Shown(dict):
+    """Its items are its attributes."""
+
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        self.__dict__ = self
+
+
+def test_a_dict_that_shows_its_items_elsewhere_is_a_plain_one():
+    """There they would be those of the first state."""
+    states = rollout(lambda x, u: Shown(place=x["place"] + u), Shown(place=torch.zeros(1)), torch.ones(3, 1))
+    assert type(states) is dict
+    assert states["place"].flatten().tolist() == [0, 1, 2, 3]
+
+
+def test_dynamics_that_answer_every_name_are_called():
+    anything = Mock(side_effect=lambda x, u: x + u)
+    assert rollout(anything, torch.zeros(1), torch.ones(3, 1)).flatten().tolist() == [0, 1, 2, 3]
+
+
+def test_a_signature_that_is_another_ones():
+    def inner(x, u):
+        return x + u
+
+    def outer(x, u, generator=None):
+        return inner(x, u)
+
+    outer.__signature__ = inspect.signature(inner)
+    assert rollout(outer, torch.zeros(1), torch.ones(2, 1)).flatten().tolist() == [0, 1, 2]

@@ -627,3 +627,27 @@ def test_a_run_in_which_every_decision_failed_says_where_the_model_did() -> None
 def test_actions_that_the_environment_does_not_allow_are_counted() -> None:
     assert run(lambda state: torch.tensor([[0.5], [3.0]]), [Slide(3), Slide(3)]).num_clipped == 3
     assert run(lambda state: torch.tensor([[1.0 + 1e-7], [-1.0]]), [Slide(3), Slide(3)]).num_clipped == 0
+
+
+def test_settings_of_a_controller_do_not_say_its_precision():
+    """Weights are kept in double precision whatever it plans in, and come first where its start was changed."""
+    turn = torch.eye(3)
+    mpc = MPC(
+        lambda x, u: x @ turn + 0 * u, lambda x, u: x.square().sum(-1), 3, 1, (-2.0, 2.0), dcem.CEM(20, 5),
+        init=dcem.Gaussian(torch.zeros(3, 1), torch.ones(3, 1), 2),
+    )  # fmt: skip
+    for _ in range(2):
+        played = run(mpc, gymnasium.make("Pendulum-v1"), num_steps=2, seed=0, record=True)
+        assert played.states.dtype == torch.float32
+        mpc.init = None
+
+
+def test_observations_that_are_read_only_are_taken():
+    class Frozen(gymnasium.ObservationWrapper):
+        def observation(self, observation):
+            observation = observation.copy()
+            observation.flags.writeable = False
+            return observation
+
+    env = Frozen(gymnasium.make("Pendulum-v1"))
+    assert len(run(lambda state: torch.zeros(len(state), 1), env, num_steps=2, seed=0).lengths) == 1

@@ -1,5 +1,7 @@
 """Sampling distributions and noise."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -549,3 +551,16 @@ def test_a_matrix_is_looked_at_once(monkeypatch):
     fitted = start.fit(torch.randn(10, 2), torch.full((10,), 0.1)).clamp_std(1e-3, 2.0).interpolate(start, 0.5)
     assert len(looks) == given
     assert fitted.scale_tril.triu(1).abs().sum() == 0
+
+
+def test_what_a_subclass_has_computed_is_not_that_of_what_is_fitted():
+    class Precise(dcem.FullGaussian):
+        @functools.cached_property
+        def precision(self):
+            return self.covariance.inverse()
+
+    start = Precise(torch.zeros(2), torch.eye(2))
+    assert start.precision.equal(torch.eye(2))
+    fitted = start.fit(0.1 * torch.randn(50, 2), torch.full((50,), 0.02))
+    assert type(fitted) is Precise
+    assert fitted.precision.diagonal().min() > 10

@@ -230,3 +230,24 @@ def test_data_that_are_not_finite_or_no_floating_point_numbers_are_refused() -> 
         DynamicsNet(4, Transitions(numbers, numbers, lost))
     with pytest.raises(ValueError, match="^data.state: expected finite floating-point numbers, got torch.int64"):
         DynamicsNet(4, Transitions(whole, numbers, whole))
+
+
+def test_errors_are_differentiated_where_nothing_can_be_looked_at() -> None:
+    data = explored(lambda state, action: state + 0.1 * action[..., :1], torch.randn(5, 1), torch.float32)
+    net = DynamicsNet(8, data)
+    expected = net.squared_errors(data)
+    compiled = torch.compile(net.squared_errors, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(data), expected)
+    twice = Transitions(*(torch.stack([part, part]) for part in data))
+    both = torch.func.vmap(lambda *parts: net.squared_errors(Transitions(*parts)))(*twice)
+    torch.testing.assert_close(both, expected.expand(2, -1))
+    nowhere = Transitions(*(part.to("meta") for part in data))
+    assert DynamicsNet(8, nowhere).to("meta").squared_errors(nowhere).shape == (1,)
+
+
+def test_a_net_that_was_saved_before_its_inputs_were_centred_is_that_net() -> None:
+    data = explored(lambda state, action: state + 0.1 * action[..., :1], torch.randn(5, 1), torch.float32)
+    net = DynamicsNet(8, data)
+    old = {name: value for name, value in net.state_dict().items() if name != "input_mean"}
+    net.load_state_dict(old)
+    assert net.input_mean.equal(torch.zeros(3))

@@ -116,12 +116,12 @@ class CostPlanner:
         start = self._start(init_action, info_dict)
 
         def cost(actions: Tensor, info: Mapping[str, Any], cut: Cut) -> Tensor:
-            given = {key: _for_candidates(value, actions.shape[1]) for key, value in info.items()}
+            given = {key: _for_candidates(value, actions.shape[1]) for key, value in {**info_dict, **info}.items()}
             costs: Tensor = self.model.get_cost(given, actions)
             return costs
 
-        # Of an environment that is lost, the data are kept from the gradient of what it shares with others.
-        objective = WithData(cost, dict(info_dict))
+        # Of an environment that is lost, the tensors are kept from the gradient of what it shares with others.
+        objective = WithData(cost, {key: value for key, value in info_dict.items() if isinstance(value, Tensor)})
         if hides_axis((self.n_envs,), getattr(self.solver, "num_samples", 1)):
             check_axis("model.get_cost", objective, start.unsqueeze(1), (self.n_envs,), self.generator)
         solution = minimize(

@@ -13,6 +13,7 @@ from dcem._check import Fixed, as_shape, check_flag
 from dcem._eager import all_true, is_eager, may_have_gradient
 from dcem._evaluate import hides_axis
 from dcem._guard import Cut, Reports, WithData, Work, guarded, marked
+from dcem._latent import decoded
 from dcem._setup import NoiseSource
 from dcem._tree import leaves, map_tensors
 from dcem.bounds import Bounds, BoundsLike
@@ -26,7 +27,7 @@ from dcem.control.settings import EVENT, START, checked
 from dcem.distributions import Distribution
 from dcem.distributions.product import has_choices
 from dcem.gradients import GradientMode, Implicit
-from dcem.layer import Argmin, broadcastable, decoded
+from dcem.layer import Argmin, broadcastable
 from dcem.loop import Shard
 from dcem.solution import Status
 from dcem.solvers import SamplingSolver, Solver
@@ -76,7 +77,8 @@ class MPC(Argmin):
             before the first is that of the warm start's plan, if there is one.
         constraint: `g(state) -> (...,)` or `(..., m)`, of which every entry should be at most 0 in the states
             `x_1 ... x_H`; each is charged `constraint_weight * max(g, 0)`.
-        constraint_weight: the price of violation, which may be learned; large enough, the penalty is exact.
+        constraint_weight: the price of violation; large enough, the penalty is exact. Of a parameter the magnitude
+            counts.
         num_particles: `P`; above 1 every candidate is rolled out `P` times, states and actions having a first axis
             `P`: for stochastic dynamics, or an ensemble with a member a particle.
         risk: what the costs of the particles count as: `Mean`, `WorstCase`, `CVaR`, or any

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcem._check import as_scalar
+from dcem._check import magnitude
 from dcem._eager import is_eager, is_unchecked, may_look, widest
 from dcem._given import came
 from dcem._guard import beside
@@ -178,7 +178,7 @@ class Problem:
             excess = self._excess(path.states(1, None), (horizon, *shape))  # (H, [P,] *batch, n, m)
             charged = _charged(excess, weights, ended, slice(1, None))
             excess = _charged(excess, None, ended, slice(1, None))  # as it is, until the end
-            total = total + as_scalar(self.constraint_weight) * charged.sum((0, -1))
+            total = total + magnitude(self.constraint_weight) * charged.sum((0, -1))
             violation = excess.amax((0, 1, -1) if particles else (0, -1))
         if path.lost is not None or not (_all_finite(states) and _all_finite(last) and _all_finite(controls)):
             total = torch.where(self._failed(path, controls, ended, len(shape)), torch.nan, total)

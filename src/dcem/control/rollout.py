@@ -273,9 +273,10 @@ def drawn_by(fn: Callable[..., Any], generator: torch.Generator | None, after: i
     """
     if not takes(fn, "generator", after):
         return {}
-    signature = inspect.signature(_function(fn)) if generator is None else None
-    if signature is not None and signature.parameters["generator"].default is not inspect.Parameter.empty:
-        return {}
+    if generator is None:
+        said = inspect.signature(_function(fn)).parameters.get("generator")
+        if said is None or said.default is not inspect.Parameter.empty:
+            return {}
     return {"generator": generator}
 
 
@@ -298,7 +299,7 @@ def _function(fn: Callable[..., Any]) -> Callable[..., Any]:
     """What says which parameters a callable has: the `forward` of a module, also of one that `torch.compile` wraps, and
     what a wrapper of ours names as what it `_follows`.
     """
-    while (inner := getattr(fn, "_follows", None) or getattr(fn, "_orig_mod", None)) is not None:
+    while isinstance(fn, nn.Module) and (inner := getattr(fn, "_orig_mod", getattr(fn, "_follows", None))) is not None:
         fn = inner
     return fn.forward if isinstance(fn, nn.Module) else fn
 

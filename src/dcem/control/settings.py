@@ -11,13 +11,13 @@ import torch
 from dcem._check import check_count, check_number, check_std, check_weight
 from dcem._eager import is_eager
 from dcem._given import brief
+from dcem._latent import latent_shape_of
 from dcem.bounds import Bounds
 from dcem.control.answer import ANSWERS
 from dcem.control.risk import Mean
 from dcem.distributions import Distribution
 from dcem.distributions.noise import check_noise_source
 from dcem.gradients import GradientMode
-from dcem.layer import latent_shape_of
 from dcem.solvers import Solver
 
 EVENT = "(horizon, *a)"
@@ -87,8 +87,9 @@ def _init(mpc: Any, name: str, init: Any) -> Any:
             f"init: expected a distribution of one problem over {mpc.latent_shape}, got the batch "
             f"{tuple(init.batch_shape)} and events {tuple(init.event_shape)}"
         )
-    has_mean = is_eager() and mpc.init_mean.is_cpu and mpc.init_mean.any()
-    if mpc._family is None and (mpc.init_std is not None or has_mean):
+    if mpc._family is not None:
+        return init
+    if mpc.init_std is not None or (is_eager() and mpc.init_mean.is_cpu and mpc.init_mean.any()):
         raise ValueError("init: expected None, or init_mean and init_std left alone, got both")
     return init
 

@@ -206,8 +206,9 @@ class FullGaussian(Distribution):
     def _of(self, mean: Tensor, scale_tril: Tensor) -> Self:
         """With other parameters, which were made here: what a user gives is checked, once."""
         new = object.__new__(type(self))
-        for name, value in {**vars(self), "mean": mean, "scale_tril": scale_tril}.items():
-            object.__setattr__(new, name, value)
+        changed = {"mean": mean, "scale_tril": scale_tril}
+        for field in dataclasses.fields(self):
+            object.__setattr__(new, field.name, changed.get(field.name, getattr(self, field.name)))
         return new
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dcem._given import brief
-from dcem.layer import behind, decoded
+from dcem._latent import behind, decoded
 
 
 def embed(objective: Callable[[Tensor], Tensor], decoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

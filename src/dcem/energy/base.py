@@ -83,6 +83,14 @@ class Energy(ConditionedEnergy):
         return energy
 
 
+def hold(module: nn.Module, name: str, value: float | Tensor) -> None:
+    """Keep a setting: a parameter, a tensor that moves and is saved with the module, or a number."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, value)
+
+
 def check_input(x: Tensor, feature_shape: tuple[int, ...]) -> None:
     """Check that `x` is `(*batch, *feature)`."""
     check_tensor("x", x, "(*batch, *feature)")

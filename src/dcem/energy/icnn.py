@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcem._check import as_scalar, check_weight
+from dcem._check import check_weight, magnitude
 from dcem._mlp import check_makes_modules, check_widths
-from dcem.energy.base import Energy, flat
+from dcem.energy.base import Energy, flat, hold
 
 
 class ICNN(Energy):
@@ -27,7 +27,8 @@ class ICNN(Energy):
         event_shape: Shape of one candidate; an int is `(int,)`.
         hidden: Widths of the hidden layers, in the path of `x` and in that of `y`.
         strong_convexity: `μ >= 0`: `μ/2 ‖y‖²` is added, which makes the minimiser exist and unique, and its
-        derivative bounded by `1/μ`. An `nn.Parameter` is learned.
+        derivative bounded by `1/μ`. An `nn.Parameter` is learned, of which the
+        magnitude counts.
         activation: Makes the function between two layers of the path of `y`: convex and non-decreasing, such as
         `nn.Softplus`, `nn.ReLU`, `nn.ELU`.
 
@@ -50,6 +51,8 @@ class ICNN(Energy):
     ValueError: activation: expected a convex, non-decreasing function, got Tanh(), which is not convex near 0.0...
     """
 
+    strong_convexity: float | Tensor
+
     def __init__(
         self,
         feature_shape: int | Sequence[int],
@@ -62,7 +65,7 @@ class ICNN(Energy):
         super().__init__(feature_shape, event_shape)
         hidden = check_widths("hidden", hidden)
         check_makes_modules(activation)
-        self.strong_convexity = check_weight("strong_convexity", strong_convexity)
+        hold(self, "strong_convexity", check_weight("strong_convexity", strong_convexity))
         self.activation = activation()
         check_activation(self.activation)
         inputs, outputs = math.prod(self.feature_shape), math.prod(self.event_shape)
@@ -96,7 +99,7 @@ class ICNN(Energy):
                 if gate_z is not None:
                     value = value + F.linear(z * gate_z, positive[i - 1])
                 z = self.activation(value) if i < len(self.path) else value
-            return z.squeeze(-1) + 0.5 * as_scalar(self.strong_convexity) * y.square().sum(-1)
+            return z.squeeze(-1) + 0.5 * magnitude(self.strong_convexity) * y.square().sum(-1)
 
         return energy
 

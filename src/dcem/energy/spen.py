@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dcem._check import as_scalar, check_flag, check_weight
+from dcem._check import check_flag, check_weight, magnitude
 from dcem._mlp import check_makes_modules, check_widths, mlp
-from dcem.energy.base import Energy, flat
+from dcem.energy.base import Energy, flat, hold
 
 
 class SPEN(Energy):
@@ -27,7 +27,8 @@ class SPEN(Energy):
         global_hidden: Widths of the global network's hidden layers.
         conditional: Whether the global network also sees `F(x)`; without, it knows `y` alone.
         entropy: `ε >= 0`, the weight of the entropy `H(y) = -y log y - (1-y) log(1-y)`, which pulls the minimiser
-        from the corners of the box into its inside. An `nn.Parameter` is learned.
+        from the corners of the box into its inside. An `nn.Parameter` is learned, of which the
+        magnitude counts.
         activation: Makes the module between two layers.
 
     Shapes: `x` `(*batch, *feature)`, `y` `(*batch, N, *event)` -> `(*batch, N)`.
@@ -44,6 +45,8 @@ class SPEN(Energy):
     >>> model(torch.zeros(16, 8)).shape
     torch.Size([16, 50])
     """
+
+    entropy: float | Tensor
 
     def __init__(
         self,
@@ -62,7 +65,8 @@ class SPEN(Energy):
         check_makes_modules(activation)
         entropy, conditional = check_weight("entropy", entropy), check_flag("conditional", conditional)
         outputs = math.prod(self.event_shape)
-        self.entropy, self.conditional = entropy, conditional
+        hold(self, "entropy", entropy)
+        self.conditional = conditional
         self.features = nn.Sequential(mlp([math.prod(self.feature_shape), *hidden], activation), activation())
         self.local = nn.Linear(hidden[-1], outputs)
         self.from_y = nn.Linear(outputs, global_hidden[0])
@@ -81,7 +85,7 @@ class SPEN(Energy):
             value = whole - (local * y).sum(-1)
             if not isinstance(self.entropy, Tensor) and self.entropy == 0:
                 return value
-            return value - as_scalar(self.entropy) * binary_entropy(y).sum(-1)
+            return value - magnitude(self.entropy) * binary_entropy(y).sum(-1)
 
         return energy
 

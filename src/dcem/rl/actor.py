@@ -202,7 +202,8 @@ class Planner(TensorDictModuleBase):  # type: ignore[misc]
         shape = (mpc.solver.num_samples, *mpc.latent_shape)
         options: Any = {"dtype": torch.float32, "device": generator.device, "generator": generator}
         draws = [source(shape, **options) for _ in range(mpc.num_iterations)]  # the same for a seed wherever it is
-        self.register_buffer("noise", torch.stack(draws).to(controller.device, controller.dtype))
+        dtype = torch.promote_types(controller.dtype, torch.float32)
+        self.register_buffer("noise", torch.stack(draws).to(controller.device, dtype))
         self.storage = Storage(controller, self.noise)
         self.in_keys = self.storage.in_keys
         self.out_keys = ["loc", "scale", *map(after, self.storage.decided)]

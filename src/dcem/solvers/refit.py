@@ -102,7 +102,9 @@ def _pull(values: Tensor, samples: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     # A transform of torch.func refuses hooks on saved tensors, such as those of torch.utils.checkpoint.
     with torch.enable_grad():
         values, samples = (x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in (values, samples))
-        slopes = torch.autograd.grad(outputs(values, samples), (values, samples), asked, create_graph=True)
+        slopes = torch.autograd.grad(
+            outputs(values, samples), (values, samples), asked, create_graph=True, materialize_grads=True
+        )
     return slopes[0], slopes[1]
 
 

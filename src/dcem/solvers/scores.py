@@ -97,8 +97,9 @@ def _standardized(
 def _normalized(x: Tensor) -> Tensor:
     """`(x - mean) / std`, 0 where all are equal."""
     tiny = torch.finfo(x.dtype).tiny ** 0.5
-    # One operation; but its forward-mode derivative, differentiated again, is wrong (torch 2.13).
-    if is_eager() and forward_ad.unpack_dual(x).tangent is None:  # type: ignore[no-untyped-call]
+    # One operation; but wrong are its third derivative, and that of its forward-mode derivative (torch 2.13).
+    has_slope = torch.is_grad_enabled() and x.requires_grad
+    if is_eager() and not has_slope and forward_ad.unpack_dual(x).tangent is None:  # type: ignore[no-untyped-call]
         return torch.nn.functional.layer_norm(x, x.shape[-1:], eps=tiny)
     centered = x - x.mean(-1, keepdim=True)
     return centered * (centered.square().mean(-1, keepdim=True) + tiny).rsqrt()

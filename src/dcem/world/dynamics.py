@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dcem._check import check_count, check_tensor
-from dcem._eager import calls_only
+from dcem._eager import calls_only, may_look
 from dcem._given import brief
 from dcem.control.rollout import rollout, rolls_out
 
@@ -94,6 +94,9 @@ class DynamicsNet(nn.Module):
         super().__init__()
         width = check_count("width", width)
         _check(data)
+        for name, value in data._asdict().items():
+            if not value.is_floating_point() or (may_look(value) and not value.isfinite().all()):
+                raise ValueError(f"data.{name}: expected finite floating-point numbers, got {_wrong(value)}")
         self.num_states = data.state.shape[-1]
         inputs = torch.cat([data.state, data.action], -1)
         self.inner = nn.Linear(self.num_states + data.action.shape[-1], width, dtype=inputs.dtype)
@@ -153,6 +156,10 @@ class DynamicsNet(nn.Module):
             states.append(states[-1] + self.change_scale * self.outer(hidden))
         return torch.stack(states, -2)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}input_mean", torch.zeros_like(self.input_mean))  # of before inputs were centred
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def squared_errors(self, data: Transitions) -> Tensor:
         """Mean squared error of one step, by number of the state: `(s,)`. The unit is the variance of the change.
 
@@ -169,8 +176,6 @@ def _check(data: Transitions) -> None:
     for name, value in data._asdict().items():
         shape = "(n, a)" if name == "action" else "(n, s)"
         check_tensor(f"data.{name}", value, shape)
-        if not value.is_floating_point() or not value.isfinite().all():
-            raise ValueError(f"data.{name}: expected finite floating-point numbers, got {_wrong(value)}")
         if value.dim() != 2:
             remedy = "; put sequences after one another with .flatten(0, 1)" if value.dim() == 3 else ""
             raise ValueError(f"data.{name}: expected {shape}, got {tuple(value.shape)}{remedy}")
