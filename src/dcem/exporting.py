@@ -18,7 +18,8 @@ def export(layer: Argmin, *inputs: Any) -> torch.export.ExportedProgram:
     """Make one decision of a controller, or one prediction of an energy model, a program of torch's own operations.
 
     The program takes the inputs and then the `noise` of the search, `(T, *batch, N, *event)` (`*latent` with a
-    decoder), of the layer's precision, single at least: draw it anew for each decision, or always give the same.
+    decoder), of the layer's precision, single at least: draw it anew for each decision, or always give the same. A
+    controller made with `noise=` draws it from that source, as `mpc.noise((T, *batch, N, *event))`.
     `torch.export.save` writes the program to a file, which `torch.export.load` reads where dcem is not installed;
     `torch._inductor.aoti_compile_and_package` makes machine code of it. It holds the parameters as they are now, has
     the shapes of these inputs and no gradient.

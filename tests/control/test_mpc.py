@@ -690,3 +690,20 @@ def test_the_price_of_violation_is_learned_by_its_magnitude():
         )
     with pytest.raises(ValueError, match="constraint_weight: expected"):
         mpc.constraint_weight = -1.0
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("actions", [[[0.5], [0.5]], [[0.3], [-0.2]], [[0.0], [0.0]]])
+def test_a_simulator_is_seen_whatever_the_single_sequence_that_is_followed(actions):
+    """The last state of one that adds up its actions does not tell in which order they were."""
+
+    def simulate(x, u):
+        return torch.from_numpy(x.detach().numpy() + u.detach().numpy())
+
+    weight = torch.tensor(2.0, requires_grad=True)
+    mpc = MPC(simulate, lambda x, u: weight * x.square().sum(-1), 2, 1, (-1.0, 1.0), dcem.CEM(20, 5), num_iterations=1)
+    mpc.init_mean, mpc.init_std = torch.tensor(actions), 1e-4
+    noise = torch.randn(1, 20, 2, 1, generator=torch.Generator().manual_seed(0))
+    plan = mpc(torch.ones(1), gradient=dcem.Truncate(1), noise=noise)
+    with pytest.raises(RuntimeError, match="dynamics: expected states with a gradient"):
+        plan.cost.backward()

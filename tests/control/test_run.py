@@ -651,3 +651,9 @@ def test_observations_that_are_read_only_are_taken():
 
     env = Frozen(gymnasium.make("Pendulum-v1"))
     assert len(run(lambda state: torch.zeros(len(state), 1), env, num_steps=2, seed=0).lengths) == 1
+
+
+def test_an_environment_that_is_given_twice_is_refused():
+    env = gymnasium.make("Pendulum-v1")
+    with pytest.raises(ValueError, match="^envs: expected environments of their own, got one of them twice"):
+        run(lambda state: torch.zeros(len(state), 1), [env, env], num_steps=2)

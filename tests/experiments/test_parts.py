@@ -229,3 +229,14 @@ def test_curves_say_how_many_iterations_each_was_trained_with() -> None:
     assert names == ["a, trained with 5", "b, trained with 10"]
     names = [text.get_text() for text in plotting.error_by_iterations(errors, 10).legends[0].get_texts()]
     assert names == ["trained with 10", "a", "b"]
+
+
+def test_a_run_whose_records_are_gone_is_named(tmp_path) -> None:
+    (tmp_path / "summary.json").write_text('{"metrics": {}, "config": {"seed": 0}}')
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: expected the records of a run; got none"):
+        reading.require_records(reading.finished(tmp_path))
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"config\.yaml: expected the settings of a run; got nothing"):
+        reading.finished(tmp_path)

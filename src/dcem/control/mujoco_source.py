@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from dcem._extras import needs
+
+_OF_A_FILE = "; of a file it is mujoco.MjModel.from_xml_path(...), of a text mujoco.MjModel.from_xml_string(...)"
 
 
 def current_model(source: Any) -> Any:
@@ -21,7 +24,7 @@ def current_model(source: Any) -> Any:
     if not isinstance(model, mujoco.MjModel):
         raise TypeError(
             "source: expected a mujoco.MjModel, a dm_control Environment or Physics, or a Gymnasium MuJoCo "
-            f"environment; got {type(source).__name__}"
+            f"environment; got {type(source).__name__}{_OF_A_FILE if isinstance(source, (str, Path)) else ''}"
         )
     return model
 

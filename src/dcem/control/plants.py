@@ -247,6 +247,8 @@ def plant_of(envs: Any, state_of: StateOf, *, once: bool) -> Plant:
     several = list(envs) if isinstance(envs, (list, tuple)) else [envs]
     if not several:
         raise ValueError("envs: expected at least one environment, got an empty sequence")
+    if len({id(env) for env in several}) < len(several):
+        raise ValueError("envs: expected environments of their own, got one of them twice")
     return _Singles([_single(env) for env in several], state_of, once)
 
 

@@ -147,14 +147,14 @@ class Problem:
 
     @torch.no_grad()
     def _moves(self, start: Any, actions: Tensor, generator: torch.Generator | None) -> bool:
-        """Whether other actions, those of the next candidate, lead elsewhere."""
+        """Whether other actions lead elsewhere: those of the next candidate; of one alone others, in another order."""
         dims = actions.dim() - self.action_dims - 1
         each = actions.detach().flatten(1, dims) if dims else actions.detach().unsqueeze(1)
-        others = each.roll(1, 1) if each.shape[1] > 1 else each.flip(0)
+        others = each.roll(1, 1) if each.shape[1] > 1 else torch.where(each == 0, 1e-3, 0.5 * each).flip(0)
         put_back, ends = randomness(actions.device, generator), []
         for given in (each, others):
             path = follow(self.dynamics, start, given.reshape(actions.shape).clone(), dims, generator)
-            ends.append(leaves(path.last()))
+            ends.append(leaves(path.states(1, None)))
             put_back()
         numbers = [(x != y) & ~x.isnan() & ~y.isnan() for x, y in zip(*ends, strict=True)]  # a lost one shows nothing
         return any(bool(differ.any()) for differ in numbers)

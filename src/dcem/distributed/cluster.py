@@ -77,7 +77,7 @@ class Actors(Engine):
             raise Lost(str(error).strip().rsplit("\n", 1)[-1]) from None
         if not worked:
             raise Failed(answer)
-        return answer
+        return answer.copy() if hasattr(answer, "flags") else answer  # of an array Ray keeps the memory, read-only
 
     def stop(self, worker: Any) -> None:
         if self.ray.is_initialized():

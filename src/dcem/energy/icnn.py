@@ -118,7 +118,7 @@ def check_activation(activation: nn.Module) -> None:
     if any(True for _ in activation.parameters()):
         raise ValueError(f"{wanted}, whose parameters an optimiser could move out of those")
     for reach in (3.0, 100.0):
-        grid = torch.linspace(-reach, reach, 1200, dtype=torch.float64)
+        grid = torch.linspace(-reach, reach, 1200, dtype=torch.float64, device="cpu")
         with torch.no_grad():
             value = activation(grid)
             parts = torch.cat([activation(part) for part in grid.view(-1, 3).unbind()])

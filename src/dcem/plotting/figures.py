@@ -71,8 +71,9 @@ def energy_surfaces(surfaces: Sequence[Surface]) -> Figure:
     figure, axes = _panels(len(surfaces))
     for axis, surface in zip(axes.flat, surfaces, strict=False):
         x, y, energy, target, prediction = map(_array, surface[1:])
-        height = energy - energy.min(1, keepdims=True)
-        scaled = np.sqrt(height / (height.max() or 1.0)).T
+        energy = np.where(np.isfinite(energy), energy, np.nan)  # what is not stays blank
+        height = energy - np.nanmin(energy, 1, keepdims=True)
+        scaled = np.sqrt(height / (np.nanmax(height) or 1.0)).T
         image = axis.pcolormesh(x, y, scaled, cmap="cividis", shading="gouraud", rasterized=True)
         axis.plot(x, target, color="white", linewidth=2.5, label="target")
         axis.plot(x, prediction, "--", color=COLOURS[1], linewidth=1.8, label="prediction")
@@ -86,17 +87,21 @@ def energy_surfaces(surfaces: Sequence[Surface]) -> Figure:
 
 
 def loss_curves(runs: Mapping[str, Sequence[Records]], key: str, ylabel: str) -> Figure:
-    """A metric over the updates, on a logarithmic axis.
+    """A metric over the updates, on a logarithmic axis where all numbers are above 0.
 
     Args:
-        runs: by label the runs of its seeds, each a list of metric records with a `"step"`.
+        runs: by label the runs of its seeds, each a list of metric records with a `"step"`; those without the metric
+            are passed by.
         key: the metric.
         ylabel: of the axis.
     """
     figure, axis = _one(xlabel="update", ylabel=ylabel, yscale="log")
     for i, (label, seeds) in enumerate(runs.items()):
-        steps = sorted(set.intersection(*({r["step"] for r in seed} for seed in seeds)))
-        values = [[next(r[key] for r in seed if r["step"] == step) for step in steps] for seed in seeds]
+        measured = [{r["step"]: float(r[key]) for r in seed if key in r} for seed in seeds]
+        steps = sorted(set.intersection(*map(set, measured)))
+        values = [[seed[step] for step in steps] for seed in measured]
+        if any(number <= 0 for of_seed in values for number in of_seed):  # a log-likelihood, a return
+            axis.set_yscale("linear")
         _band(axis, steps, values, label, i, marker="")
     _legend_above(figure, list(runs), _note(runs))
     return figure
@@ -293,14 +298,19 @@ def _one(**settings: Any) -> tuple[Figure, Axes]:
 def _band(
     axis: Axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str, i: int, marker: str = "o"
 ) -> None:
-    """Mean and 95 % confidence band over seeds, in logarithms: the axis is logarithmic."""
-    logs = np.log(np.maximum(np.asarray(values, dtype=float), 1e-30))
-    mean, colour = logs.mean(0), COLOURS[i % len(COLOURS)]
+    """Mean and 95 % confidence band over seeds, in logarithms where the axis is logarithmic."""
+    numbers, colour = np.asarray(values, dtype=float), COLOURS[i % len(COLOURS)]
+    is_log = axis.get_yscale() == "log"
+    scaled = np.log(np.maximum(numbers, 1e-30)) if is_log else numbers
+    mean = scaled.mean(0)
+
+    def shown(of: Any) -> Any:
+        return np.exp(np.clip(of, -200, 200)) if is_log else of  # losses of 0 among others
+
     if len(values) > 1:
-        half = student(len(values) - 1) * logs.std(0, ddof=1) / math.sqrt(len(values))
-        low, high = (np.exp(np.clip(mean + side, -200, 200)) for side in (-half, half))  # losses of 0 among others
-        axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    axis.plot(x, np.exp(mean), color=colour, linestyle="--" if i % 2 else "-", marker=marker, label=label)
+        half = student(len(values) - 1) * scaled.std(0, ddof=1) / math.sqrt(len(values))
+        axis.fill_between(x, shown(mean - half), shown(mean + half), color=colour, alpha=0.2, linewidth=0)
+    axis.plot(x, shown(mean), color=colour, linestyle="--" if i % 2 else "-", marker=marker, label=label)
 
 
 def _legend_above(figure: Figure, labels: Sequence[str], title: str | None) -> None:

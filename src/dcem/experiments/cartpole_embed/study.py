@@ -22,7 +22,7 @@ from dcem.experiments.cartpole_embed.evaluation import compare, mean_cost, table
 from dcem.experiments.cartpole_embed.figures import Landscape
 from dcem.experiments.cartpole_embed.settings import SELECTIONS, TEST_SEED, Search
 from dcem.experiments.cartpole_embed.task import EXPERT, HORIZON, SYSTEM, embedded, full, plan
-from dcem.experiments.harness.reading import checkpoint_of, finished_runs
+from dcem.experiments.harness.reading import checkpoint_of, finished_runs, require_records
 from dcem.experiments.harness.report import interval, markdown, plus_minus, write_table
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import Settings, count, require
@@ -63,6 +63,7 @@ def main(config: Config, run: Run) -> dict[str, Any]:
     """Compare, draw, write the tables; returns what is in them."""
     groups: dict[tuple[float | str, ...], list[Trained]] = {}
     for found in finished_runs(config.runs, "cartpole-embed"):
+        require_records(found)
         decoder = task.build(of := settings.Config(**found.settings))
         tracked = checkpoint_of(found.folder)["tracked"]
         require("best" in tracked, "runs", "runs that keep the weights of their best evaluation", found.folder)

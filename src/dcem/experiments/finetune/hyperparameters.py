@@ -79,7 +79,7 @@ class SAC:
     """
 
     num_steps: int = count(1)
-    num_envs: int = count(4)
+    num_envs: int = setting(4, at_least=2)
     warm_up: int = setting(400, at_least=0)
     critic_first: float = setting(0.0, at_least=0, at_most=1)
     steps_per_update: float = positive(4.0)

@@ -237,12 +237,12 @@ def _quoted(argument: str) -> str:
     """`key=path` as Hydra reads it where the path is there: those of runs have `=` and `,` in their names."""
     key, _, value = argument.partition("=")
     is_there = os.path.exists(value)  # of a list too long for a name `Path` would raise
-    return f"{key}={_quote(value)}" if re.search("[=,]", value) and is_there else argument
+    return f"{key}={_quote(value)}" if is_there else argument
 
 
 def _quote(text: str) -> str:
     """A path as Hydra reads it."""
-    if re.fullmatch(r"[\w./-]+", text):
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII):  # Hydra's grammar knows no other letters
         return text
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -45,6 +45,12 @@ def finished(folder: Path) -> Finished:
     return Finished(folder, settings_of(folder, summary), summary["metrics"], records_of(folder))
 
 
+def require_records(found: Finished) -> None:
+    """Refuse a run whose records are needed, and gone."""
+    if not found.records:
+        raise ConfigError(f"{found.folder / METRICS}: expected the records of a run; got none")
+
+
 def settings_of(folder: Path, summary: dict[str, Any] | None = None) -> dict[str, Any]:
     """The settings that a run had: its `config.yaml`, or what its summary says."""
     path = folder / CONFIG
@@ -61,9 +67,13 @@ def yaml_of(path: Path, kind: type[T], expected: str) -> T:
         plain: Any = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:
         raise ConfigError(f"{path}: expected {expected}; {_first_line(error)}") from None
-    if not isinstance(plain, kind):
-        raise ConfigError(f"{path}: expected {expected}; got a {type(plain).__name__}")
+    if not isinstance(plain, kind) or (kind is dict and not plain):
+        raise ConfigError(f"{path}: expected {expected}; got {_came(plain)}")
     return plain
+
+
+def _came(plain: Any) -> str:
+    return f"a {type(plain).__name__}" if plain else "nothing"
 
 
 def experiment_of(folder: Path) -> str | None:

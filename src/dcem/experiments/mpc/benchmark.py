@@ -83,7 +83,7 @@ class Benchmark:
         on, config = self.task(task), self.config
         envs = [tasks.environment(task, config.length) for _ in range(config.num_seeds if num is None else num)]
         policy = self.controller(task, method) if method else lambda state: state.new_zeros(len(state), on.num_actions)
-        return run_episodes(policy, envs, state_of=on.state_of, seed=config.seed, **options)
+        return run_episodes(policy, envs, state_of=on.state_of, seed=config.seed % 2**31, **options)
 
     def time(self, task: str) -> dict[str, float]:
         """Median milliseconds of a decision of each method, measured in turn, so that all see the same machine: of

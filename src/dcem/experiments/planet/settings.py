@@ -10,6 +10,8 @@ from dcem.experiments.harness.reading import CHECKPOINT, saved
 from dcem.experiments.harness.settings import Settings, count, positive, require, setting, some_of
 from dcem.experiments.planet.suite import ACTION_REPEAT
 
+GROUP_SIZE = 8  # of a latent model's softmax
+
 CONTROLLER = "controller.pt"
 """What a run leaves, in its folder."""
 
@@ -160,6 +162,8 @@ class Config(Settings):
 
     def check(self) -> None:
         super().check()
+        whole = self.model != "latent" or self.latent_size % GROUP_SIZE == 0
+        require(whole, "latent_size", f"a multiple of {GROUP_SIZE} for model=latent", self.latent_size)
         repeat = ACTION_REPEAT[self.task]
         whole = 2 * repeat <= self.episode_steps <= 1000 and self.episode_steps % repeat == 0
         require(whole, "episode_steps", f"a multiple of the action repeat {repeat}, at most 1000", self.episode_steps)

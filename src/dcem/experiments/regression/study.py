@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from dcem import plotting
 from dcem.energy import EnergyModel
 from dcem.experiments import ConfigError
-from dcem.experiments.harness.reading import Finished, checkpoint_of, finished_runs
+from dcem.experiments.harness.reading import Finished, checkpoint_of, finished_runs, require_records
 from dcem.experiments.harness.report import markdown, write_table
 from dcem.experiments.harness.run import Run
 from dcem.experiments.harness.settings import Settings
@@ -70,6 +70,7 @@ def load_all(runs: str) -> dict[str, list[Trained]]:
     """The runs in a folder, by what distinguishes the rows of the table; those of a row differ in their seed alone."""
     groups: dict[str, list[Trained]] = {}
     for found in finished_runs(runs, "regression"):
+        require_records(found)
         trained = load(found)
         label = _label(trained.config)
         group = groups.setdefault(label, [])

@@ -59,7 +59,7 @@ def update(
 
 def batch(config: Config, step: int, device: torch.device) -> Tensor:
     """The points of an update: the same for `repeats` in a row, and a function of the step alone."""
-    seed = config.seed * 1_000_003 + (step - 1) // config.repeats
+    seed = (config.seed * 1_000_003 + (step - 1) // config.repeats) % 2**63
     return torch.randperm(config.num_points, generator=torch.Generator().manual_seed(seed))[: config.batch_size].to(
         device
     )

@@ -81,7 +81,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def _batch(split: Split, seed: int, update: int, per_epoch: int, size: int) -> Split:
     """The examples of an update: a function of the seed and the update's number alone."""
     epoch, i = divmod(update, per_epoch)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     chosen = torch.randperm(len(split.x), generator=generator)[i * size : (i + 1) * size]
     return Split(split.x[chosen], split.y[chosen])
 
