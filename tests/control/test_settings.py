@@ -358,3 +358,10 @@ def test_a_learned_distribution_to_start_from_is_the_controllers() -> None:
     learned.init_std = 0.5
     with pytest.raises(ValueError, match="init: expected None, or init_mean and init_std left alone"):
         learned.init = dcem.Gaussian(torch.zeros(4, 1), 1.0, event_dims=2)
+
+
+def test_no_distribution_in_the_place_of_none_leaves_mean_and_std() -> None:
+    mpc = MPC(torch.add, lambda x, u: x.square().sum(-1), 4, 1, init_mean=0.3, init_std=2.0)
+    mpc.init = None
+    assert mpc.init_mean == pytest.approx(0.3)
+    assert mpc.init_std == 2.0

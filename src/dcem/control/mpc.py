@@ -201,7 +201,8 @@ class MPC(Argmin):
 
     @init.setter
     def init(self, init: Distribution | None) -> None:
-        self._hold_start((0.0, None) if init is None else init)
+        if init is not None or self._family is not None:  # None says nothing to a mean that was never replaced
+            self._hold_start((0.0, None) if init is None else init)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in START and (name in self._buffers or name in self._parameters):
